@@ -1,0 +1,64 @@
+"""Interface of the autoencoders: images to normalised latents and back."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Autoencoder(nn.Module, ABC):
+    """Images (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / downsample, W / downsample).
+
+    Latents leave normalised, (z - shift) * scale per channel, and nobody else knows these numbers.
+    A subclass gives `channels`, `downsample`, `posterior` and `reconstruct`.
+    """
+
+    channels: int
+    downsample: int
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int, downsample: int) -> None:
+        super().__init__()
+        self.channels, self.downsample = channels, downsample
+        self.register_buffer("shift", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    @abstractmethod
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw mean and log-variance, each (B, channels, h, w); a deterministic encoder returns a log-variance of -30."""
+
+    @abstractmethod
+    def reconstruct(self, z: Tensor) -> Tensor:
+        """Raw latents (B, channels, h, w) -> images (B, 3, H, W), not clamped."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Normalised latents of the posterior's mean (deterministic). ValueError where H or W is not a multiple."""
+        height, width = images.shape[-2:]
+        if height % self.downsample or width % self.downsample:
+            near = [max(1, round(s / self.downsample)) * self.downsample for s in (height, width)]
+            raise ValueError(
+                f"image size {height}x{width} is not a multiple of the autoencoder's downsampling {self.downsample}; "
+                f"the nearest is {near[0]}x{near[1]}"
+            )
+        return self.normalise(self.posterior(images)[0])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse of `encode`: images in about [-1, 1]."""
+        return self.reconstruct(self.denormalise(latents))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return (z - self._wide(self.shift, z)) * self._wide(self.scale, z)
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents / self._wide(self.scale, latents) + self._wide(self.shift, latents)
+
+    @staticmethod
+    def _wide(vector: Tensor, like: Tensor) -> Tensor:
+        return vector.to(like.dtype)[:, None, None]
+
+    @torch.no_grad()
+    def fit_normalisation(self, z: Tensor) -> None:
+        """Set shift and scale from raw latents (n, channels, h, w), so that each channel has mean 0 and deviation 1."""
+        self.shift.copy_(z.float().mean((0, 2, 3)))
+        self.scale.copy_(1 / z.float().std((0, 2, 3)).clamp(min=1e-6))

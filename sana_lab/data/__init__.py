@@ -1,0 +1,1 @@
+"""Data: LightningDataModules that yield `Batch`es."""

@@ -1,0 +1,1 @@
+"""Flow matching: one time axis, solvers, guidance."""

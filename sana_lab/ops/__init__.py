@@ -1,0 +1,1 @@
+"""Operators: the definition in plain torch, beside the kernels that compute the same."""

@@ -1,0 +1,1 @@
+"""LightningModules: autoencoder, dit, text2image."""
