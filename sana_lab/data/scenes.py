@@ -1,7 +1,7 @@
 """The embedded world: flat shapes on grey, rendered from (seed, index) alone, with captions that are true of them.
 
-Legend: B scenes, M = 4 object slots, S image side, K candidate positions. Lengths are fractions of the image side, y points
-down. Every random number is a hash of (seed, index, slot), so a scene does not depend on batch, order or number of workers.
+Legend: B scenes, M = 4 object slots, S image side. Lengths are fractions of the image side, y points down. Every random
+number is a hash of (seed, index, slot), so a scene does not depend on batch, order or number of workers.
 """
 
 from collections.abc import Sequence
@@ -296,7 +296,8 @@ def _pair(a: Thing, b: Thing) -> list[str]:
     return together + [f"{x} {how} {y}" for p, q in names for x, how, y in ((p, where, q), (q, OPPOSITE[where], p))]
 
 
-def pick(row: Scene, seed: int, index: int, draw: int = 0) -> str:
-    """The caption that (seed, index, draw) chooses."""
-    options = captions(row)
-    return options[int(uniform(seed, [index], 1, stream=2 + draw)[0, 0] * len(options))]
+def prompts(rows: Scenes, seed: int, indices: Sequence[int] | Int, draw: int = 0) -> list[str]:
+    """One caption of each scene, chosen by (seed, index, draw)."""
+    u = uniform(seed, indices, 1, stream=2 + draw)[:, 0].tolist()
+    options = (captions(scene(rows, i)) for i in range(len(u)))
+    return [choice[int(x * len(choice))] for x, choice in zip(u, options, strict=True)]
