@@ -1,0 +1,132 @@
+"""SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
+
+import math
+from typing import Annotated, Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sana_lab.dit import Dit, Prepared
+from sana_lab.layers import (
+    CaptionEmbed,
+    CrossAttention,
+    MixFfn,
+    PatchEmbed,
+    TimeEmbed,
+    modulate,
+    sincos_positions,
+    unpatch,
+)
+from sana_lab.parts import RUNTIME, Spec, build
+from sana_lab.types import Text
+
+
+class Block(nn.Module):
+    """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
+
+    def __init__(self, dim: int, attention: Spec, ffn: Spec, cross_heads: int, cross_norm: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
+        self.attention = build("attention", attention, dim=dim)
+        self.cross = CrossAttention(dim, cross_heads, cross_norm)
+        self.ffn = build("ffn", ffn, dim=dim)
+
+    def forward(self, x: Tensor, time: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """x (B, h, w, C), time (B, 6, C), caption keys and values (B, H, L, D), mask (B, L)."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.table + time).unbind(1)
+        x = x + gate_a[:, None, None] * self.attention(modulate(x, shift_a, scale_a))
+        x = x + self.cross(x, k, v, mask)
+        return x + gate_f[:, None, None] * self.ffn(modulate(x, shift_f, scale_f))
+
+
+class Head(nn.Module):
+    """The last norm, modulated by the time embedding itself, and the projection to latent patches."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.table + time[:, None]).unbind(1)
+        return self.linear(modulate(x, shift, scale))
+
+
+@final
+class Sana(Dit):
+    """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B.
+
+    With `position: sincos` (2K, 4K) the embedding is computed for `base` tokens a side and interpolated.
+    """
+
+    def __init__(
+        self,
+        dim: int = 1152,
+        depth: int = 28,
+        patch: int = 1,
+        attention: Annotated[Spec, "attention"] = "linear",
+        ffn: Annotated[Spec, "ffn"] = "mix",
+        cross_heads: int = 16,
+        cross_norm: bool = False,
+        caption_scale: float = 0.01,
+        position: Literal["none", "sincos"] = "none",
+        base: int = 32,
+        interpolation: float = 1.0,
+        checkpointing: Annotated[bool, RUNTIME] = False,
+        *,
+        channels: int,
+        text_dim: int,
+    ) -> None:
+        super().__init__()
+        self.channels, self.patch, self.checkpointing = channels, patch, checkpointing
+        self.position, self.base, self.interpolation = position, base, interpolation
+        self.patch_embed = PatchEmbed(channels, dim, patch)
+        self.time_embed = TimeEmbed(dim)
+        self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
+        self.blocks = nn.ModuleList(Block(dim, attention, ffn, cross_heads, cross_norm) for _ in range(depth))
+        self.head = Head(dim, patch * patch * channels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for time and caption; Mix-FFN keeps PyTorch's; nothing starts at zero."""
+        kept = {m for ffn in self.modules() if isinstance(ffn, MixFfn) for m in ffn.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in kept:
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        for part in (self.time_embed, self.time_block, self.caption_embed):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+
+    def prepare(self, text: Text) -> Prepared:
+        caption = self.caption_embed(text.tokens)
+        keys, values = zip(*(block.cross.keys_values(caption) for block in self.blocks), strict=True)
+        return Prepared(list(keys), list(values), text.mask)
+
+    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared) -> Tensor:
+        prepared = text if isinstance(text, Prepared) else self.prepare(text)
+        x = self.embed(x)
+        time = self.time_embed(t)
+        modulation = self.time_block(time).unflatten(-1, (6, -1))
+        for block, k, v in zip(self.blocks, prepared.keys, prepared.values, strict=True):
+            x = self._run(block, x, modulation, k, v, prepared.mask)
+        return unpatch(self.head(x, time), self.patch)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with positions where they are asked for."""
+        if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
+            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {self.patch}")
+        x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
+        if self.position == "sincos":
+            x = x + sincos_positions(*x.shape[1:], self.base, self.interpolation, x.device).to(x.dtype)
+        return x
+
+    def _run(self, block: nn.Module, *arguments: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)

@@ -1,0 +1,157 @@
+"""Layers of a diffusion transformer. Tokens stay (B, h, w, C), so no function takes height and width beside them.
+
+Legend: B batch, h, w token grid, C width, L caption tokens, H heads, D head width.
+"""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sana_lab.parts import SpecError
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm over the last axis, statistics in float32; `scale` is the weight's first value."""
+
+    def __init__(self, dim: int, scale: float = 1.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((dim,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight.float()).to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without parameters, then x * (1 + scale) + shift; x (B, h, w, C), shift and scale (B, C)."""
+    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    return normed * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+@final
+class MixFfn(nn.Module):
+    """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, gate with SiLU, 1x1 down.
+
+    The zero padding of its 3x3 tells tokens where they are, so the DiT needs no position embedding.
+    """
+
+    def __init__(self, ratio: float = 2.5, kernel: int = 3, *, dim: int) -> None:
+        super().__init__()
+        hidden = int(ratio * dim)
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
+        self.project = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.silu(self.expand(x)).permute(0, 3, 1, 2)  # (B, 2 hidden, h, w), channels last in memory
+        y, gate = self.depthwise(y).permute(0, 2, 3, 1).chunk(2, -1)
+        return self.project(y * F.silu(gate))
+
+
+@final
+class Mlp(nn.Module):
+    """The plain feed-forward of a DiT: Linear, GELU (tanh), Linear."""
+
+    def __init__(self, ratio: float = 4.0, *, dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, int(ratio * dim))
+        self.project = nn.Linear(int(ratio * dim), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens look at caption tokens; softmax, all projections with bias, optional RMSNorm of q and k."""
+
+    def __init__(self, dim: int, heads: int, norm: bool = False) -> None:
+        super().__init__()
+        if dim % heads:
+            raise SpecError(f"width {dim} is not a multiple of the number of cross-attention heads {heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm_q = RmsNorm(dim, eps=1e-6) if norm else nn.Identity()
+        self.norm_k = RmsNorm(dim, eps=1e-6) if norm else nn.Identity()
+
+    def keys_values(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, C) -> keys and values (B, H, L, D)."""
+        k, v = self.kv(caption).chunk(2, -1)
+        return self._split(self.norm_k(k)), self._split(v)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L) -> (B, h, w, C)."""
+        q = self._split(self.norm_q(self.q(x.flatten(1, 2))))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        return self.proj(out.transpose(1, 2).flatten(2)).view_as(x)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C)."""
+
+    def __init__(self, channels: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+def unpatch(x: Tensor, patch: int) -> Tensor:
+    """Tokens (B, h, w, p p c) -> latents (B, c, h p, w p)."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(b, -1, h * patch, w * patch)
+
+
+def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
+    """[cos, sin] features (B, dim) of positions or times (B,), in float32."""
+    rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2))
+    angles = t.float()[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class TimeEmbed(nn.Module):
+    """Times (B,) in [0, 1] -> (B, C); the sinusoid runs over 1000 t, as in the released models."""
+
+    def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
+        super().__init__()
+        self.features, self.scale = features, scale
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t * self.scale, self.features).to(self.mlp[0].weight.dtype))
+
+
+class CaptionEmbed(nn.Module):
+    """Text features (B, L, D) -> (B, L, C): an MLP, then RMSNorm whose weight begins small.
+
+    A decoder-only LLM's features vary by orders of magnitude more than T5's; the norm and its small scale keep the
+    loss from NaN (SANA, section 2.3).
+    """
+
+    def __init__(self, text_dim: int, dim: int, scale: float = 0.01) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.norm = RmsNorm(dim, scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.mlp(tokens.to(self.mlp[0].weight.dtype)))
+
+
+def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:
+    """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range."""
+    ys = torch.arange(h, device=device) / (h / base) / interpolation
+    xs = torch.arange(w, device=device) / (w / base) / interpolation
+    sines = [sinusoid(axis, dim // 2).roll(dim // 4, -1) for axis in (xs, ys)]  # the paper's order is [sin, cos]
+    across, down = sines[0][None].expand(h, -1, -1), sines[1][:, None].expand(-1, w, -1)
+    return torch.cat([across, down], -1)
