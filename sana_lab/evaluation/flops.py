@@ -1,0 +1,70 @@
+"""Arithmetic and parameters, counted from shapes: what a model costs on any machine.
+
+FLOPs = 2 MACs. Matrix products, convolutions and attention products are counted, forward and backward; elementwise
+operations, norms, softmaxes and table look-ups are not. Causal and masked attention counts in full.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+Shape = Sequence[int]
+
+DEFINITION = (
+    "1 MAC = 2 FLOPs; products of matrices, convolutions and attention are counted (masked attention in full), "
+    "elementwise operations, norms and look-ups are not"
+)
+
+
+def count_macs(call: Callable[[], Any]) -> int:
+    """Multiply-accumulates of one call, which is run once; exact on the meta device too.
+
+    PyTorch's own counter takes fused softmax attention on the CPU for free, so its formula is added, for this count
+    only. A hand-written kernel counts nothing unless it is a registered operator with a formula.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    with counter:
+        call()
+    return counter.get_total_flops() // 2
+
+
+def parameters(module: nn.Module) -> dict[str, int]:
+    """How many numbers it holds; a shared parameter counts once."""
+    found = list(module.parameters())
+    return {"total": sum(p.numel() for p in found), "trainable": sum(p.numel() for p in found if p.requires_grad)}
+
+
+def by_component(components: dict[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """`parameters` of each component, and of "all" together."""
+    return {"all": parameters(nn.ModuleDict(components)), **{k: parameters(m) for k, m in components.items()}}
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    aten = torch.ops.aten
+    fused = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+    forward = {getattr(aten, f"_scaled_dot_product_{name}"): _sdpa for name in fused}
+    backward = {aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward}
+    return {**forward, **backward, aten.mv: _mv, aten.dot: _dot}
+
+
+def _sdpa(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """q k^T and its product with v; keys and values of grouped queries are used once per query head."""
+    batch, heads, n, d = q
+    return 2 * batch * heads * n * k[-2] * (d + v[-1])
+
+
+def _sdpa_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Five products: q k^T again, and the gradients of weights, values, queries, keys."""
+    batch, heads, n, d = q
+    return 2 * batch * heads * n * k[-2] * (3 * d + 2 * v[-1])
+
+
+def _mv(matrix: Shape, vector: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _dot(a: Shape, b: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * a[0]
