@@ -1,0 +1,268 @@
+"""DC-AE: the deep-compression autoencoder, space-to-channel shortcuts and linear attention (arXiv 2410.10733).
+
+Shapes: B batch, C channels, h x w grid, G heads, D head width, N = h * w.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sana_lab.autoencoders import Autoencoder
+
+Down = Literal["conv", "unshuffle"]
+Up = Literal["interpolate", "shuffle"]
+
+GAIN = 0.1  # initial weight of the norm that ends a residual branch: blocks start near the identity, or small data do not train
+
+
+class DcAe(Autoencoder):
+    """A deterministic autoencoder with one stage per width; each stage after the first halves the grid.
+
+    Defaults are SANA's f32c32. The last `attention_stages` stages hold EfficientViT blocks with one extra branch per kernel
+    size in `multiscales`, the others hold residual blocks. A first depth of 0 folds that stage into a strided stem, so that
+    nothing runs at full resolution (its width is then unused). Image sides must be multiples of `downsample`.
+    """
+
+    def __init__(
+        self,
+        widths: list[int] = [128, 256, 512, 512, 1024, 1024],
+        encoder_depths: list[int] = [2, 2, 2, 3, 3, 3],
+        decoder_depths: list[int] = [3, 3, 3, 3, 3, 3],
+        attention_stages: int = 3,
+        multiscales: list[int] = [5],
+        latent: int = 32,
+        head_dim: int = 32,
+        down: Down = "conv",
+        up: Up = "interpolate",
+    ) -> None:
+        super().__init__(channels=latent, downsample=2 ** (len(widths) - 1))
+        _check_depths(widths, encoder_depths, decoder_depths)
+        _check_widths(widths, latent, len(widths) - attention_stages, head_dim)
+        blocks = Blocks(len(widths) - attention_stages, head_dim, multiscales)
+        self.encoder = Encoder(widths, encoder_depths, blocks, latent, down)
+        self.decoder = Decoder(widths, decoder_depths, blocks, latent, up)
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.encoder(images)
+        return mean, torch.full_like(mean, -30.0)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+
+class Blocks:
+    """Which block a stage is made of."""
+
+    def __init__(self, first_attention: int, head_dim: int, multiscales: list[int]) -> None:
+        self.first_attention, self.head_dim, self.multiscales = first_attention, head_dim, multiscales
+
+    def stage(self, index: int, width: int, depth: int) -> list[nn.Module]:
+        if index < self.first_attention:
+            return [ResBlock(width) for _ in range(depth)]
+        return [EfficientViTBlock(width, self.head_dim, self.multiscales) for _ in range(depth)]
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> raw latents (B, latent, H / f, W / f)."""
+
+    def __init__(self, widths: list[int], depths: list[int], blocks: Blocks, latent: int, down: Down) -> None:
+        super().__init__()
+        folded = depths[0] == 0
+        self.stem = Downsample(3, widths[1], down, shortcut=False) if folded else nn.Conv2d(3, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *([Downsample(widths[i - 1], w, down)] if i > folded else []),
+                *blocks.stage(i, w, d),
+            )
+            for i, (w, d) in enumerate(zip(widths, depths, strict=True))
+        )
+        self.head = nn.Conv2d(widths[-1], latent, 3, padding=1)
+        self.latent = latent
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(x) + average_channels(x, self.latent)
+
+
+class Decoder(nn.Module):
+    """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
+
+    def __init__(self, widths: list[int], depths: list[int], blocks: Blocks, latent: int, up: Up) -> None:
+        super().__init__()
+        folded, last = depths[0] == 0, len(widths) - 1
+        self.stem = nn.Conv2d(latent, widths[-1], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *([Upsample(widths[i + 1], w, up)] if i < last and d else []),
+                *blocks.stage(i, w, d),
+            )
+            for i, (w, d) in enumerate(zip(widths, depths, strict=True))
+        )
+        width = widths[1] if folded else widths[0]
+        self.norm = RmsNorm2d(width)
+        self.head = Upsample(width, 3, up, shortcut=False) if folded else nn.Conv2d(width, 3, 3, padding=1)
+        self.width = widths[-1]
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.stem(z) + repeat_channels(z, self.width)
+        for stage in reversed(self.stages):
+            x = stage(x)
+        return self.head(F.relu(self.norm(x)))
+
+
+class Downsample(nn.Module):
+    """(B, C, 2h, 2w) -> (B, C', h, w): a convolution beside space-to-channel averaging."""
+
+    def __init__(self, width: int, out: int, how: Down, shortcut: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, 3, 2, 1) if how == "conv" else nn.Conv2d(width, out // 4, 3, padding=1)
+        self.unshuffle, self.shortcut, self.out = how == "unshuffle", shortcut, out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = F.pixel_unshuffle(y, 2) if self.unshuffle else y
+        return y + average_channels(F.pixel_unshuffle(x, 2), self.out) if self.shortcut else y
+
+
+class Upsample(nn.Module):
+    """(B, C, h, w) -> (B, C', 2h, 2w): a convolution beside channel-to-space duplication."""
+
+    def __init__(self, width: int, out: int, how: Up, shortcut: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out if how == "interpolate" else 4 * out, 3, padding=1)
+        self.shuffle, self.shortcut, self.out = how == "shuffle", shortcut, out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_shuffle(self.conv(x), 2) if self.shuffle else self.conv(F.interpolate(x, scale_factor=2.0))
+        return y + F.pixel_shuffle(repeat_channels(x, 4 * self.out), 2) if self.shortcut else y
+
+
+class ResBlock(nn.Module):
+    """x + norm(conv(silu(conv(x)))), (B, C, h, w) -> same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = RmsNorm2d(width, GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv2(F.silu(self.conv1(x))))
+
+
+class EfficientViTBlock(nn.Module):
+    """Multi-scale linear attention, then a gated convolutional feed-forward, each with its residual."""
+
+    def __init__(self, width: int, head_dim: int, multiscales: list[int]) -> None:
+        super().__init__()
+        self.attention = MultiscaleAttention(width, head_dim, multiscales)
+        self.ffn = GluMbConv(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.ffn(x)
+
+
+class MultiscaleAttention(nn.Module):
+    """ReLU attention over (B, C, h, w). Channels of `qkv` come head by head, q then k then v, D of each."""
+
+    def __init__(self, width: int, head_dim: int, multiscales: list[int]) -> None:
+        super().__init__()
+        heads = width // head_dim
+        inner = heads * head_dim
+        self.head_dim = head_dim
+        self.qkv = nn.Conv2d(width, 3 * inner, 1, bias=False)
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3 * inner, 3 * inner, size, padding=size // 2, groups=3 * inner, bias=False),
+                nn.Conv2d(3 * inner, 3 * inner, 1, groups=3 * heads, bias=False),
+            )
+            for size in multiscales
+        )
+        self.out = nn.Conv2d(inner * (1 + len(multiscales)), width, 1, bias=False)
+        self.norm = RmsNorm2d(width, GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)
+        qkv = torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
+        heads = qkv.reshape(x.shape[0], -1, 3 * self.head_dim, x.shape[2] * x.shape[3])  # (B, G, 3 D, N)
+        q, k, v = heads.chunk(3, dim=2)
+        y = relu_attention(q, k, v).to(x.dtype)
+        return self.norm(self.out(y.reshape(x.shape[0], -1, *x.shape[2:])))
+
+
+def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
+    """Attention with weights relu(q) . relu(k), each (B, G, D, N) -> same, in float32.
+
+    The products are taken in the cheaper order: D x D when there are more tokens than D, else N x N.
+    """
+    q, k, v = F.relu(q.float()), F.relu(k.float()), v.float()
+    if q.shape[-1] <= q.shape[-2]:
+        weights = k.mT @ q
+        return v @ (weights / (weights.sum(-2, keepdim=True) + eps))
+    y = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.mT @ q  # a row of ones makes the normaliser
+    return y[:, :, :-1] / (y[:, :, -1:] + eps)
+
+
+class GluMbConv(nn.Module):
+    """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate, (B, C, h, w) -> same; no residual inside."""
+
+    def __init__(self, width: int, expand: int = 4) -> None:
+        super().__init__()
+        hidden = expand * width
+        self.inverted = nn.Conv2d(width, 2 * hidden, 1)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.point = nn.Conv2d(hidden, width, 1, bias=False)
+        self.norm = RmsNorm2d(width, GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.depthwise(F.silu(self.inverted(x))).chunk(2, dim=1)
+        return self.norm(self.point(value * F.silu(gate)))
+
+
+class RmsNorm2d(nn.Module):
+    """x / rms(x) over the channels of (B, C, h, w), with weight and bias; statistics in float32."""
+
+    def __init__(self, width: int, gain: float = 1.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.full((width,), gain)), nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + self.eps)
+        return (x * scale).to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def average_channels(x: Tensor, out: int) -> Tensor:
+    """(B, C, h, w) -> (B, out, h, w): the mean of each run of C / out channels."""
+    return x.unflatten(1, (out, -1)).mean(2)
+
+
+def repeat_channels(x: Tensor, out: int) -> Tensor:
+    """(B, C, h, w) -> (B, out, h, w): each channel out / C times in a row."""
+    return x.repeat_interleave(out // x.shape[1], dim=1)
+
+
+def _check_depths(widths: list[int], encoder_depths: list[int], decoder_depths: list[int]) -> None:
+    for name, depths in (("encoder_depths", encoder_depths), ("decoder_depths", decoder_depths)):
+        if len(depths) != len(widths):
+            raise ValueError(f"dcae: {name} has {len(depths)} entries and widths {len(widths)}; give one depth per width")
+        if min(depths[1:]) < 1 or depths[0] < 0:
+            raise ValueError(f"dcae: {name} is {list(depths)}; only the first depth may be 0, none may be negative")
+
+
+def _check_widths(widths: list[int], latent: int, first_attention: int, head_dim: int) -> None:
+    """The shortcuts average or repeat whole channels, and heads fill a width."""
+    for a, b in pairwise(widths):
+        if 4 * a % b:
+            raise ValueError(f"dcae: neighbouring widths {a} and {b}: {b} does not divide 4 x {a}")
+    if widths[-1] % latent:
+        raise ValueError(f"dcae: the last width {widths[-1]} is not a multiple of latent {latent}")
+    for width in widths[first_attention:]:
+        if width % head_dim:
+            raise ValueError(f"dcae: width {width} of an attention stage is not a multiple of head_dim {head_dim}")

@@ -1,0 +1,160 @@
+"""The KL autoencoder of latent diffusion (arXiv 2112.10752), as in Stable Diffusion: GroupNorm, SiLU, residual convolutions.
+
+Shapes: B batch, C channels, h x w grid.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sana_lab.autoencoders import Autoencoder
+
+EPS = 1e-6
+
+
+class Vae(Autoencoder):
+    """One stage per width; each stage after the first halves the grid. Defaults are Stable Diffusion's f8c4.
+
+    `depth` residual blocks per encoder stage and one more per decoder stage. `quant` adds the 1x1 convolutions on both sides of
+    the latent, which SD and SDXL have and SD3 has not. Image sides must be multiples of `downsample`.
+    """
+
+    def __init__(
+        self,
+        widths: list[int] = [128, 256, 512, 512],
+        depth: int = 2,
+        latent: int = 4,
+        groups: int = 32,
+        middle_attention: bool = True,
+        quant: bool = True,
+    ) -> None:
+        super().__init__(channels=latent, downsample=2 ** (len(widths) - 1))
+        _check(widths, depth, groups)
+        self.encoder = Encoder(widths, depth, latent, groups, middle_attention)
+        self.decoder = Decoder(widths, depth, latent, groups, middle_attention)
+        self.quant = nn.Conv2d(2 * latent, 2 * latent, 1) if quant else nn.Identity()
+        self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_variance = self.quant(self.encoder(images)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def reconstruct(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant(z))
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, H, W) -> (B, 2 latent, H / f, W / f), mean and log-variance."""
+
+    def __init__(self, widths: list[int], depth: int, latent: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        before = [widths[0], *widths[:-1]]
+        self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*([Downsample(b)] if i else []), *res_blocks(b, w, depth, groups))
+            for i, (b, w) in enumerate(zip(before, widths, strict=True))
+        )
+        self.middle = middle(widths[-1], groups, attention)
+        self.head = head(widths[-1], 2 * latent, groups)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+        return self.head(self.middle(x))
+
+
+class Decoder(nn.Module):
+    """Latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
+
+    def __init__(self, widths: list[int], depth: int, latent: int, groups: int, attention: bool) -> None:
+        super().__init__()
+        before = [*widths[1:], widths[-1]]
+        self.stem = nn.Conv2d(latent, widths[-1], 3, padding=1)
+        self.middle = middle(widths[-1], groups, attention)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*res_blocks(b, w, depth + 1, groups), *([Upsample(w)] if i else []))
+            for i, (b, w) in enumerate(zip(before, widths, strict=True))
+        )
+        self.head = head(widths[0], 3, groups)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.middle(self.stem(z))
+        for stage in reversed(self.stages):
+            x = stage(x)
+        return self.head(x)
+
+
+def res_blocks(width: int, out: int, depth: int, groups: int) -> list[nn.Module]:
+    return [ResBlock(out if i else width, out, groups) for i in range(depth)]
+
+
+def middle(width: int, groups: int, attention: bool) -> nn.Sequential:
+    between = [AttentionBlock(width, groups)] if attention else []
+    return nn.Sequential(ResBlock(width, width, groups), *between, ResBlock(width, width, groups))
+
+
+def head(width: int, out: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(groups, width, EPS), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1))
+
+
+class ResBlock(nn.Module):
+    """Two pre-normalised 3x3 convolutions and a residual, (B, C, h, w) -> (B, C', h, w)."""
+
+    def __init__(self, width: int, out: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, width, EPS)
+        self.conv1 = nn.Conv2d(width, out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out, EPS)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x)))
+        return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class AttentionBlock(nn.Module):
+    """One-headed softmax self-attention over the grid, with its residual."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width, EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).mT  # (B, h w, C)
+        q, k, v = self.qkv(tokens)[:, None].chunk(3, dim=-1)
+        y = self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+        return x + y.mT.reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """A 3x3 convolution of stride 2, padded on the right and below only."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour twice as large, then a 3x3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0))
+
+
+def _check(widths: list[int], depth: int, groups: int) -> None:
+    if depth < 1:
+        raise ValueError(f"vae: depth is {depth}; it must be at least 1")
+    for width in widths:
+        if width % groups:
+            near = max(1, round(width / groups)) * groups
+            raise ValueError(f"vae: width {width} is not a multiple of groups {groups}; the nearest is {near}")

@@ -1,0 +1,158 @@
+"""The LightningModule that trains an autoencoder."""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from sana_lab import parts
+from sana_lab.autoencoders import Autoencoder
+from sana_lab.autoencoders.discriminator import PatchDiscriminator
+from sana_lab.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
+from sana_lab.parts import Spec
+from sana_lab.systems.averaging import Average
+from sana_lab.types import Batch
+
+Schedule = Literal["constant", "cosine"]
+
+
+class AutoencoderSystem(L.LightningModule):
+    """l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge, on images (B, 3, H, W).
+
+    KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means here what
+    it means there. `latent_noise` adds Gaussian noise of that share of each channel's deviation before the decoder, for a latent
+    that forgives a diffusion model's errors. The adversarial loss begins at optimiser step `adversarial_start`; with it, two
+    optimisers step by hand and the Trainer counts both. Validation, and the latent normalisation that is fitted when training
+    ends, use the averaged weights.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Annotated[Spec, "autoencoder"],
+        l1: float = 1.0,
+        l2: float = 0.0,
+        kl: float = 1e-6,
+        latent_noise: float = 0.0,
+        lpips: float = 0.0,
+        lpips_weights: str | None = None,
+        adversarial: float = 0.0,
+        adversarial_start: int = 0,
+        lr: float = 1e-3,
+        betas: list[float] = [0.9, 0.99],
+        warmup: int = 100,
+        schedule: Schedule = "cosine",
+        ema: float = 0.999,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder)
+        self.average = Average(self.autoencoder, ema)
+        self.lpips = Lpips(lpips_weights) if lpips else None
+        self.discriminator = PatchDiscriminator() if adversarial else None
+        self.automatic_optimization = not adversarial
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
+        return [torch.optim.AdamW(p.parameters(), self.hparams.lr, tuple(self.hparams.betas), weight_decay=0.0) for p in players]
+
+    def on_fit_start(self) -> None:
+        if self.hparams.schedule == "cosine" and self.trainer.max_steps < 1:
+            raise ValueError(f"schedule 'cosine' needs trainer.max_steps and it is {self.trainer.max_steps}; or set schedule: constant")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        rate = self.hparams.lr * ramp(self.global_step, self.hparams.warmup, self.hparams.schedule, self.trainer.max_steps)
+        for group in (g for optimizer in self.trainer.optimizers for g in optimizer.param_groups):
+            group["lr"] = rate
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        made, kl = self.compress(images)
+        loss = self.distance(made, images) + self.hparams.kl * kl
+        if self.discriminator is not None:
+            loss = self._play(images, made, loss)
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/kl", kl.detach())
+        return loss if self.automatic_optimization else None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.average.update(self.autoencoder)
+
+    def compress(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images through a sampled latent and back, and the KL per image value."""
+        mean, log_variance = self.autoencoder.posterior(images)
+        deviation = (0.5 * log_variance).exp()
+        if self.hparams.latent_noise:
+            spread = mean.detach().std((0, 2, 3), keepdim=True)
+            deviation = (deviation.square() + (self.hparams.latent_noise * spread).square()).sqrt()
+        made = self.autoencoder.reconstruct(mean + deviation * torch.randn_like(mean))
+        return made, kl_divergence(mean, log_variance).sum() / images.numel()
+
+    def distance(self, made: Tensor, images: Tensor) -> Tensor:
+        """The weighted L1, L2 and LPIPS between two batches; a scalar."""
+        difference = made - images
+        total = self.hparams.l1 * difference.abs().mean() + self.hparams.l2 * difference.square().mean()
+        return total if self.lpips is None else total + self.hparams.lpips * self.lpips(made, images).mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = batch.images
+        with self.average.swapped(self.autoencoder):
+            made = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
+        self.log("val/psnr", psnr(made, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
+        ssim = structural_similarity_index_measure(made, images, data_range=2.0)
+        self.log("val/ssim", ssim, batch_size=len(images), sync_dist=True)
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Fit the latent normalisation to about a thousand training images."""
+        with self.average.swapped(self.autoencoder):
+            self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        self.average.load(checkpoint["average"])
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the frozen LPIPS network."""
+        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if not k.startswith("lpips.")}
+
+    def _training_latents(self, images: int) -> list[Tensor]:
+        found: list[Tensor] = []
+        for batch in self.trainer.datamodule.train_dataloader():
+            found.append(self.autoencoder.posterior(batch.images.to(self.device))[0])
+            if sum(map(len, found)) >= images:
+                break
+        return found
+
+    def _play(self, images: Tensor, made: Tensor, loss: Tensor) -> Tensor:
+        """One step of the autoencoder, then one of the discriminator; the autoencoder's loss."""
+        maker, critic = self.optimizers()
+        started = self.global_step >= self.hparams.adversarial_start
+        if started:
+            loss = loss + self.hparams.adversarial * hinge_generator(self.discriminator(made))
+        self._step(maker, loss)
+        if started:
+            self._step(critic, hinge_discriminator(self.discriminator(images), self.discriminator(made.detach())))
+        return loss
+
+    def _step(self, optimizer: Any, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+
+def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
+    """The learning rate's factor: linear warm-up, then constant or half a cosine down to 0 at `steps`."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    return rise if schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def psnr(made: Tensor, images: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image (B,), of values in [-1, 1]."""
+    return -10 * torch.log10((made - images).square().mean((1, 2, 3)) / 4)
