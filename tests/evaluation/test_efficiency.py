@@ -1,0 +1,173 @@
+"""Timings of calls whose length is known, memory of allocations whose size is known."""
+
+import gc
+import time
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sana_lab.evaluation.efficiency import (
+    Timing,
+    compare,
+    interleave,
+    measure,
+    median_interval,
+    peak_memory,
+    quantile,
+)
+
+MIB = 2**20
+
+
+def block(mib: int) -> torch.Tensor:
+    return torch.zeros(mib * MIB, dtype=torch.uint8)
+
+
+def spin(seconds: float) -> None:
+    """Busy, because a sleep ends when the scheduler likes."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_measure_finds_a_known_duration():
+    timing = measure(lambda: spin(0.004), warmup=1, repeats=7, device="cpu")
+    assert timing.n == 7
+    assert timing.device_s is None
+    assert 0.004 <= timing.min_s <= timing.low_s <= timing.median_s <= timing.p90_s
+    assert timing.median_s <= timing.high_s
+    assert timing.min_s < 0.02
+
+
+def test_warm_up_is_not_counted():
+    durations = iter([0.2, 0.0, 0.0, 0.0])
+    assert measure(lambda: spin(next(durations)), warmup=1, repeats=3, device="cpu").p90_s < 0.1
+
+
+def test_calls_take_turns():
+    seen = []
+    interleave({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, warmup=1, repeats=2, device="cpu")
+    assert seen == list("ababab")
+
+
+@pytest.mark.parametrize(("warmup", "repeats"), [(-1, 3), (0, 0)])
+def test_counts_that_cannot_be(warmup: int, repeats: int):
+    with pytest.raises(ValueError, match="expected at least"):
+        measure(lambda: None, warmup, repeats, "cpu")
+
+
+def test_summary_of_known_samples():
+    values = [float(v) for v in range(11, 0, -1)]
+    timing = Timing.of(values)
+    assert timing.median_s == 6
+    assert timing.p90_s == 10
+    assert timing.iqr_s == 5
+    assert timing.min_s == 1
+    with pytest.raises(ValueError, match="at least one"):
+        Timing.of([])
+
+
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_quantile_is_numpys(q: float, n: int):
+    values = np.random.default_rng(n).normal(size=n)
+    assert quantile(values.tolist(), q) == pytest.approx(np.quantile(values, q))
+
+
+@pytest.mark.parametrize("n", [6, 7, 9, 12, 15])
+def test_median_interval_covers_by_enumeration(n: int):
+    """Over all 2^n ways in which samples fall below or above the median, and it is the narrowest that covers."""
+    low, high = median_interval(list(range(n)))
+    below = [sum(signs) for signs in product((0, 1), repeat=n)]
+    missed = [sum(b <= low + shift or b >= high + 1 - shift for b in below) / 2**n for shift in (0, 1)]
+    assert missed[0] <= 0.05 < missed[1]
+
+
+def test_median_interval_of_few_samples_is_their_range():
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert median_interval([5.0]) == (5.0, 5.0)
+
+
+def test_compare_finds_a_known_ratio():
+    for _ in range(5):  # a busy machine may refuse
+        found = compare(lambda: spin(0.006), lambda: spin(0.003), warmup=1, repeats=9, device="cpu")
+        if found.ratio is not None:
+            break
+    assert found.ratio == pytest.approx(2, rel=0.25)
+
+
+def test_compare_refuses_a_ratio_when_a_differs_from_a():
+    durations = iter([0.001, 0.003] * 3)
+    found = compare(lambda: spin(next(durations)), lambda: None, warmup=0, repeats=3, device="cpu")
+    assert found.ratio is None
+    assert found.noise > 0.05
+
+
+def test_peak_of_a_known_pattern_of_allocations():
+    def call() -> torch.Tensor:
+        a = block(4)
+        b = block(8)  # 12 live
+        del a, b
+        c = block(6)
+        return c[: MIB // 2].clone()  # 6.5 live
+
+    memory = peak_memory(call, "cpu")
+    assert memory.peak_bytes == 12 * MIB
+    assert memory.resident_bytes == 0
+    assert memory.reserved_bytes is None
+    assert memory.peak_mib == 12
+
+
+def test_a_view_and_an_update_in_place_allocate_nothing():
+    def call() -> None:
+        a = block(4)
+        a.view(2, -1)[0].add_(1)
+        a.reshape(-1).transpose(0, 0)
+
+    assert peak_memory(call, "cpu").peak_bytes == 4 * MIB
+
+
+def test_inputs_and_weights_are_resident_once():
+    x, unused = block(3), block(5)
+    memory = peak_memory(lambda: x[:MIB] + x[MIB : 2 * MIB], "cpu", resident=[unused, unused.view(5, -1)])
+    assert memory.resident_bytes == 8 * MIB
+    assert memory.peak_bytes == 9 * MIB
+
+
+def test_a_network_without_gradients_holds_one_activation_at_a_time():
+    width = 256
+    net = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
+    x = torch.randn(1024, width)
+    with torch.no_grad():
+        lean = peak_memory(lambda: net(x), "cpu", net.parameters())
+    full = peak_memory(lambda: net(x), "cpu", net.parameters())
+    weights, activation = 8 * width * width * 4, 1024 * width * 4
+    assert lean.resident_bytes == full.resident_bytes == weights + activation
+    assert lean.peak_bytes - lean.resident_bytes == 2 * activation  # one layer's input and output
+    assert full.peak_bytes - full.resident_bytes == 8 * activation  # all kept for the backward pass
+
+
+def test_it_is_the_same_each_time_and_leaves_nothing_behind():
+    def call() -> None:
+        sum(torch.randn(1000) for _ in range(50))
+
+    found = {peak_memory(call, "cpu").peak_bytes for _ in range(3)}
+    gc.collect()
+    assert len(found) == 1
+
+
+@pytest.mark.gpu
+def test_cuda_peak_and_events():
+    def call() -> None:
+        torch.zeros(64 * MIB, dtype=torch.uint8, device="cuda")
+
+    memory = peak_memory(call, "cuda")
+    assert memory.peak_bytes - memory.resident_bytes == 64 * MIB
+    assert memory.reserved_bytes is not None
+    assert memory.reserved_bytes >= memory.peak_bytes
+    timing = measure(call, 1, 5, "cuda")
+    assert timing.device_s is not None
+    assert 0 < timing.device_s <= timing.median_s
