@@ -69,6 +69,12 @@ class Comparison(NamedTuple):
     noise: float  # |peer / peer again - 1|, of medians
     ratio: float | None
 
+    @classmethod
+    def of(cls, peer: Timing, ours: Timing, again: Timing) -> "Comparison":
+        """Of medians; `again` is the peer a second time."""
+        noise = abs(peer.median_s / again.median_s - 1)
+        return cls(peer, ours, noise, peer.median_s / ours.median_s if noise <= NOISE else None)
+
 
 def measure(call: Call, warmup: int, repeats: int, device: torch.device | str) -> Timing:
     """The timing of `repeats` calls after `warmup` calls that are not counted. ValueError for fewer than one repeat."""
@@ -89,11 +95,7 @@ def interleave(calls: Mapping[str, Call], warmup: int, repeats: int, device: tor
 
 def compare(peer: Call, ours: Call, warmup: int, repeats: int, device: torch.device | str) -> Comparison:
     """peer / ours by medians; the peer runs twice in each round, and no ratio is given where it differs from itself."""
-    calls = {"peer": peer, "ours": ours, "again": peer}
-    found = interleave(calls, warmup, repeats, device)
-    noise = abs(found["peer"].median_s / found["again"].median_s - 1)
-    ratio = found["peer"].median_s / found["ours"].median_s if noise <= NOISE else None
-    return Comparison(found["peer"], found["ours"], noise, ratio)
+    return Comparison.of(**interleave({"peer": peer, "ours": ours, "again": peer}, warmup, repeats, device))
 
 
 def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tensor] = ()) -> Memory:
@@ -107,7 +109,7 @@ def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tenso
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Bounds of the median at that level without assuming a distribution; the extremes where there are too few values."""
+    """Bounds of the median at that level, free of distribution; the extremes where there are too few values."""
     ordered, n, k = sorted(values), len(values), 1
     tail = 0.5**n  # P(at most k - 1 of n fall below the median)
     while (tail := tail + math.comb(n, k) * 0.5**n) <= (1 - level) / 2:
