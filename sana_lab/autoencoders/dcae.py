@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, h x w grid, G heads, D head width, N = h * w.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -28,11 +29,11 @@ class DcAe(Autoencoder):
 
     def __init__(
         self,
-        widths: list[int] = [128, 256, 512, 512, 1024, 1024],
-        encoder_depths: list[int] = [2, 2, 2, 3, 3, 3],
-        decoder_depths: list[int] = [3, 3, 3, 3, 3, 3],
+        widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024),
+        encoder_depths: tuple[int, ...] = (2, 2, 2, 3, 3, 3),
+        decoder_depths: tuple[int, ...] = (3, 3, 3, 3, 3, 3),
         attention_stages: int = 3,
-        multiscales: list[int] = [5],
+        multiscales: tuple[int, ...] = (5,),
         latent: int = 32,
         head_dim: int = 32,
         down: Down = "conv",
@@ -56,7 +57,7 @@ class DcAe(Autoencoder):
 class Blocks:
     """Which block a stage is made of."""
 
-    def __init__(self, first_attention: int, head_dim: int, multiscales: list[int]) -> None:
+    def __init__(self, first_attention: int, head_dim: int, multiscales: Sequence[int]) -> None:
         self.first_attention, self.head_dim, self.multiscales = first_attention, head_dim, multiscales
 
     def stage(self, index: int, width: int, depth: int) -> list[nn.Module]:
@@ -68,7 +69,7 @@ class Blocks:
 class Encoder(nn.Module):
     """Images (B, 3, H, W) -> raw latents (B, latent, H / f, W / f)."""
 
-    def __init__(self, widths: list[int], depths: list[int], blocks: Blocks, latent: int, down: Down) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, down: Down) -> None:
         super().__init__()
         folded = depths[0] == 0
         self.stem = Downsample(3, widths[1], down, shortcut=False) if folded else nn.Conv2d(3, widths[0], 3, padding=1)
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
 
-    def __init__(self, widths: list[int], depths: list[int], blocks: Blocks, latent: int, up: Up) -> None:
+    def __init__(self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, up: Up) -> None:
         super().__init__()
         folded, last = depths[0] == 0, len(widths) - 1
         self.stem = nn.Conv2d(latent, widths[-1], 3, padding=1)
@@ -158,7 +159,7 @@ class ResBlock(nn.Module):
 class EfficientViTBlock(nn.Module):
     """Multi-scale linear attention, then a gated convolutional feed-forward, each with its residual."""
 
-    def __init__(self, width: int, head_dim: int, multiscales: list[int]) -> None:
+    def __init__(self, width: int, head_dim: int, multiscales: Sequence[int]) -> None:
         super().__init__()
         self.attention = MultiscaleAttention(width, head_dim, multiscales)
         self.ffn = GluMbConv(width)
@@ -171,7 +172,7 @@ class EfficientViTBlock(nn.Module):
 class MultiscaleAttention(nn.Module):
     """ReLU attention over (B, C, h, w). Channels of `qkv` come head by head, q then k then v, D of each."""
 
-    def __init__(self, width: int, head_dim: int, multiscales: list[int]) -> None:
+    def __init__(self, width: int, head_dim: int, multiscales: Sequence[int]) -> None:
         super().__init__()
         heads = width // head_dim
         inner = heads * head_dim
@@ -248,7 +249,7 @@ def repeat_channels(x: Tensor, out: int) -> Tensor:
     return x.repeat_interleave(out // x.shape[1], dim=1)
 
 
-def _check_depths(widths: list[int], encoder_depths: list[int], decoder_depths: list[int]) -> None:
+def _check_depths(widths: Sequence[int], encoder_depths: Sequence[int], decoder_depths: Sequence[int]) -> None:
     for name, depths in (("encoder_depths", encoder_depths), ("decoder_depths", decoder_depths)):
         if len(depths) != len(widths):
             raise ValueError(f"dcae: {name} has {len(depths)} entries and widths {len(widths)}; give one depth per width")
@@ -256,7 +257,7 @@ def _check_depths(widths: list[int], encoder_depths: list[int], decoder_depths: 
             raise ValueError(f"dcae: {name} is {list(depths)}; only the first depth may be 0, none may be negative")
 
 
-def _check_widths(widths: list[int], latent: int, first_attention: int, head_dim: int) -> None:
+def _check_widths(widths: Sequence[int], latent: int, first_attention: int, head_dim: int) -> None:
     """The shortcuts average or repeat whole channels, and heads fill a width."""
     for a, b in pairwise(widths):
         if 4 * a % b:

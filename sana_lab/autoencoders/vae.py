@@ -3,6 +3,8 @@
 Shapes: B batch, C channels, h x w grid.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class Vae(Autoencoder):
 
     def __init__(
         self,
-        widths: list[int] = [128, 256, 512, 512],
+        widths: tuple[int, ...] = (128, 256, 512, 512),
         depth: int = 2,
         latent: int = 4,
         groups: int = 32,
@@ -45,7 +47,7 @@ class Vae(Autoencoder):
 class Encoder(nn.Module):
     """Images (B, 3, H, W) -> (B, 2 latent, H / f, W / f), mean and log-variance."""
 
-    def __init__(self, widths: list[int], depth: int, latent: int, groups: int, attention: bool) -> None:
+    def __init__(self, widths: Sequence[int], depth: int, latent: int, groups: int, attention: bool) -> None:
         super().__init__()
         before = [widths[0], *widths[:-1]]
         self.stem = nn.Conv2d(3, widths[0], 3, padding=1)
@@ -66,7 +68,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
 
-    def __init__(self, widths: list[int], depth: int, latent: int, groups: int, attention: bool) -> None:
+    def __init__(self, widths: Sequence[int], depth: int, latent: int, groups: int, attention: bool) -> None:
         super().__init__()
         before = [*widths[1:], widths[-1]]
         self.stem = nn.Conv2d(latent, widths[-1], 3, padding=1)
@@ -151,7 +153,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0))
 
 
-def _check(widths: list[int], depth: int, groups: int) -> None:
+def _check(widths: Sequence[int], depth: int, groups: int) -> None:
     if depth < 1:
         raise ValueError(f"vae: depth is {depth}; it must be at least 1")
     for width in widths:

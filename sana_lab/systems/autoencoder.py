@@ -42,7 +42,7 @@ class AutoencoderSystem(L.LightningModule):
         adversarial: float = 0.0,
         adversarial_start: int = 0,
         lr: float = 1e-3,
-        betas: list[float] = [0.9, 0.99],
+        betas: tuple[float, float] = (0.9, 0.99),
         warmup: int = 100,
         schedule: Schedule = "cosine",
         ema: float = 0.999,
