@@ -1,0 +1,158 @@
+"""The cost of a tiny real system against closed forms."""
+
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sana_lab.autoencoders.vae import Vae
+from sana_lab.bench import bench, count_evaluations, table
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.dit.sana import Sana
+from sana_lab.text import TextEncoder
+from sana_lab.types import Text
+
+DIM, DEPTH, CHANNELS, LENGTH, TEXT = 64, 2, 4, 12, 24
+
+
+class Letters(TextEncoder):
+    """One row of a table per letter."""
+
+    dim = TEXT
+    max_tokens = LENGTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(128, TEXT)
+
+    def forward(self, prompts: Sequence[str]) -> Text:
+        codes = torch.tensor([[ord(c) % 128 for c in p[:LENGTH].ljust(LENGTH)] for p in prompts])
+        return Text(self.table(codes), torch.ones_like(codes, dtype=torch.bool))
+
+
+def system(**dit: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        text_encoder=Letters(),
+        dit=Sana(DIM, DEPTH, cross_heads=4, channels=CHANNELS, text_dim=TEXT, **dit),
+        autoencoder=Vae(widths=(8, 8, 8), depth=1, latent=CHANNELS, groups=4).requires_grad_(False),
+        flow=Flow(),
+    )
+
+
+def macs_of_a_forward(n: int) -> int:
+    """Softmax attention, MLP of ratio 4, n tokens, one caption of LENGTH tokens."""
+    attention = 4 * n * DIM**2 + 2 * n**2 * DIM
+    cross = 2 * n * DIM**2 + 2 * LENGTH * DIM**2 + 2 * n * LENGTH * DIM
+    mlp = 8 * n * DIM**2
+    time = 256 * DIM + DIM**2 + 6 * DIM**2
+    caption = LENGTH * (TEXT * DIM + DIM**2)
+    ends = 2 * n * CHANNELS * DIM
+    return DEPTH * (attention + cross + mlp) + time + caption + ends
+
+
+def macs_of_text(rows: int) -> int:
+    """Caption projection, keys and values: what is prepared once."""
+    return rows * LENGTH * (TEXT * DIM + DIM**2 + DEPTH * 2 * DIM**2)
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    return bench(system(attention="softmax", ffn="mlp"), Sampling("heun", 3, 4.5), 32, repeats=2)
+
+
+def test_macs_are_the_closed_form(record: dict[str, Any]):
+    assert record["tokens"] == 64
+    assert record["gmacs"] * 1e9 == pytest.approx(macs_of_a_forward(64), abs=0.5)
+
+
+def test_macs_of_an_image_count_both_halves_of_guidance_and_prepare_once(record: dict[str, Any]):
+    step = 2 * (macs_of_a_forward(64) - macs_of_text(1))
+    assert record["settings"]["evaluations"] == 5
+    assert record["stages"]["denoise"]["gmacs"] * 1e9 == pytest.approx(5 * step + macs_of_text(2), abs=0.5)
+    assert record["stages"]["text"]["gmacs"] == 0  # a table look-up multiplies nothing
+    assert record["gmacs_image"] == pytest.approx(sum(record["stages"][s]["gmacs"] for s in ("denoise", "decode")))
+
+
+def test_parameters_by_stage(record: dict[str, Any]):
+    found = {name: stage["params_m"] for name, stage in record["stages"].items()}
+    assert found["text"] * 1e6 == 128 * TEXT
+    assert found["total"] == record["params_m"] == pytest.approx(found["text"] + found["denoise"] + found["decode"])
+    assert record["stages"]["decode"]["trainable_m"] == 0
+
+
+def test_peaks_hold_the_weights_of_all_stages(record: dict[str, Any]):
+    net = system(attention="softmax", ffn="mlp")
+    held = [t for m in (net.text_encoder, net.dit, net.autoencoder) for t in (*m.parameters(), *m.buffers())]
+    weights = sum(t.numel() for t in held) * 4 / 2**20
+    assert record["weights_mib"] == pytest.approx(weights)
+    peaks = {name: stage["peak_mib"] for name, stage in record["stages"].items()}
+    activation = 8 * 32 * 32 * 4 / 2**20  # the decoder's last width at full size
+    assert peaks["decode"] > weights + 2 * activation
+    assert peaks["total"] == max(peaks.values()) == record["peak_mib"]
+
+
+def test_latency_and_throughput_at_batch_one_are_one_number(record: dict[str, Any]):
+    assert record["images_per_s"] == pytest.approx(1 / record["latency_s"])
+    for stage in record["stages"].values():
+        assert 0 < stage["low_s"] <= stage["latency_s"] <= stage["high_s"]
+
+
+def test_a_record_is_plain_data_with_its_definitions(record: dict[str, Any]):
+    assert json.loads(json.dumps(record)) == record
+    text = table(record)
+    assert "3 heun steps, 5 evaluations" in text
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == ["text", "denoise", "decode", "total"]
+
+
+def test_measured_steps_stand_for_all():
+    found = bench(system(), Sampling("euler", 40, 1.0), 16, repeats=2, measured_steps=3)
+    stages = found["stages"]
+    assert stages["total"]["latency_s"] == pytest.approx(
+        sum(stages[s]["latency_s"] for s in ("text", "denoise", "decode"))
+    )
+    assert any("median of 3 evaluations times 40" in note for note in found["notes"])
+    assert any("without guidance" in note for note in found["notes"][2:])
+
+
+def test_a_batch_needs_more_memory_and_leaves_macs_alone():
+    one, four = (bench(system(), Sampling("euler", 1), 32, batch, repeats=1, warmup=0) for batch in (1, 4))
+    assert four["peak_mib"] - four["weights_mib"] > 3 * (one["peak_mib"] - one["weights_mib"])
+    assert four["gmacs"] == one["gmacs"]
+    assert four["gmacs_image"] == one["gmacs_image"]
+
+
+def test_modes_are_put_back_and_nothing_is_trained():
+    net = system()
+    net.dit.train()
+    net.autoencoder.eval()
+    before = {k: v.clone() for k, v in net.dit.state_dict().items()}
+    bench(net, Sampling("euler", 1), 16, repeats=1, warmup=0)
+    assert net.dit.training
+    assert not net.autoencoder.training
+    assert all(torch.equal(v, before[k]) for k, v in net.dit.state_dict().items())
+    assert all(p.grad is None for p in net.dit.parameters())
+
+
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 7), ("heun", 13), ("dpmpp", 7)])
+def test_evaluations_of_each_solver(solver: str, evaluations: int):
+    assert count_evaluations(Sampling(solver, 7), Flow()) == evaluations
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "prompts", "message"),
+    [
+        (30, 1, ["a"], "nearest is 32"),
+        (0, 1, ["a"], "nearest is 8"),
+        (32, 0, ["a"], "at least 1"),
+        (32, 1, [], "at least one text"),
+        (32, 1, "a red circle", "a list"),
+    ],
+)
+def test_what_cannot_be_measured(size: int, batch: int, prompts: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        bench(system(patch=2), Sampling(), size, batch, prompts)
