@@ -1,7 +1,7 @@
 """`data: shapes`: the embedded world of `scenes` as a Lightning data module; nothing to download, nothing to store."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from sana_lab.data import scenes as world
+from sana_lab.parts import RUNTIME
 from sana_lab.types import Batch
 
 Split = Literal["train", "val"]
@@ -23,7 +24,14 @@ class Shapes(L.LightningDataModule):
     stopped. The held-out scenes are the same for every seed. Images are (B, 3, size, size) in [-1, 1].
     """
 
-    def __init__(self, size: int = 64, batch: int = 64, seed: int = 0, held_out: int = 1000, workers: int = 0) -> None:
+    def __init__(
+        self,
+        size: int = 64,
+        batch: int = 64,
+        seed: int = 0,
+        held_out: int = 1000,
+        workers: Annotated[int, RUNTIME] = 0,
+    ) -> None:
         super().__init__()
         for name, value, least in (
             ("size", size, 8),
@@ -75,7 +83,8 @@ class Shapes(L.LightningDataModule):
         if self.trainer is None:
             return 0, 0, 1
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return progress.processed, self.trainer.global_rank, self.trainer.world_size
+        processed: int = progress.processed  # type: ignore[attr-defined]  # annotated as its base class
+        return processed, self.trainer.global_rank, self.trainer.world_size
 
     def __getstate__(self) -> dict[str, object]:
         """Without the trainer, so that a spawned worker gets plain data."""
@@ -129,5 +138,5 @@ def _loader(dataset: Dataset[Batch], workers: int) -> DataLoader[Batch]:
     return DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_same)
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch

@@ -1,8 +1,8 @@
 """The exact judge of the embedded world: what is in a picture, from colour and form, without a network.
 
-Each pixel takes the nearest colour in Lab; flat patches of one colour are cores; a core gathers the pixels around it by how
-much of its colour they hold; the moments of that cover tell the shape. Pictures are judged with the shorter side at 64 px,
-where the numbers below were calibrated. Legend: N objects, F features; label images hold 0 for the ground.
+Each pixel takes the nearest colour in Lab; flat patches of one colour are cores; a core gathers the pixels around it by
+how much of its colour they hold; the moments of that cover tell the shape. Pictures are judged with the shorter side at
+64 px, where the numbers below were calibrated. Legend: N objects, F features; label images hold 0 for the ground.
 """
 
 from functools import cache
@@ -48,7 +48,7 @@ class Regions(NamedTuple):
 
 
 class ShapesJudge:
-    """Finds the world's objects in a picture: label, box, colour, and as score the share of the picture that they cover."""
+    """Finds the world's objects in a picture: label, box, colour, and as score the share of the picture covered."""
 
     def detect(self, image: Tensor | NDArray[np.uint8]) -> list[Object]:
         """The objects in a uint8 (3, H, W) image, largest first. Forms that are none of SHAPES are left out."""
@@ -171,19 +171,22 @@ def _moments(owner: Int, cover: Float, box: Float) -> tuple[Float, Float]:
     """Area (N,) and FEATURES (N, F), none of which changes with position or size.
 
     Compactness A / (2 pi s) with s the mean square radius (1 for a disc, 3/pi for a square, 0.827 for an equilateral
-    triangle); extent, the area's share of its box; lean, the skewness along y; fourfold, the mean of r^4 cos(4 theta) / s^2.
+    triangle); extent, the area's share of its box; lean, the skewness along y; fourfold, the mean of
+    r^4 cos(4 theta) / s^2.
     """
-    ys, xs = np.indices(owner.shape)
+    flat, weight, n = owner.ravel(), cover.ravel(), len(box) + 1
+    ys, xs = np.indices(owner.shape, np.float64).reshape(2, -1)
+    area = np.maximum(np.bincount(flat, weight, n), 1.0)
 
-    def total(values: Float) -> Float:
-        return np.bincount(owner.ravel(), (cover * values).ravel(), len(box) + 1)
+    def mean(values: Float) -> Float:
+        return np.bincount(flat, weight * values, n) / area
 
-    area = np.maximum(total(np.ones_like(cover)), 1.0)
-    z = xs - (total(xs) / area)[owner] + 1j * (ys - (total(ys) / area)[owner])
-    s, t = (np.maximum(total(v) / area, 1e-3) for v in (np.abs(z) ** 2, z.imag**2))
-    fourfold, lean = total((z**4).real) / area / s**2, total(z.imag**3) / area / t**1.5
-    extent = area[1:] / np.maximum((box[:, 2:] - box[:, :2]).prod(-1), 1)
-    return area[1:], np.stack([(area / (2 * np.pi * s))[1:], extent, lean[1:], fourfold[1:]], -1)
+    x, y = xs - mean(xs)[flat], ys - mean(ys)[flat]
+    s, t = np.maximum(mean(x**2 + y**2), 1e-3), np.maximum(mean(y**2), 1e-3)
+    extent = area / np.maximum(np.concatenate([[0], (box[:, 2:] - box[:, :2]).prod(-1)]), 1)
+    fourfold = mean(x**4 - 6 * x**2 * y**2 + y**4) / s**2
+    features = np.stack([area / (2 * np.pi * s), extent, mean(y**3) / t**1.5, fourfold], -1)
+    return area[1:], features[1:]
 
 
 def calibrate(n: int = 400, seed: int = 5) -> tuple[Float, Float]:
