@@ -121,6 +121,11 @@ class AutoencoderSystem(L.LightningModule):
         """Without the frozen LPIPS network."""
         return {k: v for k, v in super().state_dict(*args, **kwargs).items() if not k.startswith("lpips.")}
 
+    def trained(self) -> dict[str, Tensor]:
+        """What training leaves behind: averaged weights, under the part's kind."""
+        with self.average.swapped(self.autoencoder):
+            return {f"autoencoder.{k}": v.detach().clone() for k, v in self.autoencoder.state_dict().items()}
+
     def _training_latents(self, images: int) -> list[Tensor]:
         found: list[Tensor] = []
         for batch in self.trainer.datamodule.train_dataloader():

@@ -1,0 +1,121 @@
+"""The command line. It parses, then imports what the verb needs: `--help` answers without importing torch."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = """Take SANA apart, one idea at a time.
+
+An EXPERIMENT is a name in experiments/ or a YAML file; key=value changes it, such as
+system.dit.attention=softmax or trainer.max_steps=500. Results lie in ./runs."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    top = argparse.ArgumentParser(
+        "sana-lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    train = _experiment(verbs, "train", "train an experiment, or finish training it")
+    train.add_argument("--dry-run", action="store_true", help="print the resolved experiment and stop")
+    _sample(verbs)
+    evaluate = _experiment(verbs, "eval", "judge a trained experiment: GenEval-shapes, or PSNR and SSIM")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    bench = _experiment(verbs, "bench", "measure what an image costs: parameters, MACs, latency, memory")
+    bench.add_argument("--size", type=int, help="pixels a side (the experiment's own)")
+    bench.add_argument("--batch", type=int, default=1, help="images at a time for throughput (1)")
+    bench.add_argument("--repeats", type=int, default=5, help="timed repeats (5)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    _ablate(verbs)
+    ui = verbs.add_parser("ui", help="browse runs in MLflow, on this machine only", allow_abbrev=False)
+    ui.add_argument("--port", type=int, default=5000, help="(5000)")
+    return top
+
+
+def _experiment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str) -> argparse.ArgumentParser:
+    sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
+    sub.add_argument("experiment", metavar="EXPERIMENT")
+    sub.add_argument("overrides", nargs="*", metavar="key=value")
+    return sub
+
+
+def _sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sub = verbs.add_parser("sample", help="draw images from prompts", allow_abbrev=False)
+    sub.add_argument("prompts", nargs="+", metavar="PROMPT")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="where DIR/*.png are written")
+    sub.add_argument("--model", default="shapes_sana", metavar="EXPERIMENT", help="a trained experiment (shapes_sana)")
+    sub.add_argument("--seed", type=int, default=0, help="of the noise; image i uses (seed, i) (0)")
+    sub.add_argument("--size", type=int, help="pixels a side (the model's own)")
+    sub.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
+    sub.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
+
+
+def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    for verb, text in (("ablate", "run an ablation and write its table"), ("table", "write the table of what has finished")):
+        sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("ablation", metavar="ABLATION")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every trial")
+        sub.add_argument("--out", type=Path, metavar="DIR", help="where table, plots and pictures go (runs/tables/ABLATION)")
+        if verb == "ablate":
+            sub.add_argument("--dry-run", action="store_true", help="list the trials and which are done, and stop")
+            sub.add_argument("--workers", type=int, help="trials trained at a time (one per core, at most 2)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; the exit status is 0, 1 for an error that a person can mend, 130 for Ctrl-C."""
+    options = parser().parse_args(arguments)
+    try:
+        return _run(options) or 0
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if _unforeseen(error):
+            raise
+        print(f"sana-lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nsana-lab: stopped; what had finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def _unforeseen(error: BaseException) -> bool:
+    """A bug keeps its traceback; what our own code raised on purpose needs none."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is None or "sana_lab" not in last.tb_frame.f_code.co_filename
+
+
+def _run(options: argparse.Namespace) -> int | None:
+    match options.verb:
+        case "train":
+            from sana_lab import train
+
+            train.main(options.experiment, options.overrides, options.dry_run)
+        case "sample":
+            from sana_lab import sample
+
+            sample.main(options)
+        case "eval":
+            from sana_lab import judge
+
+            judge.main(options.experiment, options.overrides, options.json)
+        case "bench":
+            from sana_lab import bench, config, train
+
+            experiment = config.load(options.experiment, options.overrides)
+            train.check(experiment)
+            bench.main(experiment, size=options.size, batch=options.batch, repeats=options.repeats, json_file=options.json)
+        case "ablate":
+            from sana_lab import sweep
+
+            return sweep.main(options.ablation, options.overrides, options.workers, options.dry_run, options.out)
+        case "table":
+            from sana_lab import sweep
+
+            sweep.write_table(options.ablation, options.overrides, options.out)
+        case "ui":
+            from sana_lab import ui
+            from sana_lab.weights import HOME
+
+            ui.serve(HOME, port=options.port)
+    return None

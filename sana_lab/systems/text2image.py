@@ -1,0 +1,208 @@
+"""The full system: prompts to images through a text encoder, a DiT and an autoencoder."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sana_lab import parts
+from sana_lab.autoencoders import Autoencoder
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.guidance import guided
+from sana_lab.diffusion.sampling import Sampling, generator, noise_like
+from sana_lab.dit import Dit
+from sana_lab.parts import Spec
+from sana_lab.systems.averaging import Average
+from sana_lab.systems.schedule import set_rate
+from sana_lab.text import TextEncoder
+from sana_lab.types import Batch, Text
+
+BINS = 4
+_TRAIN, _HELD_OUT = 1, 2  # which stream of random numbers
+
+
+class TextToImage(L.LightningModule):
+    """Flow matching on the latents of a frozen autoencoder; the text encoder is trained when it begins from scratch.
+
+    Loss: mean squared error of the velocity. A share `text_dropout` of captions becomes the empty prompt, for guidance.
+    Noise and times of a training step depend on (seed, step, rank) alone, so a resumed run repeats an unbroken one.
+    """
+
+    def __init__(
+        self,
+        dit: Annotated[Spec, "dit"] = "sana",
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",
+        text_encoder: Annotated[Spec, "text_encoder"] = "llm",
+        optimizer: Annotated[Spec, "optimizer"] = "adamw",
+        shift: float = 3.0,
+        start: float = 1.0,
+        text_dropout: float = 0.1,
+        train_text: bool | None = None,
+        warmup: int = 100,
+        decay: float = 0.0,
+        ema: float = 0.999,
+        seed: int = 0,
+    ) -> None:
+        """`train_text` None trains a text encoder that has no pretrained weights; `decay` is the last share of training
+        in which the learning rate falls linearly to zero."""
+        super().__init__()
+        self.save_hyperparameters()
+        self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
+        self.flow = Flow(shift, start)
+        self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder).requires_grad_(False).eval()
+        self.text_encoder: TextEncoder = parts.build("text_encoder", text_encoder)
+        self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
+        self.text_encoder.requires_grad_(self.text_trains)
+        self.dit: Dit = parts.build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
+        self.average = Average(self, ema)
+
+    def train(self, mode: bool = True) -> "TextToImage":
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self.autoencoder.eval()
+        self.text_encoder.train(mode and self.text_trains)
+        return self
+
+    # Training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return parts.build("optimizer", self.hparams.optimizer, params=[p for p in self.parameters() if p.requires_grad])
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        random = generator(self.hparams.seed, _TRAIN, batch_idx, self.global_rank)
+        latents = self.latents_of(batch)
+        dropped = torch.rand(len(latents), generator=random) < self.hparams.text_dropout
+        prompts = ["" if drop else p for p, drop in zip(batch.prompts, dropped.tolist(), strict=True)]
+        loss = self.losses(latents, self.encode_text(prompts), random).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.average.update(self)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss of the averaged weights on fixed noise, by time bin: bin 0 is nearest to data."""
+        random = generator(self.hparams.seed, _HELD_OUT, batch_idx)
+        latents = self.latents_of(batch)
+        times = self.flow.shifted((torch.arange(len(latents)) + torch.rand(len(latents), generator=random)) / len(latents))
+        with self.averaged():
+            losses = self.losses(latents, self.encode_text(batch.prompts), random, times)
+        bins = (times * BINS).long().clamp(max=BINS - 1)
+        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(latents), sync_dist=True)
+        for i in range(BINS):
+            if (bins == i).any():
+                share = int((bins == i).sum())
+                self.log(f"val/loss_t{i}", losses[bins.to(losses.device) == i].mean(), batch_size=share, sync_dist=True)
+
+    def losses(self, latents: Tensor, text: Text, random: torch.Generator, times: Tensor | None = None) -> Tensor:
+        """Squared error of the velocity, (B,), at random or given times."""
+        noise = torch.randn(latents.shape, generator=random).to(latents)
+        times = (self.flow.sample_times(len(latents), generator=random) if times is None else times).to(latents)
+        velocity = self.dit(self.flow.mix(latents, noise, times), times, text)
+        return (velocity - self.flow.target(latents, noise)).square().mean((1, 2, 3))
+
+    @torch.no_grad()
+    def latents_of(self, batch: Batch) -> Tensor:
+        if batch.latents is not None:
+            return batch.latents
+        assert batch.images is not None
+        return self.autoencoder.encode(batch.images)
+
+    def encode_text(self, prompts: Sequence[str]) -> Text:
+        with nullcontext() if self.text_trains else torch.no_grad():
+            return self.text_encoder(prompts)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The module with its averaged weights while training; after loading they are the weights already."""
+        return self.average.swapped(self) if self.average.updates else nullcontext()
+
+    # Sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        *,
+        size: int | tuple[int, int],
+        sampling: Sampling,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        negative: str | Sequence[str] = "",
+        batch: int = 64,
+    ) -> Tensor:
+        """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
+
+        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt.
+        """
+        negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        indices = list(range(len(prompts)) if indices is None else indices)
+        self._check(prompts, negatives, indices)
+        shape = self.latent_shape(size)
+        noise = noise_like(shape, seed, indices).to(self.device)
+        made = [
+            self._draw(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling)
+            for i in range(0, len(prompts), batch)
+        ]
+        return torch.cat(made)
+
+    def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
+        """(channels, h, w) of images of `size`; ValueError where the autoencoder and the patches do not divide it."""
+        height, width = (size, size) if isinstance(size, int) else size
+        unit = self.autoencoder.downsample * self.dit.patch
+        if min(height, width) < 1 or height % unit or width % unit:
+            near = " x ".join(str(max(1, round(s / unit)) * unit) for s in (height, width))
+            raise ValueError(
+                f"image size {height} x {width} is not a multiple of {unit} "
+                f"(autoencoder {self.autoencoder.downsample} x patch {self.dit.patch}); the nearest is {near}"
+            )
+        return self.autoencoder.channels, height // self.autoencoder.downsample, width // self.autoencoder.downsample
+
+    def _draw(self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling) -> Tensor:
+        null = self.text_encoder([negatives[0]] if len(set(negatives)) == 1 else negatives)
+        velocity = guided(self.dit, self.text_encoder(prompts), null, sampling.guidance)
+        images = self.autoencoder.decode(sampling.run(velocity, noise, self.flow))
+        return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+    @staticmethod
+    def _check(prompts: Sequence[str], negatives: Sequence[str], indices: Sequence[int]) -> None:
+        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError(f"prompts is {prompts!r}, expected a list with at least one text")
+        if len(negatives) != len(prompts) or len(indices) != len(prompts):
+            given = f"{len(prompts)} prompts, {len(negatives)} negative prompts and {len(indices)} indices"
+            raise ValueError(f"{given} were given, expected as many of each")
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What trains, raw and averaged; frozen parts come back from their specs."""
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in self._saved()}
+        checkpoint["average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        check_state(self._saved(), checkpoint["state_dict"], type(self).__name__)
+        self.average.load(checkpoint["average"])
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training leaves behind: averaged weights, each part's under its kind."""
+        with self.averaged():
+            return {k: v.detach().clone() for k, v in self._saved().items()}
+
+    def _saved(self) -> dict[str, Tensor]:
+        frozen = ("autoencoder.",) if self.text_trains else ("autoencoder.", "text_encoder.")
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
+
+
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
+    odd = sorted(own.keys() ^ given.keys())
+    odd += [f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in given and given[k].shape != v.shape]
+    if odd:
+        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
+
+

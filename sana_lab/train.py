@@ -1,0 +1,260 @@
+"""The verb `train`: one experiment to a model folder that its hash names, resumed where it stopped."""
+
+import json
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from sana_lab import config, parts, tracking, weights
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.logger import Tracker
+from sana_lab.parts import SpecError
+from sana_lab.systems.text2image import TextToImage
+
+Progress = Callable[[int, int], None]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def folder(experiment: config.Config) -> Path:
+    return weights.HOME / "models" / config.experiment_hash(experiment)
+
+
+def check(experiment: config.Config) -> None:
+    """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ValueError."""
+    for name in config.experiments_named(experiment["system"]):
+        config.load(name)
+    system, size = experiment["system"], image_size(experiment["data"])
+    if system["name"] == "text2image":
+        with torch.device("meta"):
+            encoder = parts.build("autoencoder", system["autoencoder"])
+            dit = parts.build("dit", system["dit"], channels=encoder.channels, text_dim=64)
+        divides(size, encoder.downsample, dit.patch)
+    if system["name"] == "autoencoder":
+        with torch.device("meta"):
+            divides(size, parts.build("autoencoder", system["autoencoder"]).downsample, 1)
+
+
+def divides(size: int, downsample: int, patch: int) -> None:
+    """SpecError where images of that size do not make whole latents and patches."""
+    unit = downsample * patch
+    if size % unit:
+        near = max(1, round(size / unit)) * unit
+        raise SpecError(f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); the nearest is {near}")
+
+
+def image_size(data: config.Config) -> int:
+    return int(data.get("source", data)["size"])
+
+
+def train(
+    experiment: config.Config,
+    *,
+    name: str = "experiment",
+    logger: Logger | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Train (or finish training) an experiment and return its weights file; one that is trained already returns at once.
+
+    A second process that asks for the same model waits for the first.
+    """
+    home = folder(experiment)
+    prepare_folder(home)
+    with FileLock(home / "lock"):
+        done = weights.trained(experiment)
+        return done or _fit(experiment, home, name, logger, progress)
+
+
+def prepare_folder(home: Path) -> None:
+    """Make the folder; ValueError that says what cannot be written."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "writable").touch()
+        (home / "writable").unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {home.absolute()}: {error.strerror}; run from a folder you can write") from error
+
+
+def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None, progress: Progress | None) -> Path:
+    options = experiment["trainer"]
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    L.seed_everything(experiment["seed"], verbose=False)
+    (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
+    data = parts.build("data", experiment["data"])
+    system = parts.build("system", experiment["system"])
+    began = time.perf_counter()
+    if options["max_steps"] > 0:
+        trainer = _trainer(experiment, home, logger, progress)
+        with warnings.catch_warnings():
+            quiet()
+            trainer.fit(system, datamodule=data, ckpt_path=latest(home), weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+    path = home / "weights.safetensors"
+    weights.write(path, system.trained(), card(experiment, name, time.perf_counter() - began, metrics(system)))
+    return path
+
+
+def metrics(system: L.LightningModule) -> dict[str, float]:
+    found = system._trainer.callback_metrics if system._trainer else {}
+    return {k: float(v) for k, v in found.items()}
+
+
+def card(experiment: config.Config, name: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
+    """What a weights file says of itself."""
+    command = shlex.join(["sana-lab", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("sana-lab", "__main__") else None
+    return {
+        "experiment": name,
+        "hash": config.experiment_hash(experiment),
+        "command": command,
+        "seed": experiment["seed"],
+        "steps": experiment["trainer"]["max_steps"],
+        "seconds": round(seconds, 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "measured": measured,
+        "environment": tracking.environment(),
+    }
+
+
+def latest(home: Path) -> str | None:
+    """The checkpoint to resume from."""
+    found = sorted(home.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
+    return str(found[-1]) if found else None
+
+
+def quiet() -> None:
+    """Silence what Lightning says of choices made here on purpose."""
+    for message in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*Checkpoint directory.*exists.*",
+                    ".*GPU available but not used.*", ".*LeafSpec.*", ".*max_epochs.*", ".*litlogger.*", ".*isinstance.treespec.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _trainer(experiment: config.Config, home: Path, logger: Logger | None, progress: Progress | None) -> L.Trainer:
+    options = experiment["trainer"]
+    keep = ModelCheckpoint(home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False)
+    callbacks: list[Callback] = [keep, Guard(home, options["log_every"])]
+    if experiment["prompts"] and experiment["system"]["name"] == "text2image":
+        callbacks.append(SampleGrid(experiment))
+    if progress is not None:
+        callbacks.append(Report(progress))
+    return L.Trainer(
+        max_steps=options["max_steps"],
+        max_epochs=-1,
+        precision=options["precision"],
+        gradient_clip_val=options["gradient_clip"] if experiment["system"].get("adversarial", 0) == 0 else None,
+        accumulate_grad_batches=options["accumulate"],
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        log_every_n_steps=options["log_every"],
+        val_check_interval=options["validate_every"],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=logger or False,
+        callbacks=callbacks,
+        enable_progress_bar=progress is None,
+        enable_model_summary=False,
+        default_root_dir=home,
+    )
+
+
+class Guard(Callback):
+    """Stops when the loss is NaN or infinite, naming the step and the last good checkpoint."""
+
+    def __init__(self, home: Path, every: int) -> None:
+        self.home, self.every = home, every
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+        if index % self.every and trainer.global_step < trainer.max_steps:
+            return
+        loss = outputs["loss"] if isinstance(outputs, dict) else trainer.callback_metrics.get("train/loss")
+        if isinstance(loss, Tensor) and not loss.isfinite().all():
+            good = latest(self.home)
+            raise Diverged(
+                f"the loss is {float(loss)} at step {trainer.global_step}; "
+                f"last good checkpoint: {good or 'none yet'}; try a lower learning rate or gradient clip"
+            )
+
+
+class Report(Callback):
+    """Tells `progress` how far training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
+            self.progress(trainer.global_step, trainer.max_steps)
+
+
+class SampleGrid(Callback):
+    """Draws the experiment's prompts with averaged weights at every validation; same noise each time."""
+
+    def __init__(self, experiment: config.Config) -> None:
+        self.prompts, self.size = experiment["prompts"], image_size(experiment["data"])
+        self.sampling = Sampling(**experiment["sampling"])
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        log = getattr(trainer.logger, "log_image", None)
+        if log is None or not isinstance(module, TextToImage) or not trainer.is_global_zero:
+            return
+        with module.averaged():
+            images = module.sample(self.prompts, size=self.size, sampling=self.sampling)
+        log("samples", side_by_side(images), trainer.global_step)
+
+
+def side_by_side(images: Tensor, gap: int = 2) -> Tensor:
+    """(B, 3, H, W) uint8 -> one row (3, H, B (W + gap))."""
+    padded = torch.nn.functional.pad(images, (0, gap), value=255)
+    return torch.cat(list(padded), -1)
+
+
+def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
+    """`sana-lab train`: print the resolved experiment, or train it under an MLflow run."""
+    experiment = config.load(name, overrides)
+    check(experiment)
+    if dry_run:
+        print(OmegaConf.to_yaml(OmegaConf.create(experiment)), end="")
+        print(f"# hash {config.experiment_hash(experiment)}; trained: {'yes' if weights.trained(experiment) else 'no'}")
+        return
+    for needed in config.experiments_named(experiment["system"]):
+        if weights.trained(config.load(needed)) is None and weights.shipped(needed) is None:
+            main(needed, [], False)
+    if (done := weights.trained(experiment)) is not None:
+        print(f"{name} is trained already: {done}")
+        return
+    print(f"trained: {_tracked(experiment, name)}")
+
+
+def _tracked(experiment: config.Config, name: str) -> Path:
+    """Train under a run of its own, which ends as FINISHED, KILLED or FAILED."""
+    prepare_folder(folder(experiment))
+    store = tracking.Store(weights.HOME)
+    run = store.start_run("training", name, {"sana.model": config.experiment_hash(experiment), **tracking.environment()})
+    store.log_params(run, experiment)
+    tracker = Tracker(store, run)
+    try:
+        path = train(experiment, name=name, logger=tracker)
+    except BaseException as error:
+        tracker.finalize("failed")
+        store.set_tags(run, {"sana.error": f"{type(error).__name__}: {error}"})
+        store.finish(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    tracker.finalize("success")
+    store.finish(run)
+    print(json.dumps(weights.card(path)["measured"]))
+    return path
