@@ -1,0 +1,36 @@
+"""How an operator is computed: by its definition in plain torch, or by the Triton kernel beside it."""
+
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "torch", "triton"]
+
+
+def choose(backend: Backend, device: torch.device, unsupported: str | None = None) -> tuple[Literal["torch", "triton"], str]:
+    """The backend for tensors on `device`, and the reason in words.
+
+    `unsupported` says what the kernel needs that the tensors are not ("float32 tensors, not float64"). `auto` is triton on
+    CUDA, where triton is installed and the kernel takes the tensors, and torch elsewhere. ValueError for an unknown name, and
+    for an explicit `triton` that cannot be: it never falls back. (The kernel itself refuses a device that it cannot launch
+    on, so that shapes may be inferred on the meta device.)
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}")
+    if backend == "torch":
+        return "torch", "it was asked for"
+    if backend == "auto" and device.type != "cuda":
+        return "torch", f"triton is for CUDA tensors; these are on {device.type}"
+    missing = unsupported or not_installed()
+    if missing and backend == "triton":
+        raise ValueError(f"backend 'triton' needs {missing}; backend 'torch' does not")
+    return ("torch", f"triton needs {missing}") if missing else ("triton", "it is installed and takes these tensors")
+
+
+def not_installed() -> str | None:
+    """What to install for Triton, in words; None where it is there."""
+    try:
+        import triton  # noqa: F401  (tried, as torch.compile traces an import and not importlib)
+    except ImportError:
+        return "the package triton (torch for CUDA brings it)"
+    return None

@@ -1,0 +1,77 @@
+"""ReLU linear attention (LiteLA; Katharopoulos et al. 2020, SANA section 2.2): the definition, and the way to its kernel.
+
+B batch, N tokens, H heads, D head width:
+    S = relu(k)^T v  (D, D)      z = sum over tokens of relu(k)  (D)      out = relu(q) S / (relu(q) z + eps)
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from sana_lab.ops.backend import Backend, choose
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+KERNEL_WIDTH = 128
+
+
+def linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, eps: float = 1e-8, backend: Backend = "auto", mask: Tensor | None = None
+) -> Tensor:
+    """Attention of every token to every token at a cost linear in N: (B, N, H, D) each -> (B, N, H, D), in v's dtype.
+
+    q, k, v are views of any strides (those of a fused projection (B, N, 3, H, D) are read in place); `mask` (B, N) bool is
+    True at the keys that count. Each output is a mean of v's rows with weights relu(q) relu(k) >= 0, so |out| <= max |v|; a
+    token whose relu(q) is all zero gives 0. Whatever the backend, sums over tokens, S, z, the normaliser and the division
+    are float32 (float64 for float64), products take the values as they came in, which float32 holds exactly for half
+    precision, and only the result is rounded. ValueError for shapes, dtypes or a backend that cannot be.
+    """
+    check(q, k, v, mask, eps)
+    if choose(backend, q.device, unsupported(q))[0] == "torch":
+        return definition(q, k, v, mask, eps)
+    from sana_lab.ops import linear_attention_triton as kernel
+
+    return kernel.linear_attention(q, k, v, mask, eps)[0]
+
+
+def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> Tensor:
+    """Linear attention in plain torch, whatever autocast says; arguments as in `linear_attention`, already checked."""
+    dtype = v.dtype
+    with no_autocast(v.device):
+        q, k, v = (x.transpose(1, 2).to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))  # (B, H, N, D)
+        q, k = q.relu(), k.relu()
+        if mask is not None:
+            k = k.masked_fill(~mask[:, None, :, None], 0)
+        state = k.mT @ v  # (B, H, D, D)
+        total = k.sum(2, keepdim=True)  # (B, H, 1, D)
+        return (q @ state / (q @ total.mT + eps)).transpose(1, 2).to(dtype)
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off, where the device has one (meta has none)."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def unsupported(q: Tensor) -> str | None:
+    """What the kernel needs that `q` is not, in words; None where it takes it."""
+    if q.dtype not in KERNEL_DTYPES:
+        return f"float16, bfloat16 or float32 tensors, not {q.dtype}"
+    if q.shape[-1] > KERNEL_WIDTH:
+        return f"a head width of at most {KERNEL_WIDTH}, not {q.shape[-1]}"
+    return None
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> None:
+    """ValueError unless q, k and v are (B, N, H, D) of one float dtype and device, mask (B, N) bool, and eps a float32."""
+    if q.ndim != 4 or not q.shape == k.shape == v.shape:
+        raise ValueError(f"q, k, v must be (B, N, H, D) of one shape; got {[tuple(x.shape) for x in (q, k, v)]}")
+    if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
+        raise ValueError(f"q, k, v must have one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k, v must be on one device; got {q.device}, {k.device}, {v.device}")
+    if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool or mask.device != q.device):
+        wanted = f"bool of shape {tuple(q.shape[:2])} on {q.device}"
+        raise ValueError(f"mask must be {wanted}; got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}")
+    if not eps >= torch.finfo(torch.float32).tiny:
+        raise ValueError(f"eps must be a float32 above zero (1.2e-38 or more), or an empty row gives NaN; got {eps}")
