@@ -1,0 +1,19 @@
+"""sana_lab: take SANA apart, one idea at a time. `from sana_lab import build, evaluate, load, sample`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sana_lab.draw import load, sample
+    from sana_lab.judging import evaluate
+    from sana_lab.parts import build
+
+__all__ = ["build", "evaluate", "load", "sample"]
+_HOMES = {"build": "parts", "evaluate": "judging", "load": "draw", "sample": "draw"}
+
+
+def __getattr__(name: str) -> Any:
+    """The four functions for notebooks, imported when they are first asked for."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"sana_lab.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'sana_lab' has no attribute {name!r}")

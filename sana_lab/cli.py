@@ -92,13 +92,13 @@ def _run(options: argparse.Namespace) -> int | None:
 
             train.main(options.experiment, options.overrides, options.dry_run)
         case "sample":
-            from sana_lab import sample
+            from sana_lab import draw
 
-            sample.main(options)
+            draw.main(options)
         case "eval":
-            from sana_lab import judge
+            from sana_lab import judging
 
-            judge.main(options.experiment, options.overrides, options.json)
+            judging.main(options.experiment, options.overrides, options.json)
         case "bench":
             from sana_lab import bench, config, train
 

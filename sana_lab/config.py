@@ -203,6 +203,16 @@ def part_of(reference: str, kind: str) -> Config:
     return {k: v for k, v in system[kind].items() if k != "weights"}
 
 
+def image_size(data: Config) -> int:
+    """Pixels a side of what a data module yields."""
+    return int(data.get("source", data)["size"])
+
+
+def check_sampling(given: Config) -> Config:
+    """Sampling options completed and checked, as in an experiment's `sampling:`."""
+    return parts.complete(parts.fields(SamplingOptions), given, "sampling", "sampling")
+
+
 def experiment_hash(config: Config) -> str:
     """The name of what this experiment trains: 16 hex digits over system, data, trainer and seed, resolved."""
     return _digest(_canonical(config))

@@ -38,7 +38,7 @@ def check(experiment: config.Config) -> None:
     """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ValueError."""
     for name in config.experiments_named(experiment["system"]):
         config.load(name)
-    system, size = experiment["system"], image_size(experiment["data"])
+    system, size = experiment["system"], config.image_size(experiment["data"])
     if system["name"] == "text2image":
         with torch.device("meta"):
             encoder = parts.build("autoencoder", system["autoencoder"])
@@ -55,10 +55,6 @@ def divides(size: int, downsample: int, patch: int) -> None:
     if size % unit:
         near = max(1, round(size / unit)) * unit
         raise SpecError(f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); the nearest is {near}")
-
-
-def image_size(data: config.Config) -> int:
-    return int(data.get("source", data)["size"])
 
 
 def train(
@@ -205,7 +201,7 @@ class SampleGrid(Callback):
     """Draws the experiment's prompts with averaged weights at every validation; same noise each time."""
 
     def __init__(self, experiment: config.Config) -> None:
-        self.prompts, self.size = experiment["prompts"], image_size(experiment["data"])
+        self.prompts, self.size = experiment["prompts"], config.image_size(experiment["data"])
         self.sampling = Sampling(**experiment["sampling"])
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -232,7 +228,8 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         print(f"# hash {config.experiment_hash(experiment)}; trained: {'yes' if weights.trained(experiment) else 'no'}")
         return
     for needed in config.experiments_named(experiment["system"]):
-        if weights.trained(config.load(needed)) is None and weights.shipped(needed) is None:
+        required = config.load(needed)
+        if weights.trained(required) is None and weights.shipped(required) is None:
             main(needed, [], False)
     if (done := weights.trained(experiment)) is not None:
         print(f"{name} is trained already: {done}")

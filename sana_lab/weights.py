@@ -24,7 +24,7 @@ def load_into(module: nn.Module, reference: str, kind: str) -> None:
     load_state(module, read(find(reference)), f"{kind}.", reference)
 
 
-def find(reference: str, home: Path = HOME) -> Path:
+def find(reference: str) -> Path:
     """The file that a reference means. SpecError says what to run when it is not there."""
     if not reference.startswith("experiment:"):
         path = Path(reference)
@@ -32,26 +32,30 @@ def find(reference: str, home: Path = HOME) -> Path:
             raise SpecError(f"there is no weights file {reference!r}; expected a .safetensors file or experiment:NAME")
         return path
     name = reference.removeprefix("experiment:")
-    found = trained(config.load(name), home) or shipped(name)
+    return find_trained(config.load(name), name)
+
+
+def find_trained(experiment: config.Config, name: str) -> Path:
+    """The weights of an experiment, trained here or shipped. SpecError says what to run when there are none."""
+    found = trained(experiment) or shipped(experiment)
     if found is None:
-        raise SpecError(f"experiment {name!r} is not trained yet and ships no weights for its present settings; "
-                        f"run: sana-lab train {name}")
+        raise SpecError(
+            f"experiment {name!r} is not trained yet and ships no weights for these settings; run: sana-lab train {name}"
+        )
     return found
 
 
-def trained(experiment: config.Config, home: Path = HOME) -> Path | None:
+def trained(experiment: config.Config) -> Path | None:
     """The weights that training this experiment left behind, if it has ended."""
-    path = home / "models" / config.experiment_hash(experiment) / "weights.safetensors"
+    path = HOME / "models" / config.experiment_hash(experiment) / "weights.safetensors"
     return path if path.is_file() else None
 
 
-def shipped(name: str) -> Path | None:
-    """The weights that come with an experiment of that name, if its settings are still those of their card."""
-    for root in config.roots("experiments"):
-        path = root / "weights" / f"{name}.safetensors"
-        if path.is_file() and card(path)["hash"] == config.experiment_hash(config.load(name)):
-            return path
-    return None
+def shipped(experiment: config.Config) -> Path | None:
+    """The weights that come with the lab and whose card names exactly what this experiment trains."""
+    key = config.experiment_hash(experiment)
+    files = (path for root in config.roots("experiments") for path in sorted(root.glob("weights/*.safetensors")))
+    return next((path for path in files if card(path).get("hash") == key), None)
 
 
 def card(path: Path) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""Trained models, loaded and sampled; the verb `sample`."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sana_lab import config, parts, weights
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.parts import SpecError
+from sana_lab.systems.text2image import TextToImage
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The trained system of an experiment (averaged weights), or of a Lightning checkpoint file, in evaluation mode.
+
+    SpecError where it is neither trained here nor shipped. `system.experiment` is its resolved configuration.
+    """
+    if name.endswith(".ckpt"):
+        return _from_checkpoint(Path(name))
+    experiment = config.load(name, overrides)
+    system = restore(experiment, weights.find_trained(experiment, name))
+    system.experiment = experiment
+    return system
+
+
+def restore(experiment: config.Config, path: Path) -> Any:
+    """The experiment's system with the weights that its training left in `path`."""
+    system = parts.build("system", experiment["system"])
+    state = weights.read(path)
+    for kind in sorted({key.split(".")[0] for key in state}):
+        weights.load_state(getattr(system, kind), state, f"{kind}.", str(path))
+    return system.eval()
+
+
+def _from_checkpoint(path: Path) -> Any:
+    """The averaged weights of a checkpoint, its system rebuilt from the specs it holds."""
+    if not path.is_file():
+        raise SpecError(f"there is no checkpoint {str(path)!r}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    kind = "text2image" if "dit" in checkpoint["hyper_parameters"] else "autoencoder"
+    system = parts.build("system", {"name": kind, **checkpoint["hyper_parameters"]})
+    system.load_state_dict(checkpoint["state_dict"], strict=False)
+    system.on_load_checkpoint(checkpoint)
+    system.average.write(system if kind == "text2image" else system.autoencoder)
+    return system.eval()
+
+
+def sample(
+    model: str | TextToImage,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    negative: str = "",
+    **changes: Any,
+) -> Tensor:
+    """Images (B, 3, H, W) uint8 of prompts, from a trained experiment's name or a loaded system.
+
+    `changes` are fields of `Sampling`: solver, steps, guidance, shift.
+    """
+    system = load(model) if isinstance(model, str) else model
+    experiment = getattr(system, "experiment", None)
+    if not isinstance(system, TextToImage):
+        raise SpecError(f"{model!r} is a {type(system).__name__}, expected a text2image system")
+    settings = {**(experiment["sampling"] if experiment else {}), **changes}
+    config.check_sampling(settings)
+    if size is None and experiment is None:
+        raise SpecError("size is not given, and a checkpoint does not say; expected pixels a side, such as size=64")
+    return system.sample(
+        list(prompts), size=size or config.image_size(experiment["data"]), sampling=Sampling(**settings), seed=seed, negative=negative
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    """`sana-lab sample`: DIR/000-a-red-circle.png ..., the prompt and settings inside each file."""
+    if blank := [p for p in options.prompts if not p.strip()]:
+        raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"cannot write to {options.out}: {error.strerror}") from error
+    torch.set_grad_enabled(False)
+    system = load(options.model, options.set)
+    images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
+    for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
+        about = {"prompt": prompt, "model": options.model, "seed": options.seed, "index": i, "negative": options.negative}
+        print(write(options.out, image, about | {"sampling": system.experiment["sampling"]}))
+
+
+def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
+    """A PNG whose text chunks hold the prompt and all settings."""
+    text = PngInfo()
+    text.add_itxt("prompt", about["prompt"])
+    text.add_itxt("sana_lab", json.dumps(about))
+    slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
+    path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, pnginfo=text)
+    return path
