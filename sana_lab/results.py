@@ -1,0 +1,90 @@
+"""From an ablation's runs in MLflow to its table, plots and same-noise pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sana_lab import plots, report, tracking
+from sana_lab.config import Ablation
+from sana_lab.sweep import Item
+from sana_lab.tracking import Store
+from sana_lab.types import Json
+
+
+def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], folder: Path) -> None:
+    """table.{md,tex,csv,json}, *.png in `folder`, and the same on the sweep's run; prints the Markdown."""
+    table = report.build_table(
+        [record(i) for i in found],
+        title=ablation.title,
+        columns=ablation.columns,
+        notes=[*ablation.notes, *measured_on(store, found)],
+        machine=f"{tracking.cores()} x {tracking.cpu_model()}",
+    )
+    paths = report.write(table, folder)
+    paths += draw_plots(store, ablation, found, table, folder)
+    for parent in store.find(name, {"sana.kind": "sweep"})[:1]:
+        for path in paths:
+            store.log_file(parent.id, path, "table")
+    print(report.to_markdown(table))
+    print("\n".join(str(path) for path in paths))
+
+
+def record(item: Item) -> Json:
+    """A trial as `report` takes it."""
+    status = {"FINISHED": "finished", "FAILED": "failed"}.get(item.run.status if item.run else "", "missing")
+    base: Json = {"label": item.trial.label, "labels": item.trial.labels, "seed": item.trial.seed, "status": status}
+    if item.run is None:
+        return {**base, "error": None, "metrics": {}, "run_id": None, "commit": None}
+    commit = item.run.tags.get("commit")
+    dirty = "-dirty" if item.run.tags.get("dirty") == "True" else ""
+    return {**base, "error": item.run.tags.get("sana.error"), "metrics": item.run.metrics, "run_id": item.run.id,
+            "commit": f"{commit}{dirty}" if commit else None}
+
+
+def measured_on(store: Store, found: Sequence[Item]) -> list[str]:
+    """What the numbers mean, from the trials' own settings."""
+    evals = [i.trial.experiment["eval"] for i in found]
+    done = [i.run.metrics for i in found if i.run is not None and "prompts" in i.run.metrics]
+    notes = []
+    if done:
+        prompts = sorted({f"{m['prompts']:.0f} prompts, {m['images']:.0f} images" for m in done})
+        notes.append(f"GenEval on the embedded world: {' or '.join(prompts)} a row; same prompts, same noise.")
+    if any(e["bench_size"] for e in evals):
+        sizes = sorted({f"{e['bench_size']} px" for e in evals})
+        notes.append(f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
+                     f"input, batch {evals[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance.")
+    return notes
+
+
+def draw_plots(store: Store, ablation: Ablation, found: Sequence[Item], table: report.Table, folder: Path) -> list[Path]:
+    """Every plot that the finished trials have data for."""
+    done = [i for i in found if i.done and i.run is not None]
+    return plots.write_all(table, curves(store, done), samples(store, done), folder, x=ablation.x)
+
+
+def curves(store: Store, done: Sequence[Item]) -> dict[str, list[tuple[int, float]]]:
+    """label -> validation loss by step, of the first seed; trials that reuse a model have none of their own."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for item in done:
+        assert item.run is not None
+        history = store.history(item.run.id, "train/loss")
+        if len(history) > 1:
+            found.setdefault(item.trial.label, history)
+    return found
+
+
+def samples(store: Store, done: Sequence[Item]) -> tuple[dict[str, Any], list[str]]:
+    """label -> images (N, 3, H, W) uint8 of the first seed, and their prompts."""
+    images: dict[str, Any] = {}
+    prompts: list[str] = []
+    for item in done:
+        assert item.run is not None
+        try:
+            stored = np.load(store.file(item.run.id, "samples.npz"))
+        except FileNotFoundError:
+            continue
+        images.setdefault(item.trial.label, stored["images"])
+        prompts = [str(p) for p in stored["prompts"]]
+    return images, prompts

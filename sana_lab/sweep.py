@@ -1,0 +1,288 @@
+"""The verbs `ablate` and `table`: trials of an ablation, run once each, recorded in MLflow, shown as a table.
+
+A trial is known by the hash of what trains, samples and judges it; a run of that hash that has FINISHED is not run
+again, a model that another trial trained is not trained again, and a failed trial is a hole with its error.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from sana_lab import config, tracking, train, weights
+from sana_lab.config import Ablation, Trial
+from sana_lab.tracking import Run, Store
+
+JUDGED, BENCHED = 400, 150
+"""What judging and benching a trial count for in the progress bar, in training steps."""
+
+
+class Item(NamedTuple):
+    """A trial and the run that records it, if there is one."""
+
+    trial: Trial
+    key: str
+    model: str
+    run: Run | None
+
+    @property
+    def done(self) -> bool:
+        return self.run is not None and self.run.status == "FINISHED"
+
+    @property
+    def judged(self) -> bool:
+        return self.run is not None and self.run.tags.get("sana.judged") == self.key
+
+    @property
+    def state(self) -> str:
+        if self.run is None:
+            return "to run" if weights.trained(self.trial.experiment) is None else "trained, to judge"
+        return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(self.run.status, "unfinished")
+
+
+def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool, out: Path | None) -> int:
+    """Run what is missing of an ablation, then write its table; the exit status is 1 where a trial failed."""
+    ablation, trials = config.load_ablation(name, overrides)
+    for trial in trials:
+        train.check(trial.experiment)
+    store = Store(weights.HOME)
+    if dry_run:
+        print("\n".join(_plan(ablation, items(store, name, trials))))
+        return 0
+    train.prepare_folder(weights.HOME)
+    with _alone(name):
+        run(store, name, ablation, trials, workers or _workers())
+    write_table(name, overrides, out)
+    return 0 if all(i.done for i in items(store, name, trials)) else 1
+
+
+def items(store: Store, name: str, trials: Sequence[Trial]) -> list[Item]:
+    """Each trial with its newest run, a finished one first."""
+    runs: dict[str, Run] = {}
+    for found in reversed(store.find(name)):
+        key = found.tags.get("sana.trial", "")
+        if runs.get(key) is None or runs[key].status != "FINISHED":
+            runs[key] = found
+    keyed = [(trial, config.trial_hash(trial)) for trial in trials]
+    return [Item(trial, key, config.experiment_hash(trial.experiment), runs.get(key)) for trial, key in keyed]
+
+
+def run(store: Store, name: str, ablation: Ablation, trials: Sequence[Trial], workers: int) -> None:
+    """Train and judge what is missing, several at a time, then measure costs one at a time on a quiet machine."""
+    todo = list({i.key: i for i in items(store, name, trials) if not i.done}.values())
+    if not todo:
+        print(f"{name}: all {len(trials)} trials are done")
+        return
+    store.create(name)
+    parent = _parent(store, name, ablation)
+    todo = [i._replace(run=_child(store, name, parent, i)) for i in todo]
+    judging, frozen = [i for i in todo if not i.judged], _frozen(todo)
+    with _progress(name, judging, frozen, todo) as bar, ThreadPoolExecutor(workers) as pool:
+        jobs = Jobs(store, name, bar, _cores() // workers or 1)
+        try:
+            _all(pool.map(jobs.frozen, frozen))
+            _all(pool.map(jobs.judge, _by_model(judging)))
+            jobs.threads = _cores()
+            jobs.bench([i for i in todo if _judged(store, i)])
+        except BaseException:
+            jobs.stop()
+            raise
+    store.finish(parent, "FINISHED" if all(i.done for i in items(store, name, trials)) else "FAILED")
+
+
+class Jobs:
+    """Work in processes of its own, so that a crash costs one trial; `stop` ends them all."""
+
+    def __init__(self, store: Store, name: str, bar: "tqdm[Any]", threads: int) -> None:
+        self.store, self.name, self.bar, self.threads = store, name, bar, threads
+        self.folder = weights.HOME / "sweeps" / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.running: set[subprocess.Popen[str]] = set()
+        self.stopped = False
+
+    def frozen(self, experiment: str) -> None:
+        """Train an experiment whose weights trials take."""
+        status = self._work(f"train-{experiment}", {"kind": "train", "name": experiment, "trials": []})
+        if status:
+            log = self.folder / f"train-{experiment}.log"
+            raise RuntimeError(f"training {experiment!r}, which trials take weights from, failed; see {log}")
+
+    def judge(self, group: list[Item]) -> None:
+        """Train one model and judge every trial of it."""
+        self._finish(group, self._work(group[0].model, {"kind": "judge", "trials": list(map(_plain, group))}), group[0].model)
+
+    def bench(self, group: list[Item]) -> None:
+        """Measure the costs of trials, one after the other."""
+        if group:
+            self._finish(group, self._work("bench", {"kind": "bench", "trials": list(map(_plain, group))}), "bench")
+
+    def stop(self) -> None:
+        self.stopped = True
+        for process in list(self.running):
+            process.terminate()
+
+    def _work(self, title: str, job: dict[str, Any]) -> int:
+        """Run a worker until it ends, feeding the progress bar with what it prints; its exit status."""
+        if self.stopped:
+            return 0
+        path = self.folder / f"{title}.json"
+        path.write_text(json.dumps({**job, "threads": self.threads, "store": str(self.store.home), "sweep": self.name}))
+        command = [sys.executable, "-m", "sana_lab.worker", str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        with path.with_suffix(".log").open("w") as log, subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, env=environment
+        ) as process:
+            self.running.add(process)
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._told(line)
+        self.running.discard(process)
+        return process.returncode
+
+    def _told(self, line: str) -> None:
+        """A worker's line: `@ steps text` moves the bar; anything else is its own talk."""
+        mark, _, rest = line.partition(" ")
+        if mark == "@":
+            steps, _, text = rest.strip().partition(" ")
+            self.bar.update(int(steps))
+            self.bar.set_postfix_str(text)
+
+    def _finish(self, group: Iterable[Item], status: int, title: str) -> None:
+        """A worker that died left runs open: they failed."""
+        if not status or self.stopped:
+            return
+        for item in group:
+            assert item.run is not None
+            if self.store.run(item.run.id).status == "RUNNING":
+                log = (self.folder / f"{title}.log").absolute()
+                self.store.set_tags(item.run.id, {"sana.error": f"its process ended with status {status}; see {log}"})
+                self.store.finish(item.run.id, "FAILED")
+
+
+def write_table(name: str, overrides: Sequence[str], out: Path | None) -> None:
+    """Table, plots and pictures of what has finished, from the runs in MLflow."""
+    from sana_lab import results
+
+    ablation, trials = config.load_ablation(name, overrides)
+    store = Store(weights.HOME)
+    found = items(store, name, trials)
+    folder = out or weights.HOME / "tables" / name
+    results.write(store, name, ablation, found, folder)
+
+
+def _plan(ablation: Ablation, found: Sequence[Item]) -> list[str]:
+    """The dry run's lines."""
+    models = len({i.model for i in found})
+    head = f"{ablation.title}: {len(found)} trials of {models} trained models"
+    return [head, *(f"  {i.key}  model {i.model}  seed {i.trial.seed}  {i.trial.label:<40} {i.state}" for i in found)]
+
+
+def _plain(item: Item) -> dict[str, Any]:
+    assert item.run is not None
+    return {"run": item.run.id, "key": item.key, "label": item.trial.label, "experiment": item.trial.experiment}
+
+
+def _by_model(group: Sequence[Item]) -> list[list[Item]]:
+    models: dict[str, list[Item]] = {}
+    for item in group:
+        models.setdefault(item.model, []).append(item)
+    return list(models.values())
+
+
+def _frozen(group: Sequence[Item]) -> list[str]:
+    """Experiments that trials take weights from and that are neither trained nor shipped."""
+    names = dict.fromkeys(n for i in group for n in config.experiments_named(i.trial.experiment["system"]))
+    return [n for n in names if weights.trained(e := config.load(n)) is None and weights.shipped(e) is None]
+
+
+def _judged(store: Store, item: Item) -> bool:
+    assert item.run is not None
+    run = store.run(item.run.id)
+    return run.status == "RUNNING" and run.tags.get("sana.judged") == item.key
+
+
+def _parent(store: Store, name: str, ablation: Ablation) -> str:
+    """The sweep's own run, the same one when a sweep goes on."""
+    old = store.find(name, {"sana.kind": "sweep"})
+    if old:
+        store.resume(old[0].id)
+        return old[0].id
+    return store.start_run(name, ablation.title, {"sana.kind": "sweep", "sana.sweep": name})
+
+
+def _child(store: Store, name: str, parent: str, item: Item) -> Run:
+    """The trial's run, the one that was interrupted where there is one."""
+    if item.run is not None:
+        store.resume(item.run.id)
+        return store.run(item.run.id)
+    trial = item.trial
+    labels = {f"label.{axis}": label for axis, label in trial.labels.items()}
+    tags = {"sana.kind": "trial", "sana.sweep": name, "sana.trial": item.key, "sana.model": item.model,
+            "sana.label": trial.label, "sana.seed": trial.seed, **labels, **tracking.environment()}
+    title = trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
+    run = store.start_run(name, title, tags, parent)
+    store.log_params(run, trial.experiment)
+    return store.run(run)
+
+
+@contextmanager
+def _progress(name: str, judging: Sequence[Item], frozen: Sequence[str], todo: Sequence[Item]) -> Iterator["tqdm[Any]"]:
+    models = {i.model: i.trial.experiment for i in judging}
+    models |= {f"frozen {n}": config.load(n) for n in frozen}
+    steps = sum(e["trainer"]["max_steps"] for e in models.values() if weights.trained(e) is None)
+    total = steps + JUDGED * len(judging) + BENCHED * len(todo)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+    with tqdm(total=total, desc=name, bar_format=layout, dynamic_ncols=True, mininterval=1.0) as bar:
+        yield bar
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Only one process at a time runs a sweep of this name in this folder."""
+    lock = FileLock(weights.HOME / f"{name}.sweep.lock")
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout as error:
+        raise ValueError(f"another process is running the ablation {name!r} in {weights.HOME.absolute()}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _all(results: Iterable[None]) -> None:
+    for _ in results:
+        pass
+
+
+def _cores() -> int:
+    return tracking.cores()
+
+
+def _workers() -> int:
+    """One process per core, at most two; one where there is a GPU, which two would share badly."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else min(2, _cores())
+
+
+def watch(parent: int) -> threading.Thread:
+    """End this process when its parent is gone, so that a killed sweep leaves nothing running."""
+
+    def poll() -> None:
+        while os.getppid() == parent:
+            threading.Event().wait(2.0)
+        os._exit(1)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    return thread

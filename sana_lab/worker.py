@@ -1,0 +1,127 @@
+"""A sweep's worker process: `python -m sana_lab.worker JOB.json`. It prints `@ steps text` for the progress bar."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sana_lab import bench, config, draw, judging, train, weights
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.logger import Tracker
+from sana_lab.sweep import BENCHED, JUDGED, watch
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.tracking import Store
+from sana_lab.types import Json
+
+
+def main(path: Path) -> int:
+    job = json.loads(path.read_text())
+    watch(os.getppid())
+    torch.set_num_threads(job["threads"])
+    store = Store(job["store"])
+    if job["kind"] == "train":
+        train.train(config.load(job["name"]), name=job["name"], progress=Steps(job["name"]))
+    elif job["kind"] == "judge":
+        judge(store, job["trials"], job["threads"])
+    else:
+        for trial in job["trials"]:
+            guarded(store, [trial], lambda trial=trial: cost(store, trial))
+    return 0
+
+
+def guarded(store: Store, trials: list[Json], work: Any) -> bool:
+    """Do the work; where it raises, the trials' runs fail with the error, and others go on."""
+    try:
+        work()
+    except Exception as error:
+        traceback.print_exc()
+        for trial in trials:
+            store.set_tags(trial["run"], {"sana.error": f"{type(error).__name__}: {error}"})
+            store.finish(trial["run"], "FAILED")
+        return False
+    return True
+
+
+def judge(store: Store, trials: list[Json], threads: int) -> None:
+    """Train the model that these trials share, then judge each of them."""
+    first = trials[0]
+    if guarded(store, trials, lambda: fit(store, first)):
+        torch.set_num_threads(threads)
+        for trial in trials:
+            tell(0, f"judging {trial['label']}")
+            guarded(store, [trial], lambda trial=trial: quality(store, trial))
+            tell(JUDGED, trial["label"])
+
+
+def fit(store: Store, trial: Json) -> None:
+    tracker = Tracker(store, trial["run"])
+    train.train(trial["experiment"], name=trial["label"], logger=tracker, progress=Steps(trial["label"]))
+    tracker.finalize("success")
+
+
+def quality(store: Store, trial: Json) -> None:
+    """Measures and pictures of one trained trial."""
+    path = weights.find_trained(trial["experiment"], trial["label"])
+    system = draw.restore(trial["experiment"], path)
+    system.experiment = trial["experiment"]
+    report = judging.evaluate(system)
+    card = weights.card(path)
+    measured = {"val_loss": card["measured"].get("val/loss"), "train_s": card["seconds"]}
+    store.log_metrics(trial["run"], {**judging.flat(report), **{k: v for k, v in measured.items() if v is not None}})
+    store.log_dict(trial["run"], report, "report.json")
+    if trial["experiment"]["prompts"] and isinstance(system, TextToImage):
+        pictures(store, trial, system)
+    store.set_tags(trial["run"], {"sana.judged": trial["key"]})
+
+
+def pictures(store: Store, trial: Json, system: TextToImage) -> None:
+    """The experiment's prompts, drawn from the same noise in every trial."""
+    prompts = trial["experiment"]["prompts"]
+    images = judging.sampler(system)(prompts, list(range(len(prompts))))
+    store.log_image(trial["run"], "final", train.side_by_side(images))
+    path = weights.HOME / "sweeps" / trial["key"] / "samples.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, images=images.numpy(), prompts=np.array(prompts))
+    store.log_file(trial["run"], path)
+
+
+def cost(store: Store, trial: Json) -> None:
+    """What an image costs, measured on the trial's own modules at the bench size; then the run has finished."""
+    experiment, options = trial["experiment"], trial["experiment"]["eval"]
+    if experiment["system"]["name"] == "text2image":
+        record = bench.bench(
+            bench.build_untrained(experiment),
+            Sampling(**experiment["sampling"]),
+            options["bench_size"] or config.image_size(experiment["data"]),
+            options["bench_batch"],
+            repeats=options["bench_repeats"],
+            measured_steps=options["bench_steps"],
+        )
+        store.log_metrics(trial["run"], {k: v for k, v in record.items() if isinstance(v, int | float)})
+        store.log_dict(trial["run"], record, "bench.json")
+    store.finish(trial["run"])
+    tell(BENCHED, f"measured {trial['label']}")
+
+
+class Steps:
+    """Training progress as lines for the sweep's bar."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.told = label, 0
+
+    def __call__(self, step: int, steps: int) -> None:
+        tell(step - self.told, f"{self.label}: step {step} of {steps}")
+        self.told = step
+
+
+def tell(steps: int, text: str) -> None:
+    print(f"@ {steps} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
