@@ -1,0 +1,114 @@
+"""Order and delivery: which item comes at which step, as a pure function of (seed, step), for any data module."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sana_lab.types import Batch
+
+
+class Order:
+    """A fresh permutation of `items` items in each epoch, by (seed, epoch); positions count on through the epochs."""
+
+    def __init__(self, items: int, seed: int) -> None:
+        self.items, self.seed = items, seed
+        self._epoch = -1
+        self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def at(self, positions: Iterable[int]) -> list[tuple[int, int]]:
+        """The (item, epoch) that stands at each position."""
+        return [(int(self._of(p // self.items)[p % self.items]), p // self.items) for p in positions]
+
+    def _of(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.items)
+            self._epoch = epoch
+        return self._permutation
+
+
+def turn(choices: int, draw: int, *key: int) -> int:
+    """Which of `choices` an item takes on its draw-th turn: all in rotation, from a start that `key` scatters."""
+    start = int(np.random.default_rng(key).integers(choices)) if key else 0
+    return (start + draw) % choices
+
+
+class Endless:
+    """Training batches without end: an iterable of `make(0), make(1), ...` that begins where the trainer stands.
+
+    Rank r of R takes every R-th batch, from the number of batches that the trainer has processed (a checkpoint keeps
+    it, whatever the accumulation or the number of optimisers), so that a resumed run goes on where it stopped.
+    """
+
+    def __init__(self, make: Callable[[int], Batch], trainer: L.Trainer | None, workers: int = 0) -> None:
+        self.make, self.trainer, self.workers = make, trainer, workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, ranks = _place(self.trainer)
+        return _deliver(self.make, range(_processed(self.trainer) * ranks + rank, sys.maxsize, ranks), self.workers)
+
+
+class Finite:
+    """Held-out batches: `make(rows)` over `items` items in order, `batch` at a time, shared among the ranks."""
+
+    def __init__(
+        self, make: Callable[[range], Batch], items: int, batch: int, trainer: L.Trainer | None = None, workers: int = 0
+    ) -> None:
+        self.make, self.items, self.batch, self.trainer, self.workers = make, items, batch, trainer, workers
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _deliver(_Rows(self.make, self.items, self.batch), self._starts(), self.workers)
+
+    def _starts(self) -> range:
+        """First row of each batch of this rank; with fewer batches than ranks, each rank takes them all."""
+        every = range(0, self.items, self.batch)
+        rank, ranks = _place(self.trainer)
+        return every[rank::ranks] if len(every) >= ranks else every
+
+
+class _Rows:
+    """Batch from its first row; a class, so that it can be sent to a worker."""
+
+    def __init__(self, make: Callable[[range], Batch], items: int, batch: int) -> None:
+        self.make, self.items, self.batch = make, items, batch
+
+    def __call__(self, first: int) -> Batch:
+        return self.make(range(first, min(first + self.batch, self.items)))
+
+
+class _Numbered(IterableDataset[Batch]):
+    """`make(n)` for each n of `numbers`; worker w of W makes every W-th, and the loader interleaves them in order."""
+
+    def __init__(self, make: Callable[[int], Batch], numbers: range) -> None:
+        self.make, self.numbers = make, numbers
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        mine = self.numbers if worker is None else self.numbers[worker.id :: worker.num_workers]
+        return map(self.make, mine)
+
+
+def _deliver(make: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[Batch]:
+    return iter(DataLoader(_Numbered(make, numbers), batch_size=None, num_workers=workers, collate_fn=_same))
+
+
+def _place(trainer: L.Trainer | None) -> tuple[int, int]:
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _processed(trainer: L.Trainer | None) -> int:
+    if trainer is None:
+        return 0
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(progress.processed)
+
+
+def _same(batch: Any) -> Any:
+    return batch
