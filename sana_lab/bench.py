@@ -10,34 +10,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sana_lab.autoencoders import Autoencoder
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.dit import Dit
 from sana_lab.evaluation.efficiency import Call, Timing, measure, peak_memory
 from sana_lab.evaluation.flops import DEFINITION, by_component, count_macs
 from sana_lab.parts import SpecError, build
-from sana_lab.text import TextEncoder
+from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json, Velocity
 
 PROMPTS = ("a photo of a red circle left of a blue square", "a photo of three green triangles")
 COMPONENT = {"text": "text_encoder", "denoise": "dit", "decode": "autoencoder"}
 STAGES = tuple(COMPONENT)
-
-
-class System(Protocol):
-    """What is measured: a text-to-image system's three networks and its flow."""
-
-    text_encoder: TextEncoder
-    dit: Dit
-    autoencoder: Autoencoder
-    flow: Flow
 
 
 class Seconds(NamedTuple):
@@ -71,7 +60,7 @@ class Work(NamedTuple):
 
 @torch.no_grad()
 def bench(
-    system: System,
+    system: TextToImage,
     sampling: Sampling,
     size: int,
     batch: int = 1,
@@ -85,11 +74,11 @@ def bench(
     Latency is at batch 1, throughput and peak memory at `batch`. With `measured_steps` the denoiser's time is that of
     one evaluation, the median of so many, times the number of evaluations. ValueError for a size that does not divide.
     """
-    _check(system, size, batch, prompts)
+    _check(batch, prompts)
     with evaluating(components(system).values()):
         one, many = (work(system, sampling, size, b, prompts) for b in (1, batch))
         evaluations = count_evaluations(sampling, system.flow)
-        timer = Timer(sampling, evaluations, repeats, measured_steps, warmup, device_of(system))
+        timer = Timer(sampling, evaluations, repeats, measured_steps, warmup, system.device)
         seconds = timer.stages(one)
         total = seconds["total"].median if batch == 1 else timer.stages(many)["total"].median
         macs = count_stages(one, evaluations)
@@ -135,12 +124,8 @@ def table(record: Json) -> str:
     return "\n".join([title, head, *lines, speed, *(f"- {note}" for note in record["notes"])])
 
 
-def components(system: System) -> dict[str, nn.Module]:
+def components(system: TextToImage) -> dict[str, nn.Module]:
     return {name: getattr(system, name) for name in COMPONENT.values()}
-
-
-def device_of(system: System) -> torch.device:
-    return next(system.dit.parameters()).device
 
 
 @contextmanager
@@ -156,10 +141,10 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = mode
 
 
-def work(system: System, sampling: Sampling, size: int, batch: int, prompts: Sequence[str]) -> Work:
+def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts: Sequence[str]) -> Work:
     """Everything that is timed, on fixed random noise."""
     parameter = next(system.dit.parameters())
-    shape = (batch, system.autoencoder.channels, *[size // system.autoencoder.downsample] * 2)
+    shape = (batch, *system.latent_shape(size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
 
@@ -234,12 +219,12 @@ def count_stages(work: Work, evaluations: int) -> dict[str, float]:
     return {name: count / 1e9 for name, count in counts.items()}
 
 
-def measure_peaks(system: System, work: Work, sampling: Sampling) -> Json:
+def measure_peaks(system: TextToImage, work: Work, sampling: Sampling) -> Json:
     """MiB by stage, all weights included; three steps stand for all, as no solver keeps more."""
     short = replace(sampling, steps=min(sampling.steps, 3))
     calls = {"text": work.text, "denoise": lambda: work.denoise(short), "decode": work.decode}
     weights = [t for m in components(system).values() for t in (*m.parameters(), *m.buffers())]
-    found = {name: peak_memory(call, device_of(system), weights) for name, call in calls.items()}
+    found = {name: peak_memory(call, system.device, weights) for name, call in calls.items()}
     peaks = {name: memory.peak_mib for name, memory in found.items()}
     resident = sum(t.numel() * t.element_size() for t in {id(t): t for t in weights}.values()) / 2**20
     return {**peaks, "total": max(peaks.values()), "weights": resident, "method": found["text"].method}
@@ -300,18 +285,16 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _check(system: System, size: int, batch: int, prompts: Sequence[str]) -> None:
-    unit = system.autoencoder.downsample * system.dit.patch
-    if size < 1 or size % unit:
-        near = max(1, round(size / unit)) * unit
-        raise ValueError(f"bench size {size} is not a multiple of {unit} (autoencoder x patch); the nearest is {near}")
+def _check(batch: int, prompts: Sequence[str]) -> None:
     if batch < 1:
         raise ValueError(f"bench batch is {batch}, expected at least 1")
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"bench prompts are {prompts!r}, expected a list of at least one text")
 
 
-def _headline(system: System, seconds: dict[str, Seconds], speed: float, macs: dict[str, float], peaks: Json) -> Json:
+def _headline(
+    system: TextToImage, seconds: dict[str, Seconds], speed: float, macs: dict[str, float], peaks: Json
+) -> Json:
     """The columns of a table."""
     return {
         "params_m": by_component(components(system))["all"]["total"] / 1e6,
@@ -324,7 +307,7 @@ def _headline(system: System, seconds: dict[str, Seconds], speed: float, macs: d
     }
 
 
-def _stages(system: System, seconds: dict[str, Seconds], macs: dict[str, float], peaks: Json) -> Json:
+def _stages(system: TextToImage, seconds: dict[str, Seconds], macs: dict[str, float], peaks: Json) -> Json:
     params = by_component(components(system))
     return {
         name: {
@@ -340,7 +323,7 @@ def _stages(system: System, seconds: dict[str, Seconds], macs: dict[str, float],
     }
 
 
-def _settings(system: System, sampling: Sampling, timer: Timer) -> Json:
+def _settings(system: TextToImage, sampling: Sampling, timer: Timer) -> Json:
     return {
         "device": device_name(timer.device),
         "dtype": {k: str(next(m.parameters()).dtype).removeprefix("torch.") for k, m in components(system).items()},

@@ -2,18 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sana_lab.autoencoders.vae import Vae
 from sana_lab.bench import bench, count_evaluations, table
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.dit.sana import Sana
+from sana_lab.systems.text2image import TextToImage
 from sana_lab.text import TextEncoder
 from sana_lab.types import Text
 
@@ -25,6 +23,7 @@ class Letters(TextEncoder):
 
     dim = TEXT
     max_tokens = LENGTH
+    pretrained = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,12 +34,11 @@ class Letters(TextEncoder):
         return Text(self.table(codes), torch.ones_like(codes, dtype=torch.bool))
 
 
-def system(**dit: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        text_encoder=Letters(),
-        dit=Sana(DIM, DEPTH, cross_heads=4, channels=CHANNELS, text_dim=TEXT, **dit),
-        autoencoder=Vae(widths=(8, 8, 8), depth=1, latent=CHANNELS, groups=4).requires_grad_(False),
-        flow=Flow(),
+def system(**dit: Any) -> TextToImage:
+    return TextToImage(
+        dit={"name": "sana", "dim": DIM, "depth": DEPTH, "cross_heads": 4, **dit},
+        autoencoder={"name": "vae", "widths": [8, 8, 8], "depth": 1, "latent": CHANNELS, "groups": 4},
+        text_encoder=f"{__name__}:Letters",
     )
 
 
@@ -146,8 +144,8 @@ def test_evaluations_of_each_solver(solver: str, evaluations: int):
 @pytest.mark.parametrize(
     ("size", "batch", "prompts", "message"),
     [
-        (30, 1, ["a"], "nearest is 32"),
-        (0, 1, ["a"], "nearest is 8"),
+        (30, 1, ["a"], "nearest is 32 x 32"),
+        (0, 1, ["a"], "nearest is 8 x 8"),
         (32, 0, ["a"], "at least 1"),
         (32, 1, [], "at least one text"),
         (32, 1, "a red circle", "a list"),

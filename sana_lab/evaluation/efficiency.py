@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Call = Callable[[], Any]
+Clock = Callable[[Call], tuple[float, float | None]]
+"""Runs a call; its seconds on the host, and on the device where it has a clock of its own."""
 
 NOISE = 0.05
 """A against A may differ by this much; above it, a machine is too busy for a ratio to mean anything."""
@@ -28,6 +30,11 @@ class Timing(NamedTuple):
     iqr_s: float  # between the quartiles
     n: int
     device_s: float | None = None  # median between CUDA events: without what the host adds before and after
+
+    @property
+    def typical_s(self) -> float:
+        """What ratios are made of: the device's own time where it has a clock."""
+        return self.median_s if self.device_s is None else self.device_s
 
     @classmethod
     def of(cls, seconds: Sequence[float], device: Sequence[float] = ()) -> "Timing":
@@ -72,8 +79,8 @@ class Comparison(NamedTuple):
     @classmethod
     def of(cls, peer: Timing, ours: Timing, again: Timing) -> "Comparison":
         """Of medians; `again` is the peer a second time."""
-        noise = abs(peer.median_s / again.median_s - 1)
-        return cls(peer, ours, noise, peer.median_s / ours.median_s if noise <= NOISE else None)
+        noise = abs(peer.typical_s / again.typical_s - 1)
+        return cls(peer, ours, noise, peer.typical_s / ours.typical_s if noise <= NOISE else None)
 
 
 def measure(call: Call, warmup: int, repeats: int, device: torch.device | str) -> Timing:
@@ -81,11 +88,13 @@ def measure(call: Call, warmup: int, repeats: int, device: torch.device | str) -
     return interleave({"": call}, warmup, repeats, device)[""]
 
 
-def interleave(calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str) -> dict[str, Timing]:
+def interleave(
+    calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
+) -> dict[str, Timing]:
     """The timing of each call, run in turn (A B C A B C ...), so that a drift of the machine meets all alike."""
     if warmup < 0 or repeats < 1:
         raise ValueError(f"warmup is {warmup} and repeats is {repeats}, expected at least 0 and 1")
-    clock = _cuda_clock if torch.device(device).type == "cuda" else _host_clock
+    clock = clock or (cuda_clock if torch.device(device).type == "cuda" else host_clock)
     for _ in range(warmup):
         for call in calls.values():
             clock(call)
@@ -93,9 +102,11 @@ def interleave(calls: Mapping[str, Call], warmup: int, repeats: int, device: tor
     return {name: _timing([r[name] for r in rounds]) for name in calls}
 
 
-def compare(peer: Call, ours: Call, warmup: int, repeats: int, device: torch.device | str) -> Comparison:
+def compare(
+    peer: Call, ours: Call, warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
+) -> Comparison:
     """peer / ours by medians; the peer runs twice in each round, and no ratio is given where it differs from itself."""
-    return Comparison.of(**interleave({"peer": peer, "ours": ours, "again": peer}, warmup, repeats, device))
+    return Comparison.of(**interleave({"peer": peer, "ours": ours, "again": peer}, warmup, repeats, device, clock))
 
 
 def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tensor] = ()) -> Memory:
@@ -166,13 +177,21 @@ class LiveBytes(TorchDispatchMode):
         return size
 
 
-def _host_clock(call: Call) -> tuple[float, None]:
+def host_clock(call: Call) -> tuple[float, None]:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start, None
 
 
-def _cuda_clock(call: Call) -> tuple[float, float]:
+def thread_clock(call: Call) -> tuple[float, None]:
+    """Processor time of this thread alone: for one-threaded work on a machine that others use."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start, None
+
+
+def cuda_clock(call: Call) -> tuple[float, float]:
+    """Wall time between synchronisations, and time between events on the stream."""
     before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start = time.perf_counter()

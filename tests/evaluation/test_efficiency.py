@@ -18,6 +18,7 @@ from sana_lab.evaluation.efficiency import (
     median_interval,
     peak_memory,
     quantile,
+    thread_clock,
 )
 
 MIB = 2**20
@@ -101,6 +102,20 @@ def test_no_ratio_when_a_differs_from_a():
     found = Comparison.of(Timing.of([6.0]), Timing.of([3.0]), Timing.of([6.5]))
     assert found.ratio is None
     assert found.noise == pytest.approx(0.5 / 6.5)
+
+
+def test_a_ratio_is_of_device_time_where_there_is_one():
+    found = Comparison.of(Timing.of([9.0], [4.0]), Timing.of([9.0], [2.0]), Timing.of([1.0], [4.0]))
+    assert found.ratio == 2
+    assert found.noise == 0
+
+
+def test_thread_clock_counts_work_and_not_waiting():
+    slept, worked = (
+        interleave({"": c}, 0, 1, "cpu", thread_clock)[""] for c in (lambda: time.sleep(0.2), lambda: spin(0.2))
+    )
+    assert slept.median_s < 0.05
+    assert 0 < worked.median_s <= 0.25
 
 
 def test_compare_runs_the_peer_twice_in_each_round():

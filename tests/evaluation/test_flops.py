@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.evaluation.flops import by_component, count_macs, parameters
+from sana_lab.ops.linear_attention import definition
 
 B, H, N, D = 1, 12, 64, 64
 
@@ -79,3 +80,10 @@ def test_parameters_count_shared_ones_once_and_tell_frozen_ones():
         "first": {"total": 15, "trainable": 15},
         "second": {"total": 15, "trainable": 12},
     }
+
+
+def test_the_linear_attention_kernel_counts_as_its_definition():
+    kernel = pytest.importorskip("sana_lab.ops.linear_attention_triton")
+    q = torch.empty(2, 100, 3, 32, device="meta")
+    count = count_macs(lambda: definition(q, q, q, None, 1e-8))
+    assert count == count_macs(lambda: kernel.linear_attention(q, q, q, None, 1e-8)) == 2 * 100 * 3 * (2 * 32**2 + 32)
