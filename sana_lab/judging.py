@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sana_lab import config, draw, parts, tracking
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.evaluation import fidelity, geneval, reconstruction
+from sana_lab.evaluation import geneval
 from sana_lab.evaluation.judge import ShapesJudge
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
@@ -52,6 +52,8 @@ def sampler(system: TextToImage) -> Callable[[list[str], list[int]], Tensor]:
 
 def _fid(system: TextToImage, draw_images: Callable[[list[str], list[int]], Tensor]) -> Json:
     """FID between held-out images and images drawn from their captions."""
+    from sana_lab.evaluation import fidelity
+
     options = system.experiment["eval"]
     data = parts.build("data", system.experiment["data"].get("source", system.experiment["data"]))
     data.setup("validate")
@@ -68,6 +70,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def _autoencoder(system: Any) -> Json:
+    from sana_lab.evaluation import reconstruction
+
     options = system.experiment["eval"]
     data = parts.build("data", system.experiment["data"])
     data.setup("validate")
@@ -106,6 +110,8 @@ def lines(report: Json) -> list[str]:
         out += [f"GenEval-shapes overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  "
                 f"({g['prompts']} prompts, {g['images']} images)"]
         out += [f"  {task:<14}{t['value']:.3f}  [{t['interval'][0]:.3f}, {t['interval'][1]:.3f}]" for task, t in g["tasks"].items()]
+        from sana_lab.evaluation import fidelity
+
         out += [f"FID {report['fid']['value']:.2f} on {report['fid']['n_fake']} images" if "fid" in report else fidelity.fid_hint()]
     if "reconstruction" in report:
         r = report["reconstruction"]

@@ -1,0 +1,29 @@
+# `make quickstart` and `make test` are all a newcomer needs; both make .venv first and are safe to repeat.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test check lint types clean
+
+quickstart: .venv/ready
+	$(BIN)/sana-lab ablate quickstart
+
+test: .venv/ready
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+check: lint types test
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/ready
+	$(BIN)/mypy
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch .venv/ready
+
+clean:
+	rm -rf .venv runs build dist
