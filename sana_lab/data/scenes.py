@@ -230,9 +230,15 @@ def box(thing: Thing, size: int) -> tuple[float, float, float, float]:
     return (x - wide * r) * size, (y - up * r) * size, (x + wide * r) * size, (y + down * r) * size
 
 
+def share(thing: Thing) -> float:
+    """How much of the picture an object covers, in [0, 1]."""
+    cross = 8 * 0.94 * 0.34 - 4 * 0.34**2
+    return {"circle": np.pi, "square": 2, "triangle": 0.75 * 3**0.5, "cross": cross}[thing.shape] * thing.radius**2
+
+
 def objects(row: Scene, size: int) -> list[Object]:
-    """What a perfect judge sees: the largest object first, score its share of the image's side."""
-    found = [Object(t.shape, box(t, size), t.radius, t.color) for t in row.things]
+    """What a perfect judge sees: the largest object first, its share of the picture as the score."""
+    found = [Object(t.shape, box(t, size), share(t), t.color) for t in row.things]
     return sorted(found, key=lambda o: -o.score)
 
 

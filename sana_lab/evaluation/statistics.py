@@ -1,8 +1,8 @@
 """How sure a mean is: bootstrap intervals over prompts, and differences between two systems on the same prompts.
 
-A *cluster* is the images of one prompt; a *stratum* is a task. Clusters are drawn with replacement within their stratum;
-the statistic is the mean over images in each stratum, then the plain mean over strata, as GenEval sums up. Where all
-outcomes agree the bootstrap has no width: read it beside n.
+A *cluster* is the images of one prompt; a *stratum* is a task. Clusters are drawn with replacement within their
+stratum; the statistic is the mean over images in each stratum, then the plain mean over strata, as GenEval sums up.
+Where all outcomes agree the bootstrap has no width: read it beside n.
 """
 
 from collections.abc import Mapping, Sequence
