@@ -7,13 +7,15 @@ import torch
 Backend = Literal["auto", "torch", "triton"]
 
 
-def choose(backend: Backend, device: torch.device, unsupported: str | None = None) -> tuple[Literal["torch", "triton"], str]:
+def choose(
+    backend: Backend, device: torch.device, unsupported: str | None = None
+) -> tuple[Literal["torch", "triton"], str]:
     """The backend for tensors on `device`, and the reason in words.
 
-    `unsupported` says what the kernel needs that the tensors are not ("float32 tensors, not float64"). `auto` is triton on
-    CUDA, where triton is installed and the kernel takes the tensors, and torch elsewhere. ValueError for an unknown name, and
-    for an explicit `triton` that cannot be: it never falls back. (The kernel itself refuses a device that it cannot launch
-    on, so that shapes may be inferred on the meta device.)
+    `unsupported` says what the kernel needs that the tensors are not ("float32 tensors, not float64"). `auto` is triton
+    on CUDA, where triton is installed and the kernel takes the tensors, and torch elsewhere. ValueError for an unknown
+    name, and for an explicit `triton` that cannot be: it never falls back. (The kernel itself refuses a device that it
+    cannot launch on, so that shapes can be inferred on the meta device.)
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}")

@@ -1,4 +1,4 @@
-"""ReLU linear attention (LiteLA; Katharopoulos et al. 2020, SANA section 2.2): the definition, and the way to its kernel.
+"""ReLU linear attention (Katharopoulos et al. 2020; SANA, section 2.2): the definition, and the way to its kernel.
 
 B batch, N tokens, H heads, D head width:
     S = relu(k)^T v  (D, D)      z = sum over tokens of relu(k)  (D)      out = relu(q) S / (relu(q) z + eps)
@@ -20,11 +20,13 @@ def linear_attention(
 ) -> Tensor:
     """Attention of every token to every token at a cost linear in N: (B, N, H, D) each -> (B, N, H, D), in v's dtype.
 
-    q, k, v are views of any strides (those of a fused projection (B, N, 3, H, D) are read in place); `mask` (B, N) bool is
-    True at the keys that count. Each output is a mean of v's rows with weights relu(q) relu(k) >= 0, so |out| <= max |v|; a
-    token whose relu(q) is all zero gives 0. Whatever the backend, sums over tokens, S, z, the normaliser and the division
-    are float32 (float64 for float64), products take the values as they came in, which float32 holds exactly for half
-    precision, and only the result is rounded. ValueError for shapes, dtypes or a backend that cannot be.
+    q, k, v are views of any strides (those of a fused projection (B, N, 3, H, D) are read in place); `mask` (B, N) bool
+    is True at the keys that count. Each output is a mean of v's rows with weights relu(q) relu(k) >= 0, so
+    |out| <= max |v|; a token whose relu(q) is all zero gives 0.
+
+    Precision: S, z, the normaliser and the division are float32 (float64 for float64) whatever came in; k^T v takes the
+    values as they came in, and float32 holds the products of half-precision values exactly; the result is rounded once.
+    For bfloat16 the kernel may also round S to TF32. ValueError for shapes, dtypes or a backend that cannot be.
     """
     check(q, k, v, mask, eps)
     if choose(backend, q.device, unsupported(q))[0] == "torch":
@@ -63,7 +65,7 @@ def unsupported(q: Tensor) -> str | None:
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> None:
-    """ValueError unless q, k and v are (B, N, H, D) of one float dtype and device, mask (B, N) bool, and eps a float32."""
+    """ValueError unless q, k, v are (B, N, H, D) of one float dtype and device, mask (B, N) bool, and eps > 0."""
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         raise ValueError(f"q, k, v must be (B, N, H, D) of one shape; got {[tuple(x.shape) for x in (q, k, v)]}")
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:

@@ -2,16 +2,17 @@
 
 Forward:  state  k, v -> S, z              apply        q -> out
 Backward: query  q, dout -> dq, dS, dz     key_value    k, v -> dk, dv
-A program owns one (batch, head) and a run of tokens. Sums over tokens leave as one partial per run and are added in a fixed
-order, without atomics, so results repeat to the last bit. Only q, k, v and the state are kept for the backward, which
-recomputes the rest, so that each tensor of N tokens is read or written once. With r = relu(q), a = 1 / (r z + eps), t = dout S^T
-and g = a (r . t) = dout . out:
+A program owns one (batch, head) and a run of tokens. Sums over tokens leave as one partial per run and are added in a
+fixed order, without atomics, so results repeat to the last bit. Only q, k, v and the state are kept for the backward,
+which recomputes the rest and touches each tensor of N tokens once. With r = relu(q), a = 1 / (r z + eps),
+t = dout S^T and g = a (r . t) = dout . out:
     dq = a (t - g z) where q > 0     dS = sum (a r)^T dout     dz = -sum a g r
     dk = v dS^T + dz where k > 0     dv = relu(k) dS
-Precision: k^T v multiplies in the dtype that came in; products with S or dS, which are float32, are exact to about 2^-21
-("tf32x3") for half dtypes, and plain float32 ("ieee") for float32. Every accumulator is float32.
+Every accumulator is float32. k^T v multiplies in the dtype that came in. Products with S, dS and a r, all float32, are
+float32 for float32 ("ieee"), good to about 2^-21 for float16 ("tf32x3"), and to 2^-10 for bfloat16 ("tf32"), whose
+results are rounded to 2^-9 anyway.
 
-Letters: N tokens, D head width, W = D rounded up to a power of two (at least 16), T tokens in a tile, LOOPS tiles in a run.
+Letters: N tokens, D head width, W the power of two that holds D (at least 16), T tokens in a tile, LOOPS tiles in a run.
 """
 
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ def _program(H: int, RUN: tl.constexpr):
 @triton.jit
 def _rows(base: tl.tensor, strides: tl.tuple, b: int, h: int, n: tl.tensor, d: tl.tensor):
     """Pointers (T, W) to tokens n of head h, in a (B, N, H, D) tensor of any strides."""
-    return base + b * strides[0] + n[:, None] * strides[1] + h * strides[2] + d[None, :] * strides[3]
+    return base + b * strides[0] + n[:, None] * strides[1] + h * strides[2] + d[None, :].to(tl.int64) * strides[3]
 
 
 @triton.jit
@@ -69,7 +70,8 @@ def _load_state(state: tl.tensor, part: int, D: tl.constexpr, W: tl.constexpr):
     d = tl.arange(0, W)
     base = state + part * (D + 1) * D
     inside = (d < D)[:, None] & (d < D)[None, :]
-    return tl.load(base + d[:, None] * D + d[None, :], mask=inside, other=0.0), tl.load(base + D * D + d, mask=d < D, other=0.0)
+    s = tl.load(base + d[:, None] * D + d[None, :], mask=inside, other=0.0)
+    return s, tl.load(base + D * D + d, mask=d < D, other=0.0)
 
 
 @triton.jit
@@ -83,9 +85,9 @@ def _store_state(state: tl.tensor, s: tl.tensor, z: tl.tensor, D: tl.constexpr, 
 
 @triton.jit
 def _state_kernel(
-    k: tl.tensor, v: tl.tensor, keep: tl.tensor, state: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple, N: int, H: int,
-    D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, MASKED: tl.constexpr, PRODUCT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    k: tl.tensor, v: tl.tensor, keep: tl.tensor, state: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
+    N: int, H: int, D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
@@ -103,7 +105,8 @@ def _state_kernel(
 
 @triton.jit
 def _apply_kernel(
-    q: tl.tensor, state: tl.tensor, out: tl.tensor, q_strides: tl.tuple, out_strides: tl.tuple, N: int, H: int, eps: float,
+    q: tl.tensor, state: tl.tensor, out: tl.tensor, q_strides: tl.tuple, out_strides: tl.tuple,
+    N: int, H: int, eps: float,
     D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
@@ -120,8 +123,8 @@ def _apply_kernel(
 
 @triton.jit
 def _query_kernel(
-    q: tl.tensor, dout: tl.tensor, state: tl.tensor, dq: tl.tensor, dstate: tl.tensor, q_strides: tl.tuple, dout_strides: tl.tuple,
-    dq_strides: tl.tuple, N: int, H: int, eps: float,
+    q: tl.tensor, dout: tl.tensor, state: tl.tensor, dq: tl.tensor, dstate: tl.tensor,
+    q_strides: tl.tuple, dout_strides: tl.tuple, dq_strides: tl.tuple, N: int, H: int, eps: float,
     D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
@@ -147,9 +150,10 @@ def _query_kernel(
 
 @triton.jit
 def _key_value_kernel(
-    k: tl.tensor, v: tl.tensor, keep: tl.tensor, dstate: tl.tensor, dk: tl.tensor, dv: tl.tensor, k_strides: tl.tuple,
-    v_strides: tl.tuple, dk_strides: tl.tuple, dv_strides: tl.tuple, N: int, H: int,
-    D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    k: tl.tensor, v: tl.tensor, keep: tl.tensor, dstate: tl.tensor, dk: tl.tensor, dv: tl.tensor,
+    k_strides: tl.tuple, v_strides: tl.tuple, dk_strides: tl.tuple, dv_strides: tl.tuple, N: int, H: int,
+    D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
@@ -166,33 +170,46 @@ def _key_value_kernel(
 
 
 class Plan(NamedTuple):
-    """How the tokens are cut: `loops` tiles of `tile` tokens for each program, `width` columns, `warps` warps."""
+    """How a shape is cut (W, T and LOOPS above, warps in a program) and how it is multiplied."""
 
     width: int
     tile: int
     loops: int
     warps: int
+    precision: str
 
     def grid(self, x: Tensor) -> tuple[int, int]:
-        """Programs: (B * H, runs), for x (B, N, H, D)."""
+        """Programs for x (B, N, H, D): (B * H, runs)."""
         return x.shape[0] * x.shape[2], triton.cdiv(x.shape[1], self.tile * self.loops)
 
 
 def plan(x: Tensor, programs: int = 4 * 132) -> Plan:
-    """A cut that depends on the shape alone: at least `programs` programs (4 for each of an H200's processors) where N allows
-    it, of at most 64 tiles; loops are powers of two, so that few kernels are ever compiled."""
+    """A cut for x (B, N, H, D) that depends on shape and dtype alone.
+
+    At least `programs` programs (4 for each processor of an H200) where N allows it; runs of at most 64 tiles, in
+    powers of two so that few kernels are compiled. Tiles and warps are the largest that spill next to no registers,
+    and fit the shared memory, of sm_90 (Hopper).
+    """
     batch, n, heads, d = x.shape
     width = max(16, triton.next_power_of_2(d))
-    tile = 64 if width < 128 else 32
+    tile = (64 if width < 128 else 32) // (1 if x.dtype == torch.bfloat16 else 2)
     loops = batch * heads * n // (programs * tile)
-    return Plan(width, tile, min(64, 1 << max(0, loops.bit_length() - 1)), 4 if width < 128 else 8)
+    loops = min(64, 1 << max(0, loops.bit_length() - 1))
+    return Plan(width, tile, loops, 4 if width < 64 else 8, precision(x.dtype, width))
 
 
-def precision(x: Tensor) -> dict[str, Any]:
-    """PRODUCT, the dtype of k^T v, and PRECISION, that of products with float32. Triton's interpreter cannot multiply bfloat16."""
-    full = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and not isinstance(_state_kernel, triton.JITFunction))
-    product = tl.float32 if full else {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[x.dtype]
-    return {"PRODUCT": product, "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32x3"}
+def precision(dtype: torch.dtype, width: int) -> str:
+    """How Triton multiplies with S or dS: exactly enough for results to be rounded once, in `dtype`."""
+    if dtype == torch.bfloat16:
+        return "tf32"
+    return "tf32x3" if dtype == torch.float16 and width < 128 else "ieee"
+
+
+def product(dtype: torch.dtype) -> tl.dtype:
+    """In what k^T v is multiplied: the dtype that came in, save bfloat16 in Triton's interpreter, which cannot."""
+    if dtype == torch.bfloat16 and not isinstance(_state_kernel, triton.JITFunction):
+        return tl.float32
+    return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[dtype]
 
 
 def launch(kernel: Any, cut: Plan, x: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -202,38 +219,42 @@ def launch(kernel: Any, cut: Plan, x: Tensor, *arguments: Any, **constants: Any)
             f"backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
             f"these tensors are on {x.device.type}, which backend 'torch' takes"
         )
-    sizes: dict[str, Any] = {"D": x.shape[-1], "W": cut.width, "T": cut.tile, "LOOPS": cut.loops, "num_warps": cut.warps}
+    constants |= {"D": x.shape[-1], "W": cut.width, "T": cut.tile, "LOOPS": cut.loops, "PRECISION": cut.precision}
     with torch.cuda.device_of(x):
-        kernel[cut.grid(x)](*arguments, **sizes, **constants)
+        kernel[cut.grid(x)](*arguments, **constants, num_warps=cut.warps)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float, cut: Plan | None = None) -> tuple[Tensor, Tensor]:
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float, cut: Plan | None = None
+) -> tuple[Tensor, Tensor]:
     """(out (B, N, H, D), state (B, H, D + 1, D) float32: S, and z in the last row)."""
-    cut, n, heads, options = cut or plan(q), q.shape[1], q.shape[2], precision(q)
-    partials = new_partials(q, cut)
-    masked = {"MASKED": mask is not None}
-    keep = k if mask is None else mask.contiguous()
-    launch(_state_kernel, cut, q, k, v, keep, partials, k.stride(), v.stride(), n, heads, **masked, **options)
-    state = add(partials)
-    out = q.new_empty(q.shape)
-    strides = q.stride(), out.stride()
-    launch(_apply_kernel, cut, q, q, state, out, *strides, n, heads, eps, PRECISION=options["PRECISION"])
+    cut, n, heads = cut or plan(q), q.shape[1], q.shape[2]
+    partials, masked, keep = new_partials(q, cut), mask is not None, k if mask is None else mask.contiguous()
+    options = {"MASKED": masked, "PRODUCT": product(q.dtype)}
+    launch(_state_kernel, cut, q, k, v, keep, partials, k.stride(), v.stride(), n, heads, **options)
+    state, out = add(partials), q.new_empty(q.shape)
+    launch(_apply_kernel, cut, q, q, state, out, q.stride(), out.stride(), n, heads, eps)
     return out, state
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: Tensor, eps: float, cut: Plan | None = None
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    state: Tensor,
+    eps: float,
+    cut: Plan | None = None,
 ) -> Grads:
     """(dq, dk, dv), each (B, N, H, D) in the input dtype."""
-    cut, n, heads, exact = cut or plan(q), q.shape[1], q.shape[2], {"PRECISION": precision(q)["PRECISION"]}
+    cut, n, heads = cut or plan(q), q.shape[1], q.shape[2]
     dq, dk, dv = (q.new_empty(q.shape) for _ in range(3))
-    partials = new_partials(q, cut)
-    strides = q.stride(), dout.stride(), dq.stride()
-    launch(_query_kernel, cut, q, q, dout, state, dq, partials, *strides, n, heads, eps, **exact)
-    keep = k if mask is None else mask.contiguous()
-    strides = k.stride(), v.stride(), dk.stride(), dv.stride()
-    masked = {"MASKED": mask is not None}
-    launch(_key_value_kernel, cut, q, k, v, keep, add(partials), dk, dv, *strides, n, heads, **masked, **exact)
+    partials, masked, keep = new_partials(q, cut), mask is not None, k if mask is None else mask.contiguous()
+    to_query = q.stride(), dout.stride(), dq.stride()
+    launch(_query_kernel, cut, q, q, dout, state, dq, partials, *to_query, n, heads, eps)
+    to_keys = k.stride(), v.stride(), dk.stride(), dv.stride()
+    launch(_key_value_kernel, cut, q, k, v, keep, add(partials), dk, dv, *to_keys, n, heads, MASKED=masked)
     return dq, dk, dv
 
 
