@@ -6,6 +6,7 @@ default are supplied by code (a DiT tells its attention the width); every other 
 may set. An inner part is marked in the signature: `attention: Annotated[Spec, "attention"] = "linear"`.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -216,7 +217,8 @@ def check(value: Any, annotation: Any, where: str) -> Any:
 
 def fields(record: type) -> dict[str, Option]:
     """The options of a dataclass."""
-    return options("", record)
+    made = {f.name: f.default_factory() for f in dataclasses.fields(record) if f.default_factory is not dataclasses.MISSING}
+    return {k: o._replace(default=made.get(k, o.default)) for k, o in options("", record).items()}
 
 
 def _import(kind: str, target: str) -> Any:
