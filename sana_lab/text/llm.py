@@ -1,23 +1,28 @@
-"""A decoder-only language model as text encoder: its last hidden state, with a complex human instruction in front."""
+"""Decoder-only language models as text encoders, with a complex human instruction in front (SANA, section 2.3)."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Annotated, Any, final
 
-from transformers import AutoModel, Gemma2Config, Gemma2Model
+import torch
+from torch import Tensor
+from transformers import AutoModel, GemmaConfig, GemmaModel
 
+from sana_lab.parts import RUNTIME, SpecError
 from sana_lab.text import TextEncoder
-from sana_lab.text.load import Dtype, check_prompts, padded, pretrained
-from sana_lab.text.tokenizer import offline_tokenizer
+from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows
 from sana_lab.types import Text
 
 
 @final
 class Llm(TextEncoder):
-    """A pretrained decoder (`model`: folder or hub id of Gemma, Qwen, Llama ...), or a small Gemma-2 to be trained.
+    """A pretrained decoder (`model`: folder or hub id of Gemma, Qwen, Llama ...), or without one a tiny Gemma to train.
 
-    `instruction` is put before every prompt but the empty one, and read, never answered: of the hidden states, the
-    beginning of the sequence and the last `max_tokens` - 1 positions of instruction + prompt's room are kept, so the
-    kept window begins at about the instruction's last token (SANA, section 2.3, and its released code).
+    Features are the last hidden states, after the final norm, in the network's own dtype. `instruction` is put before
+    each prompt but the empty one, which is the null condition; the model reads it and answers nothing. As in SANA's
+    released code, BOS and the last `max_tokens` - 1 of the (instruction + max_tokens - 2) positions are kept, so that
+    the kept window begins at the instruction's last token. `pretrained` says whether `model` was given; `width`,
+    `layers` and `heads` are the tiny one's.
     """
 
     def __init__(
@@ -25,56 +30,55 @@ class Llm(TextEncoder):
         model: str | None = None,
         max_tokens: int = 300,
         instruction: str | None = None,
-        dtype: Dtype = "float32",
+        dtype: Dtype = "auto",
         width: int = 64,
         layers: int = 2,
         heads: int = 2,
+        pad_to_max: Annotated[bool, RUNTIME] = False,
     ) -> None:
         super().__init__()
-        self.pretrained, self.max_tokens, self.instruction = model is not None, max_tokens, instruction
+        if max_tokens < 2:
+            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a beginning and a word")
+        self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
-            self.tokenizer = offline_tokenizer()
-            self.network = Gemma2Model(small(width, layers, heads, len(self.tokenizer)))
+            self.tokenizer = offline_tokenizer(start=True)
+            self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = pretrained(AutoModel.from_pretrained, model, dtype)
+            self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
         self.dim = self.network.config.hidden_size
+        self.instruction = instruction or ""
+        self.first = max(1, self._length(self.instruction) - 1)  # kept position, after BOS
 
     def forward(self, prompts: Sequence[str]) -> Text:
-        prompts = check_prompts(prompts)
-        if self.instruction is None or not any(prompts):
-            return self._encode([self._ids(p)[: self.max_tokens] for p in prompts])
-        return self._with_instruction(prompts)
+        texts = [self.instruction + prompt if prompt else "" for prompt in check_prompts(prompts)]
+        room = self.first + self.max_tokens - 1
+        rows = token_rows(self.tokenizer, texts, room)
+        ids, mask = padded(rows, padding(self.tokenizer), room if self.pad_to_max else 0)
+        ids, mask = ids.to(self.network.device), mask.to(self.network.device)
+        hidden = self.network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return Text(self._kept(hidden), self._kept(mask))
 
-    def _with_instruction(self, prompts: Sequence[str]) -> Text:
-        """Rows of instruction + prompt in a room of instruction + max_tokens - 2, of which the window is kept."""
-        assert self.instruction is not None
-        room = len(self._ids(self.instruction)) + self.max_tokens - 2
-        rows = [self._ids(self.instruction + p)[:room] if p else self._ids(p)[: self.max_tokens] for p in prompts]
-        text = self._encode(rows)
-        first = max(1, room - self.max_tokens + 1)  # of the window, after the beginning of the sequence
-        kept = [0, *range(first, text.tokens.shape[1])]
-        empty = [i for i, p in enumerate(prompts) if not p]
-        tokens, mask = text.tokens[:, kept], text.mask[:, kept]
-        for i in empty:  # the null condition has no instruction: its own first positions
-            tokens[i], mask[i] = text.tokens[i, : len(kept)], text.mask[i, : len(kept)]
-        return Text(tokens, mask)
+    def _kept(self, x: Tensor) -> Tensor:
+        """(B, L, ...) -> BOS and what follows `first`, at most `max_tokens` positions."""
+        return torch.cat([x[:, :1], x[:, self.first :]], 1)
 
-    def _encode(self, rows: Sequence[Sequence[int]]) -> Text:
-        ids, mask = padded(rows, self.tokenizer.pad_token_id or 0, self.network.device)
-        return Text(self.network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, mask)
-
-    def _ids(self, text: str) -> list[int]:
-        """Token ids with the model's own beginning: the tokenizer's, or at least one token where it adds none."""
-        ids = self.tokenizer(text)["input_ids"]
-        begin = self.tokenizer.bos_token_id
-        if begin is not None and ids[:1] != [begin]:
-            return [begin, *ids]
-        return ids or [self.tokenizer.eos_token_id]
+    def _length(self, text: str) -> int:
+        return len(self.tokenizer([text])["input_ids"][0])
 
 
-def small(width: int, layers: int, heads: int, vocabulary: int) -> Gemma2Config:
-    """Gemma-2 at toy size; attention in plain PyTorch."""
-    config = Gemma2Config(
+def _pretrained(model: str, dtype: Dtype) -> Any:
+    config = read_config(model)
+    if config.model_type in T5_FAMILY or config.is_encoder_decoder:
+        kind = config.model_type
+        raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
+    return load_network(AutoModel, model, dtype).get_decoder()  # without what a multimodal model has beside it
+
+
+def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
+    """Gemma at toy size: of Gemma, Gemma 2, Llama and Qwen 3 it learned fastest from nothing, in steps and in time."""
+    if width % (2 * heads):
+        raise SpecError(f"width {width} is not a multiple of 2 x heads {heads}: rotary positions turn pairs")
+    config = GemmaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=2 * width,
@@ -82,9 +86,6 @@ def small(width: int, layers: int, heads: int, vocabulary: int) -> Gemma2Config:
         num_attention_heads=heads,
         num_key_value_heads=heads,
         head_dim=width // heads,
-        query_pre_attn_scalar=width // heads,
-        max_position_embeddings=512,
-        use_cache=False,
     )
-    config._attn_implementation = "eager"
-    return config
+    decoder: Any = GemmaModel(config)
+    return decoder.to(tiny_dtype(dtype))

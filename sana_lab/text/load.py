@@ -1,45 +1,109 @@
-"""What both text encoders share: pretrained folders, checked prompts, padded batches."""
+"""Pretrained text models of the transformers library: from a folder, the local cache or the hub, in this order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import AutoTokenizer
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from sana_lab.parts import SpecError
+from sana_lab.parts import SpecError, nearest
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""`auto` is what the weights are stored in, and float32 for a tiny model."""
 
+T5_FAMILY = ("t5", "mt5", "umt5")
 
-def pretrained(load: Callable[..., Any], model: str, dtype: Dtype) -> tuple[Any, Any]:
-    """(network, tokenizer) from a local folder, the local cache, or the hub, in this order. SpecError names all three."""
-    errors = []
-    for local in (True, False):
-        try:
-            network = load(model, dtype=getattr(torch, dtype), local_files_only=local)
-            return network, AutoTokenizer.from_pretrained(model, local_files_only=local)
-        except (OSError, ValueError) as error:
-            errors.append(str(error).strip().splitlines()[0])
-    raise SpecError(
-        f"text encoder {model!r} is neither a folder with config.json, weights and tokenizer, nor in the local cache, "
-        f"nor can it be fetched ({errors[-1]}); download the model and give its folder"
-    )
+_FAILURES = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
+_SECONDS = 10.0  # for the hub to answer
 
 
-def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list. ValueError where there is none, or one is not text."""
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts is {prompts!r}, expected a list with at least one text")
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompt {i} is {prompt!r} ({type(prompt).__name__}), expected text")
-    return list(prompts)
+def tiny_dtype(dtype: Dtype) -> torch.dtype:
+    return torch.float32 if dtype == "auto" else getattr(torch, dtype)
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L), right-padded to the longest row, and their mask (B, L) bool."""
-    length = max(map(len, rows))
-    ids = [[*row, *[fill] * (length - len(row))] for row in rows]
-    mask = [[True] * len(row) + [False] * (length - len(row)) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def read_config(model: str) -> PreTrainedConfig:
+    """The configuration of a folder or hub id. SpecError says what was tried and how to get the model."""
+    with _quiet():
+        return _fetch(AutoConfig, _places(model)[0])
+
+
+def load_network(auto: Any, model: str, dtype: Dtype) -> Any:
+    """The network that the transformers class `auto` reads, for evaluation; without weights on the meta device.
+
+    SpecError also where the files lack weights, which transformers would draw at random.
+    """
+    place = _places(model)[0]
+    with _quiet():
+        if torch.get_default_device().type == "meta":
+            return auto.from_config(_fetch(AutoConfig, place))
+        network, info = _fetch(auto, place, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise SpecError(f"the weights of {place!r} are incomplete: there is no {missing}")
+    return network
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or hub id, cutting at the right. SpecError where its vocabulary is missing."""
+    place = _places(model)[1]
+    with _quiet():
+        tokenizer = _fetch(AutoTokenizer, place)
+    red, blue = tokenizer(["red", "blue"])["input_ids"]
+    if red == blue:  # where its files are missing, transformers makes an empty one in silence
+        raise SpecError(f"the tokenizer of {place!r} has no vocabulary; expected a tokenizer.json beside its settings")
+    tokenizer.truncation_side = "right"
+    return tokenizer
+
+
+def _places(model: str) -> tuple[str, str]:
+    """Where network and tokenizer lie: one folder, two of a diffusers pipeline's, or a hub id."""
+    folder = Path(model).expanduser()
+    if (folder / "text_encoder").is_dir():
+        return str(folder / "text_encoder"), str(folder / "tokenizer")
+    if folder.is_dir():
+        return str(folder), str(folder)
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        near = nearest(folder.name, (p.name for p in folder.parent.glob("*/")))
+        raise SpecError(f"there is no folder {model!r} with a text model; {near}")
+    return model, model
+
+
+def _fetch(part: Any, place: str, **options: Any) -> Any:
+    """Files of this machine first; the hub only if it answers that it has the model, so that nothing hangs offline."""
+    try:
+        return part.from_pretrained(place, local_files_only=True, **options)
+    except _FAILURES as error:
+        if Path(place).is_dir():
+            raise SpecError(f"{place!r} lacks a text model's config, weights or tokenizer: {_line(error)}") from error
+    try:
+        HfApi().model_info(place, timeout=_SECONDS)
+        return part.from_pretrained(place, **options)
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        raise SpecError(
+            f"text model {place!r} is neither a folder here nor in the local Hugging Face cache, and the hub says: "
+            f"{_line(error)}; get it with `hf download {place}` (where it is gated: accept its licence and "
+            "`hf auth login` first), or give the folder that holds it"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no load reports of transformers meanwhile; the bars of a download stay."""
+    verbosity = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(hook)
+        logging.set_verbosity(verbosity)

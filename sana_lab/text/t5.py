@@ -1,49 +1,67 @@
-"""T5 encoders (arXiv 1910.10683): bidirectional, the text encoder of PixArt and Imagen."""
+"""T5 encoders (arXiv 1910.10683): bidirectional, the text encoders of Imagen and PixArt."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Annotated, Any, final
 
-import torch
-from transformers import AutoConfig, T5Config, T5EncoderModel, UMT5EncoderModel
+from torch import nn
+from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
+from sana_lab.parts import RUNTIME, SpecError
 from sana_lab.text import TextEncoder
-from sana_lab.text.load import Dtype, check_prompts, padded, pretrained
-from sana_lab.text.tokenizer import offline_tokenizer
+from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows
 from sana_lab.types import Text
 
 
 @final
 class T5(TextEncoder):
-    """A pretrained T5 or UMT5 encoder (`model`: folder or hub id), or, without one, a small T5 to be trained with the DiT."""
+    """A pretrained T5, mT5 or UMT5 encoder (`model`: folder or hub id), or without one a tiny T5 to train with the DiT.
+
+    `pretrained` says which; `width`, `layers` and `heads` are the tiny one's. Features come in the network's own dtype.
+    """
 
     def __init__(
         self,
         model: str | None = None,
         max_tokens: int = 300,
-        dtype: Dtype = "float32",
+        dtype: Dtype = "auto",
         width: int = 64,
         layers: int = 2,
         heads: int = 2,
+        pad_to_max: Annotated[bool, RUNTIME] = False,
     ) -> None:
         super().__init__()
-        self.pretrained, self.max_tokens = model is not None, max_tokens
+        if max_tokens < 2:
+            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a word and an end")
+        self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
-            self.tokenizer = offline_tokenizer()
-            self.network = T5EncoderModel(small(width, layers, heads, len(self.tokenizer)))
+            self.tokenizer = offline_tokenizer(start=False)
+            self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = pretrained(_loader, model, dtype)
+            self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
         self.dim = self.network.config.d_model
 
     def forward(self, prompts: Sequence[str]) -> Text:
-        rows = self.tokenizer(check_prompts(prompts), add_special_tokens=False)["input_ids"]
-        end = [self.tokenizer.eos_token_id]
-        ids, mask = padded([row[: self.max_tokens - 1] + end for row in rows], self.tokenizer.pad_token_id, self.network.device)
+        """Last hidden states; a longer prompt is cut to `max_tokens`, its EOS kept."""
+        rows = token_rows(self.tokenizer, check_prompts(prompts), self.max_tokens)
+        ids, mask = padded(rows, padding(self.tokenizer), self.max_tokens if self.pad_to_max else 0)
+        ids, mask = ids.to(self.network.device), mask.to(self.network.device)
         return Text(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
 
-def small(width: int, layers: int, heads: int, vocabulary: int) -> T5Config:
+def _pretrained(model: str, dtype: Dtype) -> Any:
+    kind = read_config(model).model_type
+    if kind not in T5_FAMILY:
+        expected = ", ".join(T5_FAMILY)
+        raise SpecError(f"{model!r} holds a {kind} model, expected {expected}; did you mean text_encoder 'llm'?")
+    return load_network(AutoModelForTextEncoding, model, dtype).encoder  # its embedding once, not under two names
+
+
+def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
     """T5 1.1 at toy size, without dropout."""
-    return T5Config(
+    if width % heads:
+        raise SpecError(f"width {width} is not a multiple of heads {heads}")
+    config = T5Config(
         vocab_size=vocabulary,
         d_model=width,
         d_kv=width // heads,
@@ -52,11 +70,8 @@ def small(width: int, layers: int, heads: int, vocabulary: int) -> T5Config:
         num_heads=heads,
         dropout_rate=0.0,
         feed_forward_proj="gated-gelu",
-        use_cache=False,
     )
-
-
-def _loader(model: str, *, dtype: torch.dtype, local_files_only: bool) -> torch.nn.Module:
-    kind = AutoConfig.from_pretrained(model, local_files_only=local_files_only).model_type
-    encoder = UMT5EncoderModel if kind == "umt5" else T5EncoderModel
-    return encoder.from_pretrained(model, dtype=dtype, local_files_only=local_files_only)
+    encoder: Any = T5EncoderModel(config).encoder
+    bias = encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    nn.init.normal_(bias.weight)  # T5's own 1/sqrt(width) leaves a word blind to its neighbours for hundreds of steps
+    return encoder.to(tiny_dtype(dtype))

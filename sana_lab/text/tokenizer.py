@@ -1,27 +1,120 @@
-"""A tokenizer that needs no download: one token for each word of the embedded world, bytes for anything else."""
+"""The tokenizer of the tiny text encoders, made without a download; prompts checked, and token rows padded.
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+The vocabulary is written here, not trained, so it is the same on every machine and with every version of the library:
+three special tokens, 256 bytes, whole words, then fragments that shorten the words that are not listed.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
-WORDS = """
-a an and are at background behind below beside between big black blue brown by canvas center circle circles color colored
-cross crosses diamond diamonds different drawing each four from gray green grey hexagon hexagons image in is it its large
-left lower many middle next no object objects of on one orange other over photo picture pink plain plus pluses position
-purple rectangle rectangles red right ring rings row scene shape shapes shows side single small square squares star stars
-the their there things three to together top triangle triangles two under up upper with white yellow above
-""".split()
+PAD, EOS, BOS = "<pad>", "</s>", "<s>"
+
+WORLD = """
+a an and are of the photo picture image drawing on in to with there is left right above below under over next beside
+between one two three four five six seven eight nine ten red orange yellow green blue purple pink brown black white
+gray grey circle circles square squares triangle triangles cross crosses star stars diamond diamonds ring rings plus
+rectangle rectangles hexagon hexagons shape shapes object objects background color colored colour coloured
+"""
+"""The words of the embedded world and its near neighbours."""
+
+COMMON = """
+at as by for from it its that this these those his her their our your my he she they we you who which what where while
+when be been being was were has have had do does can could will would may not no yes or but if than then so very more
+most much many some any all each every other another same different only also just both few several up down off out
+into onto through across along around near far behind beyond inside outside front back top bottom middle center side
+corner edge upper lower first second third last new old young big small large little tiny huge tall short long wide
+narrow high low deep thin thick round flat straight curved soft hard smooth rough bright dark light pale vivid clear
+clean dirty wet dry hot cold warm cool full empty open closed beautiful pretty cute happy sad simple plain detailed
+realistic modern ancient gold golden silver beige cyan magenta violet turquoise wooden metal glass stone brick paper
+plastic fabric leather man woman men women boy girl child children baby people person crowd group family friend hand
+hands face head eye eyes hair hat shirt dress coat jacket shoes tie umbrella handbag suitcase backpack glasses dog
+dogs cat cats bird birds horse horses sheep cow cows elephant bear zebra giraffe fish fox rabbit lion tiger mouse car
+cars bicycle motorcycle airplane bus train truck boat ship street road traffic fire hydrant stop sign parking meter
+bench bridge tower wheel city town house houses building buildings wall window door roof room kitchen bathroom bedroom
+table chair couch sofa bed desk lamp shelf floor ceiling carpet mirror clock vase toilet sink oven toaster microwave
+refrigerator tv television laptop computer remote keyboard cell phone book books scissors teddy drier toothbrush
+bottle wine cup cups fork knife spoon bowl plate banana apple sandwich broccoli carrot pizza donut cake bread cheese
+fruit fruits food coffee tea water milk potted plant plants dining flower flowers rose tree trees grass leaf leaves
+forest wood garden park field hill mountain mountains river lake sea ocean beach sand rock rocks island sky cloud
+clouds sun moon sunset sunrise rain snow ice wind fog day night morning evening summer winter autumn spring frisbee
+skis snowboard sports ball kite baseball bat glove skateboard surfboard tennis racket game toy sitting standing
+walking running lying looking holding wearing eating drinking playing riding flying swimming sleeping smiling made
+shown seen set put taken painting sketch style art portrait landscape scene view close shot camera film digital oil
+watercolor cartoon abstract texture pattern lines line dots stripes shadow reflection space world time
+"""
+"""Common words of captions, and the words of the 80 COCO classes that GenEval asks for."""
+
+MARKS = "0 1 2 3 4 5 6 7 8 9 . , : ; ! ? ' \" - ( ) / &"
+
+FRAGMENTS = """
+th he in er an re on at en nd ti es or te of ed is it al ar st nt ng se ha as ou io le ve co me de hi ri ro ic ne ea
+ra ce li ch ll be ma si om ur ca el ta la ns di us no so tr un lo ow ai ot ph ck ss qu sh pe po pa mo ho ni to oo ee
+am ac ad ab ig ag im id ir il et ut ul um op ap ey ly ry ty gy cy ing ion ent ess ant ate ous bl ble ver gh ght igh
+est ist ack oun ter
+"""
+"""Frequent pairs of letters, and triples whose first two letters are such a pair."""
 
 
-def offline_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cased; words in the list are one token, others are spelled in bytes, so that nothing is lost.
+def vocabulary() -> list[str]:
+    """All tokens in the order of their ids; Ġ is how byte-level tokens write the space before a word."""
+    words = (f"Ġ{word}" for word in (WORLD + COMMON + MARKS).split())
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return list(dict.fromkeys([PAD, EOS, BOS, *letters, *words, *FRAGMENTS.split()]))
 
-    The vocabulary is the same on every machine and with every version: 3 special tokens, 256 bytes, then the words.
+
+def offline_tokenizer(*, start: bool) -> PreTrainedTokenizerFast:
+    """Lower-cased byte-level tokens; a word of the lists is one token, any other is spelled and nothing is lost.
+
+    `start` puts BOS before a prompt, as decoder-only models want; otherwise EOS follows it, as in T5.
     """
-    tokens = [PAD, BOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"Ġ{word}" for word in sorted(set(WORDS)))]
-    core = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, [], ignore_merges=True))
+    ids = {token: i for i, token in enumerate(vocabulary())}
+    core = Tokenizer(models.BPE(ids, [(f[:-1], f[-1]) for f in FRAGMENTS.split()], ignore_merges=True))
     core.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), bytewise])
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), spelled])
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, bos_token=BOS, eos_token=EOS)
+    frame, special = (f"{BOS} $A", BOS) if start else (f"$A {EOS}", EOS)
+    core.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[(special, ids[special])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token=PAD, eos_token=EOS, bos_token=BOS, split_special_tokens=True
+    )
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts as a list. ValueError where there is none, or one is not text."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}, expected a list of texts; did you mean [{prompts!r}]?")
+    if not len(prompts):
+        raise ValueError('there are no prompts, expected at least one text; the null condition is [""]')
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(f"prompt {i} is {prompt!r} ({type(prompt).__name__}), expected text")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise ValueError(f"prompt {i} is {prompt!r}, which is not valid Unicode: it holds half of a surrogate pair")
+    return list(prompts)
+
+
+def token_rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Ids of each text, with the tokenizer's own BOS or EOS, which stay when a text is cut to `length` tokens."""
+    return tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L) right-padded to the longest row, or to `length` where that is more, and their mask (B, L) bool.
+
+    The first position always counts as real, even of an empty row: no prompt leaves attention without a token.
+    """
+    lengths = torch.tensor([max(1, len(row)) for row in rows])
+    length = max(length, int(lengths.max()))
+    ids = torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
+    return ids, torch.arange(length) < lengths[:, None]
+
+
+def padding(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id to fill with: of PAD, or of EOS where a decoder-only model has no PAD. It is masked, so any would do."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((i for i in known if i is not None), 0)
