@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import metadata
 from itertools import cycle
 from pathlib import Path
@@ -31,7 +32,7 @@ Run = Callable[[Any], Tensor]
 
 
 class Case(NamedTuple):
-    """Peer and ours on the same inputs. Parity is with a truth that is computed otherwise, in float64 where possible."""
+    """Peer and ours on the same inputs. Parity is with a truth that is computed otherwise, in float64 if possible."""
 
     name: str
     tier: str
@@ -43,6 +44,7 @@ class Case(NamedTuple):
     peer_truth: Tensor  # what `peer` should give for inputs[0]
     ours_truth: Tensor
     tolerance: float = 1e-4  # of the relative L2 error
+    least_bytes: int = 0  # what ours must read and write at least, where bandwidth is the limit
 
 
 class Protocol(NamedTuple):
@@ -135,19 +137,27 @@ def split(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
 
 def naive_linear(qkv: Tensor, heads: int) -> Tensor:
     """Linear attention through its N x N weights, in float64: (B, N, C)."""
-    q, k, v = (part.double().transpose(1, 2) for part in split(qkv, heads))
-    weights = q.relu() @ k.relu().mT
-    return (weights / (weights.sum(-1, keepdim=True) + 1e-8) @ v).transpose(1, 2).flatten(2)
+    return naive(qkv, heads, lambda q, k: normalised(q.relu() @ k.relu().mT))
 
 
 def naive_softmax(qkv: Tensor, heads: int) -> Tensor:
     """Softmax attention through its N x N weights, in float64: (B, N, C)."""
-    q, k, v = (part.double().transpose(1, 2) for part in split(qkv, heads))
-    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return naive(qkv, heads, lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
 
 
-def sana_pair(depth: int, dtype: torch.dtype, device: torch.device) -> tuple[SanaTransformer2DModel, Sana]:
-    """SANA-0.6B at that depth twice, with the same random weights: diffusers' and ours."""
+def normalised(weights: Tensor) -> Tensor:
+    return weights / (weights.sum(-1, keepdim=True) + 1e-8)
+
+
+def naive(qkv: Tensor, heads: int, weigh: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """One head at a time, so that its weights fit in memory."""
+    q, k, v = (part.double().transpose(1, 2).flatten(0, 1) for part in split(qkv, heads))  # (B H, N, D)
+    mixed = torch.stack([weigh(*pair) @ value for *pair, value in zip(q, k, v, strict=True)])
+    return mixed.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+def sana_pair(depth: int, device: torch.device) -> tuple[SanaTransformer2DModel, Sana]:
+    """SANA-0.6B at that depth twice, in float32 with the same random weights: diffusers' and ours."""
     torch.manual_seed(0)
     theirs = SanaTransformer2DModel(
         num_attention_heads=36,
@@ -159,7 +169,7 @@ def sana_pair(depth: int, dtype: torch.dtype, device: torch.device) -> tuple[San
     )
     ours = Sana(depth=depth, channels=32, text_dim=2304)
     ours.load_state_dict(to_ours(theirs.state_dict(), depth))
-    return theirs.eval().to(device, dtype), ours.eval().to(device, dtype)
+    return theirs.eval().to(device), ours.eval().to(device)
 
 
 def to_ours(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -205,30 +215,48 @@ def block_to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def dit_cases(depth: int, side: int, dtype: torch.dtype, device: torch.device, tolerance: float) -> Iterable[Case]:
-    """One guided step (batch 2) of 0.6B-shaped models on side x side latents; 80 of 300 caption tokens are real."""
-    theirs, ours = sana_pair(depth, dtype, device)
-    tokens = torch.randn(2, 300, 2304).to(device, dtype)
-    mask = (torch.arange(300, device=device) < 80).expand(2, -1)
-    t = torch.full((2,), 0.5, device=device)
-    text, short = Text(tokens, mask), Text(tokens[:, :80], mask[:, :80])
-    inputs = [torch.randn(2, 32, side, side).to(device, dtype) for _ in range(3)]
+class Step(NamedTuple):
+    """A guided step (batch 2) of 0.6B-shaped models on side x side latents; 80 of 300 caption tokens are real."""
 
-    def peer(x: Tensor) -> Tensor:
-        keep = mask.to(dtype)
-        return theirs(x, tokens, timestep=t * 1000, encoder_attention_mask=keep, return_dict=False)[0]
+    depth: int
+    side: int
+    dtype: torch.dtype
+    device: torch.device
+    tolerance: float
 
-    with torch.no_grad():
-        cached, trimmed = ours.prepare(text), ours.prepare(short)
-        truth = peer(inputs[0])
-    runs: list[tuple[str, str, Run]] = [
-        (SAME, "ours", lambda x: ours(x, t, text)),
-        (EXACT, "ours, text prepared once", lambda x: ours(x, t, cached)),
-        (EXACT, "ours, prepared once, padding cut", lambda x: ours(x, t, trimmed)),
-    ]
-    shape = f"0.6B step, {depth} blocks, batch 2, latents {side}x{side}, {dtype}".replace("torch.", "")
-    for tier, name, run in runs:
-        yield Case(shape, tier, "diffusers", name, peer, run, inputs, truth, truth, tolerance)
+    @torch.no_grad()
+    def cases(self, wrap: Callable[[nn.Module], Callable[..., Any]] = lambda m: m, how: str = "") -> Iterable[Case]:
+        """Truth is diffusers in float32; `wrap` may compile both models, and `how` says so."""
+        theirs, ours = sana_pair(self.depth, self.device)
+        text = Text(
+            torch.randn(2, 300, 2304, device=self.device), torch.arange(300, device=self.device).expand(2, -1) < 80
+        )
+        inputs = [torch.randn(2, 32, self.side, self.side, device=self.device) for _ in range(3)]
+        truth = peer_step(theirs, inputs[0], text)
+        text, inputs = Text(text.tokens.to(self.dtype), text.mask), [x.to(self.dtype) for x in inputs]
+        if self.dtype != torch.float32:
+            theirs, ours = theirs.to(self.dtype), ours.to(self.dtype)
+        peer, runs = partial(peer_step, wrap(theirs), text=text), self.ours(ours, wrap(ours), text)
+        shape = f"0.6B step{how}, {self.depth} blocks, batch 2, latents {self.side}x{self.side}, {self.dtype}"
+        for tier, name, run in runs:
+            title = shape.replace("torch.", "")
+            yield Case(title, tier, f"diffusers{how}", name, peer, run, inputs, truth, truth, self.tolerance)
+
+    def ours(self, dit: Sana, call: Callable[..., Tensor], text: Text) -> list[tuple[str, str, Run]]:
+        t = torch.full((2,), 0.5, device=self.device)
+        cached, cut = dit.prepare(text), dit.prepare(Text(text.tokens[:, :80], text.mask[:, :80]))
+        return [
+            (SAME, "ours", lambda x: call(x, t, text)),
+            (EXACT, "ours, text prepared once", lambda x: call(x, t, cached)),
+            (EXACT, "ours, prepared once, padding cut", lambda x: call(x, t, cut)),
+        ]
+
+
+def peer_step(model: Callable[..., Any], x: Tensor, text: Text) -> Tensor:
+    """diffusers' transformer at t = 0.5."""
+    t = torch.full((len(x),), 500.0, device=x.device)
+    keep = text.mask.to(text.tokens.dtype)
+    return model(x, text.tokens, timestep=t, encoder_attention_mask=keep, return_dict=False)[0]
 
 
 def environment(device: torch.device) -> Json:
@@ -262,15 +290,19 @@ def commit() -> str:
 
 def table(records: list[Json]) -> str:
     """All cases, one line each: the last thing that is printed."""
-    lines = [f"{'case':<64}{'tier':<18}{'peer ms':>10}{'ours ms':>10}{'ratio':>8}  ours / peer"]
+    wide = max(len(r["case"]) for r in records)
+    lines = [f"{'case':<{wide}}  {'tier':<17}{'peer ms':>10}{'ours ms':>10}{'ratio':>8}  ours / peer"]
     for r in records:
         times = r.get("times", {})
-        cells = [
-            f"{1e3 * (times[k]['device_s'] or times[k]['median_s']):.3f}" if times else "-" for k in ("peer", "ours")
-        ]
+        cells = [milliseconds(times[role]) if times else "-" for role in ("peer", "ours")]
         ratio = f"{r['ratio']:.2f}x" if r["ratio"] else "-"
-        lines.append(f"{r['case']:<64}{r['tier']:<18}{cells[0]:>10}{cells[1]:>10}{ratio:>8}  {r['ours']} / {r['peer']}")
+        names = f"{r['ours']} / {r['peer']}"
+        lines.append(f"{r['case']:<{wide}}  {r['tier']:<17}{cells[0]:>10}{cells[1]:>10}{ratio:>8}  {names}")
     return "\n".join(lines)
+
+
+def milliseconds(timing: Json) -> str:
+    return f"{1e3 * (timing['median_s'] if timing['device_s'] is None else timing['device_s']):.3f}"
 
 
 def save(name: str, settings: Json, records: list[Json], device: torch.device, extra: Json | None = None) -> Path:

@@ -12,8 +12,8 @@ from common import (
     SAME,
     Case,
     Protocol,
+    Step,
     diffusers_core,
-    dit_cases,
     environment,
     naive_linear,
     naive_softmax,
@@ -58,7 +58,7 @@ def cases(quick: bool) -> Iterator[Case]:
     for tokens in (64, 256) if quick else (64, 256, 1024, 4096):
         yield from attention_cases(tokens)
     for side in (8,) if quick else (16, 32):
-        yield from dit_cases(2, side, torch.float32, torch.device("cpu"), tolerance=1e-4)
+        yield from Step(2, side, torch.float32, torch.device("cpu"), tolerance=1e-4).cases()
 
 
 def attention_cases(tokens: int) -> Iterable[Case]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sana_lab import config
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling
@@ -98,20 +99,27 @@ def bench(
 
 def main(experiment: Json, *, size: int | None, batch: int, repeats: int, json_file: Path | None) -> None:
     """`sana-lab bench`: measure a resolved experiment's system, untrained; a table, and JSON where asked."""
-    system = build_untrained(experiment)
-    options = experiment["eval"]
-    record = bench(
-        system,
-        Sampling(**experiment["sampling"]),
-        size or options["bench_size"] or image_size(experiment["data"]),
-        batch,
-        repeats=repeats,
-        measured_steps=options["bench_steps"],
-    )
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {json_file}: there is no folder {json_file.absolute().parent}")
+    record = bench_experiment(experiment, size=size, batch=batch, repeats=repeats)
     print(table(record))
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def bench_experiment(
+    experiment: Json, *, size: int | None = None, batch: int | None = None, repeats: int | None = None
+) -> Json:
+    """`bench` of a resolved experiment with its `eval.bench_*` options, or with those given."""
+    options = experiment["eval"]
+    return bench(
+        build_untrained(experiment),
+        Sampling(**experiment["sampling"]),
+        size or options["bench_size"] or config.image_size(experiment["data"]),
+        options["bench_batch"] if batch is None else batch,
+        repeats=options["bench_repeats"] if repeats is None else repeats,
+        measured_steps=options["bench_steps"],
+    )
 
 
 def table(record: Json) -> str:
@@ -248,7 +256,7 @@ def notes(sampling: Sampling, evaluations: int, batch: int, measured_steps: int 
     ]
 
 
-def build_untrained(experiment: Json) -> Any:
+def build_untrained(experiment: Json) -> TextToImage:
     """A resolved experiment's system without its weights, on the fastest device; on CUDA in half if so trained."""
     spec = experiment["system"]
     if not all(isinstance(spec.get(name), dict) for name in COMPONENT.values()):
@@ -261,14 +269,6 @@ def build_untrained(experiment: Json) -> Any:
     precision = experiment["trainer"]["precision"]
     dtype = next((d for p, d in half.items() if cuda and precision.startswith(p)), torch.float32)
     return build("system", bare).to("cuda" if cuda else "cpu", dtype)
-
-
-def image_size(data: Json) -> int:
-    """Pixels a side that the data has. SpecError where it does not say."""
-    size = data.get("size") or data.get("source", {}).get("size")
-    if size is None:
-        raise SpecError(f"data {data['name']!r} has no size; say --size PIXELS")
-    return size
 
 
 def device_name(device: torch.device) -> str:
@@ -337,6 +337,6 @@ def _settings(system: TextToImage, sampling: Sampling, timer: Timer) -> Json:
 
 
 def _line(name: str, stage: Json) -> str:
-    interval = f"{stage['low_s']:.4g} to {stage['high_s']:.4g}"
+    interval = f"{stage['low_s']:.3g} to {stage['high_s']:.3g}"
     numbers = f"{stage['gmacs']:>12.4g}{stage['latency_s']:>12.4g}{interval:>19}{stage['peak_mib']:>11.1f}"
     return f"{name:<9}{stage['params_m']:>10.3f}{numbers}"

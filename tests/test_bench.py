@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from sana_lab.bench import bench, count_evaluations, table
+from sana_lab import config
+from sana_lab.bench import bench, count_evaluations, main, table
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.text import TextEncoder
 from sana_lab.types import Text
@@ -154,3 +157,38 @@ def test_evaluations_of_each_solver(solver: str, evaluations: int):
 def test_what_cannot_be_measured(size: int, batch: int, prompts: Any, message: str):
     with pytest.raises(ValueError, match=message):
         bench(system(patch=2), Sampling(), size, batch, prompts)
+
+
+def experiment(**options: Any) -> dict[str, Any]:
+    parts = {
+        "dit": {"name": "sana", "dim": DIM, "depth": 1, "cross_heads": 4},
+        "autoencoder": {"name": "dcae", "widths": [8, 16], "encoder_depths": [1, 1], "decoder_depths": [1, 1]},
+        "text_encoder": {"name": "llm", "width": 16, "layers": 1, "max_tokens": 16},
+    }
+    parts["autoencoder"] |= {"attention_stages": 1, "head_dim": 8, "latent": 4, "weights": "no/such/file.safetensors"}
+    sampling = {"solver": "euler", "steps": 2, "guidance": 3.0}
+    system = {"name": "text2image", **parts}
+    return complete(system, sampling=sampling, **options)
+
+
+def complete(system: dict[str, Any], **options: Any) -> dict[str, Any]:
+    defaults = {"sampling": {}, "trainer": {}, "eval": {}, "prompts": []}
+    return config.complete({"system": system, "data": {"name": "shapes", "size": 16}, **defaults, **options})
+
+
+def test_the_verb_needs_no_weights_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "bench.json"
+    main(experiment(eval={"bench_steps": 1}), size=None, batch=2, repeats=1, json_file=file)
+    record = json.loads(file.read_text())
+    assert (record["size"], record["batch"], record["tokens"]) == (16, 2, 64)
+    assert record["settings"]["sampling"]["solver"] == {"name": "euler"}
+    assert record["stages"]["text"]["gmacs"] > 0
+    assert capsys.readouterr().out.strip() == table(record)
+
+
+def test_the_verb_refuses_before_it_measures(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        main(experiment(), size=None, batch=1, repeats=1, json_file=tmp_path / "missing" / "bench.json")
+    alone = complete({"name": "autoencoder", "autoencoder": "vae"})
+    with pytest.raises(SpecError, match="trains 'autoencoder'"):
+        main(alone, size=None, batch=1, repeats=1, json_file=None)
