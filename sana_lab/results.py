@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sana_lab import plots, report, tracking
 from sana_lab.config import Ablation
 from sana_lab.sweep import Item
+from sana_lab.table import Table, build_table
 from sana_lab.tracking import Store
 from sana_lab.types import Json
 
 
 def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], folder: Path) -> None:
     """table.{md,tex,csv,json}, *.png in `folder`, and the same on the sweep's run; prints the Markdown."""
-    table = report.build_table(
+    table = build_table(
         [record(i) for i in found],
         title=ablation.title,
         columns=ablation.columns,
@@ -58,14 +60,25 @@ def measured_on(store: Store, found: Sequence[Item]) -> list[str]:
     return notes
 
 
-def draw_plots(store: Store, ablation: Ablation, found: Sequence[Item], table: report.Table, folder: Path) -> list[Path]:
+def draw_plots(store: Store, ablation: Ablation, found: Sequence[Item], table: Table, folder: Path) -> list[Path]:
     """Every plot that the finished trials have data for."""
-    done = [i for i in found if i.done and i.run is not None]
-    return plots.write_all(table, curves(store, done), samples(store, done), folder, x=ablation.x)
+    done = [i for i in found if i.done]
+    measured = {name for row in table.rows for name in row.cells}
+    metric = next((m for m in ("geneval", "psnr") if m in measured), None)
+    paths = []
+    if metric:
+        paths += [plots.quality(table, metric, folder / f"{metric}.png")]
+        paths += [plots.tradeoff(table, c, metric, folder / f"{metric}_{c}.png") for c in ("latency_s",) if c in measured]
+    if metric and ablation.x:
+        paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
+    if lines := curves(store, done):
+        paths += [plots.curves(lines, folder / "training_loss.png", title=ablation.title)]
+    images, prompts = samples(store, done)
+    return paths + ([plots.grid(images, prompts, folder / "samples.png")] if images else [])
 
 
 def curves(store: Store, done: Sequence[Item]) -> dict[str, list[tuple[int, float]]]:
-    """label -> validation loss by step, of the first seed; trials that reuse a model have none of their own."""
+    """label -> training loss by step, of the first seed; trials that reuse a model have none of their own."""
     found: dict[str, list[tuple[int, float]]] = {}
     for item in done:
         assert item.run is not None
@@ -85,6 +98,6 @@ def samples(store: Store, done: Sequence[Item]) -> tuple[dict[str, Any], list[st
             stored = np.load(store.file(item.run.id, "samples.npz"))
         except FileNotFoundError:
             continue
-        images.setdefault(item.trial.label, stored["images"])
+        images.setdefault(item.trial.label, torch.from_numpy(stored["images"]))
         prompts = [str(p) for p in stored["prompts"]]
     return images, prompts
