@@ -155,7 +155,7 @@ def resolve(kind: str, spec: Spec, where: str = "") -> dict[str, Any]:
     name = given.pop("name")
     if name.startswith("experiment:"):
         return _from_experiment(kind, name, given, where)
-    weights = {"weights": given.pop("weights")} if kind in WEIGHTED and given.get("weights") else {}
+    weights = _weights(kind, given, where)
     target = find(kind, name)
     schema = options(kind, target)
     return {"name": name, **complete(schema, given, f"{kind} {name!r}", where), **weights}
@@ -270,6 +270,12 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
     if isinstance(spec, dict) and isinstance(spec.get("name"), str):
         return dict(spec)
     raise SpecError(f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}")
+
+
+def _weights(kind: str, given: dict[str, Any], where: str) -> dict[str, str]:
+    """What a part's weights are loaded from, taken out of `given`; null is none."""
+    value = given.pop("weights", None) if kind in WEIGHTED else None
+    return {} if value is None else {"weights": check(value, str, f"{where}.weights")}
 
 
 def _from_experiment(kind: str, name: str, given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,0 +1,19 @@
+"""What every test shares: one CPU thread, and an empty folder to work in for those that ask."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors gain nothing from threads, and machines that run tests are busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: `runs/`, `experiments/` and the like are looked for here first."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
