@@ -59,7 +59,7 @@ class ShapesJudge:
         whole = rgb.shape[0] * rgb.shape[1]
         order = sorted(np.nonzero(seen)[0].tolist(), key=lambda i: -found.area[i])
         return [
-            Object(SHAPES[names[i]], _tuple(found.box[i] * scale), found.area[i] / whole, COLORS[found.color[i]])
+            Object(SHAPES[names[i]], _tuple(found.box[i] * scale), float(found.area[i] / whole), COLORS[found.color[i]])
             for i in order
         ]
 

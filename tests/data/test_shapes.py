@@ -218,6 +218,7 @@ def test_held_out_scenes_are_fixed_and_apart_from_training() -> None:
         one.example(10, "val")
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, not ours
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_goes_on_with_the_next_batch(tmp_path, accumulate: int) -> None:
     module, whole = Shapes(size=16, batch=2, held_out=3), _Listener()
@@ -233,6 +234,7 @@ def test_resume_goes_on_with_the_next_batch(tmp_path, accumulate: int) -> None:
     assert len(whole.seen) == 4 * accumulate
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, not ours
 def test_an_epoch_of_limited_length_does_not_repeat_scenes_and_validates_on_all() -> None:
     listener = _Listener()
     _trainer(4, limit_train_batches=2).fit(listener, datamodule=Shapes(size=16, batch=2, held_out=3))
