@@ -86,7 +86,7 @@ def times_to_stretch(case: Case, protocol: Protocol) -> int:
     """How often the quicker of both must run to fill the shortest time that is read off a clock."""
     runs = {str(i): rotating(run, case.inputs, 1) for i, run in enumerate((case.peer, case.ours))}
     found = interleave(runs, protocol.warmup, 3, protocol.device, protocol.clock)
-    return math.ceil(protocol.stretch_s / min(protocol.stretch_s, *(t.typical_s for t in found.values())))
+    return max(1, math.ceil(protocol.stretch_s / min(t.typical_s for t in found.values())))
 
 
 def rotating(run: Run, inputs: list[Any], inner: int) -> Callable[[], None]:

@@ -40,8 +40,9 @@ def main() -> None:
     print(environment(device))
     records = [run_case(case, protocol) for case in cases(options.quick)]
     print("\n" + table(records))
-    settings = {"clock": options.clock, "warmup": protocol.warmup, "repeats": protocol.repeats, "quick": options.quick}
-    print(f"\nwritten to {save('cpu', settings, records, device)}")
+    settings = {"clock": options.clock, "warmup": protocol.warmup, "repeats": protocol.repeats}
+    if not options.quick:
+        print(f"\nwritten to {save('cpu', settings, records, device)}")
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--clock", choices=["wall", "thread"], default="wall", help="thread: one thread, its processor time"
     )
-    parser.add_argument("--quick", action="store_true", help="small shapes and few repeats, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="small shapes and few repeats, to see that it runs; nothing is written"
+    )
     return parser.parse_args()
 
 

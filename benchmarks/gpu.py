@@ -51,13 +51,16 @@ def main() -> int:
     records = [with_share(run_case(case, protocol), case, limits) for case in cases(options, device)]
     print("\n" + table(records))
     settings = {"warmup": protocol.warmup, "repeats": protocol.repeats, "clock": "CUDA events", **vars(options)}
-    print(f"\nwritten to {save('gpu', settings, records, device, {'card': limits})}")
+    if not options.quick:
+        print(f"\nwritten to {save('gpu', settings, records, device, {'card': limits})}")
     return 0
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few shapes and repeats, to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="few shapes and repeats, to see that it runs; nothing is written"
+    )
     parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile of the peer")
     return parser.parse_args()
 
