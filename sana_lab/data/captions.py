@@ -85,7 +85,7 @@ def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"data 'folder': {str(path)!r} is not UTF-8: {error}") from error
 

@@ -1,125 +1,228 @@
-"""`data: latents`: any other data, its images encoded once by a frozen autoencoder and kept on disk."""
+"""`data: latents`: another data module's pictures, encoded once by a frozen autoencoder and kept on disk."""
 
+import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import lightning as L
 import torch
-from filelock import FileLock
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from sana_lab.autoencoders import Autoencoder
+from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order, turn
-from sana_lab.parts import RUNTIME, Spec, SpecError, build, canonical
-from sana_lab.types import Batch
+from sana_lab.parts import RUNTIME, Spec, build, canonical
+from sana_lab.types import Batch, Json
 
 Split = Literal["train", "val"]
-SHARD = 2048
+
+PIXELS = 2**22
+"""Pictures are encoded about this many pixels at a time: 64 pictures at 256 pixels, 4 at 1024."""
+
+
+class Source(Protocol):
+    """What a data module offers so that its pictures can be kept as latents."""
+
+    size: int
+
+    @property
+    def len_train(self) -> int | None: ...  # None: endless
+
+    @property
+    def len_val(self) -> int: ...
+
+    def setup(self, stage: str | None = None) -> None: ...
+
+    def digest(self) -> str: ...
+
+    def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch: ...
+
+
+class Stores(NamedTuple):
+    """What is kept of each split."""
+
+    train: Shards
+    val: Shards
+    size: int  # of the pictures, pixels
 
 
 class Latents(L.LightningDataModule):
-    """Normalised latents (B, C, h, w) of `items` training images of `source` (all of a finite one), with `captions` texts each.
+    """(B, C, h, w) normalised latents of `items` pictures of `source`, each with up to `captions` of its captions.
 
-    The cache is named by what made it (source and its content, autoencoder and its weights, items), so nothing stale is
-    ever read; shards are written whole, so a killed run goes on at the first one that is missing. Batch s is a function of
-    (seed, s); an item's captions take turns from epoch to epoch.
+    Item i is picture i of the source; beyond its last picture comes its next draw (another crop or flip). The files lie
+    in `cache` (None: runs/latents) under a fingerprint of the source's content and options, the autoencoder's spec and
+    weights, and `captions`: whatever changes one of them makes another set, a killed encoding goes on where it stopped,
+    and several processes share the work. Training batch s is a function of (seed, s); captions come in rotation.
     """
+
+    version = 1
 
     def __init__(
         self,
         source: Annotated[Spec, "data"],
         autoencoder: Annotated[Spec, "autoencoder"],
         items: int | None = None,
-        held_out: int = 256,
         captions: int = 4,
         batch: int = 64,
         seed: int = 0,
-        cache: Annotated[str, RUNTIME] = "runs/latents",
+        cache: Annotated[str | None, RUNTIME] = None,
+        shard: Annotated[int, RUNTIME] = 1024,
+        workers: Annotated[int, RUNTIME] = 0,
     ) -> None:
         super().__init__()
-        self.source = build("data", source)
-        self.autoencoder, self.specs = autoencoder, (canonical("data", source), canonical("autoencoder", autoencoder))
-        self.items, self.held_out, self.captions, self.batch, self.seed = items, held_out, captions, batch, seed
-        self.cache = Path(cache)
-        self._latents: dict[Split, Tensor] = {}
-        self._texts: dict[Split, list[list[str]]] = {}
+        given = {"items": (1 if items is None else items, 1), "captions": (captions, 1), "batch": (batch, 1)}
+        for name, (value, least) in (given | {"seed": (seed, 0), "shard": (shard, 1), "workers": (workers, 0)}).items():
+            if value < least:
+                raise ValueError(f"data 'latents': {name} is {value}; it must be at least {least}")
+        self.source, self.autoencoder, self.items, self.captions = source, autoencoder, items, captions
+        self.batch, self.seed, self.shard, self.workers = batch, seed, shard, workers
+        self.cache = Path(cache) if cache else Path("runs", "latents")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Encode what is not on disk yet. ValueError for an endless source without `items`, or a cache out of reach."""
+        self.stores  # noqa: B018
+
+    @property
+    def size(self) -> int:
+        """Width and height of the pictures in pixels."""
+        return self.stores.size
 
     @property
     def len_train(self) -> int:
-        finite: int | None = getattr(self.source, "len_train", None)
-        if finite is None and self.items is None:
-            raise SpecError("data 'latents' needs 'items' (int): its source is endless")
-        return min(n for n in (self.items, finite) if n is not None)
+        """Number of training items."""
+        return self.stores.train.rows
 
     @property
     def len_val(self) -> int:
-        return min(self.held_out, self.source.len_val)
+        """Number of held-out items."""
+        return self.stores.val.rows
 
     def digest(self) -> str:
-        return str(self.source.digest())
-
-    def setup(self, stage: str | None = None) -> None:
-        """Encode what is missing, then read it. A second process waits for the first."""
-        self.source.setup(stage)
-        self.cache.mkdir(parents=True, exist_ok=True)
-        encoder: torch.nn.Module = build("autoencoder", self.autoencoder).requires_grad_(False).eval()
-        for split, n in (("train", self.len_train), ("val", self.len_val)):
-            folder = self.cache / self._name(encoder, split, n)
-            with FileLock(self.cache / f"{folder.name}.lock"):
-                shards = [self._shard(folder, split, range(i, min(i + SHARD, n)), encoder) for i in range(0, n, SHARD)]
-            self._latents[split] = torch.cat([latents for latents, _ in shards])
-            self._texts[split] = [texts for _, rows in shards for texts in rows]
+        """The fingerprint of what is kept."""
+        return self.stores.train.fingerprint
 
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
-        """The latents of these items, each with the caption whose turn it is."""
+        """The items with these indices."""
         return self._batch(split, [(i, draw) for i in indices])
 
-    def train_dataloader(self) -> Endless:
-        order = Order(self.len_train, self.seed)
-        return Endless(lambda n: self._batch("train", order.at(range(n * self.batch, (n + 1) * self.batch))), self.trainer)
+    def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
+        """The captions of `batch_at` alone."""
+        return [self._caption(split, i, draw) for i in indices]
 
-    def val_dataloader(self) -> Finite:
-        return Finite(lambda rows: self.batch_at(rows, "val"), self.len_val, self.batch, self.trainer)
+    def train_dataloader(self) -> Endless:
+        """Endless batches, starting after those that the trainer has already used."""
+        return Endless(self._train_batch, self.trainer, self.workers)
+
+    def val_dataloader(self) -> Finite | list[Finite]:
+        """The held-out items in order, the first caption of each."""
+        return Finite(self._val_batch, self.len_val, self.batch, self.trainer, self.workers) if self.len_val else []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the trainer, so that a spawned worker gets plain data."""
+        return {**self.__dict__, "trainer": None}
+
+    def _train_batch(self, number: int) -> Batch:
+        return self._batch("train", self._order.at(range(number * self.batch, (number + 1) * self.batch)))
+
+    def _val_batch(self, rows: range) -> Batch:
+        return self.batch_at(rows, "val")
 
     def _batch(self, split: Split, turns: Sequence[tuple[int, int]]) -> Batch:
-        texts = self._texts[split]
-        prompts = [texts[i][turn(len(texts[i]), draw, self.seed, i)] for i, draw in turns]
-        return Batch(None, prompts, self._latents[split][[i for i, _ in turns]])
+        prompts = [self._caption(split, i, draw) for i, draw in turns]
+        return Batch(None, prompts, self._store(split).latents([i for i, _ in turns]))
 
-    def _name(self, encoder: torch.nn.Module, split: Split, n: int) -> str:
-        facts = [*self.specs, self.digest(), state_digest(encoder), split, n, self.captions]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    def _caption(self, split: Split, index: int, draw: int) -> str:
+        texts = self._store(split).captions[index]
+        return texts[turn(len(texts), draw, *((self.seed, index) if split == "train" else ()))]
 
-    def _shard(self, folder: Path, split: Split, rows: range, encoder: torch.nn.Module) -> tuple[Tensor, list[list[str]]]:
-        """A shard's latents and captions, read or made."""
-        path = folder / f"{rows.start:08d}.safetensors"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            latents = self._encode(split, rows, encoder)
-            texts = [self.source.prompts_at(rows, split, draw) for draw in range(self.captions)]
-            draft = path.with_suffix(".partial")
-            save_file({"latents": latents}, draft, {"captions": json.dumps([list(t) for t in zip(*texts, strict=True)])})
-            draft.replace(path)
-        with safe_open(path, "pt") as file:
-            return file.get_tensor("latents"), json.loads(file.metadata()["captions"])
+    def _store(self, split: Split) -> Shards:
+        return self.stores.train if split == "train" else self.stores.val
 
-    @torch.no_grad()
-    def _encode(self, split: Split, rows: range, encoder: torch.nn.Module) -> Tensor:
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        encoder.to(device)
-        chunks = [rows[i : i + 64] for i in range(0, len(rows), 64)]
-        found = [encoder.encode(self.source.batch_at(c, split).images.to(device)).cpu() for c in tqdm(chunks, "latents", leave=False, disable=None)]
-        return torch.cat(found)
+    @functools.cached_property
+    def _order(self) -> Order:
+        return Order(self.len_train, self.seed)
+
+    @functools.cached_property
+    def stores(self) -> Stores:
+        """The files, complete: what was missing is encoded on first use."""
+        source, autoencoder = self._source(), build("autoencoder", self.autoencoder).eval()
+        fingerprint = self._fingerprint(source, autoencoder)
+        folder = self.cache / fingerprint[:16]
+        rows: dict[Split, int] = {"train": self._items(source), "val": source.len_val}
+        stores = {s: Shards(folder, s, rows[s], self.shard, fingerprint) for s in rows}
+        self._encode(source, autoencoder, stores)
+        return Stores(stores["train"], stores["val"], source.size)
+
+    def _encode(self, source: Source, autoencoder: Autoencoder, stores: dict[Split, Shards]) -> None:
+        autoencoder.to(self.trainer.strategy.root_device if self.trainer else "cpu")
+        for split, store in stores.items():
+            pictures = (source.len_train or sys.maxsize) if split == "train" else source.len_val
+            store.fill(functools.partial(_encode, source, autoencoder, split, pictures, self.captions))
+
+    def _source(self) -> Source:
+        source: Source = build("data", self.source)
+        source.setup("fit")
+        return source
+
+    def _items(self, source: Source) -> int:
+        items = self.items or source.len_train
+        if items is None:
+            raise ValueError(
+                "data 'latents': the source has no end, so say how many of its pictures to keep with `items`"
+            )
+        return items
+
+    def _fingerprint(self, source: Source, autoencoder: Autoencoder) -> str:
+        facts: Json = {
+            "version": self.version,
+            "source": {k: v for k, v in canonical("data", self.source).items() if k != "batch"},
+            "content": source.digest(),
+            "autoencoder": {k: v for k, v in canonical("autoencoder", self.autoencoder).items() if k != "weights"},
+            "weights": state_digest(autoencoder),
+            "captions": self.captions,
+            "shard": self.shard,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def state_digest(module: torch.nn.Module) -> str:
-    """A hash of a module's weights."""
-    total = hashlib.sha256()
-    for key, value in module.state_dict().items():
-        total.update(key.encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
-    return total.hexdigest()[:16]
+    """SHA-256 of a module's parameters and buffers: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _encode(
+    source: Source, autoencoder: Autoencoder, split: Split, pictures: int, captions: int, rows: range
+) -> tuple[Tensor, list[Captions]]:
+    """Latents (n, C, h, w) and captions of these rows."""
+    device = next(autoencoder.parameters()).device
+    latents, texts = [], []
+    for indices, draw in _views(rows, pictures, max(1, min(64, PIXELS // source.size**2))):
+        images: Any = source.batch_at(indices, split, draw).images
+        latents.append(autoencoder.encode(images.to(device)).cpu())
+        said = zip(*(_prompts(source, indices, split, d) for d in range(captions)), strict=True)
+        texts += [tuple(dict.fromkeys(several)) for several in said]
+    return torch.cat(latents), texts
+
+
+def _views(rows: range, pictures: int, at_once: int) -> Iterable[tuple[list[int], int]]:
+    """Rows in groups of one draw: (pictures, draw)."""
+    for first in range(rows.start, rows.stop, at_once):
+        group = range(first, min(first + at_once, rows.stop))
+        for draw, same in itertools.groupby(group, lambda row: row // pictures):
+            yield [row % pictures for row in same], draw
+
+
+def _prompts(source: Source, indices: Sequence[int], split: Split, draw: int) -> list[str]:
+    """Captions alone where the source can give them, for drawing or reading a picture takes longer."""
+    at = getattr(source, "prompts_at", None)
+    return at(indices, split, draw) if at else source.batch_at(indices, split, draw).prompts

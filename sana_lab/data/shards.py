@@ -1,0 +1,132 @@
+"""Rows of latents with captions in files that survive a crash: each is there whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+Captions = tuple[str, ...]
+Encode = Callable[[range], tuple[Tensor, list[Captions]]]
+"""Row numbers -> their latents (n, C, h, w) and captions."""
+
+
+class Shards:
+    """`rows` rows in `folder`, `per_shard` to a pair of files: latents (.safetensors), captions (.jsonl, a line a row).
+
+    Row i depends on the fingerprint alone, not on how many rows there are: a longer set goes on from a shorter one.
+    """
+
+    def __init__(self, folder: Path, split: str, rows: int, per_shard: int, fingerprint: str) -> None:
+        self.folder, self.split, self.rows, self.per_shard = folder, split, rows, per_shard
+        self.fingerprint = fingerprint
+        self._open: dict[int, Tensor] = {}
+
+    def fill(self, encode: Encode) -> None:
+        """Make the shards that are missing, unfit or cut short. Several processes may do so at once and share the work.
+
+        ValueError where the folder cannot be written.
+        """
+        missing = [k for k in range(len(self)) if not self._fits(k)]
+        if missing:
+            with _writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+        with tqdm(total=len(missing), desc=f"encoding {self.split}", unit="shard", disable=not missing) as bar:
+            for patient in (False, True):  # first those that nobody works on, then those that another left undone
+                missing = [k for k in missing if not self._make(k, encode, patient, bar)]
+
+    def latents(self, rows: Sequence[int]) -> Tensor:
+        """(B, C, h, w) in float32, read through a memory map."""
+        return torch.stack([self._shard(i // self.per_shard)[i % self.per_shard] for i in rows]).float()
+
+    @cached_property
+    def captions(self) -> list[Captions]:
+        """Of every row."""
+        texts = (self._path(k, "jsonl").read_text("utf-8") for k in range(len(self)))
+        lines = [line for text in texts for line in text.rstrip("\n").split("\n")]
+        return [tuple(json.loads(line)["captions"]) for line in lines[: self.rows]]
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.per_shard)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the memory maps; a worker opens its own."""
+        return {**self.__dict__, "_open": {}}
+
+    def _make(self, k: int, encode: Encode, patient: bool, bar: tqdm) -> bool:
+        """Whether shard k is there in the end; False if another process is at it."""
+        lock = self._claim(k, -1 if patient else 0)
+        if lock is None:
+            return False
+        with lock:
+            if not self._fits(k):
+                self._write(k, *encode(self._range(k)))
+        bar.update()
+        return True
+
+    def _claim(self, k: int, timeout: float) -> AcquireReturnProxy | None:
+        with _writing(self.folder):
+            try:
+                return FileLock(self._path(k, "lock")).acquire(timeout=timeout)
+            except Timeout:
+                return None
+
+    def _range(self, k: int) -> range:
+        return range(self.rows)[k * self.per_shard : (k + 1) * self.per_shard]
+
+    def _path(self, k: int, suffix: str) -> Path:
+        return self.folder / f"{self.split}-{k:05}.{suffix}"
+
+    def _shard(self, k: int) -> Tensor:
+        if k not in self._open:
+            with safe_open(self._path(k, "safetensors"), "pt") as file:
+                self._open[k] = file.get_tensor("latents")
+        return self._open[k]
+
+    def _fits(self, k: int) -> bool:
+        """Whether both files are whole, belong together and were made of what is asked for."""
+        try:
+            with safe_open(self._path(k, "safetensors"), "pt") as file:
+                about, rows = file.metadata(), file.get_slice("latents").get_shape()[0]
+            index = self._path(k, "jsonl").read_bytes()
+        except (OSError, SafetensorError):
+            return False
+        expected = {"fingerprint": self.fingerprint, "index": hashlib.sha256(index).hexdigest()}
+        return about == expected and rows >= len(self._range(k))
+
+    def _write(self, k: int, latents: Tensor, captions: Iterable[Captions]) -> None:
+        """The captions first: a shard is done when its latents are there."""
+        lines = (json.dumps({"captions": several}, ensure_ascii=False) + "\n" for several in captions)
+        index = "".join(lines).encode()
+        about = {"fingerprint": self.fingerprint, "index": hashlib.sha256(index).hexdigest()}
+        with _writing(self.folder):
+            _replace(self._path(k, "jsonl"), index)
+            _replace(self._path(k, "safetensors"), save({"latents": latents.contiguous()}, about))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write to {str(folder)!r}: {error}; choose another place with `cache`") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
