@@ -45,6 +45,7 @@ class Llm(TextEncoder):
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
             self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
+        self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
         self.instruction = instruction or ""
         self.first = max(1, self._length(self.instruction) - 1)  # kept position, after BOS

@@ -39,6 +39,7 @@ class T5(TextEncoder):
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
             self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
+        self.train(not self.pretrained)
         self.dim = self.network.config.d_model
 
     def forward(self, prompts: Sequence[str]) -> Text:
