@@ -91,7 +91,7 @@ class Ablation:
 
     title: str
     base: str
-    axes: dict[str, dict[str, Config]]
+    axes: dict[str, dict[str, Config | None]]
     seeds: list[int] = field(default_factory=lambda: [0])
     columns: list[str] = field(default_factory=list)
     common: dict[str, Any] = field(default_factory=dict)  # overrides of every row
@@ -107,7 +107,7 @@ def roots(kind: str) -> list[Path]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """The YAML that a name or path means. FileNotFoundError with the nearest name."""
+    """The YAML that a name or path means. SpecError with the nearest name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path

@@ -169,7 +169,7 @@ def complete(schema: dict[str, Option], given: dict[str, Any], title: str, where
     for key, option in schema.items():
         if option.required and key not in given:
             raise SpecError(f"{title} needs {key!r} ({_show(option.annotation)})  [{where}.{key}]")
-    return {k: check(given.get(k, deepcopy(o.default)), o.annotation, f"{where}.{k}") for k, o in schema.items()}
+    return {k: check(_value(k, o, given), o.annotation, f"{where}.{k}") for k, o in schema.items()}
 
 
 def build(kind: str, spec: Spec, **supplied: Any) -> Any:
@@ -272,6 +272,15 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
     raise SpecError(f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}")
 
 
+def _value(key: str, option: Option, given: dict[str, Any]) -> Any:
+    """What is given, or the default; a mapping without a name holds options of the default part."""
+    default = deepcopy(option.default)
+    value = given.get(key, default)
+    if option.marks(str) and isinstance(value, dict) and "name" not in value and isinstance(default, str | dict):
+        return {**({"name": default} if isinstance(default, str) else default), **value}
+    return value
+
+
 def _weights(kind: str, given: dict[str, Any], where: str) -> dict[str, str]:
     """What a part's weights are loaded from, taken out of `given`; null is none."""
     value = given.pop("weights", None) if kind in WEIGHTED else None
@@ -322,7 +331,7 @@ def _fits(value: Any, annotation: Any, where: str) -> tuple[bool, Any]:
     if origin in (list, tuple):
         return _fits_sequence(value, origin, inner, where)
     if origin is dict:
-        return isinstance(value, dict), value
+        return _fits_mapping(value, inner, where)
     return _fits_scalar(value, annotation)
 
 
@@ -344,6 +353,12 @@ def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...], where: str) 
         return True, [check(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, inner, strict=True))]
     item = inner[0] if inner else Any
     return True, [check(v, item, f"{where}[{i}]") for i, v in enumerate(value)]
+
+
+def _fits_mapping(value: Any, inner: tuple[Any, ...], where: str) -> tuple[bool, Any]:
+    if not isinstance(value, dict):
+        return False, value
+    return True, {k: check(v, inner[1], f"{where}.{k}") for k, v in value.items()}
 
 
 def _fits_scalar(value: Any, annotation: Any) -> tuple[bool, Any]:
