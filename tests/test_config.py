@@ -316,7 +316,8 @@ def test_equal_settings_are_one_model_and_one_trial(folder: Path):
 
 def test_a_label_overrides_what_is_common_and_the_command_line_overrides_all(folder: Path):
     write(folder, "ablations/one.yaml",
-          "title: t\nbase: tiny\ncommon: {trainer.max_steps: 1}\naxes: {a: {x: {trainer.max_steps: 5}, y: }}\n")  # fmt: skip
+          "title: t\nbase: tiny\ncommon: {trainer.max_steps: 1}\n"
+          "axes: {a: {x: {trainer.max_steps: 5}, y: }}\n")  # fmt: skip
     assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one")[1]] == [5, 1]
     assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one", ["trainer.max_steps=9"])[1]] == [9, 9]
 
