@@ -64,7 +64,7 @@ def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status is 0, 1 for an error that a person can mend, 130 for Ctrl-C."""
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return _run(options) or 0
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -77,12 +77,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and key=value in any order, which argparse alone does not take after an option."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if odd := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]:
+        top.error(f"unrecognized arguments: {' '.join(odd)}")
+    if rest:
+        options.overrides += rest
+    return options
+
+
 def _unforeseen(error: BaseException) -> bool:
     """A bug keeps its traceback; what our own code raised on purpose needs none."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return last is None or "sana_lab" not in last.tb_frame.f_code.co_filename
+    return last is None or Path(__file__).parent not in Path(last.tb_frame.f_code.co_filename).parents
 
 
 def _run(options: argparse.Namespace) -> int | None:

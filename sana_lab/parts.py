@@ -55,6 +55,7 @@ TABLE: dict[str, dict[str, str]] = {
         "shapes": "sana_lab.data.shapes:Shapes",
         "folder": "sana_lab.data.folder:Folder",
         "latents": "sana_lab.data.latents:Latents",
+        "features": "sana_lab.data.features:Features",
     },
     "system": {
         "autoencoder": "sana_lab.systems.autoencoder:AutoencoderSystem",

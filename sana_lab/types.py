@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     prompts: list[str]  # B captions
     latents: Tensor | None = None  # (B, C, h, w), normalised
     text: Text | None = None  # cached features, when the text encoder is frozen
+    null: Text | None = None  # with them, those of the empty prompt (1, L, D), for text dropout
 
 
 class Object(NamedTuple):

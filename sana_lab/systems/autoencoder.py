@@ -21,13 +21,13 @@ Schedule = Literal["constant", "cosine"]
 
 
 class AutoencoderSystem(L.LightningModule):
-    """l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge, on images (B, 3, H, W).
+    """The loss is l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge.
 
-    KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means here what
-    it means there. `latent_noise` adds Gaussian noise of that share of each channel's deviation before the decoder, for a latent
-    that forgives a diffusion model's errors. The adversarial loss begins at optimiser step `adversarial_start`; with it, two
-    optimisers step by hand and the Trainer counts both. Validation, and the latent normalisation that is fitted when training
-    ends, use the averaged weights.
+    KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means
+    here what it means there. `latent_noise` adds Gaussian noise of that share of each channel's deviation before the
+    decoder, for a latent that forgives a diffusion model's errors. The adversarial loss begins at optimiser step
+    `adversarial_start`; with it two optimisers step by hand, clipped at norm 1, and the Trainer counts both. Validation
+    uses the averaged weights, and so does the latent normalisation, which is fitted when training ends.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class AutoencoderSystem(L.LightningModule):
         lpips_weights: str | None = None,
         adversarial: float = 0.0,
         adversarial_start: int = 0,
+        discriminator_width: int = 64,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         warmup: int = 100,
@@ -52,21 +53,22 @@ class AutoencoderSystem(L.LightningModule):
         self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
-        self.discriminator = PatchDiscriminator() if adversarial else None
+        self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None
         self.automatic_optimization = not adversarial
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
-        return [torch.optim.AdamW(p.parameters(), self.hparams.lr, tuple(self.hparams.betas), weight_decay=0.0) for p in players]
+        rate, betas = self.hparams.lr, tuple(self.hparams.betas)
+        return [torch.optim.AdamW(p.parameters(), rate, betas, weight_decay=0.0) for p in players]
 
     def on_fit_start(self) -> None:
         if self.hparams.schedule == "cosine" and self.trainer.max_steps < 1:
-            raise ValueError(f"schedule 'cosine' needs trainer.max_steps and it is {self.trainer.max_steps}; or set schedule: constant")
+            raise ValueError("schedule 'cosine' needs trainer.max_steps, which is not set; or say schedule: constant")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        rate = self.hparams.lr * ramp(self.global_step, self.hparams.warmup, self.hparams.schedule, self.trainer.max_steps)
+        factor = ramp(self.global_step, self.hparams.warmup, self.hparams.schedule, self.trainer.max_steps)
         for group in (g for optimizer in self.trainer.optimizers for g in optimizer.param_groups):
-            group["lr"] = rate
+            group["lr"] = self.hparams.lr * factor
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = batch.images.contiguous(memory_format=torch.channels_last)

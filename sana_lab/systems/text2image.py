@@ -16,12 +16,10 @@ from sana_lab.diffusion.sampling import Sampling, generator, noise_like
 from sana_lab.dit import Dit
 from sana_lab.parts import Spec
 from sana_lab.systems.averaging import Average
+from sana_lab.systems.matching import TRAIN, check_state, validate, velocity_losses
 from sana_lab.systems.schedule import set_rate
 from sana_lab.text import TextEncoder
 from sana_lab.types import Batch, Text
-
-BINS = 4
-_TRAIN, _HELD_OUT = 1, 2  # which stream of random numbers
 
 
 class TextToImage(L.LightningModule):
@@ -75,11 +73,11 @@ class TextToImage(L.LightningModule):
         set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        random = generator(self.hparams.seed, _TRAIN, batch_idx, self.global_rank)
+        random = generator(self.hparams.seed, TRAIN, batch_idx, self.global_rank)
         latents = self.latents_of(batch)
         dropped = torch.rand(len(latents), generator=random) < self.hparams.text_dropout
         prompts = ["" if drop else p for p, drop in zip(batch.prompts, dropped.tolist(), strict=True)]
-        loss = self.losses(latents, self.encode_text(prompts), random).mean()
+        loss = velocity_losses(self.dit, self.flow, latents, self.encode_text(prompts), random).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
 
@@ -87,25 +85,10 @@ class TextToImage(L.LightningModule):
         self.average.update(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss of the averaged weights on fixed noise, by time bin: bin 0 is nearest to data."""
-        random = generator(self.hparams.seed, _HELD_OUT, batch_idx)
+        """Loss of the averaged weights on fixed noise and times."""
         latents = self.latents_of(batch)
-        times = self.flow.shifted((torch.arange(len(latents)) + torch.rand(len(latents), generator=random)) / len(latents))
         with self.averaged():
-            losses = self.losses(latents, self.encode_text(batch.prompts), random, times)
-        bins = (times * BINS).long().clamp(max=BINS - 1)
-        self.log("val/loss", losses.mean(), prog_bar=True, batch_size=len(latents), sync_dist=True)
-        for i in range(BINS):
-            if (bins == i).any():
-                share = int((bins == i).sum())
-                self.log(f"val/loss_t{i}", losses[bins.to(losses.device) == i].mean(), batch_size=share, sync_dist=True)
-
-    def losses(self, latents: Tensor, text: Text, random: torch.Generator, times: Tensor | None = None) -> Tensor:
-        """Squared error of the velocity, (B,), at random or given times."""
-        noise = torch.randn(latents.shape, generator=random).to(latents)
-        times = (self.flow.sample_times(len(latents), generator=random) if times is None else times).to(latents)
-        velocity = self.dit(self.flow.mix(latents, noise, times), times, text)
-        return (velocity - self.flow.target(latents, noise)).square().mean((1, 2, 3))
+            validate(self, self.dit, self.flow, latents, self.encode_text(batch.prompts), self.hparams.seed, batch_idx)
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
@@ -164,8 +147,9 @@ class TextToImage(L.LightningModule):
         return self.autoencoder.channels, height // self.autoencoder.downsample, width // self.autoencoder.downsample
 
     def _draw(self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling) -> Tensor:
-        null = self.text_encoder([negatives[0]] if len(set(negatives)) == 1 else negatives)
-        velocity = guided(self.dit, self.text_encoder(prompts), null, sampling.guidance)
+        text = self.text_encoder(prompts)
+        null = text if sampling.guidance == 1 else self.text_encoder([*{*negatives}] if len({*negatives}) == 1 else negatives)
+        velocity = guided(self.dit, text, null, sampling.guidance)
         images = self.autoencoder.decode(sampling.run(velocity, noise, self.flow))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
@@ -196,13 +180,3 @@ class TextToImage(L.LightningModule):
     def _saved(self) -> dict[str, Tensor]:
         frozen = ("autoencoder.",) if self.text_trains else ("autoencoder.", "text_encoder.")
         return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
-
-
-def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
-    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
-    odd = sorted(own.keys() ^ given.keys())
-    odd += [f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in given and given[k].shape != v.shape]
-    if odd:
-        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
-
-

@@ -1,0 +1,101 @@
+"""The DiT alone, trained on cached latents and cached text features: nothing frozen is held in memory."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sana_lab import parts
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import generator
+from sana_lab.dit import Dit
+from sana_lab.parts import Spec
+from sana_lab.systems.averaging import Average
+from sana_lab.systems.matching import TRAIN, check_state, validate, velocity_losses
+from sana_lab.systems.schedule import set_rate
+from sana_lab.types import Batch, Text
+
+
+class DitSystem(L.LightningModule):
+    """Flow matching on batches that hold latents and text (`data: features`).
+
+    The autoencoder and the text encoder are built on the meta device, for their channels and width alone. A text2image
+    experiment takes the result with `dit: experiment:NAME`.
+    """
+
+    def __init__(
+        self,
+        dit: Annotated[Spec, "dit"] = "sana",
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",
+        text_encoder: Annotated[Spec, "text_encoder"] = "llm",
+        optimizer: Annotated[Spec, "optimizer"] = "adamw",
+        shift: float = 3.0,
+        start: float = 1.0,
+        text_dropout: float = 0.1,
+        warmup: int = 100,
+        decay: float = 0.0,
+        ema: float = 0.999,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.flow = Flow(shift, start)
+        with torch.device("meta"):
+            channels = parts.build("autoencoder", autoencoder).channels
+            text_dim = parts.build("text_encoder", text_encoder).dim
+        self.dit: Dit = parts.build("dit", dit, channels=channels, text_dim=text_dim)
+        self.average = Average(self, ema)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return parts.build("optimizer", self.hparams.optimizer, params=self.dit.parameters())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        latents, text = features(batch)
+        random = generator(self.hparams.seed, TRAIN, batch_idx, self.global_rank)
+        text = without(text, torch.rand(len(latents), generator=random) < self.hparams.text_dropout, batch.null)
+        loss = velocity_losses(self.dit, self.flow, latents, text, random).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.average.update(self)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        latents, text = features(batch)
+        with self.average.swapped(self):
+            validate(self, self.dit, self.flow, latents, text, self.hparams.seed, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        check_state(self.state_dict(), checkpoint["state_dict"], type(self).__name__)
+        self.average.load(checkpoint["average"])
+
+    def trained(self) -> dict[str, Tensor]:
+        """What training leaves behind: averaged weights, under the part's kind."""
+        with self.average.swapped(self):
+            return {k: v.detach().clone() for k, v in self.state_dict().items()}
+
+
+def features(batch: Batch) -> tuple[Tensor, Text]:
+    """The batch's latents and text; ValueError where the data module gives others."""
+    if batch.latents is None or batch.text is None:
+        raise ValueError("system 'dit' trains on cached latents and text; expected data: features, or system: text2image")
+    return batch.latents, Text(*batch.text)
+
+
+def without(text: Text, dropped: Tensor, null: Text | None) -> Text:
+    """Rows `dropped` (B,) bool replaced by the empty prompt's features (1, L0, D), which are no longer than the text."""
+    if null is None or not dropped.any():
+        return text
+    tokens, mask = text.tokens.clone(), text.mask.clone()
+    length = min(null.tokens.shape[1], tokens.shape[1])
+    tokens[dropped], mask[dropped] = 0, False
+    tokens[dropped, :length], mask[dropped, :length] = null.tokens[0, :length].to(tokens), null.mask[0, :length]
+    return Text(tokens, mask)
