@@ -33,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _experiment(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str) -> argparse.ArgumentParser:
+def _experiment(
+    verbs: "argparse._SubParsersAction[argparse.ArgumentParser]", verb: str, text: str
+) -> argparse.ArgumentParser:
     sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
     sub.add_argument("experiment", metavar="EXPERIMENT")
     sub.add_argument("overrides", nargs="*", metavar="key=value")
@@ -52,11 +54,16 @@ def _sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
 
 
 def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    for verb, text in (("ablate", "run an ablation and write its table"), ("table", "write the table of what has finished")):
+    for verb, text in (
+        ("ablate", "run an ablation and write its table"),
+        ("table", "write the table of what has finished"),
+    ):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
         sub.add_argument("ablation", metavar="ABLATION")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every trial")
-        sub.add_argument("--out", type=Path, metavar="DIR", help="where table, plots and pictures go (runs/tables/ABLATION)")
+        sub.add_argument(
+            "--out", type=Path, metavar="DIR", help="where table, plots and pictures go (runs/tables/ABLATION)"
+        )
         if verb == "ablate":
             sub.add_argument("--dry-run", action="store_true", help="list the trials and which are done, and stop")
             sub.add_argument("--workers", type=int, help="trials trained at a time (one per core, at most 2)")
@@ -73,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sana-lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nsana-lab: stopped; what had finished is kept, and the same command goes on from there", file=sys.stderr)
+        print(
+            "\nsana-lab: stopped; what had finished is kept, and the same command goes on from there", file=sys.stderr
+        )
         return 130
 
 
@@ -115,7 +124,9 @@ def _run(options: argparse.Namespace) -> int | None:
 
             experiment = config.load(options.experiment, options.overrides)
             train.check(experiment)
-            bench.main(experiment, size=options.size, batch=options.batch, repeats=options.repeats, json_file=options.json)
+            bench.main(
+                experiment, size=options.size, batch=options.batch, repeats=options.repeats, json_file=options.json
+            )
         case "ablate":
             from sana_lab import sweep
 

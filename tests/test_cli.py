@@ -1,0 +1,209 @@
+"""The command line: quick help, resolved experiments on a dry run, and one clear line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from sana_lab import cli, config
+
+VERBS = ("train", "sample", "eval", "bench", "ablate", "table", "ui")
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
+  text_encoder: {name: llm, width: 16, layers: 1, heads: 1}
+data: {name: shapes, size: 16, batch: 4}
+trainer: {max_steps: 2, accelerator: cpu}
+"""
+HELP = """
+import sys, time
+from sana_lab.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert not end.code
+import json
+print(json.dumps([time.process_time(), sorted(name for name in sys.modules if "." not in name)]), file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    (here / "experiments").mkdir()
+    (here / "experiments/tiny.yaml").write_text(TINY)
+    return here
+
+
+def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What an unsuccessful command says: one line, not a traceback."""
+    assert cli.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("sana-lab: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What argparse says of a command that it cannot parse."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+# --- help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_answers_at_once_and_imports_nothing_heavy(arguments: list[str]):
+    """0.07 s of CPU time on a quiet core; the bar is 0.3, and busy machines get three times as much."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(arguments=arguments)], capture_output=True, text=True, check=True
+    )
+    seconds, modules = json.loads(done.stderr)
+    assert not {"torch", "lightning", "transformers", "mlflow", "omegaconf", "numpy", "tqdm"} & set(modules)
+    assert seconds < 0.9
+    assert "usage: sana-lab" in done.stdout
+
+
+def test_help_names_every_verb(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert not [verb for verb in VERBS if f"\n    {verb} " not in said]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([verb, "--help"])
+    assert end.value.code == 0
+    assert f"usage: sana-lab {verb}" in capsys.readouterr().out
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "sana_lab", "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "invalid choice: 'nonsense'" in done.stderr
+
+
+# --- what cannot be parsed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "VERB"),
+        (["trian", "tiny"], "invalid choice: 'trian'"),
+        (["train"], "EXPERIMENT"),
+        (["train", "tiny", "--dry"], "--dry"),
+        (["train", "tiny", "--dry-run", "seed"], "seed"),
+        (["sample", "a red circle"], "--out"),
+        (["sample", "--out", "x"], "PROMPT"),
+        (["sample", "a red circle", "--out", "x", "--seed", "one"], "invalid int value: 'one'"),
+        (["ui", "seed=3"], "seed=3"),
+    ],
+)
+def test_commands_that_do_not_parse(arguments: list[str], words: str, capsys):
+    assert words in refused(arguments, capsys)
+
+
+def test_overrides_and_options_come_in_any_order():
+    expected = ["seed=1", "trainer.max_steps=2"]
+    for arguments in (
+        ["train", "tiny", "seed=1", "trainer.max_steps=2", "--dry-run"],
+        ["train", "tiny", "seed=1", "--dry-run", "trainer.max_steps=2"],
+        ["train", "--dry-run", "tiny", "seed=1", "trainer.max_steps=2"],
+    ):
+        options = cli.parse(arguments)
+        assert (options.experiment, options.overrides, options.dry_run) == ("tiny", expected, True)
+
+
+# --- dry runs
+
+
+def test_dry_run_prints_the_resolved_experiment_and_leaves_nothing(folder: Path, capsys):
+    assert cli.main(["train", "tiny", "--dry-run", "trainer.max_steps=7"]) == 0
+    said = capsys.readouterr().out
+    expected = config.load("tiny", ["trainer.max_steps=7"])
+    assert OmegaConf.to_container(OmegaConf.create(said)) == expected
+    assert config.experiment_hash(expected) in said
+    assert "trained: no" in said
+    assert [p.name for p in folder.iterdir()] == ["experiments"]
+
+
+def test_what_a_dry_run_printed_is_an_experiment_again(folder: Path, capsys):
+    cli.main(["train", "tiny", "--dry-run", "system.dit.attention=softmax"])
+    (folder / "again.yaml").write_text(capsys.readouterr().out)
+    again = config.load("again.yaml")
+    assert config.experiment_hash(again) == config.experiment_hash(
+        config.load("tiny", ["system.dit.attention=softmax"])
+    )
+
+
+def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
+    (folder / "ablations").mkdir()
+    (folder / "ablations/two.yaml").write_text(
+        "title: Two\nbase: tiny\naxes: {attention: {softmax: {system.dit.attention: softmax}, linear: }}\n"
+    )
+    assert cli.main(["ablate", "two", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "softmax" in said
+    assert "linear" in said
+    assert not list(folder.glob("runs/models/*"))
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "tyni"], ("there is no experiment 'tyni'", "did you mean 'tiny'?")),
+        (["train", "tiny", "system.dit.atention=linear"], ("has no option 'atention'", "did you mean 'attention'?")),
+        (["train", "tiny", "system.dit.attention=os:system"], ("'os:system' is no attention",)),
+        (["train", "tiny", "trainer.max_steps=few"], ("trainer.max_steps is 'few'", "expected int")),
+        (["train", "tiny", "seed"], ("override 'seed'", "key=value")),
+        (["train", "tiny", "data.size=15"], ("15 is not a multiple of 2", "the nearest is 16")),
+        (["train", "tiny", "system.dit.dim=30"], ("30 is not a multiple",)),
+        (["train", "tiny", "system.autoencoder=experiment:tny"], ("there is no experiment 'tny'",)),
+        (["ablate", "nothing_of_that_name"], ("there is no ablation 'nothing_of_that_name'",)),
+        (["table", "nothing_of_that_name"], ("there is no ablation 'nothing_of_that_name'",)),
+        (["eval", "tiny"], ("'tiny' is not trained yet", "sana-lab train tiny")),
+        (["bench", "tinny"], ("there is no experiment 'tinny'",)),
+        (["sample", "a red circle", "--out", "o", "--model", "tiny"], ("'tiny' is not trained yet",)),
+        (["sample", " ", "--out", "o", "--model", "tiny"], ("prompt ' ' is empty",)),
+        (["sample", "a", "--out", "experiments/tiny.yaml/o", "--model", "tiny"], ("cannot write to",)),
+        (["sample", "a", "--out", "o", "--model", "no.ckpt"], ("there is no checkpoint 'no.ckpt'",)),
+        (["ui"], ("runs",)),
+    ],
+)
+def test_mistakes_end_in_one_line(folder: Path, arguments: list[str], words: tuple[str, ...], capsys):
+    said = failing(arguments, capsys)
+    assert not [w for w in words if w not in said], said
+
+
+def test_ctrl_c_is_no_error_of_ours(folder: Path, monkeypatch, capsys):
+    def pressed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", pressed)
+    assert cli.main(["train", "tiny"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch):
+    """Also where the folder above happens to be called sana_lab."""
+    path = tmp_path / "sana_lab" / "library.py"
+    path.parent.mkdir()
+    path.write_text("def run(_):\n    raise ValueError('deep inside')\n")
+    scope: dict = {}
+    exec(compile(path.read_text(), path, "exec"), scope)
+    monkeypatch.setattr(cli, "_run", scope["run"])
+    with pytest.raises(ValueError, match="deep inside"):
+        cli.main(["train", "tiny"])
