@@ -229,7 +229,13 @@ def _canonical(config: Config) -> Config:
     kept = {k: v for k, v in config["trainer"].items() if not trainer[k].marks(parts.Runtime)}
     system = _with_hashes(parts.canonical("system", config["system"]))
     data = _with_hashes(parts.canonical("data", config["data"]))
-    return {"system": system, "data": data, "content": _content(config["data"]), "trainer": kept, "seed": config["seed"]}
+    return {
+        "system": system,
+        "data": data,
+        "content": _content(config["data"]),
+        "trainer": kept,
+        "seed": config["seed"],
+    }
 
 
 def _content(data: Config) -> str | None:
@@ -257,7 +263,9 @@ def experiments_named(value: Any) -> list[str]:
     if isinstance(value, dict):
         found = [n for v in value.values() for n in experiments_named(v)]
     else:
-        found = [value.removeprefix("experiment:")] if isinstance(value, str) and value.startswith("experiment:") else []
+        found = (
+            [value.removeprefix("experiment:")] if isinstance(value, str) and value.startswith("experiment:") else []
+        )
     return list(dict.fromkeys(found))
 
 
@@ -267,7 +275,9 @@ def load_ablation(name: str, overrides: Sequence[str] = ()) -> tuple[Ablation, l
     checked = parts.complete(parts.fields(Ablation), raw, f"ablation {name!r}", name)
     ablation = Ablation(**checked)
     if not ablation.axes or not all(ablation.axes.values()):
-        raise SpecError(f"ablation {name!r} has no axes with labels; expected axes: {{attention: {{softmax: ..., ...}}}}")
+        raise SpecError(
+            f"ablation {name!r} has no axes with labels; expected axes: {{attention: {{softmax: ..., ...}}}}"
+        )
     return ablation, [t for seed in ablation.seeds for t in _trials(ablation, seed, overrides)]
 
 

@@ -75,7 +75,11 @@ def sample(
     if size is None and experiment is None:
         raise SpecError("size is not given, and a checkpoint does not say; expected pixels a side, such as size=64")
     return system.sample(
-        list(prompts), size=size or config.image_size(experiment["data"]), sampling=Sampling(**settings), seed=seed, negative=negative
+        list(prompts),
+        size=size or config.image_size(experiment["data"]),
+        sampling=Sampling(**settings),
+        seed=seed,
+        negative=negative,
     )
 
 
@@ -91,7 +95,13 @@ def main(options: argparse.Namespace) -> None:
     system = load(options.model, options.set)
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
-        about = {"prompt": prompt, "model": options.model, "seed": options.seed, "index": i, "negative": options.negative}
+        about = {
+            "prompt": prompt,
+            "model": options.model,
+            "seed": options.seed,
+            "index": i,
+            "negative": options.negative,
+        }
         print(write(options.out, image, about | {"sampling": system.experiment["sampling"]}))
 
 

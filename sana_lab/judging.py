@@ -28,8 +28,13 @@ def evaluate(model: str | Any, overrides: Sequence[str] = ()) -> Json:
     measures = _text2image(system) if isinstance(system, TextToImage) else _autoencoder(system)
     experiment = system.experiment
     settings = {k: experiment[k] for k in ("sampling", "eval", "seed")}
-    return {**measures, "settings": settings, "model": config.experiment_hash(experiment),
-            "seconds": round(time.perf_counter() - began, 1), "environment": tracking.environment()}
+    return {
+        **measures,
+        "settings": settings,
+        "model": config.experiment_hash(experiment),
+        "seconds": round(time.perf_counter() - began, 1),
+        "environment": tracking.environment(),
+    }
 
 
 def _text2image(system: TextToImage) -> Json:
@@ -75,7 +80,11 @@ def _autoencoder(system: Any) -> Json:
     options = system.experiment["eval"]
     data = parts.build("data", system.experiment["data"])
     data.setup("validate")
-    return {"reconstruction": reconstruction.evaluate_reconstruction(system.autoencoder, data.val_dataloader(), options["reconstructions"])}
+    return {
+        "reconstruction": reconstruction.evaluate_reconstruction(
+            system.autoencoder, data.val_dataloader(), options["reconstructions"]
+        )
+    }
 
 
 def flat(report: Json) -> dict[str, float]:
@@ -107,12 +116,21 @@ def lines(report: Json) -> list[str]:
     if "geneval" in report:
         g = report["geneval"]
         low, high = g["interval"]
-        out += [f"GenEval-shapes overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  "
-                f"({g['prompts']} prompts, {g['images']} images)"]
-        out += [f"  {task:<14}{t['value']:.3f}  [{t['interval'][0]:.3f}, {t['interval'][1]:.3f}]" for task, t in g["tasks"].items()]
+        out += [
+            f"GenEval-shapes overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  "
+            f"({g['prompts']} prompts, {g['images']} images)"
+        ]
+        out += [
+            f"  {task:<14}{t['value']:.3f}  [{t['interval'][0]:.3f}, {t['interval'][1]:.3f}]"
+            for task, t in g["tasks"].items()
+        ]
         from sana_lab.evaluation import fidelity
 
-        out += [f"FID {report['fid']['value']:.2f} on {report['fid']['n_fake']} images" if "fid" in report else fidelity.fid_hint()]
+        out += [
+            f"FID {report['fid']['value']:.2f} on {report['fid']['n_fake']} images"
+            if "fid" in report
+            else fidelity.fid_hint()
+        ]
     if "reconstruction" in report:
         r = report["reconstruction"]
         out += [f"PSNR {r['psnr']:.2f} dB, SSIM {r['ssim']:.4f} on {r['n']} held-out images"]

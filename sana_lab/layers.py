@@ -14,7 +14,7 @@ from sana_lab.parts import SpecError
 
 
 class RmsNorm(nn.Module):
-    """Root-mean-square norm over the last axis, statistics in float32; `scale` is the weight's first value."""
+    """Root-mean-square norm over the last axis, statistics in float32 or wider; `scale` is the weight's first value."""
 
     def __init__(self, dim: int, scale: float = 1.0, eps: float = 1e-5) -> None:
         super().__init__()
@@ -22,9 +22,9 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight.float()).to(x.dtype)
+        return (normed * self.weight.to(wide.dtype)).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -212,13 +212,17 @@ def check(value: Any, annotation: Any, where: str) -> Any:
         return _check_dataclass(value, annotation, where)
     ok, result = _fits(value, annotation, where)
     if not ok:
-        raise SpecError(f"{where} is {value!r} ({type(value).__name__}), expected {_show(annotation)}{_hint(value, annotation)}")
+        raise SpecError(
+            f"{where} is {value!r} ({type(value).__name__}), expected {_show(annotation)}{_hint(value, annotation)}"
+        )
     return result
 
 
 def fields(record: type) -> dict[str, Option]:
     """The options of a dataclass."""
-    made = {f.name: f.default_factory() for f in dataclasses.fields(record) if f.default_factory is not dataclasses.MISSING}
+    made = {
+        f.name: f.default_factory() for f in dataclasses.fields(record) if f.default_factory is not dataclasses.MISSING
+    }
     return {k: o._replace(default=made.get(k, o.default)) for k, o in options("", record).items()}
 
 
@@ -270,7 +274,9 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
         return {"name": spec}
     if isinstance(spec, dict) and isinstance(spec.get("name"), str):
         return dict(spec)
-    raise SpecError(f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}")
+    raise SpecError(
+        f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}"
+    )
 
 
 def _value(key: str, option: Option, given: dict[str, Any]) -> Any:

@@ -41,8 +41,13 @@ def record(item: Item) -> Json:
         return {**base, "error": None, "metrics": {}, "run_id": None, "commit": None}
     commit = item.run.tags.get("commit")
     dirty = "-dirty" if item.run.tags.get("dirty") == "True" else ""
-    return {**base, "error": item.run.tags.get("sana.error"), "metrics": item.run.metrics, "run_id": item.run.id,
-            "commit": f"{commit}{dirty}" if commit else None}
+    return {
+        **base,
+        "error": item.run.tags.get("sana.error"),
+        "metrics": item.run.metrics,
+        "run_id": item.run.id,
+        "commit": f"{commit}{dirty}" if commit else None,
+    }
 
 
 def measured_on(store: Store, found: Sequence[Item]) -> list[str]:
@@ -55,8 +60,10 @@ def measured_on(store: Store, found: Sequence[Item]) -> list[str]:
         notes.append(f"GenEval on the embedded world: {' or '.join(prompts)} a row; same prompts, same noise.")
     if any(e["bench_size"] for e in evals):
         sizes = sorted({f"{e['bench_size']} px" for e in evals})
-        notes.append(f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
-                     f"input, batch {evals[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance.")
+        notes.append(
+            f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
+            f"input, batch {evals[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance."
+        )
     return notes
 
 
@@ -68,7 +75,9 @@ def draw_plots(store: Store, ablation: Ablation, found: Sequence[Item], table: T
     paths = []
     if metric:
         paths += [plots.quality(table, metric, folder / f"{metric}.png")]
-        paths += [plots.tradeoff(table, c, metric, folder / f"{metric}_{c}.png") for c in ("latency_s",) if c in measured]
+        paths += [
+            plots.tradeoff(table, c, metric, folder / f"{metric}_{c}.png") for c in ("latency_s",) if c in measured
+        ]
     if metric and ablation.x:
         paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
     if lines := curves(store, done):

@@ -46,7 +46,9 @@ class Item(NamedTuple):
     def state(self) -> str:
         if self.run is None:
             return "to run" if weights.trained(self.trial.experiment) is None else "trained, to judge"
-        return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(self.run.status, "unfinished")
+        return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(
+            self.run.status, "unfinished"
+        )
 
 
 def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool, out: Path | None) -> int:
@@ -118,7 +120,9 @@ class Jobs:
 
     def judge(self, group: list[Item]) -> None:
         """Train one model and judge every trial of it."""
-        self._finish(group, self._work(group[0].model, {"kind": "judge", "trials": list(map(_plain, group))}), group[0].model)
+        self._finish(
+            group, self._work(group[0].model, {"kind": "judge", "trials": list(map(_plain, group))}), group[0].model
+        )
 
     def bench(self, group: list[Item]) -> None:
         """Measure the costs of trials, one after the other."""
@@ -138,9 +142,12 @@ class Jobs:
         path.write_text(json.dumps({**job, "threads": self.threads, "store": str(self.store.home), "sweep": self.name}))
         command = [sys.executable, "-m", "sana_lab.worker", str(path)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
-        with path.with_suffix(".log").open("w") as log, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, env=environment
-        ) as process:
+        with (
+            path.with_suffix(".log").open("w") as log,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, env=environment
+            ) as process,
+        ):
             self.running.add(process)
             assert process.stdout is not None
             for line in process.stdout:
@@ -226,8 +233,16 @@ def _child(store: Store, name: str, parent: str, item: Item) -> Run:
         return store.run(item.run.id)
     trial = item.trial
     labels = {f"label.{axis}": label for axis, label in trial.labels.items()}
-    tags = {"sana.kind": "trial", "sana.sweep": name, "sana.trial": item.key, "sana.model": item.model,
-            "sana.label": trial.label, "sana.seed": trial.seed, **labels, **tracking.environment()}
+    tags = {
+        "sana.kind": "trial",
+        "sana.sweep": name,
+        "sana.trial": item.key,
+        "sana.model": item.model,
+        "sana.label": trial.label,
+        "sana.seed": trial.seed,
+        **labels,
+        **tracking.environment(),
+    }
     title = trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
     run = store.start_run(name, title, tags, parent)
     store.log_params(run, trial.experiment)

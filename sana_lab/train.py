@@ -54,7 +54,9 @@ def divides(size: int, downsample: int, patch: int) -> None:
     unit = downsample * patch
     if size % unit:
         near = max(1, round(size / unit)) * unit
-        raise SpecError(f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); the nearest is {near}")
+        raise SpecError(
+            f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); the nearest is {near}"
+        )
 
 
 def train(
@@ -82,7 +84,9 @@ def prepare_folder(home: Path) -> None:
         (home / "writable").touch()
         (home / "writable").unlink()
     except OSError as error:
-        raise ValueError(f"cannot write to {home.absolute()}: {error.strerror}; run from a folder you can write") from error
+        raise ValueError(
+            f"cannot write to {home.absolute()}: {error.strerror}; run from a folder you can write"
+        ) from error
 
 
 def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None, progress: Progress | None) -> Path:
@@ -98,9 +102,10 @@ def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None
         trainer = _trainer(experiment, home, logger, progress)
         with warnings.catch_warnings():
             quiet()
-            trainer.fit(system, datamodule=data, ckpt_path=latest(home), weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+            try:
+                trainer.fit(system, datamodule=data, ckpt_path=latest(home), weights_only=True)
+            except SystemExit as error:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from error
     path = home / "weights.safetensors"
     weights.write(path, system.trained(), card(experiment, name, time.perf_counter() - began, metrics(system)))
     return path
@@ -135,14 +140,24 @@ def latest(home: Path) -> str | None:
 
 def quiet() -> None:
     """Silence what Lightning says of choices made here on purpose."""
-    for message in (".*does not have many workers.*", ".*IterableDataset.*__len__.*", ".*Checkpoint directory.*exists.*",
-                    ".*GPU available but not used.*", ".*LeafSpec.*", ".*max_epochs.*", ".*litlogger.*", ".*isinstance.treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*__len__.*",
+        ".*Checkpoint directory.*exists.*",
+        ".*GPU available but not used.*",
+        ".*LeafSpec.*",
+        ".*max_epochs.*",
+        ".*litlogger.*",
+        ".*isinstance.treespec.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def _trainer(experiment: config.Config, home: Path, logger: Logger | None, progress: Progress | None) -> L.Trainer:
     options = experiment["trainer"]
-    keep = ModelCheckpoint(home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False)
+    keep = ModelCheckpoint(
+        home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False
+    )
     callbacks: list[Callback] = [keep, Guard(home, options["log_every"])]
     if experiment["prompts"] and experiment["system"]["name"] == "text2image":
         callbacks.append(SampleGrid(experiment))
@@ -174,7 +189,9 @@ class Guard(Callback):
     def __init__(self, home: Path, every: int) -> None:
         self.home, self.every = home, every
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         if index % self.every and trainer.global_step < trainer.max_steps:
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else trainer.callback_metrics.get("train/loss")
@@ -241,7 +258,9 @@ def _tracked(experiment: config.Config, name: str) -> Path:
     """Train under a run of its own, which ends as FINISHED, KILLED or FAILED."""
     prepare_folder(folder(experiment))
     store = tracking.Store(weights.HOME)
-    run = store.start_run("training", name, {"sana.model": config.experiment_hash(experiment), **tracking.environment()})
+    run = store.start_run(
+        "training", name, {"sana.model": config.experiment_hash(experiment), **tracking.environment()}
+    )
     store.log_params(run, experiment)
     tracker = Tracker(store, run)
     try:

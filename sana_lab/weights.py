@@ -94,7 +94,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str, sour
 
 def _odd_keys(own: Iterable[str], given: Iterable[str]) -> list[str]:
     own, given = set(own), set(given)
-    missing = [f"{k} is missing ({nearest(k, given - own)})" if given - own else f"{k} is missing" for k in sorted(own - given)]
+    missing = [
+        f"{k} is missing ({nearest(k, given - own)})" if given - own else f"{k} is missing" for k in sorted(own - given)
+    ]
     return missing[:3] + [f"{k} is not expected" for k in sorted(given - own)][:3]
 
 

@@ -86,7 +86,9 @@ class DitSystem(L.LightningModule):
 def features(batch: Batch) -> tuple[Tensor, Text]:
     """The batch's latents and text; ValueError where the data module gives others."""
     if batch.latents is None or batch.text is None:
-        raise ValueError("system 'dit' trains on cached latents and text; expected data: features, or system: text2image")
+        raise ValueError(
+            "system 'dit' trains on cached latents and text; expected data: features, or system: text2image"
+        )
     return batch.latents, Text(*batch.text)
 
 

@@ -25,7 +25,9 @@ def velocity_losses(
     return (velocity - flow.target(latents, noise)).square().mean((1, 2, 3))
 
 
-def validate(module: L.LightningModule, dit: Dit, flow: Flow, latents: Tensor, text: Text, seed: int, index: int) -> None:
+def validate(
+    module: L.LightningModule, dit: Dit, flow: Flow, latents: Tensor, text: Text, seed: int, index: int
+) -> None:
     """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on noise and times that are the same at every validation."""
     random, n = generator(seed, HELD_OUT, index), len(latents)
     times = flow.shifted((torch.arange(n) + torch.rand(n, generator=random)) / n)
@@ -40,6 +42,10 @@ def validate(module: L.LightningModule, dit: Dit, flow: Flow, latents: Tensor, t
 def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
     """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
     odd = sorted(own.keys() ^ given.keys())
-    odd += [f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}" for k, v in own.items() if k in given and given[k].shape != v.shape]
+    odd += [
+        f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in given and given[k].shape != v.shape
+    ]
     if odd:
         raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")

@@ -3,7 +3,6 @@
 import lightning as L
 
 
-
 def set_rate(trainer: L.Trainer, warmup: int, decay: float) -> None:
     """Give every parameter group the rate of this step."""
     for own in trainer.optimizers:

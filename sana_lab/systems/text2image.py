@@ -67,7 +67,9 @@ class TextToImage(L.LightningModule):
     # Training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return parts.build("optimizer", self.hparams.optimizer, params=[p for p in self.parameters() if p.requires_grad])
+        return parts.build(
+            "optimizer", self.hparams.optimizer, params=[p for p in self.parameters() if p.requires_grad]
+        )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
@@ -148,7 +150,11 @@ class TextToImage(L.LightningModule):
 
     def _draw(self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling) -> Tensor:
         text = self.text_encoder(prompts)
-        null = text if sampling.guidance == 1 else self.text_encoder([*{*negatives}] if len({*negatives}) == 1 else negatives)
+        null = (
+            text
+            if sampling.guidance == 1
+            else self.text_encoder([*{*negatives}] if len({*negatives}) == 1 else negatives)
+        )
         velocity = guided(self.dit, text, null, sampling.guidance)
         images = self.autoencoder.decode(sampling.run(velocity, noise, self.flow))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
