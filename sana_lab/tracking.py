@@ -212,6 +212,10 @@ class Store:
         known = self.client.get_experiment_by_name(experiment)
         return [] if known is None else list(self._search([known.experiment_id], _strings(tags or {})))
 
+    def all_runs(self, experiment: str) -> list[Run]:
+        """Every run of the experiment with this id, newest first."""
+        return list(self._search([experiment], {}))
+
     def runs(self, parent: str) -> list[Run]:
         """The children of a run, newest first."""
         experiment = self.client.get_run(parent).info.experiment_id

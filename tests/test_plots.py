@@ -46,7 +46,7 @@ def test_against_draws_a_line_for_each_setting_of_the_other_axes(tmp_path):
         record(f"{s}{k}", labels={"solver": s, "steps": k}, fid=1.0 / int(k)) for s in "ab" for k in ("5", "20", "50")
     ]
     is_a_picture(against(build_table(rows, title="T"), "steps", "fid", tmp_path / "a.png"))
-    with pytest.raises(ValueError, match="axis 'solver' of row 'a.*' is not a number"):
+    with pytest.raises(ValueError, match=r"axis 'solver' of row 'a.*' is not a number"):
         against(build_table(rows, title="T"), "solver", "fid", tmp_path / "a.png")
 
 
