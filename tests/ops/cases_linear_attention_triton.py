@@ -26,13 +26,13 @@ HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 BOUNDS = {FULL: (1e-6, 1e-6), HALF: (4e-4, 4e-4), BRAIN: (8e-3, 8e-3) if INTERPRETED else (2.5e-3, 4e-3)}
 
 SMALL = [
-    (FULL, (2, 77, 3, 32)),
-    (FULL, (1, 333, 1, 16)),
+    (FULL, (2, 45, 3, 32)),
+    (FULL, (1, 141, 1, 16)),
     (FULL, (1, 5, 2, 8)),
     (FULL, (1, 33, 2, 24)),
     (FULL, (1, 40, 1, 64)),
     (FULL, (1, 17, 1, 128)),
-    (HALF, (2, 77, 2, 32)),
+    (HALF, (2, 45, 2, 32)),
     (HALF, (1, 33, 1, 64)),
     (HALF, (1, 17, 1, 128)),
     (BRAIN, (1, 20, 1, 16)),
