@@ -1,4 +1,4 @@
-"""Quality of a trained system: GenEval on the embedded world, FID where its weights are; PSNR and SSIM of autoencoders."""
+"""Quality of a trained system: GenEval on the embedded world, FID, and PSNR and SSIM of autoencoders."""
 
 import json
 import time

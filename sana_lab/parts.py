@@ -85,11 +85,11 @@ WEIGHTED = ("autoencoder", "dit", "text_encoder")
 
 
 class SpecError(ValueError):
-    """A spec that a person can mend; the message says what was given, what was expected and the nearest right answer."""
+    """A spec that a person can mend: what was given, what was expected and the nearest right answer."""
 
 
 class Runtime:
-    """Marks an option that changes how fast, not what: `Annotated[int, RUNTIME]`. It is no part of a trained model's hash."""
+    """Marks an option that changes how fast, not what: `Annotated[int, RUNTIME]`. It enters no hash."""
 
 
 RUNTIME = Runtime()
@@ -124,7 +124,7 @@ def nearest(word: str, options: Iterable[str]) -> str:
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """The callable behind a name of the table, or behind a user's own `module:attribute`, checked to be of this kind."""
+    """The callable behind a name of the table, or behind a user's own `module:attribute`, if it is of this kind."""
     if kind not in TABLE:
         raise SpecError(f"no kind of part is called {kind!r}; {nearest(kind, TABLE)}")
     if ":" not in name and name not in TABLE[kind]:
@@ -174,7 +174,7 @@ def complete(schema: dict[str, Option], given: dict[str, Any], title: str, where
 
 
 def build(kind: str, spec: Spec, **supplied: Any) -> Any:
-    """The part that a spec names, with its weights loaded where it says `weights`; a function comes with options bound."""
+    """The part that a spec names, its weights loaded where it says `weights`; a function gets its options bound."""
     resolved = resolve(kind, spec)
     arguments = {k: v for k, v in resolved.items() if k not in ("name", "weights")}
     target = find(kind, resolved["name"])

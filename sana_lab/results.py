@@ -9,7 +9,7 @@ import torch
 
 from sana_lab import plots, report, tracking
 from sana_lab.config import Ablation
-from sana_lab.sweep import Item
+from sana_lab.ledger import Item
 from sana_lab.table import Table, build_table
 from sana_lab.tracking import Store
 from sana_lab.types import Json

@@ -13,42 +13,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sana_lab import config, tracking, train, weights
+from sana_lab import config, results, tracking, train, weights
 from sana_lab.config import Ablation, Trial
+from sana_lab.ledger import Item, items
 from sana_lab.tracking import Run, Store
 
 JUDGED, BENCHED = 400, 150
 """What judging and benching a trial count for in the progress bar, in training steps."""
-
-
-class Item(NamedTuple):
-    """A trial and the run that records it, if there is one."""
-
-    trial: Trial
-    key: str
-    model: str
-    run: Run | None
-
-    @property
-    def done(self) -> bool:
-        return self.run is not None and self.run.status == "FINISHED"
-
-    @property
-    def judged(self) -> bool:
-        return self.run is not None and self.run.tags.get("sana.judged") == self.key
-
-    @property
-    def state(self) -> str:
-        if self.run is None:
-            return "to run" if weights.trained(self.trial.experiment) is None else "trained, to judge"
-        return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(
-            self.run.status, "unfinished"
-        )
 
 
 def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool, out: Path | None) -> int:
@@ -65,17 +41,6 @@ def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool
         run(store, name, ablation, trials, workers or _workers())
     write_table(name, overrides, out)
     return 0 if all(i.done for i in items(store, name, trials)) else 1
-
-
-def items(store: Store, name: str, trials: Sequence[Trial]) -> list[Item]:
-    """Each trial with its newest run, a finished one first."""
-    runs: dict[str, Run] = {}
-    for found in reversed(store.find(name)):
-        key = found.tags.get("sana.trial", "")
-        if runs.get(key) is None or runs[key].status != "FINISHED":
-            runs[key] = found
-    keyed = [(trial, config.trial_hash(trial)) for trial in trials]
-    return [Item(trial, key, config.experiment_hash(trial.experiment), runs.get(key)) for trial, key in keyed]
 
 
 def run(store: Store, name: str, ablation: Ablation, trials: Sequence[Trial], workers: int) -> None:
@@ -177,8 +142,6 @@ class Jobs:
 
 def write_table(name: str, overrides: Sequence[str], out: Path | None) -> None:
     """Table, plots and pictures of what has finished, from the runs in MLflow."""
-    from sana_lab import results
-
     ablation, trials = config.load_ablation(name, overrides)
     store = Store(weights.HOME)
     found = items(store, name, trials)

@@ -55,7 +55,8 @@ def divides(size: int, downsample: int, patch: int) -> None:
     if size % unit:
         near = max(1, round(size / unit)) * unit
         raise SpecError(
-            f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); the nearest is {near}"
+            f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); "
+            f"the nearest is {near}"
         )
 
 
@@ -66,7 +67,7 @@ def train(
     logger: Logger | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Train (or finish training) an experiment and return its weights file; one that is trained already returns at once.
+    """Train (or finish training) an experiment; its weights file. One that is trained already returns at once.
 
     A second process that asks for the same model waits for the first.
     """

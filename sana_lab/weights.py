@@ -40,7 +40,8 @@ def find_trained(experiment: config.Config, name: str) -> Path:
     found = trained(experiment) or shipped(experiment)
     if found is None:
         raise SpecError(
-            f"experiment {name!r} is not trained yet and ships no weights for these settings; run: sana-lab train {name}"
+            f"experiment {name!r} is not trained yet and ships no weights for these settings; "
+            f"run: sana-lab train {name}"
         )
     return found
 

@@ -90,7 +90,7 @@ class Sana(Dit):
         self.initialise()
 
     def initialise(self) -> None:
-        """Xavier for linear layers, N(0, 0.02) for time and caption; Mix-FFN keeps PyTorch's; nothing starts at zero."""
+        """Xavier for linear layers, N(0, 0.02) for time and caption, PyTorch's for Mix-FFN; no zeros."""
         kept = {m for ffn in self.modules() if isinstance(ffn, MixFfn) for m in ffn.modules()}
         for module in self.modules():
             if isinstance(module, nn.Linear) and module not in kept:

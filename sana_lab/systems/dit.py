@@ -93,7 +93,7 @@ def features(batch: Batch) -> tuple[Tensor, Text]:
 
 
 def without(text: Text, dropped: Tensor, null: Text | None) -> Text:
-    """Rows `dropped` (B,) bool replaced by the empty prompt's features (1, L0, D), which are no longer than the text."""
+    """Rows `dropped` (B,) bool replaced by the empty prompt's features (1, L0, D), cut to the text's length."""
     if null is None or not dropped.any():
         return text
     tokens, mask = text.tokens.clone(), text.mask.clone()

@@ -28,7 +28,7 @@ def velocity_losses(
 def validate(
     module: L.LightningModule, dit: Dit, flow: Flow, latents: Tensor, text: Text, seed: int, index: int
 ) -> None:
-    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on noise and times that are the same at every validation."""
+    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on the same noise and times each time."""
     random, n = generator(seed, HELD_OUT, index), len(latents)
     times = flow.shifted((torch.arange(n) + torch.rand(n, generator=random)) / n)
     losses = velocity_losses(dit, flow, latents, text, random, times)

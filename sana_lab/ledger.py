@@ -1,0 +1,44 @@
+"""Which trials of an ablation have been run: the question that MLflow answers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sana_lab import config, weights
+from sana_lab.config import Trial
+from sana_lab.tracking import Run, Store
+
+
+class Item(NamedTuple):
+    """A trial and the run that records it, if there is one."""
+
+    trial: Trial
+    key: str
+    model: str
+    run: Run | None
+
+    @property
+    def done(self) -> bool:
+        return self.run is not None and self.run.status == "FINISHED"
+
+    @property
+    def judged(self) -> bool:
+        return self.run is not None and self.run.tags.get("sana.judged") == self.key
+
+    @property
+    def state(self) -> str:
+        if self.run is None:
+            return "to run" if weights.trained(self.trial.experiment) is None else "trained, to judge"
+        return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(
+            self.run.status, "unfinished"
+        )
+
+
+def items(store: Store, name: str, trials: Sequence[Trial]) -> list[Item]:
+    """Each trial with its newest run, a finished one first."""
+    runs: dict[str, Run] = {}
+    for found in reversed(store.find(name)):
+        key = found.tags.get("sana.trial", "")
+        if runs.get(key) is None or runs[key].status != "FINISHED":
+            runs[key] = found
+    keyed = [(trial, config.trial_hash(trial)) for trial in trials]
+    return [Item(trial, key, config.experiment_hash(trial.experiment), runs.get(key)) for trial, key in keyed]
