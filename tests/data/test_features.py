@@ -1,0 +1,173 @@
+"""`data: features`: what is kept is what the text encoder gives, once, beside the latents it belongs to."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sana_lab import parts
+from sana_lab.data.features import Features
+from sana_lab.data.latents import Latents
+
+VAE = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2, "middle_attention": False}
+T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
+LLM = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16, "instruction": "draw this: "}
+LONG = " and a small blue square" * 3
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> dict[str, str]:
+    """A file of weights per part, so that each building gives the same one."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    for kind, spec in (("autoencoder", VAE), ("text_encoder", T5), ("text_encoder", LLM)):
+        save_file(parts.build(kind, spec).state_dict(), folder / f"{spec['name']}.safetensors")
+    return {path.stem: str(path) for path in folder.iterdir()}
+
+
+@pytest.fixture
+def make(weights, tmp_path):
+    """Features of ten pictures, two held out, with two captions each; one caption is said of all."""
+    root = tmp_path / "pictures"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(root / f"{i}.png")
+        (root / f"{i}.txt").write_text(f"a circle{LONG[: 6 * i]}\na picture\n", "utf-8")
+
+    def make(text: dict[str, Any] = T5, latents: dict[str, Any] | None = None, **options) -> Features:
+        pictures = {"name": "folder", "root": str(root), "size": 16, "held_out": 2}
+        spec = {"name": "latents", "source": pictures, "autoencoder": VAE | {"weights": weights["vae"]}}
+        spec |= {"cache": str(tmp_path / "latents"), "batch": 3} | (latents or {})
+        given = {"batch": 3, "cache": str(tmp_path / "features"), "shard": 4, **options}
+        return Features(spec, {**text, "weights": weights[text["name"]]}, **given)
+
+    return make
+
+
+def files(data: Features) -> dict[str, int]:
+    """Files of the cache and when they were written."""
+    return {p.name: p.stat().st_mtime_ns for p in data.store.folder.iterdir() if p.suffix != ".lock"}
+
+
+def same_text(a, b) -> bool:
+    return torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask)
+
+
+@pytest.mark.parametrize("text", [T5, LLM], ids=lambda spec: spec["name"])
+def test_kept_features_are_those_of_the_encoder(make, text):
+    data = make(text)
+    encoder = parts.build("text_encoder", data.text_encoder).eval()
+    for split, indices in (("train", range(8)), ("val", range(2))):
+        batch = data.batch_at(indices, split)
+        with torch.no_grad():
+            expected, null = encoder(batch.prompts), encoder([""])
+        assert torch.equal(batch.text.mask, expected.mask)
+        wide = expected.tokens * expected.mask[:, :, None]
+        torch.testing.assert_close(batch.text.tokens, wide, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(batch.null.tokens, null.tokens, atol=1e-5, rtol=1e-5)
+        assert batch.null.tokens.shape == (1, 1, 32)
+
+
+def test_batches_are_those_of_the_latents_with_text(make):
+    data = make()
+    latents: Latents = parts.build("data", data.source)
+    own = [b for b, _ in zip(data.train_dataloader(), range(7), strict=False)]
+    theirs = [
+        b for b, _ in zip(latents.train_dataloader(), range(7), strict=False)
+    ]  # 7 x 3 items pass two epochs' ends
+    assert [b.prompts for b in own] == [b.prompts for b in theirs]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(own, theirs, strict=True))
+    assert all(same_text(b.text, data.text_at(b.prompts)) for b in own)
+    assert [b.prompts for b in data.val_dataloader()] == [b.prompts for b in latents.val_dataloader()]
+    assert all(b.images is None for b in own)
+
+
+def test_text_is_as_long_as_the_longest_of_the_batch(make):
+    data = make()
+    short, long = data.text_at(["a picture"]), data.text_at(["a picture", "a circle and a small"])
+    assert short.mask.sum(1).tolist() == [short.tokens.shape[1]]
+    assert long.mask.sum(1).tolist() == [short.tokens.shape[1], long.tokens.shape[1]]
+    assert torch.equal(long.tokens[0, : short.tokens.shape[1]], short.tokens[0])
+    assert not long.tokens[0, short.tokens.shape[1] :].any()
+
+
+def test_a_batch_is_a_function_of_its_own_seed_and_step(make):
+    first = make(seed=1)._train_batch(5).prompts
+    assert make(seed=1, latents={"batch": 7})._train_batch(5).prompts == first
+    assert make(seed=2)._train_batch(5).prompts != first
+
+
+def test_captions_that_nobody_said_are_refused(make):
+    with pytest.raises(KeyError, match="a triangle"):
+        make().text_at(["a triangle"])
+
+
+class TestCache:
+    def test_each_distinct_caption_is_encoded_once(self, make):
+        data = make()
+        kept = [captions[0] for captions in data.store.captions]
+        assert len(kept) == len(set(kept))
+        assert set(kept) == {"", "a picture", *(f"a circle{LONG[: 6 * i]}".strip() for i in range(10))}
+        before = files(data)
+        assert files(make(batch=2, seed=4)) == before
+
+    def test_another_autoencoder_shares_the_text(self, make, tmp_path):
+        before = files(make())
+        other = {k: v + 1 for k, v in load_file(make().source["autoencoder"]["weights"]).items()}
+        save_file(other, tmp_path / "other.safetensors")
+        data = make(latents={"autoencoder": VAE | {"weights": str(tmp_path / "other.safetensors")}})
+        assert files(data) == before
+        assert data.latents.digest() != make().latents.digest()
+
+    def test_whatever_changes_the_features_makes_another_set(self, make, weights, tmp_path):
+        sets = [make(), make(LLM), make({**T5, "max_tokens": 8}), make(latents={"items": 4})]
+        changed = {k: v + 1 for k, v in load_file(weights["t5"]).items()}
+        save_file(changed, tmp_path / "t5.safetensors")
+        sets.append(make())
+        sets[-1].text_encoder = {**T5, "weights": str(tmp_path / "t5.safetensors")}
+        assert len({data.store.folder for data in sets}) == 5
+
+    @pytest.mark.parametrize("harm", ["cut", "gone"])
+    def test_what_a_crash_left_out_is_made_again_and_no_more(self, make, harm):
+        data = make()
+        expected, before = data.batch_at(range(8)).text, files(data)
+        cut = data.store.folder / "text-00001.safetensors"
+        if harm == "cut":
+            os.truncate(cut, cut.stat().st_size - 10)
+        else:
+            cut.unlink()
+        again = make()
+        assert same_text(again.batch_at(range(8)).text, expected)
+        assert {name for name, when in files(again).items() if when != before[name]} == {cut.name, "text-00001.jsonl"}
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"seed": -1}, {"shard": 0}])
+def test_numbers_out_of_range(make, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
+        make(**options)
+
+
+def test_an_encoder_that_learned_nothing_is_refused(make):
+    data = make()
+    data.text_encoder = T5
+    with pytest.raises(ValueError, match="'t5' has not learned anything yet; expected its `model` or `weights`"):
+        data.setup()
+
+
+def test_a_source_of_pictures_is_refused(weights):
+    data = Features({"name": "shapes", "size": 16}, T5 | {"weights": weights["t5"]})
+    with pytest.raises(ValueError, match="source is 'shapes', expected a 'latents'"):
+        data.setup()
+
+
+def test_a_spec_builds_one(make):
+    data = make()
+    spec = {"name": "features", "source": data.source, "text_encoder": data.text_encoder, "cache": str(data.cache)}
+    assert parts.build("data", spec | {"shard": 4}).store.folder == data.store.folder
+    with pytest.raises(parts.SpecError, match="did you mean 'text_encoder'"):
+        parts.resolve("data", spec | {"text_encodr": "t5"})
