@@ -21,6 +21,10 @@ class Flow:
     logit_mean: float = 0.0
     logit_std: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not (self.shift > 0 and 0 < self.start <= 1):
+            raise ValueError(f"flow has shift {self.shift} and start {self.start}, expected shift > 0 and 0 < start <= 1")
+
     def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """(n,) training times in (0, 1), shifted."""
         if self.times == "uniform":

@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sana_lab.types import Velocity
@@ -51,4 +52,5 @@ def _log_snr(t: float) -> float:
 
 
 def _at(t: float, x: Tensor) -> Tensor:
-    return x.new_full((x.shape[0],), t)
+    """Times (B,) in float32 or wider: half precision would move them by a step of the schedule."""
+    return x.new_full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,86 @@
+"""The time axis: training times against their distribution, the path by differences, the schedule by diffusers."""
+
+import pytest
+import torch
+from scipy import stats
+
+from sana_lab.diffusion.flow import Flow
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_path_runs_from_data_to_noise_along_the_target():
+    flow, random = Flow(), generator()
+    data, noise = (torch.randn(4, 2, 3, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    assert torch.equal(flow.mix(data, noise, torch.zeros(4)), data)
+    assert torch.equal(flow.mix(data, noise, torch.ones(4)), noise)
+    t = torch.rand(4, generator=random, dtype=torch.float64)
+    slope = (flow.mix(data, noise, t + 1e-3) - flow.mix(data, noise, t - 1e-3)) / 2e-3
+    assert torch.allclose(slope, flow.target(data, noise))
+
+
+def test_mix_keeps_the_datas_dtype():
+    data = torch.randn(2, 3, dtype=torch.bfloat16)
+    assert Flow().mix(data, data, torch.rand(2)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shift", "mean", "std"), [(1.0, 0.0, 1.0), (3.0, 0.0, 1.0), (3.0, -0.5, 1.4), (0.5, 1.0, 0.7)]
+)
+def test_times_are_logit_normal(shift: float, mean: float, std: float):
+    """A shift s adds log s to the logit, so that logits are N(mean + log s, std^2)."""
+    times = Flow(shift, logit_mean=mean, logit_std=std).sample_times(20_000, generator=generator()).double()
+    expected = stats.norm(mean + torch.tensor(shift).log().item(), std)
+    assert stats.kstest(torch.logit(times).numpy(), expected.cdf).pvalue > 0.01
+    assert ((times > 0) & (times < 1)).all()
+
+
+def test_uniform_times_are_uniform_before_the_shift():
+    times = Flow(3.0, times="uniform").sample_times(20_000, generator=generator()).double()
+    before = times / (3 - 2 * times)  # the shift's inverse
+    assert stats.kstest(before.numpy(), "uniform").pvalue > 0.01
+
+
+def test_times_depend_on_the_generator_alone():
+    flow = Flow()
+    assert torch.equal(flow.sample_times(5, generator=generator(1)), flow.sample_times(5, generator=generator(1)))
+    assert not torch.equal(flow.sample_times(5, generator=generator(1)), flow.sample_times(5, generator=generator(2)))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 6.0])
+def test_schedule_is_diffusers_grid_of_the_released_models(steps: int, shift: float):
+    from diffusers import DPMSolverMultistepScheduler
+
+    peer = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    peer.set_timesteps(steps)
+    ours = Flow(shift, start=0.999).schedule(steps)
+    assert ours.shape == (steps + 1,)
+    assert torch.allclose(ours, peer.sigmas.double(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_schedule_falls_from_noise_to_data(shift: float):
+    times = Flow(shift).schedule(10)
+    assert times.dtype == torch.float64
+    assert (times[0], times[-1]) == (1, 0)
+    assert (times.diff() < 0).all()
+
+
+def test_shift_one_is_uniform():
+    assert torch.allclose(Flow(1.0).schedule(4), torch.tensor([1, 0.75, 0.5, 0.25, 0]).double())
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_schedules_need_a_step(steps: int):
+    with pytest.raises(ValueError, match=f"steps is {steps}, expected at least 1"):
+        Flow().schedule(steps)
+
+
+@pytest.mark.parametrize("wrong", [{"shift": 0.0}, {"shift": -1.0}, {"start": 0.0}, {"start": 1.5}])
+def test_shift_and_start_have_a_range(wrong: dict[str, float]):
+    with pytest.raises(ValueError, match="expected shift > 0 and 0 < start <= 1"):
+        Flow(**wrong)

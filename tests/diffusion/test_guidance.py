@@ -1,0 +1,78 @@
+"""Guidance in one batched forward against two forwards, on a tiny DiT."""
+
+import pytest
+import torch
+
+from sana_lab.diffusion.guidance import guided, join, pad
+from sana_lab.dit import Dit
+from sana_lab.parts import build
+from sana_lab.types import Text
+
+TINY = {"name": "sana", "dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
+
+
+@pytest.fixture(scope="module")
+def dit() -> Dit:
+    torch.manual_seed(0)
+    return build("dit", TINY, channels=4, text_dim=12).double().eval()
+
+
+def text(rows: int, length: int, seed: int) -> Text:
+    random = torch.Generator().manual_seed(seed)
+    mask = torch.arange(length) < torch.arange(rows)[:, None] % length + 1
+    return Text(torch.randn(rows, length, 12, generator=random, dtype=torch.float64), mask)
+
+
+def noisy() -> tuple[torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(9)
+    return torch.randn(3, 4, 4, 4, generator=random, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.5])
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 6), (3, 2), (3, 5), (3, 8)])
+@torch.no_grad()
+def test_one_batched_forward_is_two(dit: Dit, scale: float, rows: int, length: int):
+    """The null text is one row for all or one each, shorter or longer than the prompts."""
+    prompts, null, (x, t) = text(3, 5, 1), text(rows, length, 2), noisy()
+    every = Text(null.tokens.expand(3, -1, -1), null.mask.expand(3, -1))
+    with_text, without = dit(x, t, prompts), dit(x, t, every)
+    assert torch.allclose(guided(dit, prompts, null, scale)(x, t), without + scale * (with_text - without))
+
+
+@torch.no_grad()
+def test_a_scale_of_one_is_the_prompt_alone_in_half_the_work(dit: Dit):
+    prompts, (x, t), sizes = text(3, 5, 1), noisy(), []
+    handle = dit.patch_embed.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+    alone = guided(dit, prompts, text(1, 2, 2), 1.0)(x, t)
+    guided(dit, prompts, text(1, 2, 2), 2.0)(x, t)
+    handle.remove()
+    assert torch.equal(alone, dit(x, t, prompts))
+    assert sizes == [3, 6]
+
+
+@torch.no_grad()
+def test_captions_are_prepared_once(dit: Dit):
+    calls: list[int] = []
+    handle = dit.caption_embed.register_forward_hook(lambda *_: calls.append(1))
+    velocity = guided(dit, text(3, 5, 1), text(1, 2, 2), 4.5)
+    for _ in range(4):
+        velocity(*noisy())
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_join_pads_both_to_one_length():
+    a, b = text(3, 5, 1), text(1, 2, 2)
+    both = join(a, b)
+    assert both.tokens.shape == (6, 5, 12)
+    assert torch.equal(both.tokens[:3], a.tokens)
+    assert torch.equal(both.mask[:3], a.mask)
+    for row in range(3, 6):
+        assert torch.equal(both.tokens[row, :2], b.tokens[0])
+        assert both.mask[row].tolist() == [*b.mask[0].tolist(), False, False, False]
+
+
+def test_pad_to_its_own_length_changes_nothing():
+    a = text(3, 5, 1)
+    assert torch.equal(pad(a, 5).tokens, a.tokens)
+    assert torch.equal(pad(a, 5).mask, a.mask)

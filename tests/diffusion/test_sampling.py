@@ -1,0 +1,90 @@
+"""Sampling options, and noise that depends on (seed, index) alone."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from sana_lab import config, parts
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import Sampling, generator, noise_like
+from sana_lab.diffusion.solvers import dpmpp, euler
+from sana_lab.parts import SpecError
+
+SHAPE = (4, 3, 5)
+
+
+def toward_zero(x: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(x) * (1 + t.view(-1, 1, 1, 1))
+
+
+# --- noise
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    """Not on the batch, its order, or what was drawn before."""
+    batch = noise_like(SHAPE, 7, [0, 1, 2, 3])
+    assert batch.shape == (4, *SHAPE)
+    torch.manual_seed(123)
+    torch.randn(1000)
+    assert torch.equal(noise_like(SHAPE, 7, [2]), batch[2:3])
+    assert torch.equal(noise_like(SHAPE, 7, [3, 1]), batch[[3, 1]])
+
+
+def test_drawing_noise_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    noise_like(SHAPE, 0, [0, 1])
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_seed_and_index_are_not_interchangeable():
+    keys = [(seed, index) for seed in (-1, 0, 1, 2, 2**40) for index in range(400)]
+    firsts = {tuple(torch.randn(2, generator=generator(*key)).tolist()) for key in keys}
+    assert len(firsts) == len(keys)
+
+
+def test_longer_keys_are_other_keys():
+    draws = [torch.rand(1, generator=generator(*key)).item() for key in ((), (0,), (0, 0), (0, 0, 0), (1,), (0, 1))]
+    assert len(set(draws)) == len(draws)
+
+
+def test_noise_is_standard_normal_and_uncorrelated():
+    noise = noise_like((200,), 3, range(200))
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.01
+    rows, columns = (np.corrcoef(a) - np.eye(200) for a in (noise.numpy(), noise.numpy().T))
+    assert np.abs(rows).max() < 0.4  # 5.6 standard deviations of 20,000 pairs
+    assert np.abs(columns).max() < 0.4
+
+
+# --- options
+
+
+def test_run_is_the_solver_on_the_flows_schedule():
+    noise, flow = noise_like(SHAPE, 0, [0, 1]), Flow(2.0, 0.999)
+    made = Sampling(solver="euler", steps=6).run(toward_zero, noise, flow)
+    assert torch.equal(made, euler(toward_zero, noise, flow.schedule(6)))
+
+
+def test_solver_options_and_a_shift_of_its_own():
+    noise = noise_like(SHAPE, 0, [0])
+    sampling = Sampling(solver={"name": "dpmpp", "order": 1}, steps=5, shift=6.0)
+    expected = dpmpp(toward_zero, noise, Flow(6.0, 0.999).schedule(5), order=1)
+    assert torch.equal(sampling.run(toward_zero, noise, Flow(2.0, 0.999)), expected)
+
+
+def test_the_experiments_fields_are_these():
+    """`config.SamplingOptions` repeats them, above the solvers."""
+    ours, theirs = parts.fields(Sampling), parts.fields(config.SamplingOptions)
+    assert ours == theirs
+    assert Sampling(**config.check_sampling({"steps": 3})).steps == 3
+
+
+def test_wrong_solvers_and_steps():
+    noise = noise_like(SHAPE, 0, [0])
+    with pytest.raises(SpecError, match=r"no solver is called 'eulr'; did you mean 'euler'\?"):
+        Sampling(solver="eulr").run(toward_zero, noise, Flow())
+    with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
+        Sampling(steps=0).run(toward_zero, noise, Flow())
