@@ -150,6 +150,7 @@ def quiet() -> None:
         ".*max_epochs.*",
         ".*litlogger.*",
         ".*isinstance.treespec.*",
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

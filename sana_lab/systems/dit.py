@@ -62,7 +62,9 @@ class DitSystem(L.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.average.update(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
