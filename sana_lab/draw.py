@@ -45,11 +45,12 @@ def _from_checkpoint(path: Path) -> Any:
     if not path.is_file():
         raise SpecError(f"there is no checkpoint {str(path)!r}")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    kind = "text2image" if "dit" in checkpoint["hyper_parameters"] else "autoencoder"
-    system = parts.build("system", {"name": kind, **checkpoint["hyper_parameters"]})
+    given = checkpoint["hyper_parameters"]
+    kind = "text2image" if "train_text" in given else "dit" if "dit" in given else "autoencoder"
+    system = parts.build("system", {"name": kind, **given})
     system.load_state_dict(checkpoint["state_dict"], strict=False)
     system.on_load_checkpoint(checkpoint)
-    system.average.write(system if kind == "text2image" else system.autoencoder)
+    system.average.write(system.autoencoder if kind == "autoencoder" else system)
     return system.eval()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sana_lab import parts
 from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.dit import Dit
 from sana_lab.parts import Spec
@@ -55,9 +56,9 @@ class DitSystem(L.LightningModule):
         set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        latents, text = features(batch)
+        latents, text, null = features(batch)
         random = generator(self.hparams.seed, TRAIN, batch_idx, self.global_rank)
-        text = without(text, torch.rand(len(latents), generator=random) < self.hparams.text_dropout, batch.null)
+        text = without(text, torch.rand(len(latents), generator=random) < self.hparams.text_dropout, null)
         loss = velocity_losses(self.dit, self.flow, latents, text, random).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
@@ -68,7 +69,7 @@ class DitSystem(L.LightningModule):
         self.average.update(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        latents, text = features(batch)
+        latents, text, _ = features(batch)
         with self.average.swapped(self):
             validate(self, self.dit, self.flow, latents, text, self.hparams.seed, batch_idx)
 
@@ -85,21 +86,18 @@ class DitSystem(L.LightningModule):
             return {k: v.detach().clone() for k, v in self.state_dict().items()}
 
 
-def features(batch: Batch) -> tuple[Tensor, Text]:
-    """The batch's latents and text; ValueError where the data module gives others."""
-    if batch.latents is None or batch.text is None:
+def features(batch: Batch) -> tuple[Tensor, Text, Text]:
+    """The batch's latents, text and empty prompt; ValueError where the data module gives others."""
+    if batch.latents is None or batch.text is None or batch.null is None:
         raise ValueError(
             "system 'dit' trains on cached latents and text; expected data: features, or system: text2image"
         )
-    return batch.latents, Text(*batch.text)
+    return batch.latents, batch.text, batch.null
 
 
-def without(text: Text, dropped: Tensor, null: Text | None) -> Text:
-    """Rows `dropped` (B,) bool replaced by the empty prompt's features (1, L0, D), cut to the text's length."""
-    if null is None or not dropped.any():
-        return text
-    tokens, mask = text.tokens.clone(), text.mask.clone()
-    length = min(null.tokens.shape[1], tokens.shape[1])
-    tokens[dropped], mask[dropped] = 0, False
-    tokens[dropped, :length], mask[dropped, :length] = null.tokens[0, :length].to(tokens), null.mask[0, :length]
-    return Text(tokens, mask)
+def without(text: Text, dropped: Tensor, null: Text) -> Text:
+    """Rows `dropped` (B,) bool replaced by the empty prompt (1, L0, D); both are padded to one length."""
+    length = max(text.tokens.shape[1], null.tokens.shape[1])
+    text, null, dropped = pad(text, length), pad(null, length), dropped.to(text.mask.device)
+    tokens = torch.where(dropped[:, None, None], null.tokens, text.tokens)
+    return Text(tokens, torch.where(dropped[:, None], null.mask, text.mask))
