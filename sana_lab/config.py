@@ -290,9 +290,9 @@ def load_ablation(name: str, overrides: Sequence[str] = ()) -> tuple[Ablation, l
 def _trials(ablation: Ablation, seed: int, overrides: Sequence[str]) -> Iterable[Trial]:
     axes = [[(axis, label, over) for label, over in labels.items()] for axis, labels in ablation.axes.items()]
     for combination in product(*axes):
-        config = merge(compose(ablation.base), nest(ablation.common))
+        config = merge(compose(ablation.base), _with_suite(nest(ablation.common)))
         for _, _, over in combination:
-            config = merge(config, nest(over or {}))
+            config = merge(config, _with_suite(nest(over or {})))
         if ablation.prompts:
             config["prompts"] = ablation.prompts
         labels = {axis: str(label) for axis, label, _ in combination}

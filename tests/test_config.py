@@ -186,6 +186,7 @@ def test_recipes_are_found_from_anywhere(here: Path):
         (["data=null"], ("tiny.data is None",)),
         (["prompts=a red circle"], ("tiny.prompts is 'a red circle' (str)", "expected list[str]")),
         (["eval.batch=1.5"], ("tiny.eval.batch is 1.5 (float)", "expected int")),
+        (["eval=shapse"], ("there is no eval 'shapse'", "did you mean 'shapes'?")),
         (["seed=x"], ("tiny.system.seed is 'x'", "expected int")),
     ],
 )
@@ -345,6 +346,24 @@ def test_wrong_ablations(folder: Path, text: str, words: tuple[str, ...]):
 
 def test_absent_ablations(folder: Path):
     assert "did you mean 'quickstart'?" in said(load_ablation, "quickstrt")
+
+
+# --- suites
+
+
+def test_a_suite_is_named_wherever_evaluation_is_set(folder: Path):
+    """In an experiment, on the command line, and in an ablation's common part and labels."""
+    write(folder, "eval/own.yaml", "prompts_per_task: 7\nbatch: 3\n")
+    write(folder, "experiments/judged.yaml", TINY + "eval: own\n")
+    assert load("judged")["eval"]["prompts_per_task"] == 7
+    assert load("judged", ["eval.batch=5"])["eval"]["prompts_per_task"] == 7
+    assert load("tiny", ["eval=own", "eval.batch=5"])["eval"]["batch"] == 5
+    write(folder, "ablations/suites.yaml",
+          "title: t\nbase: tiny\ncommon: {eval: own}\n"
+          "axes: {a: {x: {eval.batch: 4}, y: {eval: shapes}}}\n")  # fmt: skip
+    x, y = (trial.experiment["eval"] for trial in load_ablation("suites")[1])
+    assert (x["prompts_per_task"], x["batch"]) == (7, 4)
+    assert y["prompts_per_task"] == config.read(config.locate("eval", "shapes"))["prompts_per_task"]
 
 
 # --- what others ask
