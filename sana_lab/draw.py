@@ -68,7 +68,7 @@ def sample(
     `changes` are fields of `Sampling`: solver, steps, guidance, shift.
     """
     system = load(model) if isinstance(model, str) else model
-    experiment = getattr(system, "experiment", None)
+    experiment: Any = getattr(system, "experiment", None)
     if not isinstance(system, TextToImage):
         raise SpecError(f"{model!r} is a {type(system).__name__}, expected a text2image system")
     settings = {**(experiment["sampling"] if experiment else {}), **changes}

@@ -116,6 +116,11 @@ class PatchEmbed(nn.Module):
         return self.proj(x).permute(0, 2, 3, 1)
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of the module's first parameter."""
+    return next(module.parameters()).dtype
+
+
 def unpatch(x: Tensor, patch: int) -> Tensor:
     """Tokens (B, h, w, p p c) -> latents (B, c, h p, w p)."""
     b, h, w, _ = x.shape
@@ -139,7 +144,7 @@ class TimeEmbed(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t * self.scale, self.features).to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoid(t * self.scale, self.features).to(dtype_of(self)))
 
 
 class CaptionEmbed(nn.Module):
@@ -155,7 +160,7 @@ class CaptionEmbed(nn.Module):
         self.norm = RmsNorm(dim, scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.norm(self.mlp(tokens.to(self.mlp[0].weight.dtype)))
+        return self.norm(self.mlp(tokens.to(dtype_of(self))))
 
 
 def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:

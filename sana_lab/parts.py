@@ -180,7 +180,7 @@ def build(kind: str, spec: Spec, **supplied: Any) -> Any:
     target = find(kind, resolved["name"])
     if not inspect.isclass(target):
         return functools.partial(target, **arguments, **supplied)
-    part = target(**arguments, **supplied)
+    part: Any = target(**arguments, **supplied)
     if kind in WEIGHTED:
         part.spec = resolved
     if resolved.get("weights"):

@@ -43,7 +43,7 @@ class Scenes(NamedTuple):
     """A batch of scenes; slots at and after `count` hold nothing."""
 
     kind: Int  # (B,) into KINDS
-    count: Int  # (B,) 1 to 4
+    count: Int  # type: ignore[assignment]  # (B,) 1 to 4; a tuple's method has this name too
     shape: Int  # (B, M) into SHAPES
     color: Int  # (B, M) into COLORS
     center: Float  # (B, M, 2) x, y
@@ -83,7 +83,7 @@ def uniform(seed: int, indices: Sequence[int] | Int, slots: int, stream: int = 0
         key = _mix(np.array([seed % 2**64], np.uint64) + step * np.uint64(stream + 1))
         rows = _mix(key ^ _mix(np.asarray(indices, np.int64).astype(np.uint64) + step))
         bits = _mix(rows[:, None] + step * np.arange(1, slots + 1, dtype=np.uint64))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 # --- layout ---------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def _classes(kind: Int, u: NDArray[np.float64]) -> tuple[Int, Int]:
     """Shapes differ within a scene and colours are free, except that a counted scene holds equal objects."""
     shape = np.argsort(u[:, : len(SHAPES)], axis=1)[:, :MOST]
     color = (u[:, MOST:] * len(COLORS)).astype(np.int64)
-    same = (KINDS.index("count") == kind)[:, None]
+    same = (kind == KINDS.index("count"))[:, None]
     return np.where(same, shape[:, :1], shape), np.where(same, color[:, :1], color)
 
 
@@ -169,7 +169,7 @@ def distance(shape: int, x: Float, y: Float, r: Float) -> Float:
     if SHAPES[shape] == "square":
         return np.maximum(np.abs(x), np.abs(y)) - r * np.float32(0.5**0.5)
     if SHAPES[shape] == "triangle":
-        return np.maximum(y, np.float32(0.75**0.5) * np.abs(x) - y / 2) - r / 2
+        return np.maximum(y, np.float32(0.75**0.5) * np.abs(x) - np.float32(0.5) * y) - np.float32(0.5) * r
     x, y = np.abs(x), np.abs(y)
     return np.maximum(np.maximum(x, y) - np.float32(0.94) * r, np.minimum(x, y) - np.float32(0.34) * r)
 

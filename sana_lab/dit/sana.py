@@ -1,7 +1,7 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
 
 import math
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Sana(Dit):
         self.time_embed = TimeEmbed(dim)
         self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
-        self.blocks = nn.ModuleList(Block(dim, attention, ffn, cross_heads, cross_norm) for _ in range(depth))
+        self.blocks: Any = nn.ModuleList(Block(dim, attention, ffn, cross_heads, cross_norm) for _ in range(depth))
         self.head = Head(dim, patch * patch * channels)
         self.initialise()
 
@@ -123,7 +123,8 @@ class Sana(Dit):
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {self.patch}")
         x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
         if self.position == "sincos":
-            x = x + sincos_positions(*x.shape[1:], self.base, self.interpolation, x.device).to(x.dtype)
+            h, w, dim = x.shape[1:]
+            x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
         return x
 
     def _run(self, block: nn.Module, *arguments: Tensor) -> Tensor:

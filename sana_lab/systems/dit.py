@@ -42,6 +42,7 @@ class DitSystem(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.settings: Any = self.hparams
         self.flow = Flow(shift, start)
         with torch.device("meta"):
             channels = parts.build("autoencoder", autoencoder).channels
@@ -50,15 +51,15 @@ class DitSystem(L.LightningModule):
         self.average = Average(self, ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return parts.build("optimizer", self.hparams.optimizer, params=self.dit.parameters())
+        return parts.build("optimizer", self.settings.optimizer, params=self.dit.parameters())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
+        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         latents, text, null = features(batch)
-        random = generator(self.hparams.seed, TRAIN, batch_idx, self.global_rank)
-        text = without(text, torch.rand(len(latents), generator=random) < self.hparams.text_dropout, null)
+        random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
+        text = without(text, torch.rand(len(latents), generator=random) < self.settings.text_dropout, null)
         loss = velocity_losses(self.dit, self.flow, latents, text, random).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
@@ -71,7 +72,7 @@ class DitSystem(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         latents, text, _ = features(batch)
         with self.average.swapped(self):
-            validate(self, self.dit, self.flow, latents, text, self.hparams.seed, batch_idx)
+            validate(self, self.dit, self.flow, latents, text, self.settings.seed, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["average"] = self.average.state()

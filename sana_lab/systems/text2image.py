@@ -29,6 +29,8 @@ class TextToImage(L.LightningModule):
     Noise and times of a training step depend on (seed, step, rank) alone, so a resumed run repeats an unbroken one.
     """
 
+    experiment: dict[str, Any]  # the resolved configuration, where `draw.load` knows it
+
     def __init__(
         self,
         dit: Annotated[Spec, "dit"] = "sana",
@@ -48,6 +50,7 @@ class TextToImage(L.LightningModule):
         in which the learning rate falls linearly to zero."""
         super().__init__()
         self.save_hyperparameters()
+        self.settings: Any = self.hparams
         self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
         self.flow = Flow(shift, start)
         self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder).requires_grad_(False).eval()
@@ -68,16 +71,16 @@ class TextToImage(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return parts.build(
-            "optimizer", self.hparams.optimizer, params=[p for p in self.parameters() if p.requires_grad]
+            "optimizer", self.settings.optimizer, params=[p for p in self.parameters() if p.requires_grad]
         )
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.hparams.warmup, self.hparams.decay)
+        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        random = generator(self.hparams.seed, TRAIN, batch_idx, self.global_rank)
+        random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
         latents = self.latents_of(batch)
-        dropped = torch.rand(len(latents), generator=random) < self.hparams.text_dropout
+        dropped = torch.rand(len(latents), generator=random) < self.settings.text_dropout
         prompts = ["" if drop else p for p, drop in zip(batch.prompts, dropped.tolist(), strict=True)]
         loss = velocity_losses(self.dit, self.flow, latents, self.encode_text(prompts), random).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
@@ -92,7 +95,7 @@ class TextToImage(L.LightningModule):
         """Loss of the averaged weights on fixed noise and times."""
         latents = self.latents_of(batch)
         with self.averaged():
-            validate(self, self.dit, self.flow, latents, self.encode_text(batch.prompts), self.hparams.seed, batch_idx)
+            validate(self, self.dit, self.flow, latents, self.encode_text(batch.prompts), self.settings.seed, batch_idx)
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
