@@ -12,7 +12,7 @@ Every accumulator is float32. k^T v multiplies in the dtype that came in. Produc
 float32 for float32 ("ieee"), good to about 2^-21 for float16 ("tf32x3"), and to 2^-10 for bfloat16 ("tf32"), whose
 results are rounded to 2^-9 anyway.
 
-Letters: N tokens, D head width, W the power of two that holds D (at least 16), T tokens in a tile, LOOPS tiles in a run.
+Letters: N tokens, D head width, W the power of two that holds D (16 or more), T tokens in a tile, LOOPS tiles in a run.
 """
 
 from typing import Any, NamedTuple
@@ -27,36 +27,36 @@ Grads = tuple[Tensor, Tensor, Tensor]
 
 
 @triton.jit
-def _program(H: int, RUN: tl.constexpr):
+def _program(H: int, RUN: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """This program's batch index, head and first token, in int64 as all offsets are."""
     head = tl.program_id(0).to(tl.int64)
     return head // H, head % H, tl.program_id(1).to(tl.int64) * RUN
 
 
 @triton.jit
-def _rows(base: tl.tensor, strides: tl.tuple, b: int, h: int, n: tl.tensor, d: tl.tensor):
+def _rows(base: tl.tensor, strides: tl.tuple, b: int, h: int, n: tl.tensor, d: tl.tensor) -> tl.tensor:
     """Pointers (T, W) to tokens n of head h, in a (B, N, H, D) tensor of any strides."""
     return base + b * strides[0] + n[:, None] * strides[1] + h * strides[2] + d[None, :].to(tl.int64) * strides[3]
 
 
 @triton.jit
-def _load(rows: tl.tensor, inside: tl.tensor):
+def _load(rows: tl.tensor, inside: tl.tensor) -> tl.tensor:
     return tl.load(rows, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store(rows: tl.tensor, tile: tl.tensor, inside: tl.tensor):
+def _store(rows: tl.tensor, tile: tl.tensor, inside: tl.tensor) -> None:
     tl.store(rows, tile.to(rows.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _relu(x: tl.tensor):
+def _relu(x: tl.tensor) -> tl.tensor:
     """max(x, 0) that lets NaN through, as torch does."""
     return tl.where(x <= 0, 0.0, x)
 
 
 @triton.jit
-def _counted(keep: tl.tensor, b: int, n: tl.tensor, N: int, MASKED: tl.constexpr):
+def _counted(keep: tl.tensor, b: int, n: tl.tensor, N: int, MASKED: tl.constexpr) -> tl.tensor:
     """(T,) True at keys that exist and that the mask (B, N) keeps."""
     inside = n < N
     if MASKED:
@@ -65,7 +65,7 @@ def _counted(keep: tl.tensor, b: int, n: tl.tensor, N: int, MASKED: tl.constexpr
 
 
 @triton.jit
-def _load_state(state: tl.tensor, part: int, D: tl.constexpr, W: tl.constexpr):
+def _load_state(state: tl.tensor, part: int, D: tl.constexpr, W: tl.constexpr) -> tuple[tl.tensor, tl.tensor]:
     """S (W, W) and z (W,) of one head from (..., D + 1, D), whose last row is z."""
     d = tl.arange(0, W)
     base = state + part * (D + 1) * D
@@ -75,7 +75,7 @@ def _load_state(state: tl.tensor, part: int, D: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def _store_state(state: tl.tensor, s: tl.tensor, z: tl.tensor, D: tl.constexpr, W: tl.constexpr):
+def _store_state(state: tl.tensor, s: tl.tensor, z: tl.tensor, D: tl.constexpr, W: tl.constexpr) -> None:
     """Write this program's partial into (runs, B * H, D + 1, D)."""
     d = tl.arange(0, W)
     base = state + (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (D + 1) * D
@@ -88,7 +88,7 @@ def _state_kernel(
     k: tl.tensor, v: tl.tensor, keep: tl.tensor, state: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     N: int, H: int, D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
     MASKED: tl.constexpr, PRODUCT: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
     s = tl.zeros((W, W), tl.float32)
@@ -108,7 +108,7 @@ def _apply_kernel(
     q: tl.tensor, state: tl.tensor, out: tl.tensor, q_strides: tl.tuple, out_strides: tl.tuple,
     N: int, H: int, eps: float,
     D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
     s, z = _load_state(state, b * H + h, D, W)
@@ -126,7 +126,7 @@ def _query_kernel(
     q: tl.tensor, dout: tl.tensor, state: tl.tensor, dq: tl.tensor, dstate: tl.tensor,
     q_strides: tl.tuple, dout_strides: tl.tuple, dq_strides: tl.tuple, N: int, H: int, eps: float,
     D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
     s, z = _load_state(state, b * H + h, D, W)
@@ -154,7 +154,7 @@ def _key_value_kernel(
     k_strides: tl.tuple, v_strides: tl.tuple, dk_strides: tl.tuple, dv_strides: tl.tuple, N: int, H: int,
     D: tl.constexpr, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr,
     MASKED: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     b, h, first = _program(H, LOOPS * T)
     d = tl.arange(0, W)
     ds, dz = _load_state(dstate, b * H + h, D, W)

@@ -174,8 +174,10 @@ def test_operator_contract(masked: bool) -> None:
     q, k, v = (x.detach().requires_grad_() for x in qkv(FULL, shape).unbind(2))
     mask = keep(shape) if masked else None
     torch.library.opcheck(kernel.linear_attention, (q, k, v, mask, EPS))
+    out, state = kernel.linear_attention(q, k, v, mask, EPS)
+    assert out.requires_grad
+    assert not state.requires_grad
     q, k, v = (x.detach() for x in (q, k, v))
-    _, state = kernel.linear_attention(q, k, v, mask, EPS)
     torch.library.opcheck(kernel.linear_attention_backward, (q, q, k, v, mask, state, EPS))
 
 
