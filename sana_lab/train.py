@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import sys
 import time
 import warnings
@@ -105,7 +106,8 @@ def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None
             quiet()
             try:
                 trainer.fit(system, datamodule=data, ckpt_path=latest(home), weights_only=True)
-            except SystemExit as error:  # what Lightning makes of Ctrl-C
+            except SystemExit as error:  # what Lightning makes of Ctrl-C, which it then switches off
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 raise KeyboardInterrupt from error
     path = home / "weights.safetensors"
     weights.write(path, system.trained(), card(experiment, name, time.perf_counter() - began, metrics(system)))
@@ -186,7 +188,10 @@ def _trainer(experiment: config.Config, home: Path, logger: Logger | None, progr
 
 
 class Guard(Callback):
-    """Stops when the loss is NaN or infinite, naming the step and the last good checkpoint."""
+    """Stops when loss or weights are NaN or infinite, naming the step and the last good checkpoint.
+
+    The loss is looked at `every` so many steps, the weights before each checkpoint: what is written is good.
+    """
 
     def __init__(self, home: Path, every: int) -> None:
         self.home, self.every = home, every
@@ -198,11 +203,24 @@ class Guard(Callback):
             return
         loss = outputs["loss"] if isinstance(outputs, dict) else trainer.callback_metrics.get("train/loss")
         if isinstance(loss, Tensor) and not loss.isfinite().all():
-            good = latest(self.home)
-            raise Diverged(
-                f"the loss is {float(loss)} at step {trainer.global_step}; "
-                f"last good checkpoint: {good or 'none yet'}; try a lower learning rate or gradient clip"
-            )
+            raise self._diverged(f"the loss is {float(loss)}", trainer)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check_weights(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._check_weights(trainer, module)
+
+    def _check_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        odd = next((name for name, p in module.named_parameters() if not p.isfinite().all()), None)
+        if odd is not None:
+            raise self._diverged(f"{odd} is not finite", trainer)
+
+    def _diverged(self, what: str, trainer: L.Trainer) -> Diverged:
+        return Diverged(
+            f"{what} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
+            "try a lower learning rate or gradient clip"
+        )
 
 
 class Report(Callback):
