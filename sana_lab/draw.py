@@ -24,6 +24,10 @@ def load(name: str, overrides: Sequence[str] = ()) -> Any:
     SpecError where it is neither trained here nor shipped. `system.experiment` is its resolved configuration.
     """
     if name.endswith(".ckpt"):
+        if overrides:
+            raise SpecError(
+                f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is"
+            )
         return _from_checkpoint(Path(name))
     experiment = config.load(name, overrides)
     system = restore(experiment, weights.find_trained(experiment, name))
@@ -68,20 +72,24 @@ def sample(
     `changes` are fields of `Sampling`: solver, steps, guidance, shift.
     """
     system = load(model) if isinstance(model, str) else model
-    experiment: Any = getattr(system, "experiment", None)
     if not isinstance(system, TextToImage):
-        raise SpecError(f"{model!r} is a {type(system).__name__}, expected a text2image system")
-    settings = {**(experiment["sampling"] if experiment else {}), **changes}
-    config.check_sampling(settings)
+        raise SpecError(f"model is a {type(system).__name__}, expected a text2image system")
+    experiment: Any = getattr(system, "experiment", None)
     if size is None and experiment is None:
         raise SpecError("size is not given, and a checkpoint does not say; expected pixels a side, such as size=64")
     return system.sample(
-        list(prompts),
+        prompts,
         size=size or config.image_size(experiment["data"]),
-        sampling=Sampling(**settings),
+        sampling=Sampling(**settings(system, changes)),
         seed=seed,
         negative=negative,
     )
+
+
+def settings(system: TextToImage, changes: config.Config) -> config.Config:
+    """How a system is sampled: its experiment's `sampling`, or the defaults, with `changes`; completed and checked."""
+    experiment: Any = getattr(system, "experiment", None)
+    return config.check_sampling({**(experiment["sampling"] if experiment else {}), **changes})
 
 
 def main(options: argparse.Namespace) -> None:
@@ -92,7 +100,6 @@ def main(options: argparse.Namespace) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"cannot write to {options.out}: {error.strerror}") from error
-    torch.set_grad_enabled(False)
     system = load(options.model, options.set)
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
@@ -103,7 +110,7 @@ def main(options: argparse.Namespace) -> None:
             "index": i,
             "negative": options.negative,
         }
-        print(write(options.out, image, about | {"sampling": system.experiment["sampling"]}))
+        print(write(options.out, image, about | {"sampling": settings(system, {})}))
 
 
 def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:

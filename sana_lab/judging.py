@@ -13,6 +13,8 @@ from sana_lab import config, draw, parts, tracking
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import geneval
 from sana_lab.evaluation.judge import ShapesJudge
+from sana_lab.parts import SpecError
+from sana_lab.systems.autoencoder import AutoencoderSystem
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
@@ -24,9 +26,14 @@ def evaluate(model: str | Any, overrides: Sequence[str] = ()) -> Json:
     given. An autoencoder: `reconstruction` (PSNR, SSIM). Beside them what they were measured with.
     """
     system = draw.load(model, overrides) if isinstance(model, str) else model
+    experiment = getattr(system, "experiment", None)
+    if experiment is None or not isinstance(system, TextToImage | AutoencoderSystem):
+        raise SpecError(
+            f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
+            "expected the name of a text2image or autoencoder experiment, or what `load` makes of it"
+        )
     began = time.perf_counter()
     measures = _text2image(system) if isinstance(system, TextToImage) else _autoencoder(system)
-    experiment = system.experiment
     settings = {k: experiment[k] for k in ("sampling", "eval", "seed")}
     return {
         **measures,

@@ -26,7 +26,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw mean and log-variance, each (B, channels, h, w); a deterministic encoder returns a log-variance of -30."""
+        """Raw mean and log-variance, each (B, channels, h, w); a deterministic encoder gives a log-variance of -30."""
 
     @abstractmethod
     def reconstruct(self, z: Tensor) -> Tensor:

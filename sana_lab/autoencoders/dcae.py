@@ -16,15 +16,15 @@ from sana_lab.autoencoders import Autoencoder
 Down = Literal["conv", "unshuffle"]
 Up = Literal["interpolate", "shuffle"]
 
-GAIN = 0.1  # initial weight of the norm that ends a residual branch: blocks start near the identity, or small data do not train
+GAIN = 0.1  # initial weight of the norm that ends a residual branch, so that blocks start near the identity
 
 
 class DcAe(Autoencoder):
     """A deterministic autoencoder with one stage per width; each stage after the first halves the grid.
 
-    Defaults are SANA's f32c32. The last `attention_stages` stages hold EfficientViT blocks with one extra branch per kernel
-    size in `multiscales`, the others hold residual blocks. A first depth of 0 folds that stage into a strided stem, so that
-    nothing runs at full resolution (its width is then unused). Image sides must be multiples of `downsample`.
+    Defaults are SANA's f32c32. The last `attention_stages` stages hold EfficientViT blocks with one extra branch per
+    kernel size in `multiscales`, the others hold residual blocks. A first depth of 0 folds that stage into a strided
+    stem, so that nothing runs at full resolution (its width is then unused).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DcAe(Autoencoder):
         up: Up = "interpolate",
     ) -> None:
         super().__init__(channels=latent, downsample=2 ** (len(widths) - 1))
-        _check_depths(widths, encoder_depths, decoder_depths)
+        _check_depths(widths, encoder_depths, decoder_depths, attention_stages)
         _check_widths(widths, latent, len(widths) - attention_stages, head_dim)
         blocks = Blocks(len(widths) - attention_stages, head_dim, multiscales)
         self.encoder = Encoder(widths, encoder_depths, blocks, latent, down)
@@ -91,7 +91,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
+    """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). The last stage runs first, on the smallest grid."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, up: Up) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tenso
 
 
 class GluMbConv(nn.Module):
-    """Inverted bottleneck with a 3x3 depthwise convolution and a SiLU gate, (B, C, h, w) -> same; no residual inside."""
+    """Inverted bottleneck, 3x3 depthwise convolution and SiLU gate, (B, C, h, w) -> same; no residual inside."""
 
     def __init__(self, width: int, expand: int = 4) -> None:
         super().__init__()
@@ -249,10 +249,14 @@ def repeat_channels(x: Tensor, out: int) -> Tensor:
     return x.repeat_interleave(out // x.shape[1], dim=1)
 
 
-def _check_depths(widths: Sequence[int], encoder_depths: Sequence[int], decoder_depths: Sequence[int]) -> None:
+def _check_depths(
+    widths: Sequence[int], encoder_depths: Sequence[int], decoder_depths: Sequence[int], attention_stages: int
+) -> None:
+    if not 0 <= attention_stages <= len(widths):
+        raise ValueError(f"dcae: attention_stages is {attention_stages}, expected 0 to {len(widths)}, one per width")
     for name, depths in (("encoder_depths", encoder_depths), ("decoder_depths", decoder_depths)):
         if len(depths) != len(widths):
-            raise ValueError(f"dcae: {name} has {len(depths)} entries and widths {len(widths)}; give one depth per width")
+            raise ValueError(f"dcae: {name} has {len(depths)} entries and widths {len(widths)}; give as many")
         if min(depths[1:]) < 1 or depths[0] < 0:
             raise ValueError(f"dcae: {name} is {list(depths)}; only the first depth may be 0, none may be negative")
 

@@ -1,15 +1,18 @@
 """A patch discriminator: one logit per receptive field (arXiv 1611.07004)."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, H, W) -> logits (B, 1, h, w), about a 2^depth-th of the size; 4x4 convolutions, 70 px fields at depth 3."""
+    """Images (B, 3, H, W) -> logits (B, 1, h, w). At depth 3 each logit sees 70 pixels and sides are at least 24."""
 
     def __init__(self, width: int = 64, depth: int = 3) -> None:
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(depth + 1)]
-        blocks = [_block(a, b, stride=2 if i < depth - 1 else 1) for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))]
+        strides = [2] * (depth - 1) + [1]
+        blocks = [_block(a, b, stride) for (a, b), stride in zip(pairwise(widths), strides, strict=True)]
         stem = nn.Sequential(nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(stem, *blocks, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.layers.apply(_initialise)

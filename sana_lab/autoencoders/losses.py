@@ -28,7 +28,7 @@ def hinge_generator(fake: Tensor) -> Tensor:
 class Lpips(nn.Module):
     """Learned perceptual distance on VGG-16 features (arXiv 1801.03924), frozen.
 
-    `weights` is torchvision's VGG-16 .pth, which is downloaded by nobody here; the five linear heads come with torchmetrics.
+    `weights` is torchvision's VGG-16 .pth, which is never downloaded; the five linear heads come with torchmetrics.
     """
 
     stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -47,8 +47,8 @@ class Lpips(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances (B,); both images (B, 3, H, W), sides of at least 16."""
-        pairs = zip(self._activations(a), self._activations(b), strict=True)
-        return sum((h(_squares(x, y)).mean((1, 2, 3)) for h, (x, y) in zip(self.heads, pairs, strict=True)), a.new_zeros(()))
+        triples = zip(self.heads, self._activations(a), self._activations(b), strict=True)
+        return torch.stack([head((x - y).square()).mean((1, 2, 3)) for head, x, y in triples]).sum(0)
 
     def _activations(self, images: Tensor) -> list[Tensor]:
         x, found = (images - self.shift) / self.scale, []
@@ -60,7 +60,7 @@ class Lpips(nn.Module):
     def _load_features(self, path: Path) -> None:
         """torchvision numbers all layers of `features` in one row; ours are cut at the pools."""
         state = torch.load(path, map_location="cpu", weights_only=True)
-        flat = [layer for stage in self.features for layer in stage]
+        flat = [layer for stage in self.features for layer in stage.children()]
         for i, layer in enumerate(flat):
             if isinstance(layer, nn.Conv2d):
                 layer.load_state_dict({k: _entry(state, f"features.{i}.{k}", path) for k in ("weight", "bias")})
@@ -86,14 +86,10 @@ def vgg_stages(stages: tuple[tuple[int, ...], ...]) -> list[nn.Sequential]:
     return out
 
 
-def _squares(x: Tensor, y: Tensor) -> Tensor:
-    return (x - y).square()
-
-
 def _vgg_file(weights: str | Path | None) -> Path:
     if weights is None or not Path(weights).is_file():
         given = "no file was given" if weights is None else f"there is no file {str(weights)!r}"
-        raise ValueError(f"LPIPS needs torchvision's VGG-16 weights and {given}; set lpips_weights to a vgg16-*.pth, or lpips to 0")
+        raise ValueError(f"LPIPS needs torchvision's VGG-16 weights and {given}; set lpips_weights to a vgg16-*.pth")
     return Path(weights)
 
 

@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion (arXiv 2112.10752), as in Stable Diffusion: GroupNorm, SiLU, residual convolutions.
+"""The KL autoencoder of latent diffusion (arXiv 2112.10752), as in Stable Diffusion.
 
 Shapes: B batch, C channels, h x w grid.
 """
@@ -16,8 +16,8 @@ EPS = 1e-6
 class Vae(Autoencoder):
     """One stage per width; each stage after the first halves the grid. Defaults are Stable Diffusion's f8c4.
 
-    `depth` residual blocks per encoder stage and one more per decoder stage. `quant` adds the 1x1 convolutions on both sides of
-    the latent, which SD and SDXL have and SD3 has not. Image sides must be multiples of `downsample`.
+    `depth` residual blocks per encoder stage and one more per decoder stage. `quant` adds the 1x1 convolutions on both
+    sides of the latent, which SD and SDXL have and SD3 has not.
     """
 
     def __init__(

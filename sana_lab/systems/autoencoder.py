@@ -13,7 +13,8 @@ from sana_lab import parts
 from sana_lab.autoencoders import Autoencoder
 from sana_lab.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
-from sana_lab.parts import Spec
+from sana_lab.diffusion.sampling import generator
+from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.types import Batch
 
@@ -25,9 +26,10 @@ class AutoencoderSystem(L.LightningModule):
 
     KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means
     here what it means there. `latent_noise` adds Gaussian noise of that share of each channel's deviation before the
-    decoder, for a latent that forgives a diffusion model's errors. The adversarial loss begins at optimiser step
-    `adversarial_start`; with it two optimisers step by hand, clipped at norm 1, and the Trainer counts both. Validation
-    uses the averaged weights, and so does the latent normalisation, which is fitted when training ends.
+    decoder, for a latent that forgives a diffusion model's errors; noise depends on (seed, batch, rank) alone. The
+    adversarial loss begins at optimiser step `adversarial_start`; with it two optimisers step by hand, clipped at
+    norm 1, and the Trainer counts both. Validation uses the averaged weights, and so does the latent normalisation,
+    which is fitted when training ends.
     """
 
     def __init__(
@@ -47,33 +49,39 @@ class AutoencoderSystem(L.LightningModule):
         warmup: int = 100,
         schedule: Schedule = "cosine",
         ema: float = 0.999,
+        seed: Annotated[int, AsBefore(0)] = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.l1, self.l2, self.kl, self.latent_noise = l1, l2, kl, latent_noise
+        self.perceptual, self.adversarial, self.adversarial_start = lpips, adversarial, adversarial_start
+        self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
         self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None
         self.automatic_optimization = not adversarial
+        self.strict_loading = not lpips  # the frozen LPIPS network is not in a checkpoint
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
-        rate, betas = self.hparams.lr, tuple(self.hparams.betas)
-        return [torch.optim.AdamW(p.parameters(), rate, betas, weight_decay=0.0) for p in players]
+        low, high = self.betas
+        return [torch.optim.AdamW(p.parameters(), self.lr, (low, high), weight_decay=0.0) for p in players]
 
     def on_fit_start(self) -> None:
-        if self.hparams.schedule == "cosine" and self.trainer.max_steps < 1:
+        if self.schedule == "cosine" and self.trainer.max_steps < 1:
             raise ValueError("schedule 'cosine' needs trainer.max_steps, which is not set; or say schedule: constant")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        factor = ramp(self.global_step, self.hparams.warmup, self.hparams.schedule, self.trainer.max_steps)
+        factor = ramp(self.global_step, self.warmup, self.schedule, self.trainer.max_steps)
         for group in (g for optimizer in self.trainer.optimizers for g in optimizer.param_groups):
-            group["lr"] = self.hparams.lr * factor
+            group["lr"] = self.lr * factor
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        made, kl = self.compress(images)
-        loss = self.distance(made, images) + self.hparams.kl * kl
+        images = images_of(batch).contiguous(memory_format=torch.channels_last)
+        count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, it goes on after a resume
+        made, kl = self.compress(images, generator(self.seed, count, self.global_rank))
+        loss = self.distance(made, images) + self.kl * kl
         if self.discriminator is not None:
             loss = self._play(images, made, loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
@@ -83,24 +91,25 @@ class AutoencoderSystem(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.average.update(self.autoencoder)
 
-    def compress(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images through a sampled latent and back, and the KL per image value."""
         mean, log_variance = self.autoencoder.posterior(images)
         deviation = (0.5 * log_variance).exp()
-        if self.hparams.latent_noise:
+        if self.latent_noise:
             spread = mean.detach().std((0, 2, 3), keepdim=True)
-            deviation = (deviation.square() + (self.hparams.latent_noise * spread).square()).sqrt()
-        made = self.autoencoder.reconstruct(mean + deviation * torch.randn_like(mean))
+            deviation = (deviation.square() + (self.latent_noise * spread).square()).sqrt()
+        noise = torch.randn(mean.shape, generator=random).to(mean)
+        made = self.autoencoder.reconstruct(mean + deviation * noise)
         return made, kl_divergence(mean, log_variance).sum() / images.numel()
 
     def distance(self, made: Tensor, images: Tensor) -> Tensor:
         """The weighted L1, L2 and LPIPS between two batches; a scalar."""
         difference = made - images
-        total = self.hparams.l1 * difference.abs().mean() + self.hparams.l2 * difference.square().mean()
-        return total if self.lpips is None else total + self.hparams.lpips * self.lpips(made, images).mean()
+        total = self.l1 * difference.abs().mean() + self.l2 * difference.square().mean()
+        return total if self.lpips is None else total + self.perceptual * self.lpips(made, images).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = batch.images
+        images = images_of(batch)
         with self.average.swapped(self.autoencoder):
             made = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
         self.log("val/psnr", psnr(made, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
@@ -131,7 +140,7 @@ class AutoencoderSystem(L.LightningModule):
     def _training_latents(self, images: int) -> list[Tensor]:
         found: list[Tensor] = []
         for batch in self.trainer.datamodule.train_dataloader():
-            found.append(self.autoencoder.posterior(batch.images.to(self.device))[0])
+            found.append(self.autoencoder.posterior(images_of(batch).to(self.device))[0])
             if sum(map(len, found)) >= images:
                 break
         return found
@@ -139,9 +148,9 @@ class AutoencoderSystem(L.LightningModule):
     def _play(self, images: Tensor, made: Tensor, loss: Tensor) -> Tensor:
         """One step of the autoencoder, then one of the discriminator; the autoencoder's loss."""
         maker, critic = self.optimizers()
-        started = self.global_step >= self.hparams.adversarial_start
+        started = self.global_step >= self.adversarial_start
         if started:
-            loss = loss + self.hparams.adversarial * hinge_generator(self.discriminator(made))
+            loss = loss + self.adversarial * hinge_generator(self.discriminator(made))
         self._step(maker, loss)
         if started:
             self._step(critic, hinge_discriminator(self.discriminator(images), self.discriminator(made.detach())))
@@ -158,6 +167,15 @@ def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
     """The learning rate's factor: linear warm-up, then constant or half a cosine down to 0 at `steps`."""
     rise = min(1.0, (step + 1) / max(1, warmup))
     return rise if schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The batch's images; ValueError where it holds none."""
+    if batch.images is None:
+        raise ValueError(
+            "an autoencoder trains on images, and this data gives latents alone; expected shapes or folder"
+        )
+    return batch.images
 
 
 def psnr(made: Tensor, images: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""The KL autoencoder against diffusers' AutoencoderKL, and its own promises."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sana_lab.autoencoders.vae import Vae
+
+TINY = {"widths": (8, 16, 16), "depth": 1, "groups": 4, "latent": 4}
+
+
+def renamed(key: str, depth: int, stages: int) -> str:
+    """diffusers' key for one of ours, the middle's q, k and v aside."""
+    match = re.match(r"^(en|de)coder\.stages\.(\d+)\.(\d+)\.(.*)$", key)
+    if match:
+        return _staged(match[1] + "coder", int(match[2]), int(match[3]), match[4], depth, stages)
+    rules = [
+        (r"coder\.stem\.", "coder.conv_in."),
+        (r"coder\.head\.0\.", "coder.conv_norm_out."),
+        (r"coder\.head\.2\.", "coder.conv_out."),
+        (r"coder\.middle\.1\.norm\.", "coder.mid_block.attentions.0.group_norm."),
+        (r"coder\.middle\.1\.out\.", "coder.mid_block.attentions.0.to_out.0."),
+        (r"coder\.middle\.1\.", "coder.mid_block.attentions.0."),
+        (r"coder\.middle\.0\.", "coder.mid_block.resnets.0."),
+        (r"coder\.middle\.2\.", "coder.mid_block.resnets.1."),
+        (r"^quant\.", "quant_conv."),
+        (r"^post_quant\.", "post_quant_conv."),
+        (r"\.skip\.", ".conv_shortcut."),
+    ]
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _staged(half: str, stage: int, block: int, rest: str, depth: int, stages: int) -> str:
+    """Our encoder stage begins with its downsampling; diffusers ends the stage before with it."""
+    rest = rest.replace("skip.", "conv_shortcut.")
+    if half == "decoder":
+        where = f"decoder.up_blocks.{stages - 1 - stage}"
+        return f"{where}.upsamplers.0.{rest}" if block == depth + 1 else f"{where}.resnets.{block}.{rest}"
+    if stage and block == 0:
+        return f"encoder.down_blocks.{stage - 1}.downsamplers.0.{rest}"
+    return f"encoder.down_blocks.{stage}.resnets.{block - bool(stage)}.{rest}"
+
+
+def ours_from(theirs: dict[str, Tensor], model: Vae, depth: int, stages: int) -> dict[str, Tensor]:
+    out = {}
+    for key, value in model.state_dict().items():
+        name = renamed(key, depth, stages)
+        if key in ("shift", "scale"):
+            out[key] = value
+        elif ".qkv." in key:
+            out[key] = torch.cat([theirs[name.replace(".qkv.", f".to_{x}.")] for x in "qkv"])
+        else:
+            out[key] = theirs[name]
+    return out
+
+
+@pytest.mark.parametrize(("depth", "quant"), [(1, True), (2, False)])
+def test_equals_diffusers(depth, quant):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    stages = len(TINY["widths"])
+    theirs = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        block_out_channels=TINY["widths"],
+        layers_per_block=depth,
+        latent_channels=4,
+        norm_num_groups=4,
+        use_quant_conv=quant,
+        use_post_quant_conv=quant,
+    ).eval()
+    scatter(theirs)
+    model = Vae(**{**TINY, "depth": depth, "quant": quant})
+    model.load_state_dict(ours_from(theirs.state_dict(), model, depth, stages))
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters())
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        posterior = theirs.encode(images).latent_dist
+        mean, log_variance = model.posterior(images)
+        torch.testing.assert_close(mean, posterior.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(log_variance, posterior.logvar, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.reconstruct(mean), theirs.decode(mean).sample, rtol=1e-4, atol=1e-5)
+
+
+def scatter(model: nn.Module) -> None:
+    """Norm weights and biases away from one and zero, so that a missing one shows."""
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(p, 0.5, 0.3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
+@pytest.mark.parametrize("attention", [True, False])
+def test_any_multiple_of_the_downsampling(size, attention):
+    model = Vae(**TINY, middle_attention=attention)
+    latents = model.encode(torch.randn(2, 3, *size))
+    assert latents.shape == (2, 4, size[0] // 4, size[1] // 4)
+    assert model.decode(latents).shape == (2, 3, *size)
+
+
+def test_defaults_are_stable_diffusions_autoencoder():
+    with torch.device("meta"):
+        model = Vae()
+    assert (model.channels, model.downsample) == (4, 8)
+    assert sum(p.numel() for p in model.parameters()) == 83_653_863  # SD 1.x: 83.65 M
+
+
+def test_every_parameter_gets_a_gradient():
+    model = Vae(**TINY)
+    mean, log_variance = model.posterior(torch.randn(2, 3, 16, 16))
+    (model.reconstruct(mean).square().sum() + log_variance.square().sum()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"groups": 3}, r"width 8 is not a multiple of groups 3; the nearest is 9"), ({"depth": 0}, "at least 1")],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Vae(**{**TINY, **change})

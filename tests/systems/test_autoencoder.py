@@ -1,0 +1,160 @@
+"""The autoencoder's LightningModule on tiny real parts."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from skimage.metrics import peak_signal_noise_ratio
+
+from sana_lab.data.shapes import Shapes
+from sana_lab.systems.autoencoder import AutoencoderSystem, psnr, ramp
+from sana_lab.types import Batch
+
+# Lightning 2.6 asks torch >= 2.13 a deprecated question about pytrees
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+VAE = {"name": "vae", "widths": [8, 8], "depth": 1, "groups": 2, "latent": 4}
+DCAE = {
+    "name": "dcae",
+    "widths": [8, 8, 8],
+    "encoder_depths": [0, 1, 1],
+    "decoder_depths": [0, 1, 1],
+    "attention_stages": 1,
+    "head_dim": 8,
+    "latent": 8,
+}
+
+
+def trainer(folder, steps: int, **options) -> L.Trainer:
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return L.Trainer(max_steps=steps, accelerator="cpu", default_root_dir=folder, **quiet, **options)
+
+
+def world(size: int = 16) -> Shapes:
+    return Shapes(size=size, batch=8, held_out=16)
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.values.append(trainer.callback_metrics["train/loss"].item())
+
+
+def fit(system, folder, steps: int, path=None, size: int = 16, **options) -> tuple[L.Trainer, list[float]]:
+    losses = Losses()
+    run = trainer(folder, steps, callbacks=[losses], **options)
+    run.fit(system, datamodule=world(size), ckpt_path=path)
+    return run, losses.values
+
+
+@pytest.mark.parametrize("spec", [VAE, DCAE], ids=["vae", "dcae"])
+def test_learns_and_normalises(spec, tmp_path):
+    torch.manual_seed(0)
+    system = AutoencoderSystem(spec, l1=0.1, l2=1.0, latent_noise=0.02, lr=3e-3, warmup=5, ema=0.9)
+    run, losses = fit(system, tmp_path, 60)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    run.validate(system, datamodule=world(), verbose=False)
+    assert 10 < run.callback_metrics["val/psnr"] < 60
+    assert 0 < run.callback_metrics["val/ssim"] < 1
+    with system.average.swapped(system.autoencoder):
+        latents = system.autoencoder.encode(world().batch_at(range(1024)).images)
+    assert latents.mean((0, 2, 3)).abs().max() < 0.05
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_validation_is_of_the_average(tmp_path):
+    system = AutoencoderSystem(VAE)
+    run = trainer(tmp_path, 1)
+    run.validate(system, datamodule=world(), verbose=False)
+    expected = run.callback_metrics["val/psnr"].item()
+    for p in system.autoencoder.parameters():
+        p.data.zero_()
+    run.validate(system, datamodule=world(), verbose=False)
+    assert run.callback_metrics["val/psnr"].item() == pytest.approx(expected, abs=1e-4)
+    assert all(not p.any() for p in system.autoencoder.parameters())
+
+
+def test_resumes_exactly(tmp_path):
+    def system() -> AutoencoderSystem:
+        torch.manual_seed(0)
+        return AutoencoderSystem(VAE, latent_noise=0.5, warmup=2)
+
+    _, whole = fit(system(), tmp_path, 6)
+    half = system()
+    run, first = fit(half, tmp_path, 6, limit_train_batches=3, max_epochs=1)
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    assert state["average"]["updates"] == 3
+    later = system()
+    _, second = fit(later, tmp_path, 6, path=tmp_path / "half.ckpt")
+    assert later.average.updates == 6
+    assert first + second == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_checkpoint_rebuilds_the_system(tmp_path):
+    system = AutoencoderSystem(VAE)
+    run, _ = fit(system, tmp_path, 2)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = AutoencoderSystem.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    images = world().batch_at(range(2)).images
+    assert again.autoencoder.encode(images).equal(system.autoencoder.encode(images))
+    assert again.average.state()["updates"] == 2
+
+
+def test_adversarial_training_moves_both_players(tmp_path):
+    system = AutoencoderSystem(VAE, adversarial=0.1, adversarial_start=2, discriminator_width=4)
+    names = dict(system.named_parameters())
+    before = {k: v.detach().clone() for k, v in names.items()}
+    fit(system, tmp_path, 6, size=24)
+    moved = {k.split(".")[0] for k, v in names.items() if not v.equal(before[k])}
+    assert moved == {"autoencoder", "discriminator"}
+
+
+def test_the_critic_waits_for_its_start(tmp_path):
+    system = AutoencoderSystem(VAE, adversarial=0.1, adversarial_start=100, discriminator_width=4)
+    before = [p.detach().clone() for p in system.discriminator.parameters()]
+    fit(system, tmp_path, 3)
+    assert all(a.equal(b) for a, b in zip(before, system.discriminator.parameters(), strict=True))
+
+
+def test_lpips_without_a_file_is_refused():
+    with pytest.raises(ValueError, match="LPIPS needs torchvision's VGG-16 weights"):
+        AutoencoderSystem(VAE, lpips=0.5)
+
+
+def test_cosine_without_an_end_is_refused(tmp_path):
+    run = trainer(tmp_path, -1, max_epochs=1, limit_train_batches=1)
+    with pytest.raises(ValueError, match=r"needs trainer\.max_steps"):
+        run.fit(AutoencoderSystem(VAE), datamodule=world())
+
+
+def test_kl_is_counted_per_image_value():
+    torch.manual_seed(0)
+    system = AutoencoderSystem(VAE)
+    images = torch.randn(2, 3, 8, 8)
+    mean, log_variance = system.autoencoder.posterior(images)
+    expected = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / (2 * 3 * 8 * 8)
+    torch.testing.assert_close(system.compress(images, torch.Generator())[1], expected)
+
+
+def test_latents_alone_are_refused(tmp_path):
+    batch = Batch(None, ["a circle"], torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match="an autoencoder trains on images"):
+        AutoencoderSystem(VAE).validation_step(batch, 0)
+
+
+def test_ramp():
+    assert [ramp(s, 4, "constant", 10) for s in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]
+    assert ramp(50, 1, "cosine", 100) == pytest.approx(0.5)
+    assert ramp(100, 1, "cosine", 100) == pytest.approx(0.0)
+    assert ramp(25, 1, "cosine", 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_psnr_equals_skimage():
+    a, b = torch.rand(2, 3, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    expected = [peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=2) for x, y in zip(a, b, strict=True)]
+    assert psnr(b, a).tolist() == pytest.approx(expected)
