@@ -95,9 +95,10 @@ class Jobs:
             self._finish(group, self._work("bench", {"kind": "bench", "trials": list(map(_plain, group))}), "bench")
 
     def stop(self) -> None:
+        """At once: a checkpoint and a weights file are whole or not there, so nothing is lost by it."""
         self.stopped = True
         for process in list(self.running):
-            process.terminate()
+            process.kill()
 
     def _work(self, title: str, job: dict[str, Any]) -> int:
         """Run a worker until it ends, feeding the progress bar with what it prints; its exit status."""
@@ -114,6 +115,8 @@ class Jobs:
             ) as process,
         ):
             self.running.add(process)
+            if self.stopped:  # while this one was starting
+                process.kill()
             assert process.stdout is not None
             for line in process.stdout:
                 self._told(line)
