@@ -36,7 +36,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each image pair (B, 3, H, W) in [0, 255]: the mean over colours and windows within.
 
-    Wang et al. 2004, as scikit-image measures it: 11 x 11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03. ValueError below 11 pixels.
+    Wang et al. 2004, as scikit-image measures it: 11 x 11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03.
+    ValueError below 11 pixels.
     """
     if min(a.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM needs images of at least {WINDOW}x{WINDOW}; given {a.shape[-2]}x{a.shape[-1]}")
