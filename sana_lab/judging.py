@@ -137,7 +137,7 @@ def lines(report: Json) -> list[str]:
     elif f := report.get("fid"):
         out += [f"FID {f['value']:.2f} on {f['n_fake']} images"]
     else:
-        out += [fidelity.fid_hint()]
+        out += [f"{fidelity.fid_hint()}: eval.fid_weights=FILE"]
     return out
 
 
