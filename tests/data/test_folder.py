@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import runpy
 import warnings
 from pathlib import Path
 
@@ -479,6 +480,25 @@ class TestFolder:
         data = folder(shades(tmp_path))
         data.setup()
         assert pickle.loads(pickle.dumps(data)).index == data.index
+
+
+def test_real_photographs(tmp_path):
+    """What `benchmarks/photographs.py` writes: grey and colour, of many sizes, each with several captions."""
+    script = Path(__file__).parents[2] / "benchmarks/photographs.py"
+    missing = runpy.run_path(str(script))["write"](tmp_path)
+    data = folder(tmp_path, size=32, held_out=3)
+    count = data.len_train + data.len_val
+    assert count >= 15
+    assert count == 19 - len(missing)
+    assert data.skipped == {}
+    batch = data.batch_at(range(data.len_train))
+    assert batch.images.shape == (count - 3, 3, 32, 32)
+    assert (batch.images.std((1, 2, 3)) > 0.02).all()
+    assert all(len(e.captions) >= 3 for e in data.index.train)
+    names = [e.name for e in data.index.train]
+    if "coffee.png" in names:  # a red saucer on brown wood
+        red, green, blue = batch.images[names.index("coffee.png")].mean((1, 2))
+        assert red > green > blue
 
 
 class Recorder(L.LightningModule):
