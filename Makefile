@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint types clean
+.PHONY: quickstart test slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	$(BIN)/python -m pytest -m "not gpu and not network and not slow"
+
+slow: .venv/ready
+	$(BIN)/python -m pytest -m "slow and not gpu and not network"
 
 check: lint types test
 

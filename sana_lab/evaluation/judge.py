@@ -27,7 +27,7 @@ SIDE = 64  # pixels of the shorter side, as judged
 SMOOTH = 0.8  # standard deviation in pixels of the blur against noise
 REACH = 6  # pixels around a core in which its object may lie
 RIM = 30.0  # RGB distance within which a core is a mixture of its larger neighbour and the ground
-LEAST = 30.0  # area in pixels; the smallest object of the world has 73
+LEAST = 55.0  # area in pixels, three quarters of the smallest object of the world (73); less is debris
 MOST = 40.0  # pixels, longer side of the box; the largest object of the world has 30
 
 FEATURES = ("compactness", "extent", "lean", "fourfold")
