@@ -344,7 +344,9 @@ def _number(value: float) -> float:
 
 
 def _strings(tags: Mapping[str, object]) -> dict[str, str]:
-    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in tags.items()}
+    """Tags as MLflow keeps them: strings as they are, True as "true", None left out."""
+    given = {key: value for key, value in tags.items() if value is not None}
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in given.items()}
 
 
 def _quoted(text: str) -> str:

@@ -88,6 +88,13 @@ def test_a_sweep_finds_its_children_and_a_trial_is_found_by_its_tags(store):
     assert store.run(child).parent == parent
 
 
+def test_tags_are_text_and_none_is_left_out(store):
+    run = store.start_run("sweep", "trial", {"dirty": True, "seed": 0, "commit": None})
+    store.set_tags(run, {"error": "oh", "nothing": None})
+    tags = {k: v for k, v in store.run(run).tags.items() if not k.startswith("mlflow.")}
+    assert tags == {"dirty": "true", "seed": "0", "error": "oh"}
+
+
 def test_find_goes_past_one_page_of_results(store):
     search = store.client.search_runs
     store.client.search_runs = lambda *a, page_token=None: search(*a, max_results=1, page_token=page_token)
