@@ -1,0 +1,293 @@
+"""The whole road on tiny parts: an ablation -> trained once, judged, measured, recorded -> table and pictures."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
+
+from sana_lab import cli, config, parts, sweep, weights
+from sana_lab.ledger import Item, items
+from sana_lab.tracking import Run, Store
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
+)
+
+VAE = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2, weights: vae.safetensors}
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 24}
+  warmup: 2
+data: {name: shapes, size: 32, batch: 4, held_out: 4}
+sampling: {solver: euler, steps: 2}
+trainer: {max_steps: 4, accelerator: cpu, threads: 1, log_every: 1, validate_every: 2, checkpoint_every: 2}
+eval: {prompts_per_task: 1, images_per_prompt: 1, bench_size: 64, bench_repeats: 1, bench_steps: 1}
+prompts: [a red circle, three stars]
+"""
+ROAD = """
+title: A short road
+base: tiny
+axes:
+  model:
+    linear:
+    one step: {sampling.steps: 1}
+    softmax: {system.dit.attention: softmax}
+    broken: {system.dit.attention: "guest:Broken"}
+columns: [params_m, gmacs, tokens, latency_s, geneval, val_loss, train_s]
+"""
+GUEST = '''
+import time
+from pathlib import Path
+
+import torch
+
+from sana_lab.attention import Attention
+
+
+class Broken(Attention):
+    """Builds, but does not train."""
+
+    def __init__(self, head_dim: int = 32, *, dim: int) -> None:
+        super().__init__(dim, head_dim, False)
+
+    def mix(self, q, k, v):
+        raise RuntimeError("this attention is broken")
+
+
+class Slow(Attention):
+    """Takes its time, and notes each forward pass of training."""
+
+    def __init__(self, head_dim: int = 32, seconds: float = 0.0, *, dim: int) -> None:
+        super().__init__(dim, head_dim, False)
+        self.seconds = seconds
+
+    def mix(self, q, k, v):
+        if torch.is_grad_enabled():
+            time.sleep(self.seconds)
+            with Path(f"passes-{self.seconds}").open("a") as notes:
+                notes.write("x")
+        return v
+'''
+
+
+def lay(folder: Path) -> None:
+    """Everything that the ablation `road` needs, in the working directory."""
+    for path, text in (("experiments/tiny.yaml", TINY), ("ablations/road.yaml", ROAD), ("guest.py", GUEST)):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    torch.manual_seed(0)
+    save_file(parts.build("autoencoder", VAE).state_dict(), folder / "vae.safetensors")
+
+
+class Road(NamedTuple):
+    """What the first command left behind."""
+
+    status: int
+    store: Store
+    found: list[Item]
+    parent: Run
+
+    def run(self, label: str) -> Run:
+        run = next(i.run for i in self.found if i.trial.label == label)
+        assert run is not None
+        return run
+
+
+def look(status: int) -> Road:
+    store = Store(weights.HOME)
+    found = items(store, "road", config.load_ablation("road")[1])
+    return Road(status, store, found, store.find("road", {"sana.kind": "sweep"})[0])
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory) -> Iterator[Road]:
+    """`sana-lab ablate road`, run once, with real worker processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("road")
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        lay(folder)
+        yield look(sweep.main("road", [], 1, False, None))
+        sys.modules.pop("guest", None)
+
+
+def trained() -> dict[str, int]:
+    """Model -> when its weights were written."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in Path("runs/models").glob("*/weights.safetensors")}
+
+
+def test_what_failed_is_told_by_the_exit_status_and_the_rest_is_done(road):
+    assert road.status == 1
+    assert [i.run.status for i in road.found] == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
+    assert road.parent.status == "FAILED"
+    assert road.run("broken").tags["sana.error"] == "RuntimeError: this attention is broken"
+
+
+def test_a_model_is_trained_once_for_all_rows_that_share_it(road):
+    assert len({i.model for i in road.found}) == 3
+    assert trained().keys() == {i.model for i in road.found if i.trial.label != "broken"}
+    assert len(road.store.history(road.run("linear").id, "train/loss")) == 4
+    assert road.store.history(road.run("one step").id, "train/loss") == []
+    jobs = [json.loads(path.read_text()) for path in sorted(Path("runs/sweeps/road").glob("*.json"))]
+    labels = [sorted(trial["label"] for trial in job["trials"]) for job in jobs]
+    assert sorted(labels) == [["broken"], ["linear", "one step"], ["linear", "one step", "softmax"], ["softmax"]]
+
+
+def test_every_finished_row_has_its_numbers(road):
+    for label in ("linear", "one step", "softmax"):
+        run = road.run(label)
+        assert 0 <= run.metrics["geneval"] <= 1
+        assert run.metrics["tokens"] == 64
+        assert run.metrics["params_m"] > 0
+        assert run.metrics["latency_s"] > 0
+        assert run.metrics["val_loss"] > 0
+        assert run.metrics["train_s"] > 0
+    assert road.run("linear").metrics["val_loss"] == road.run("one step").metrics["val_loss"]
+    assert road.run("linear").metrics["params_m"] == road.run("softmax").metrics["params_m"]
+
+
+def test_mlflow_holds_a_parent_with_children_and_all_that_made_them(road):
+    assert (road.parent.parent, road.parent.tags["sana.sweep"]) == (None, "road")
+    for item in road.found:
+        run = item.run
+        assert run is not None
+        assert (run.parent, run.name, run.tags["label.model"]) == (road.parent.id, item.trial.label, item.trial.label)
+        assert (run.tags["sana.trial"], run.tags["sana.model"]) == (item.key, item.model)
+        assert run.tags.keys() >= {"torch", "python", "cpu", "commit", "sana.seed"}
+        assert run.params["system.optimizer.name"] == "adamw"  # a default
+        assert run.params["sampling.steps"] == str(item.trial.experiment["sampling"]["steps"])
+        kept = OmegaConf.load(road.store.file(run.id, "config/resolved.yaml"))
+        assert OmegaConf.to_container(kept) == item.trial.experiment
+    linear = road.run("linear")
+    assert [step for step, _ in road.store.history(linear.id, "val/loss")] == [1, 3]
+    for name in ("report.json", "bench.json", "samples.npz", "images"):
+        assert road.store.file(linear.id, name).exists()
+    assert {p.name for p in road.store.file(road.parent.id, "table").iterdir()} >= {"table.md", "samples.png"}
+
+
+def test_the_table_has_rows_and_a_hole_with_its_reason(road):
+    folder = Path("runs/tables/road")
+    text = (folder / "table.md").read_text()
+    rows = {line.split("|")[1].strip(" *"): line for line in text.splitlines() if line.startswith("|")}
+    assert rows.keys() >= {"linear", "one step", "softmax"}
+    assert "this attention is broken" in text
+    with (folder / "table.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    assert len(table) == 1 + 4
+    assert "this attention is broken" in " ".join(table[4])
+    assert "linear" in (folder / "table.tex").read_text()
+    pictures = sorted(path.name for path in folder.glob("*.png"))
+    assert pictures == ["geneval.png", "geneval_latency_s.png", "samples.png", "training_loss.png"]
+    for picture in pictures:
+        with Image.open(folder / picture) as image:
+            assert min(image.size) > 50
+
+
+def test_the_dry_run_knows_what_is_done(road, capsys):
+    assert cli.main(["ablate", "road", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[-1] for line in lines[:3]] == ["done"] * 3
+    assert lines[3].endswith("failed: RuntimeError: this attention is broken")
+
+
+def test_the_table_can_be_written_again_elsewhere(road, capsys, tmp_path):
+    assert cli.main(["table", "road", "--out", str(tmp_path / "t")]) == 0
+    assert (tmp_path / "t/table.csv").read_text() == Path("runs/tables/road/table.csv").read_text()
+    assert "this attention is broken" in capsys.readouterr().out
+
+
+def test_the_same_command_again_runs_nothing(road, capsys, monkeypatch):
+    """Without the row that fails, which would be tried again."""
+    before, runs = trained(), len(road.store.find("road"))
+    Path("ablations/road.yaml").write_text("".join(line for line in ROAD.splitlines(True) if "broken" not in line))
+    monkeypatch.setattr(sys, "executable", "/no/such/python")  # no worker could start
+    assert sweep.main("road", [], 1, False, None) == 0
+    assert "road: all 3 trials are done" in capsys.readouterr().out
+    assert (trained(), len(road.store.find("road"))) == (before, runs)
+    Path("ablations/road.yaml").write_text(ROAD)
+
+
+# --- killed in mid-sweep
+
+SLOW = """
+title: A slow road
+base: tiny
+common: {trainer.max_steps: 30}
+axes:
+  model:
+    quick: {system.dit.attention: {name: "guest:Slow", seconds: 0.0}}
+    slow: {system.dit.attention: {name: "guest:Slow", seconds: 0.3}}
+columns: [geneval, latency_s]
+"""
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes of sana_lab.worker that work in this folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"sana_lab.worker" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def wait(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_in_mid_sweep_the_same_command_ends_it(here):
+    lay(here)
+    (here / "ablations/road.yaml").write_text(SLOW)
+    command = [sys.executable, "-m", "sana_lab", "ablate", "road", "--workers", "1"]
+    quick, slow = (config.experiment_hash(t.experiment) for t in trials_of(here))
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait(lambda: process.poll() is not None or list((here / "runs/models" / slow).glob("step=1?.ckpt")), 600)
+        assert workers(here)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    wait(lambda: not workers(here), 60)
+
+    before = trained()
+    assert before.keys() == {quick}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert trained().keys() == {quick, slow}
+    assert trained()[quick] == before[quick]
+    assert len((here / "passes-0.0").read_text()) == 30
+    assert (
+        30 <= len((here / "passes-0.3").read_text()) <= 30 + 2 + 7
+    )  # at most 2 steps since the checkpoint, 2 s till the end
+    road = look(0)
+    assert [i.run.status for i in road.found] == ["FINISHED"] * 2
+    assert road.parent.status == "FINISHED"
+    assert len(road.store.find("road", {"sana.kind": "trial"})) == 2
+    assert len(road.store.history(road.run("quick").id, "geneval")) == 1
+
+
+def trials_of(folder: Path) -> list[config.Trial]:
+    sys.path.insert(0, str(folder))
+    try:
+        return config.load_ablation("road")[1]
+    finally:
+        sys.path.remove(str(folder))
