@@ -83,7 +83,7 @@ class AutoencoderSystem(L.LightningModule):
         made, kl = self.compress(images, generator(self.seed, count, self.global_rank))
         loss = self.distance(made, images) + self.kl * kl
         if self.discriminator is not None:
-            loss = self._play(images, made, loss)
+            loss = self._play(self.discriminator, images, made, loss)
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/kl", kl.detach())
         return loss if self.automatic_optimization else None
@@ -114,6 +114,7 @@ class AutoencoderSystem(L.LightningModule):
             made = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
         self.log("val/psnr", psnr(made, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
         ssim = structural_similarity_index_measure(made, images, data_range=2.0)
+        assert isinstance(ssim, Tensor)
         self.log("val/ssim", ssim, batch_size=len(images), sync_dist=True)
 
     @torch.no_grad()
@@ -124,13 +125,10 @@ class AutoencoderSystem(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["average"] = self.average.state()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("lpips.")}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.average.load(checkpoint["average"])
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Without the frozen LPIPS network."""
-        return {k: v for k, v in super().state_dict(*args, **kwargs).items() if not k.startswith("lpips.")}
 
     def trained(self) -> dict[str, Tensor]:
         """What training leaves behind: averaged weights, under the part's kind."""
@@ -139,21 +137,22 @@ class AutoencoderSystem(L.LightningModule):
 
     def _training_latents(self, images: int) -> list[Tensor]:
         found: list[Tensor] = []
-        for batch in self.trainer.datamodule.train_dataloader():
+        trainer: Any = self.trainer  # Lightning does not annotate `datamodule`
+        for batch in trainer.datamodule.train_dataloader():
             found.append(self.autoencoder.posterior(images_of(batch).to(self.device))[0])
             if sum(map(len, found)) >= images:
                 break
         return found
 
-    def _play(self, images: Tensor, made: Tensor, loss: Tensor) -> Tensor:
+    def _play(self, critic: PatchDiscriminator, images: Tensor, made: Tensor, loss: Tensor) -> Tensor:
         """One step of the autoencoder, then one of the discriminator; the autoencoder's loss."""
-        maker, critic = self.optimizers()
+        optimizers: Any = self.optimizers()
         started = self.global_step >= self.adversarial_start
         if started:
-            loss = loss + self.adversarial * hinge_generator(self.discriminator(made))
-        self._step(maker, loss)
+            loss = loss + self.adversarial * hinge_generator(critic(made))
+        self._step(optimizers[0], loss)
         if started:
-            self._step(critic, hinge_discriminator(self.discriminator(images), self.discriminator(made.detach())))
+            self._step(optimizers[1], hinge_discriminator(critic(images), critic(made.detach())))
         return loss
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
