@@ -23,7 +23,9 @@ class Flow:
 
     def __post_init__(self) -> None:
         if not (self.shift > 0 and 0 < self.start <= 1):
-            raise ValueError(f"flow has shift {self.shift} and start {self.start}, expected shift > 0 and 0 < start <= 1")
+            raise ValueError(
+                f"flow has shift {self.shift} and start {self.start}, expected shift > 0 and 0 < start <= 1"
+            )
 
     def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """(n,) training times in (0, 1), shifted."""
