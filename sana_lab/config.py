@@ -211,7 +211,9 @@ def part_of(reference: str, kind: str) -> Config:
 
 def image_size(data: Config) -> int:
     """Pixels a side of what a data module yields."""
-    return int(data.get("source", data)["size"])
+    while "source" in data:
+        data = data["source"]
+    return int(data["size"])
 
 
 def check_sampling(given: Config) -> Config:

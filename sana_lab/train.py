@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sana_lab import config, parts, tracking, weights
+from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
 from sana_lab.parts import SpecError
@@ -39,15 +40,16 @@ def check(experiment: config.Config) -> None:
     """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ValueError."""
     for name in config.experiments_named(experiment["system"]):
         config.load(name)
-    system, size = experiment["system"], config.image_size(experiment["data"])
-    if system["name"] == "text2image":
+    try:
         with torch.device("meta"):
-            encoder = parts.build("autoencoder", system["autoencoder"])
-            dit = parts.build("dit", system["dit"], channels=encoder.channels, text_dim=64)
-        divides(size, encoder.downsample, dit.patch)
-    if system["name"] == "autoencoder":
-        with torch.device("meta"):
-            divides(size, parts.build("autoencoder", system["autoencoder"]).downsample, 1)
+            system = parts.build("system", experiment["system"])
+            system.configure_optimizers()
+        Flow().schedule(experiment["sampling"]["steps"])
+    except ValueError as error:  # ours or torch's: what a part says of its options
+        raise SpecError(str(error)) from error
+    if hasattr(system, "autoencoder"):
+        patch = getattr(getattr(system, "dit", None), "patch", 1)
+        divides(config.image_size(experiment["data"]), system.autoencoder.downsample, patch)
 
 
 def divides(size: int, downsample: int, patch: int) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,17 @@ def write_view(store: Store, experiment: str) -> None:
     """
     runs = store.all_runs(experiment)
     now = int(time.time() * 1000)
-    state = "deflate;" + base64.b64encode(zlib.compress(json.dumps(view(runs)).encode())).decode()
+    text = json.dumps(view(runs, image_steps(store, runs)))
+    state = "deflate;" + base64.b64encode(zlib.compress(text.encode())).decode()
     shared = {"name": "sana-lab: every trial", "createdAt": now, "updatedAt": now, "state": state}
     store.client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(shared))
 
 
-def view(runs: Sequence[Run]) -> dict[str, Any]:
-    """The state of MLflow's runs page: its columns, and an order (any but by date shows children as rows)."""
+def view(runs: Sequence[Run], images: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The state of MLflow's runs page: columns, an order (any but by date shows children as rows), pictures first.
+
+    `images` maps the keys of logged images to the step to show. MLflow adds the charts of all metrics by itself.
+    """
     metrics = shown_metrics(runs)
     quality = [c for c in COLUMNS if c.interval and c.name in metrics][:1]
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in differing_params(runs)]
@@ -117,7 +121,27 @@ def view(runs: Sequence[Run]) -> dict[str, Any]:
         "orderByAsc": not quality or quality[0].better == "lower",
         "selectedColumns": columns,
         "runsHiddenMode": "FIRST_20_RUNS",
-    }
+    } | (_pictures(images) if images else {})
+
+
+def _pictures(images: Mapping[str, int]) -> dict[str, Any]:
+    """A wide section of one chart for each image, without the hundred parameters that would hide it."""
+    section = {"uuid": VIEW, "name": "Pictures", "display": True, "isReordered": True, "columns": 1, "cardHeight": 560}
+    common = {"type": "IMAGE", "metricSectionId": VIEW, "deleted": False, "isGenerated": False, "showRunParams": False}
+    charts = [common | {"uuid": f"{VIEW}-{k}", "imageKeys": [k], "displayName": k, "step": images[k]} for k in images]
+    return {"compareRunSections": [section], "compareRunCharts": charts, "isAccordionReordered": True}
+
+
+def image_steps(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+    """The last step of each image that `Store.log_image` wrote in these runs."""
+    steps: dict[str, int] = {}
+    for run in runs:
+        if run.tags.get("mlflow.loggedImages"):
+            for file in store.file(run.id, "images").glob("*+step+*.png"):
+                key, _, rest = file.name.partition("+step+")
+                key, step = key.replace("~", "/"), int(rest.partition("+")[0])
+                steps[key] = max(step, steps.get(key, 0))
+    return dict(sorted(steps.items()))
 
 
 def shown_metrics(runs: Sequence[Run]) -> list[str]:

@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from sana_lab.tracking import Run, Store
-from sana_lab.ui import charts_link, differing_params, free_port, runs_link, serve, shown_metrics, view, write_view
+from sana_lab.ui import (
+    charts_link,
+    differing_params,
+    free_port,
+    image_steps,
+    runs_link,
+    serve,
+    shown_metrics,
+    view,
+    write_view,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -31,7 +41,8 @@ def store(tmp_path_factory):
         child = made.start_run("sweep", f"child {i}", parent=parent)
         made.log_params(child, {"attention": str(i), "depth": 2})
         made.log_metrics(child, {"geneval": 0.5 + i, "train/loss": 0.1})
-        made.log_image(child, "samples", torch.zeros(3, 8, 8, dtype=torch.uint8), step=3)
+        for step in range(2 + 2 * i):
+            made.log_image(child, "samples/held out", torch.zeros(3, 8, 8, dtype=torch.uint8), step=step)
         made.finish(child)
     made.finish(parent)
     return made
@@ -97,6 +108,14 @@ def test_the_view_is_saved_where_mlflow_looks(store):
     assert header == "deflate"
     state = json.loads(zlib.decompress(base64.b64decode(payload)))
     assert state["selectedColumns"] == ["metrics.`geneval`", "params.`attention`"]
+    assert [(c["imageKeys"], c["step"]) for c in state["compareRunCharts"]] == [(["samples/held out"], 3)]
+    assert state["compareRunCharts"][0]["metricSectionId"] == state["compareRunSections"][0]["uuid"]
+
+
+def test_pictures_show_their_last_step(store):
+    assert image_steps(store, store.find("sweep")) == {"samples/held out": 3}
+    assert image_steps(store, []) == {}
+    assert "compareRunCharts" not in view([a_run("a")])
 
 
 @pytest.mark.slow
@@ -129,7 +148,7 @@ def answers(store, base, said):
     runs = post(f"{base}/api/2.0/mlflow/runs/search", {"experiment_ids": [identity]})["runs"]
     assert len(runs) == 3
     child = next(r["info"]["run_id"] for r in runs if r["info"]["run_name"] == "child 0")
-    (file,) = [p for p in store.file(child, "images").iterdir() if p.suffix == ".png"]
+    file = next(store.file(child, "images").glob("*.png"))
     query = urllib.parse.urlencode({"run_id": child, "path": f"images/{file.name}"})
     with urllib.request.urlopen(f"{base}/get-artifact?{query}") as answer:
         assert answer.read() == file.read_bytes()
