@@ -19,7 +19,7 @@ AUTOENCODER = """
 system:
   name: autoencoder
   autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
+data: {name: shapes, size: 16, batch: 64, held_out: 4}
 trainer: {max_steps: 2, accelerator: cpu, threads: 1}
 """
 TINY = """
