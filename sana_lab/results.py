@@ -40,7 +40,7 @@ def record(item: Item) -> Json:
     if item.run is None:
         return {**base, "error": None, "metrics": {}, "run_id": None, "commit": None}
     commit = item.run.tags.get("commit")
-    dirty = "-dirty" if item.run.tags.get("dirty") == "True" else ""
+    dirty = "-dirty" if item.run.tags.get("dirty", "").lower() == "true" else ""
     return {
         **base,
         "error": item.run.tags.get("sana.error"),
