@@ -79,7 +79,7 @@ class Mlp(nn.Module):
 class CrossAttention(nn.Module):
     """Image tokens look at caption tokens; softmax, all projections with bias, optional RMSNorm of q and k."""
 
-    def __init__(self, dim: int, heads: int, norm: bool = False) -> None:
+    def __init__(self, dim: int, heads: int, norm: bool = False, eps: float = 1e-6) -> None:
         super().__init__()
         if dim % heads:
             raise SpecError(f"width {dim} is not a multiple of the number of cross-attention heads {heads}")
@@ -87,8 +87,8 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.norm_q = RmsNorm(dim, eps=1e-6) if norm else nn.Identity()
-        self.norm_k = RmsNorm(dim, eps=1e-6) if norm else nn.Identity()
+        self.norm_q = RmsNorm(dim, eps=eps) if norm else nn.Identity()
+        self.norm_k = RmsNorm(dim, eps=eps) if norm else nn.Identity()
 
     def keys_values(self, caption: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L, C) -> keys and values (B, H, L, D)."""
@@ -129,14 +129,15 @@ def unpatch(x: Tensor, patch: int) -> Tensor:
 
 
 def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
-    """[cos, sin] features (B, dim) of positions or times (B,), in float32."""
-    rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=torch.float32) / (dim // 2))
-    angles = t.float()[:, None] * rates
+    """[cos, sin] features (B, dim) of positions or times (B,), in float32, or in float64 where they are."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=t.dtype) / (dim // 2))
+    angles = t[:, None] * rates
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
 class TimeEmbed(nn.Module):
-    """Times (B,) in [0, 1] -> (B, C); the sinusoid runs over 1000 t, as in the released models."""
+    """Times (B,) in [0, 1] -> (B, C); the sinusoid runs over `scale` t, 1000 t in the released models."""
 
     def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
         super().__init__()
@@ -164,9 +165,12 @@ class CaptionEmbed(nn.Module):
 
 
 def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:
-    """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range."""
-    ys = torch.arange(h, device=device) / (h / base) / interpolation
-    xs = torch.arange(w, device=device) / (w / base) / interpolation
+    """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range.
+
+    In float64: angles of a hundred radians cost float32 a digit and more.
+    """
+    ys = torch.arange(h, device=device, dtype=torch.float64) / (h / base) / interpolation
+    xs = torch.arange(w, device=device, dtype=torch.float64) / (w / base) / interpolation
     sines = [sinusoid(axis, dim // 2).roll(dim // 4, -1) for axis in (xs, ys)]  # the paper's order is [sin, cos]
     across, down = sines[0][None].expand(h, -1, -1), sines[1][:, None].expand(-1, w, -1)
-    return torch.cat([across, down], -1)
+    return torch.cat([across, down], -1).float()

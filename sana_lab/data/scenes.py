@@ -32,7 +32,7 @@ KINDS = ("single", "pair", "count", "mixed")  # one object; two classes; 2-4 equ
 MOST = 4
 GAP = 3 / 64  # between the circles around two objects
 RADII = np.array([[9, 15], [8.5, 13], [8, 11], [7.5, 10]]) / 64  # least and most, for 1, 2, 3, 4 objects
-_SHARES = (0.25, 0.40, 0.27, 0.08)  # of KINDS
+SHARES = (0.25, 0.40, 0.27, 0.08)  # of KINDS
 _TRIES = 12  # candidate positions per object before the 2 x 2 layout is taken
 
 Float = NDArray[np.float32]
@@ -89,10 +89,10 @@ def uniform(seed: int, indices: Sequence[int] | Int, slots: int, stream: int = 0
 # --- layout ---------------------------------------------------------------------------------------------------------
 
 
-def scenes(seed: int, indices: Sequence[int] | Int) -> Scenes:
-    """The scenes with these indices in the world of this seed."""
+def scenes(seed: int, indices: Sequence[int] | Int, shares: Sequence[float] = SHARES) -> Scenes:
+    """The scenes with these indices in the world of this seed, where kinds come with these shares."""
     u = uniform(seed, indices, 4 + 3 * MOST)
-    kind = np.searchsorted(np.cumsum(_SHARES)[:-1], u[:, 0], side="right")
+    kind = np.searchsorted(np.cumsum(shares)[:-1], u[:, 0], side="right")
     count = _counts(kind, u[:, 1])
     shape, color = _classes(kind, u[:, 4 : 4 + 2 * MOST])
     least, most = np.moveaxis(RADII[count - 1], -1, 0)
@@ -232,8 +232,15 @@ def box(thing: Thing, size: int) -> tuple[float, float, float, float]:
 
 def share(thing: Thing) -> float:
     """How much of the picture an object covers, in [0, 1]."""
-    cross = 8 * 0.94 * 0.34 - 4 * 0.34**2
-    return {"circle": np.pi, "square": 2, "triangle": 0.75 * 3**0.5, "cross": cross}[thing.shape] * thing.radius**2
+    return _AREA[thing.shape] * thing.radius**2
+
+
+def least_share(shape: str) -> float:
+    """How much of the picture the smallest object of a shape covers."""
+    return _AREA[shape] * float(RADII.min()) ** 2
+
+
+_AREA = {"circle": np.pi, "square": 2, "triangle": 0.75 * 3**0.5, "cross": 8 * 0.94 * 0.34 - 4 * 0.34**2}  # radius 1
 
 
 def objects(row: Scene, size: int) -> list[Object]:

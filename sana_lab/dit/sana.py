@@ -18,18 +18,18 @@ from sana_lab.layers import (
     sincos_positions,
     unpatch,
 )
-from sana_lab.parts import RUNTIME, Spec, build
+from sana_lab.parts import RUNTIME, AsBefore, Spec, build
 from sana_lab.types import Text
 
 
 class Block(nn.Module):
     """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
 
-    def __init__(self, dim: int, attention: Spec, ffn: Spec, cross_heads: int, cross_norm: bool) -> None:
+    def __init__(self, dim: int, attention: Spec, ffn: Spec, cross_heads: int, cross_norm: bool, eps: float) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
         self.attention = build("attention", attention, dim=dim)
-        self.cross = CrossAttention(dim, cross_heads, cross_norm)
+        self.cross = CrossAttention(dim, cross_heads, cross_norm, eps)
         self.ffn = build("ffn", ffn, dim=dim)
 
     def forward(self, x: Tensor, time: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -57,7 +57,11 @@ class Head(nn.Module):
 class Sana(Dit):
     """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B.
 
-    With `position: sincos` (2K, 4K) the embedding is computed for `base` tokens a side and interpolated.
+    With `position: sincos` (2K, 4K) the embedding is computed for `base` tokens a side and interpolated. SANA-1.5 has
+    `cross_norm` and the attention's `qk_norm`; `cross_norm_eps` is 1e-6 in NVlabs' code and 1e-5 in diffusers'. The
+    network reads `time_scale` t. SANA-Sprint, which was distilled with guidance, reads t itself and `guidance` (0.1)
+    times the guidance that it is told. `zero_head` begins with a velocity of zero, as DiT does (arXiv 2212.09748) and
+    the paper's code does not; short trainings gain by it.
     """
 
     def __init__(
@@ -74,20 +78,29 @@ class Sana(Dit):
         base: int = 32,
         interpolation: float = 1.0,
         checkpointing: Annotated[bool, RUNTIME] = False,
+        cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,
+        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,
+        guidance: Annotated[float | None, AsBefore(None)] = None,
+        zero_head: Annotated[bool, AsBefore(False)] = False,
         *,
         channels: int,
         text_dim: int,
     ) -> None:
         super().__init__()
-        self.channels, self.patch, self.checkpointing = channels, patch, checkpointing
+        self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
         self.position, self.base, self.interpolation = position, base, interpolation
         self.patch_embed = PatchEmbed(channels, dim, patch)
-        self.time_embed = TimeEmbed(dim)
+        self.time_embed = TimeEmbed(dim, scale=time_scale)
+        self.guidance_embed = None if guidance is None else TimeEmbed(dim, scale=guidance)
         self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
-        self.blocks: Any = nn.ModuleList(Block(dim, attention, ffn, cross_heads, cross_norm) for _ in range(depth))
+        self.blocks: Any = nn.ModuleList(
+            Block(dim, attention, ffn, cross_heads, cross_norm, cross_norm_eps) for _ in range(depth)
+        )
         self.head = Head(dim, patch * patch * channels)
         self.initialise()
+        if zero_head:
+            nn.init.zeros_(self.head.linear.weight)
 
     def initialise(self) -> None:
         """Xavier for linear layers, N(0, 0.02) for time and caption, PyTorch's for Mix-FFN; no zeros."""
@@ -98,8 +111,8 @@ class Sana(Dit):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
-        for part in (self.time_embed, self.time_block, self.caption_embed):
-            for module in part.modules():
+        for part in (self.time_embed, self.time_block, self.caption_embed, self.guidance_embed):
+            for module in part.modules() if part is not None else ():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
 
@@ -108,14 +121,24 @@ class Sana(Dit):
         keys, values = zip(*(block.cross.keys_values(caption) for block in self.blocks), strict=True)
         return Prepared(list(keys), list(values), text.mask)
 
-    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared, guidance: Tensor | None = None) -> Tensor:
         prepared = text if isinstance(text, Prepared) else self.prepare(text)
         x = self.embed(x)
-        time = self.time_embed(t)
+        time = self.embed_time(t, guidance)
         modulation = self.time_block(time).unflatten(-1, (6, -1))
         for block, k, v in zip(self.blocks, prepared.keys, prepared.values, strict=True):
             x = self._run(block, x, modulation, k, v, prepared.mask)
         return unpatch(self.head(x, time), self.patch)
+
+    def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
+        """Times and, in a distilled model, guidance (B,) -> (B, dim)."""
+        if self.guidance_embed is None:
+            if guidance is not None:
+                raise ValueError("guidance was given, but this DiT was not distilled with it; expected none")
+            return self.time_embed(t)
+        if guidance is None:
+            raise ValueError("this DiT was distilled with guidance; expected guidance (B,), such as 4.5 for each image")
+        return self.time_embed(t) + self.guidance_embed(guidance)
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with positions where they are asked for."""

@@ -17,7 +17,7 @@ from skimage.measure import label
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from sana_lab.data.scenes import BACKGROUND, COLORS, PALETTE, SHAPES, draw, scenes
+from sana_lab.data.scenes import BACKGROUND, COLORS, PALETTE, SHAPES, draw, least_share, scenes
 from sana_lab.types import Object
 
 Float = NDArray[np.float64]
@@ -27,7 +27,7 @@ SIDE = 64  # pixels of the shorter side, as judged
 SMOOTH = 0.8  # standard deviation in pixels of the blur against noise
 REACH = 6  # pixels around a core in which its object may lie
 RIM = 30.0  # RGB distance within which a core is a mixture of its larger neighbour and the ground
-LEAST = 55.0  # area in pixels, three quarters of the smallest object of the world (73); less is debris
+LEAST = 0.75 * np.array([least_share(shape) for shape in SHAPES]) * SIDE**2  # pixels, by shape; less is debris
 MOST = 40.0  # pixels, longer side of the box; the largest object of the world has 30
 
 FEATURES = ("compactness", "extent", "lean", "fourfold")
@@ -55,7 +55,7 @@ class ShapesJudge:
         rgb, scale = _native(image)
         found = measure(rgb)
         names, far = classify(found.features)
-        seen = (found.area >= LEAST) & (_longer(found.box) <= MOST) & (far <= LIMIT)
+        seen = (found.area >= LEAST[names]) & (_longer(found.box) <= MOST) & (far <= LIMIT)
         whole = rgb.shape[0] * rgb.shape[1]
         order = sorted(np.nonzero(seen)[0].tolist(), key=lambda i: -found.area[i])
         return [

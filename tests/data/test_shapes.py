@@ -248,3 +248,17 @@ def test_an_epoch_of_limited_length_does_not_repeat_scenes_and_validates_on_all(
 def test_options_out_of_range_are_named(option: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{option} is {value}; it must be at least"):
         Shapes(**{option: value})
+
+
+def test_shares_of_kinds_are_the_training_scenes_alone():
+    plain, singles = Shapes(held_out=8), Shapes(held_out=8, shares=[2, 0, 0, 0])
+    assert {world.scene(world.scenes(0, range(50), singles.shares), i).kind for i in range(50)} == {"single"}
+    assert singles.prompts_at(range(50)) != plain.prompts_at(range(50))
+    assert singles.prompts_at(range(8), "val") == plain.prompts_at(range(8), "val")
+    assert not any(" and " in p or " of " in p.removeprefix("a photo of ") for p in singles.prompts_at(range(50)))
+
+
+@pytest.mark.parametrize("shares", [[1.0], [1, 1, 1, -1], [0, 0, 0, 0]])
+def test_shares_name_the_kinds(shares: list[float]):
+    with pytest.raises(ValueError, match=r"expected 4 numbers .* of single, pair, count, mixed"):
+        Shapes(shares=shares)

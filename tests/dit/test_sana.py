@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_lab import parts
+from sana_lab import architectures, keys, parts
 from sana_lab.dit import Dit
 from sana_lab.layers import MixFfn
 from sana_lab.parts import SpecError, build
@@ -197,90 +197,142 @@ def build_meta(spec: parts.Spec) -> nn.Module:
         return build("dit", spec, channels=32, text_dim=2304)
 
 
+# --- options of SANA-Sprint
+
+
+def test_guidance_has_an_effect_and_is_asked_for():
+    distilled, plain, (x, t) = make(guidance=0.1), make(), noisy()
+    low, high = (distilled(x, t, prompt(), torch.full((2,), scale)) for scale in (1.0, 4.5))
+    assert not torch.allclose(low, high, atol=1e-5)
+    with pytest.raises(ValueError, match=r"distilled with guidance; expected guidance \(B,\)"):
+        distilled(x, t, prompt())
+    with pytest.raises(ValueError, match="was not distilled with it; expected none"):
+        plain(x, t, prompt(), torch.ones(2))
+
+
+def test_later_options_leave_the_hash():
+    old = set(parts.canonical("dit", "sana"))
+    assert not {"time_scale", "guidance", "cross_norm_eps"} & old
+    assert "guidance" in parts.canonical("dit", {"name": "sana", "guidance": 0.1})
+
+
 # --- diffusers
 
-
-def to_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our keys under the names of diffusers' SanaTransformer2DModel."""
-    simple = {
-        "patch_embed.proj.": "patch_embed.proj.",
-        "time_embed.mlp.0.": "time_embed.emb.timestep_embedder.linear_1.",
-        "time_embed.mlp.2.": "time_embed.emb.timestep_embedder.linear_2.",
-        "time_block.1.": "time_embed.linear.",
-        "caption_embed.mlp.0.": "caption_projection.linear_1.",
-        "caption_embed.mlp.2.": "caption_projection.linear_2.",
-        "caption_embed.norm.": "caption_norm.",
-        "head.linear.": "proj_out.",
-        "head.table": "scale_shift_table",
-        "blocks.": "transformer_blocks.",
-    }
-    inner = {
-        ".table": ".scale_shift_table",
-        ".attention.proj.": ".attn1.to_out.0.",
-        ".attention.norm_q.": ".attn1.norm_q.",
-        ".attention.norm_k.": ".attn1.norm_k.",
-        ".cross.q.": ".attn2.to_q.",
-        ".cross.proj.": ".attn2.to_out.0.",
-        ".cross.norm_q.": ".attn2.norm_q.",
-        ".cross.norm_k.": ".attn2.norm_k.",
-        ".ffn.expand.": ".ff.conv_inverted.",
-        ".ffn.depthwise.": ".ff.conv_depth.",
-        ".ffn.project.": ".ff.conv_point.",
-    }
-    out: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = next(new + key.removeprefix(old) for old, new in simple.items() if key.startswith(old))
-        if ".qkv." in name:
-            for part, chunk in zip("qkv", value.chunk(3), strict=True):
-                out[name.replace(".attention.qkv.", f".attn1.to_{part}.")] = chunk
-        elif ".kv." in name:
-            for part, chunk in zip("kv", value.chunk(2), strict=True):
-                out[name.replace(".cross.kv.", f".attn2.to_{part}.")] = chunk
-        else:
-            for old, new in inner.items():
-                name = name.replace(old, new)
-            point = name.endswith(("conv_inverted.weight", "conv_point.weight"))
-            out[name] = value[..., None, None] if point else value
-    return out
+SMALL = {  # two heads of 32: narrower ones are at times all but dead, and then no float32 gradient is right to 1e-5
+    "num_attention_heads": 2, "num_layers": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 32,
+    "cross_attention_dim": 64, "caption_channels": 12, "in_channels": 4, "out_channels": 4, "sample_size": 8,
+}  # fmt: skip
+W1152 = {  # a block of SANA-0.6B
+    "num_attention_heads": 36, "num_layers": 1, "num_cross_attention_heads": 16, "cross_attention_head_dim": 72,
+    "cross_attention_dim": 1152, "caption_channels": 2304,
+}  # fmt: skip
+W2240 = {"num_layers": 1}  # a block of SANA-1.6B: diffusers' own defaults
+NORMS = {"qk_norm": "rms_norm_across_heads"}
+SPRINT = {**NORMS, "guidance_embeds": True}
+CASES: dict[str, tuple[dict[str, object], tuple[int, int]]] = {  # configuration, latents' size
+    "0.6B block": (W1152, (6, 10)),
+    "1.6B block": (W2240, (4, 6)),
+    "1.5 1.6B block": ({**W2240, **NORMS}, (4, 6)),
+    "Sprint 0.6B block": ({**W1152, **SPRINT}, (6, 4)),
+    "F8C4P2 0.6B block": ({**W1152, "in_channels": 4, "out_channels": 4, "patch_size": 2}, (12, 20)),
+    "2K position, trained size": ({**SMALL, "sample_size": 64, "interpolation_scale": 1.0}, (64, 64)),
+    "2K position, wide": ({**SMALL, "sample_size": 64, "interpolation_scale": 1.0}, (24, 100)),
+    "4K position, high": ({**SMALL, "sample_size": 128, "interpolation_scale": 2.0}, (130, 20)),
+    "4K position, patch 2": ({**SMALL, "sample_size": 128, "interpolation_scale": 2.0, "patch_size": 2}, (32, 44)),
+    "1.5, patch 2": ({**SMALL, **NORMS, "patch_size": 2}, (6, 14)),
+    "Sprint, patch 2": ({**SMALL, **SPRINT, "patch_size": 2}, (14, 6)),
+    "Sprint's teacher": ({**SMALL, **NORMS, "timestep_scale": 0.001}, (5, 7)),
+}
 
 
-def peer(dit: Dit, patch: int, norms: bool, interpolation: float | None) -> nn.Module:
+def peer(config: dict[str, object]) -> nn.Module:
+    """Every weight drawn, so that no bias or norm hides; matrices keep their input's size."""
     from diffusers import SanaTransformer2DModel
 
-    model = SanaTransformer2DModel(
-        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=2,
-        num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32, caption_channels=12,
-        sample_size=4 * patch, patch_size=patch, interpolation_scale=interpolation,
-        qk_norm="rms_norm_across_heads" if norms else None,
-    )  # fmt: skip
-    model.load_state_dict(to_diffusers(dit.state_dict()))
-    for block in model.transformer_blocks if norms else []:
-        block.attn2.norm_q.eps = block.attn2.norm_k.eps = 1e-6  # as in the released code; diffusers has 1e-5
-    return model.eval()
+    model, random = SanaTransformer2DModel(**config).eval(), torch.Generator().manual_seed(0)
+    for p in model.parameters():
+        wide = p.ndim > 1 and len(p) > 6
+        torch.randn(p.shape, generator=random, out=p.data).mul_(p[0].numel() ** -0.5 if wide else 0.3)
+        p.data += 0.0 if wide else 0.2
+    return model
 
 
-@pytest.mark.parametrize(
-    ("patch", "norms", "interpolation"),
-    [(1, False, None), (2, False, None), (4, False, None), (1, True, None), (1, False, 1.0), (2, True, 2.0)],
-)
-@torch.no_grad()
-def test_numbers_are_diffusers(patch: int, norms: bool, interpolation: float | None):
-    """Every weight drawn afresh, so that no bias or norm hides; its network reads 1000 t. float32, error <= 1e-5."""
-    dit = make(
-        patch=patch,
-        attention={"name": "linear", "head_dim": 8, "qk_norm": norms},
-        cross_norm=norms,
-        position="none" if interpolation is None else "sincos",
-        base=4,
-        interpolation=interpolation or 1.0,
-    ).eval()
-    for p in dit.parameters():
-        nn.init.normal_(p, mean=0.05, std=0.15)
-    x, t = noisy(2, 8 * patch, 4 * patch)
-    text = prompt()
-    ours = dit(x, t, text)
-    theirs = peer(dit, patch, norms, interpolation)(
-        x, encoder_hidden_states=text.tokens, encoder_attention_mask=text.mask.long(), timestep=1000 * t
-    ).sample
-    assert theirs.norm() > 0.1 * x.norm()
-    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+def ours_of(model: nn.Module) -> Dit:
+    spec, supplied = architectures.read_sana(dict(model.config))
+    with torch.device("meta"):
+        dit = build("dit", spec, **supplied)
+    dit.load_state_dict(ours(dit, dict(model.named_parameters())), assign=True)
+    return dit.eval()
+
+
+def ours(dit: Dit, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors, or gradients, by our names."""
+    found = keys.to_ours(dit.state_dict(), theirs, keys.sana_diffusers(dit.spec), "diffusers")
+    return {k: v.detach().clone() for k, v in found.items()}
+
+
+def error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def answers(model: nn.Module, dit: Dit, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+    """(latents' gradient, velocity) by diffusers and by us; captions of 1, 5 and 12 tokens, times that are no integers.
+
+    A SanaPipeline gives its network 1000 t times the configured scale; Sprint's gives it t and 0.1 times guidance.
+    """
+    random, config = torch.Generator().manual_seed(1), model.config
+    x = torch.randn(3, config.in_channels, *size, generator=random)
+    tokens = torch.randn(3, 12, config.caption_channels, generator=random)
+    mask = torch.arange(12) < torch.tensor([[1], [5], [12]])
+    t, guidance = torch.tensor([0.9987, 0.5004, 0.0201]), torch.tensor([4.5, 1.0, 7.0]) if dit.guidance_embed else None
+    pull = torch.randn(x.shape, generator=random)
+    found = []
+    for side in ("theirs", "ours"):
+        latents = x.clone().requires_grad_()
+        if side == "ours":
+            out = dit(latents, t, Text(tokens, mask), guidance)
+        else:
+            told = {"timestep": 1000 * t * config.timestep_scale} if guidance is None else {
+                "timestep": t, "guidance": guidance * config.guidance_embeds_scale
+            }  # fmt: skip
+            out = model(latents, encoder_hidden_states=tokens, encoder_attention_mask=mask.long(), **told).sample
+        (out * pull).sum().backward()
+        found.append((latents.grad, out.detach()))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_numbers_and_gradients_are_diffusers(case: str):
+    """float32, relative error of the velocity, of the latents' gradient and of every parameter's <= 1e-5."""
+    config, size = CASES[case]
+    model = peer(config)
+    dit = ours_of(model)
+    (their_pull, theirs), (our_pull, out) = answers(model, dit, size)
+    assert theirs.norm() > 0.1 * theirs.numel() ** 0.5
+    assert error(out, theirs) <= 1e-5
+    assert error(our_pull, their_pull) <= 1e-5
+    gradients = ours(dit, {k: p.grad for k, p in model.named_parameters()})
+    errors = {k: error(p.grad, gradients[k]) for k, p in dit.named_parameters()}
+    assert {k: e for k, e in errors.items() if e > 1e-5} == {}
+
+
+def test_the_way_back_to_diffusers():
+    """Our names, shapes and options become theirs again, nothing lost."""
+    for config in (SMALL, {**SMALL, **NORMS, "patch_size": 2, "interpolation_scale": 2.0}, {**SMALL, **SPRINT}):
+        model = peer(config)
+        dit = ours_of(model)
+        back = keys.to_theirs(dit.state_dict(), keys.sana_diffusers(dit.spec))
+        assert back.keys() == model.state_dict().keys()
+        assert all(torch.equal(back[k], v) for k, v in model.state_dict().items())
+        written = architectures.write_sana(dit.spec, {"channels": 4, "text_dim": 12})
+        assert written == {k: v for k, v in model.config.items() if not k.startswith("_")}
+
+
+def test_a_zero_head_begins_with_no_velocity_and_learns():
+    dit = make(zero_head=True)
+    text = Text(torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool))
+    velocity = dit(torch.randn(2, 4, 4, 4), torch.rand(2), text)
+    assert not velocity.any()
+    (velocity - 1).square().mean().backward()
+    assert dit.head.linear.weight.grad.abs().sum() > 0
+    assert make().head.linear.weight.any()
