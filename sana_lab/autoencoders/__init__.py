@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Autoencoder(nn.Module, ABC):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / downsample, W / downsample).
 
-    Latents leave normalised, (z - shift) * scale per channel, and nobody else knows these numbers.
-    A subclass gives `channels`, `downsample`, `posterior` and `reconstruct`.
+    Latents leave normalised, (z - shift) * scale per channel, and nobody else knows these numbers: a published model's
+    own are options, and one that is trained here fits them. A subclass gives `channels`, `downsample`, `posterior` and
+    `reconstruct`.
     """
 
     channels: int
@@ -18,11 +19,13 @@ class Autoencoder(nn.Module, ABC):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int, downsample: int) -> None:
+    def __init__(self, channels: int, downsample: int, shift: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
+        if scale <= 0:
+            raise ValueError(f"autoencoder: scale is {scale}, expected more than 0: one over the latents' deviation")
         self.channels, self.downsample = channels, downsample
-        self.register_buffer("shift", torch.zeros(channels))
-        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("shift", torch.full((channels,), shift))
+        self.register_buffer("scale", torch.full((channels,), scale))
 
     @abstractmethod
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,16 +5,18 @@ Shapes: B batch, C channels, h x w grid, G heads, D head width, N = h * w.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_lab.autoencoders import Autoencoder
+from sana_lab.parts import AsBefore
 
 Down = Literal["conv", "unshuffle"]
 Up = Literal["interpolate", "shuffle"]
+Activation = Literal["relu", "silu"]
 
 GAIN = 0.1  # initial weight of the norm that ends a residual branch, so that blocks start near the identity
 
@@ -24,7 +26,9 @@ class DcAe(Autoencoder):
 
     Defaults are SANA's f32c32. The last `attention_stages` stages hold EfficientViT blocks with one extra branch per
     kernel size in `multiscales`, the others hold residual blocks. A first depth of 0 folds that stage into a strided
-    stem, so that nothing runs at full resolution (its width is then unused).
+    stem, so that nothing runs at full resolution (its width is then unused). The decoder may have its own number of
+    attention stages; its first `batch_norm_stages` end their residual blocks with batch norm and have ReLU in them,
+    where all others have RMSNorm and SiLU. `last` is its last activation; `shift` and `scale` normalise latents.
     """
 
     def __init__(
@@ -38,13 +42,21 @@ class DcAe(Autoencoder):
         head_dim: int = 32,
         down: Down = "conv",
         up: Up = "interpolate",
+        decoder_attention_stages: Annotated[int | None, AsBefore(None)] = None,
+        batch_norm_stages: Annotated[int, AsBefore(0)] = 0,
+        last: Annotated[Activation, AsBefore("relu")] = "relu",
+        shift: Annotated[float, AsBefore(0.0)] = 0.0,
+        scale: Annotated[float, AsBefore(1.0)] = 1.0,
     ) -> None:
-        super().__init__(channels=latent, downsample=2 ** (len(widths) - 1))
+        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale)
+        decoder_stages = attention_stages if decoder_attention_stages is None else decoder_attention_stages
         _check_depths(widths, encoder_depths, decoder_depths, attention_stages)
-        _check_widths(widths, latent, len(widths) - attention_stages, head_dim)
+        _check_decoder(widths, decoder_stages, batch_norm_stages)
+        _check_widths(widths, latent, len(widths) - max(attention_stages, decoder_stages), head_dim)
         blocks = Blocks(len(widths) - attention_stages, head_dim, multiscales)
+        back = Blocks(len(widths) - decoder_stages, head_dim, multiscales, batch_norm_stages)
         self.encoder = Encoder(widths, encoder_depths, blocks, latent, down)
-        self.decoder = Decoder(widths, decoder_depths, blocks, latent, up)
+        self.decoder = Decoder(widths, decoder_depths, back, latent, up, last)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.encoder(images)
@@ -57,12 +69,15 @@ class DcAe(Autoencoder):
 class Blocks:
     """Which block a stage is made of."""
 
-    def __init__(self, first_attention: int, head_dim: int, multiscales: Sequence[int]) -> None:
+    def __init__(
+        self, first_attention: int, head_dim: int, multiscales: Sequence[int], batch_norm_stages: int = 0
+    ) -> None:
         self.first_attention, self.head_dim, self.multiscales = first_attention, head_dim, multiscales
+        self.batch_norm_stages = batch_norm_stages
 
     def stage(self, index: int, width: int, depth: int) -> list[nn.Module]:
         if index < self.first_attention:
-            return [ResBlock(width) for _ in range(depth)]
+            return [ResBlock(width, batch_norm=index < self.batch_norm_stages) for _ in range(depth)]
         return [EfficientViTBlock(width, self.head_dim, self.multiscales) for _ in range(depth)]
 
 
@@ -93,7 +108,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). The last stage runs first, on the smallest grid."""
 
-    def __init__(self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, up: Up) -> None:
+    def __init__(
+        self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, up: Up, activation: Activation
+    ) -> None:
         super().__init__()
         folded, last = depths[0] == 0, len(widths) - 1
         self.stem = nn.Conv2d(latent, widths[-1], 3, padding=1)
@@ -107,13 +124,13 @@ class Decoder(nn.Module):
         width = widths[1] if folded else widths[0]
         self.norm = RmsNorm2d(width)
         self.head = Upsample(width, 3, up, shortcut=False) if folded else nn.Conv2d(width, 3, 3, padding=1)
-        self.width = widths[-1]
+        self.width, self.activation = widths[-1], getattr(F, activation)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.stem(z) + repeat_channels(z, self.width)
         for stage in reversed(self.stages):
             x = stage(x)
-        return self.head(F.relu(self.norm(x)))
+        return self.head(self.activation(self.norm(x)))
 
 
 class Downsample(nn.Module):
@@ -144,16 +161,17 @@ class Upsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x + norm(conv(silu(conv(x)))), (B, C, h, w) -> same."""
+    """x + norm(conv(act(conv(x)))), (B, C, h, w) -> same: RMSNorm and SiLU, or batch norm and ReLU."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, batch_norm: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm = RmsNorm2d(width, GAIN)
+        self.norm = batch_norm_2d(width) if batch_norm else RmsNorm2d(width, GAIN)
+        self.activation = F.relu if batch_norm else F.silu
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.norm(self.conv2(F.silu(self.conv1(x))))
+        return x + self.norm(self.conv2(self.activation(self.conv1(x))))
 
 
 class EfficientViTBlock(nn.Module):
@@ -198,11 +216,11 @@ class MultiscaleAttention(nn.Module):
 
 
 def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
-    """Attention with weights relu(q) . relu(k), each (B, G, D, N) -> same, in float32.
+    """Attention with weights relu(q) . relu(k), each (B, G, D, N) -> same, in float32 or wider.
 
     The products are taken in the cheaper order: D x D when there are more tokens than D, else N x N.
     """
-    q, k, v = F.relu(q.float()), F.relu(k.float()), v.float()
+    q, k, v = F.relu(wide(q)), F.relu(wide(k)), wide(v)
     if q.shape[-1] <= q.shape[-2]:
         weights = k.mT @ q
         return v @ (weights / (weights.sum(-2, keepdim=True) + eps))
@@ -227,7 +245,7 @@ class GluMbConv(nn.Module):
 
 
 class RmsNorm2d(nn.Module):
-    """x / rms(x) over the channels of (B, C, h, w), with weight and bias; statistics in float32."""
+    """x / rms(x) over the channels of (B, C, h, w), with weight and bias; statistics in float32 or wider."""
 
     def __init__(self, width: int, gain: float = 1.0, eps: float = 1e-5) -> None:
         super().__init__()
@@ -235,8 +253,20 @@ class RmsNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(wide(x).square().mean(1, keepdim=True) + self.eps)
         return (x * scale).to(x.dtype) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def batch_norm_2d(width: int) -> nn.BatchNorm2d:
+    """Over (B, C, h, w), beginning as quietly as the other norms of residual branches."""
+    norm = nn.BatchNorm2d(width)
+    nn.init.constant_(norm.weight, GAIN)
+    return norm
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def average_channels(x: Tensor, out: int) -> Tensor:
@@ -259,6 +289,16 @@ def _check_depths(
             raise ValueError(f"dcae: {name} has {len(depths)} entries and widths {len(widths)}; give as many")
         if min(depths[1:]) < 1 or depths[0] < 0:
             raise ValueError(f"dcae: {name} is {list(depths)}; only the first depth may be 0, none may be negative")
+
+
+def _check_decoder(widths: Sequence[int], attention_stages: int, batch_norm_stages: int) -> None:
+    if not 0 <= attention_stages <= len(widths):
+        raise ValueError(f"dcae: decoder_attention_stages is {attention_stages}, expected 0 to {len(widths)}")
+    residual = len(widths) - attention_stages
+    if not 0 <= batch_norm_stages <= residual:
+        raise ValueError(
+            f"dcae: batch_norm_stages is {batch_norm_stages}, expected 0 to {residual}: the decoder's residual stages"
+        )
 
 
 def _check_widths(widths: Sequence[int], latent: int, first_attention: int, head_dim: int) -> None:

@@ -4,11 +4,13 @@ Shapes: B batch, C channels, h x w grid.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_lab.autoencoders import Autoencoder
+from sana_lab.parts import AsBefore
 
 EPS = 1e-6
 
@@ -17,7 +19,7 @@ class Vae(Autoencoder):
     """One stage per width; each stage after the first halves the grid. Defaults are Stable Diffusion's f8c4.
 
     `depth` residual blocks per encoder stage and one more per decoder stage. `quant` adds the 1x1 convolutions on both
-    sides of the latent, which SD and SDXL have and SD3 has not.
+    sides of the latent, which SD and SDXL have and SD3 and FLUX have not. `shift` and `scale` normalise latents.
     """
 
     def __init__(
@@ -28,8 +30,10 @@ class Vae(Autoencoder):
         groups: int = 32,
         middle_attention: bool = True,
         quant: bool = True,
+        shift: Annotated[float, AsBefore(0.0)] = 0.0,
+        scale: Annotated[float, AsBefore(1.0)] = 1.0,
     ) -> None:
-        super().__init__(channels=latent, downsample=2 ** (len(widths) - 1))
+        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale)
         _check(widths, depth, groups)
         self.encoder = Encoder(widths, depth, latent, groups, middle_attention)
         self.decoder = Decoder(widths, depth, latent, groups, middle_attention)

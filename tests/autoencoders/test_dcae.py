@@ -1,12 +1,16 @@
 """DC-AE against diffusers' AutoencoderDC, naive attention, and its own promises."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from sana_lab import parts
 from sana_lab.autoencoders.dcae import DcAe, average_channels, relu_attention, repeat_channels
+from sana_lab.autoencoders.published import SPECS
 
 TINY = {"widths": (8, 16, 16), "attention_stages": 1, "latent": 8, "head_dim": 8}
 
@@ -47,18 +51,20 @@ def shifted(key: str, depths: list[int]) -> str:
     return f"encoder.stages.{stage}.{block - 1}.{rest}"
 
 
+NORMALISATION = ("shift", "scale")
+
+
+def their_keys(key: str, depths: list[int]) -> list[str]:
+    """diffusers' keys of one of ours: three for qkv."""
+    name = renamed(shifted(key, depths))
+    return [name.replace(".attention.qkv.", f".attn.to_{x}.") for x in "qkv"] if ".attention.qkv." in key else [name]
+
+
 def ours_from(theirs: dict[str, Tensor], model: DcAe, depths: list[int]) -> dict[str, Tensor]:
     out = {}
     for key, value in model.state_dict().items():
-        if key in ("shift", "scale"):
-            out[key] = value
-            continue
-        name = renamed(shifted(key, depths))
-        if ".attention.qkv." in key:
-            found = torch.cat([theirs[name.replace(".attention.qkv.", f".attn.to_{x}.")] for x in "qkv"])
-        else:
-            found = theirs[name]
-        out[key] = found.reshape(value.shape)
+        found = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depths)]
+        out[key] = (torch.cat(found) if len(found) > 1 else found[0]).reshape(value.shape)
     return out
 
 
@@ -104,10 +110,188 @@ def test_equals_diffusers(encoder, decoder, down, up, scales, size):
 
 
 def scatter(model: nn.Module) -> None:
-    """Norm weights and biases away from one and zero, so that a missing one shows."""
-    for name, p in model.named_parameters():
-        if "norm" in name:
-            nn.init.normal_(p, 0.5, 0.3)
+    """Norm weights, biases and statistics away from one and zero, so that a missing one shows."""
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+        if "norm" in name and p.is_floating_point():
+            nn.init.uniform_(p, 0.5, 1.5) if "var" in name else nn.init.normal_(p, 0.5, 0.3)
+
+
+# --- the published configurations
+
+
+def published(stages: int, attention: int, scales: list[int], **more: Any) -> dict[str, Any]:
+    """A config.json of AutoencoderDC: residual stages, then `attention` EfficientViT stages."""
+    blocks = ["ResBlock"] * (stages - attention) + ["EfficientViTBlock"] * attention
+    widths = [128, 256, 512, 512, 1024, 1024, 2048, 2048][:stages]
+    kernels = [[] for _ in range(stages - attention)] + [scales] * attention
+    return {
+        "encoder_block_types": blocks,
+        "decoder_block_types": blocks,
+        "encoder_block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "encoder_qkv_multiscales": kernels,
+        "decoder_qkv_multiscales": kernels,
+        **more,
+    }
+
+
+def imagenet(deep: int, latent: int, scale: float) -> dict[str, Any]:
+    """The `in` and `mix` family, with `deep` EfficientViT stages."""
+    return published(
+        3 + deep,
+        deep,
+        [],
+        latent_channels=latent,
+        encoder_layers_per_block=[0, 4, 8, *[2] * deep],
+        decoder_layers_per_block=[0, 5, 10, *[2] * deep],
+        downsample_block_type="pixel_unshuffle",
+        upsample_block_type="pixel_shuffle",
+        decoder_norm_types=["batch_norm"] * 3 + ["rms_norm"] * deep,
+        decoder_act_fns=["relu"] * 3 + ["silu"] * deep,
+        scaling_factor=scale,
+    )
+
+
+SANA = published(
+    6,
+    3,
+    [5],
+    latent_channels=32,
+    encoder_layers_per_block=[2, 2, 2, 3, 3, 3],
+    decoder_layers_per_block=[3, 3, 3, 3, 3, 3],
+    downsample_block_type="Conv",
+    upsample_block_type="interpolate",
+    decoder_norm_types="rms_norm",
+    decoder_act_fns="silu",
+    scaling_factor=0.41407,
+)
+
+LITE = SANA | {
+    "decoder_block_types": ["ResBlock"] * 6,
+    "decoder_layers_per_block": [0, 3, 5, 4, 4, 4],
+    "decoder_qkv_multiscales": [[]] * 6,
+    "upsample_block_type": "pixel_shuffle",
+    "decoder_conv_act_fn": "silu",
+}
+
+PUBLISHED = {
+    "dcae_f32c32_sana_1_0": SANA,
+    "dcae_f32c32_sana_1_1": SANA,
+    "dcae_lite_f32c32_sana_1_1": LITE,
+    "dcae_f32c32_in_1_0": imagenet(3, 32, 0.3189),
+    "dcae_f32c32_mix_1_0": imagenet(3, 32, 0.4552),
+    "dcae_f64c128_in_1_0": imagenet(4, 128, 0.2889),
+    "dcae_f64c128_mix_1_0": imagenet(4, 128, 0.4538),
+    "dcae_f128c512_in_1_0": imagenet(5, 512, 0.4883),
+    "dcae_f128c512_mix_1_0": imagenet(5, 512, 0.3620),
+}
+"""As AutoencoderDC takes them, from diffusers' scripts/convert_dcae_to_diffusers.py (in, mix, sana-1.0), DC-Gen's
+dc_ae.py (sana-1.1 and lite, in its own words) and, for the scales, the models' config.json as others quote them."""
+
+
+LAYOUTS = [f"dcae_{name}" for name in ("f32c32_sana_1_1", "lite_f32c32_sana_1_1", "f32c32_mix_1_0", "f64c128_mix_1_0",
+                                       "f128c512_mix_1_0")]  # fmt: skip
+"""One of each shape; the others differ in the scale alone."""
+
+
+def test_every_named_dcae_is_published_and_normalises_as_its_model_does():
+    ours = {name for name in SPECS if name.startswith("dcae")}
+    assert ours - {"dcae_f16c32", "dcae_f8c16"} == PUBLISHED.keys()  # which nobody published
+    for name, config in PUBLISHED.items():
+        spec = parts.resolve("autoencoder", name)
+        assert (spec["shift"], spec["scale"]) == (0.0, config["scaling_factor"])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_full_size_has_the_keys_and_shapes_of_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    spec = parts.resolve("autoencoder", name)
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderDC(**PUBLISHED[name]).state_dict()
+        model = parts.build("autoencoder", name)
+    sources = {key: their_keys(key, spec["encoder_depths"]) for key in model.state_dict() if key not in NORMALISATION}
+    assert {key for keys in sources.values() for key in keys} == theirs.keys()
+    for key, keys in sources.items():
+        found = torch.cat([theirs[k] for k in keys]) if len(keys) > 1 else theirs[keys[0]]
+        assert model.state_dict()[key].shape[:2] == found.shape[:2], key
+        assert model.state_dict()[key].numel() == found.numel(), key
+    assert model.channels == PUBLISHED[name]["latent_channels"]
+
+
+def reduced(name: str) -> tuple[dict[str, Any], DcAe]:
+    """The same cuts made to diffusers' configuration and to our spec; the layout is the real one.
+
+    Widths a sixteenth, heads and latents a quarter, at most two blocks a stage.
+    """
+    theirs, ours = dict(PUBLISHED[name]), parts.resolve("autoencoder", name)
+    for half in ("encoder", "decoder"):
+        theirs[f"{half}_block_out_channels"] = [w // 16 for w in theirs[f"{half}_block_out_channels"]]
+        theirs[f"{half}_layers_per_block"] = [min(d, 2) for d in theirs[f"{half}_layers_per_block"]]
+        ours[f"{half}_depths"] = [min(d, 2) for d in ours[f"{half}_depths"]]
+    latent = theirs["latent_channels"] // 4
+    theirs |= {"latent_channels": latent, "attention_head_dim": 8}
+    widths = [w // 16 for w in ours["widths"]]
+    return theirs, parts.build("autoencoder", {**ours, "widths": widths, "latent": latent, "head_dim": 8})
+
+
+class InFloat64(TorchFunctionMode):
+    """Where diffusers goes from float64 down to float32 on the way, it stays."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to and args[0].dtype == torch.float64:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_published_layouts_equal_diffusers(name, dtype, tolerance):
+    """Encode and decode."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    config, model = reduced(name)
+    theirs = diffusers.AutoencoderDC(**config).to(dtype).eval()
+    scatter(theirs)
+    model = model.to(dtype).eval()
+    model.load_state_dict(ours_from(theirs.state_dict(), model, config["encoder_layers_per_block"]))
+    images = torch.randn(1, 3, 2 * model.downsample, 3 * model.downsample, dtype=dtype)
+    with torch.no_grad(), InFloat64():
+        z = theirs.encode(images).latent
+        image = theirs.decode(z).sample
+    with torch.no_grad():
+        assert relative(model.posterior(images)[0], z) <= tolerance
+        assert relative(model.reconstruct(z), image) <= tolerance
+        latents = z * theirs.config.scaling_factor
+        assert relative(model.encode(images), latents) <= 1e-5  # the factor itself is kept in float32
+        assert relative(model.decode(latents), image) <= 1e-5
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize(("name", "downsample", "latent"), [("dcae_f16c32", 16, 32), ("dcae_f8c16", 8, 16)])
+def test_shapes_of_our_own(name, downsample, latent):
+    with torch.device("meta"):
+        model = parts.build("autoencoder", name)
+        z = model.encode(torch.empty(1, 3, 64, 96))
+        assert z.shape == (1, latent, 64 // downsample, 96 // downsample)
+        assert model.decode(z).shape == (1, 3, 64, 96)
+
+
+def test_a_named_spec_is_its_part_with_options_and_both_have_one_hash():
+    named = parts.resolve("autoencoder", {"name": "dcae_f32c32_sana_1_1", "latent": 16})
+    assert (named["name"], named["latent"], named["scale"]) == ("dcae", 16, 0.41407)
+    assert parts.canonical("autoencoder", "dcae_f32c32_sana_1_1") == parts.canonical(
+        "autoencoder", {"name": "dcae", "scale": 0.41407}
+    )
+    with pytest.raises(parts.SpecError, match="did you mean 'dcae_f32c32_sana_1_1'"):
+        parts.resolve("autoencoder", "dcae_f32c32_sana_11")
+    assert parts.find("autoencoder", "dcae_f32c32_sana_1_1") is DcAe
+
+
+# --- mathematics
 
 
 @pytest.mark.parametrize("tokens", [3, 8, 9, 40])
@@ -163,6 +347,9 @@ def test_every_parameter_gets_a_gradient():
         ({"latent": 3}, "not a multiple of latent 3"),
         ({"head_dim": 5}, "not a multiple of head_dim 5"),
         ({"attention_stages": 4}, "attention_stages is 4"),
+        ({"decoder_attention_stages": -1}, "decoder_attention_stages is -1"),
+        ({"batch_norm_stages": 3}, "batch_norm_stages is 3, expected 0 to 2"),
+        ({"scale": 0.0}, "scale is 0.0"),
     ],
 )
 def test_impossible_shapes_are_refused(change, message):

@@ -1,11 +1,14 @@
 """The KL autoencoder against diffusers' AutoencoderKL, and its own promises."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sana_lab import parts
+from sana_lab.autoencoders.published import SPECS
 from sana_lab.autoencoders.vae import Vae
 
 TINY = {"widths": (8, 16, 16), "depth": 1, "groups": 4, "latent": 4}
@@ -45,16 +48,20 @@ def _staged(half: str, stage: int, block: int, rest: str, depth: int, stages: in
     return f"encoder.down_blocks.{stage}.resnets.{block - bool(stage)}.{rest}"
 
 
+NORMALISATION = ("shift", "scale")
+
+
+def their_keys(key: str, depth: int, stages: int) -> list[str]:
+    """diffusers' keys of one of ours: three for qkv."""
+    name = renamed(key, depth, stages)
+    return [name.replace(".qkv.", f".to_{x}.") for x in "qkv"] if ".qkv." in key else [name]
+
+
 def ours_from(theirs: dict[str, Tensor], model: Vae, depth: int, stages: int) -> dict[str, Tensor]:
     out = {}
     for key, value in model.state_dict().items():
-        name = renamed(key, depth, stages)
-        if key in ("shift", "scale"):
-            out[key] = value
-        elif ".qkv." in key:
-            out[key] = torch.cat([theirs[name.replace(".qkv.", f".to_{x}.")] for x in "qkv"])
-        else:
-            out[key] = theirs[name]
+        found = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depth, stages)]
+        out[key] = torch.cat(found) if len(found) > 1 else found[0]
     return out
 
 
@@ -100,6 +107,83 @@ def test_any_multiple_of_the_downsampling(size, attention):
     latents = model.encode(torch.randn(2, 3, *size))
     assert latents.shape == (2, 4, size[0] // 4, size[1] // 4)
     assert model.decode(latents).shape == (2, 3, *size)
+
+
+# --- the published configurations
+
+FOUR = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+}
+SIXTEEN = FOUR | {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "vae_sd1": FOUR | {"scaling_factor": 0.18215},
+    "vae_sdxl": FOUR | {"scaling_factor": 0.13025},
+    "vae_sd3": SIXTEEN | {"scaling_factor": 1.5305, "shift_factor": 0.0609},
+    "vae_flux": SIXTEEN | {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+}
+"""config.json of each model's `vae` folder as AutoencoderKL takes it; known, not read from the hub here."""
+
+
+def test_every_named_vae_is_published_and_normalises_as_its_model_does():
+    assert {name for name in SPECS if name.startswith("vae")} - {"vae_f16c32"} == PUBLISHED.keys()
+    for name, config in PUBLISHED.items():
+        spec = parts.resolve("autoencoder", name)
+        assert (spec["shift"], spec["scale"]) == (config.get("shift_factor", 0.0), config["scaling_factor"])
+
+
+@pytest.mark.parametrize("name", ["vae_sdxl", "vae_flux"])  # the others differ in shift and scale alone
+def test_full_size_has_the_keys_and_shapes_of_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = diffusers.AutoencoderKL(**PUBLISHED[name]).state_dict()
+        model = parts.build("autoencoder", name)
+    sources = {key: their_keys(key, 2, 4) for key in model.state_dict() if key not in NORMALISATION}
+    assert {key for keys in sources.values() for key in keys} == theirs.keys()
+    for key, keys in sources.items():
+        assert model.state_dict()[key].numel() == sum(theirs[k].numel() for k in keys), key
+        assert model.state_dict()[key].shape[1:] == theirs[keys[0]].shape[1:], key
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_layouts_equal_diffusers(name, dtype, tolerance):
+    """Encode and decode, normalised as the pipelines do; widths an eighth, the layout is the real one."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    config = PUBLISHED[name] | {"block_out_channels": (16, 32, 64, 64), "norm_num_groups": 4}
+    theirs = diffusers.AutoencoderKL(**config).to(dtype).eval()
+    scatter(theirs)
+    spec = {**parts.resolve("autoencoder", name), "widths": [16, 32, 64, 64], "groups": 4}
+    model = parts.build("autoencoder", spec).to(dtype).eval()
+    model.load_state_dict(ours_from(theirs.state_dict(), model, 2, 4))
+    images = torch.randn(1, 3, 32, 48, dtype=dtype)
+    with torch.no_grad():
+        z = theirs.encode(images).latent_dist.mode()
+        image = theirs.decode(z).sample
+        assert relative(model.posterior(images)[0], z) <= tolerance
+        assert relative(model.reconstruct(z), image) <= tolerance
+        latents = (z - (theirs.config.shift_factor or 0.0)) * theirs.config.scaling_factor
+        assert relative(model.encode(images), latents) <= 1e-5  # the factors themselves are kept in float32
+        assert relative(model.decode(latents), image) <= 1e-5
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def test_the_f16_shape_is_our_own():
+    with torch.device("meta"):
+        model = parts.build("autoencoder", "vae_f16c32")
+        z = model.encode(torch.empty(1, 3, 64, 96))
+        assert z.shape == (1, 32, 4, 6)
+        assert model.decode(z).shape == (1, 3, 64, 96)
 
 
 def test_defaults_are_stable_diffusions_autoencoder():
