@@ -6,6 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sana_lab.types import Velocity
+
+SLIP, SLIP_FLOAT64 = 1.2e-4, 1e-9
+"""What rounding down to thousandths forgives, in thousandths: float32 may lie 6e-5 below k where k/1000 is meant."""
+
+Grid = Literal["even", "flow_match"]
+"""How a schedule lies: even before the shift, or as diffusers' FlowMatch schedulers have it (`Flow.schedule`)."""
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -13,6 +21,8 @@ class Flow:
 
     `shift` moves times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling alike. `start` 0.999 gives
     the released models' grid. `logit_mean` and `logit_std` shape the training times, or they are uniform.
+    `model_time` released tells the network whole thousandths, rounded down: in training and, as diffusers does, to the
+    solvers of `sampling.WHOLE`.
     """
 
     shift: float = 3.0
@@ -20,6 +30,7 @@ class Flow:
     times: Literal["logit_normal", "uniform"] = "logit_normal"
     logit_mean: float = 0.0
     logit_std: float = 1.0
+    model_time: Literal["exact", "released"] = "exact"
 
     def __post_init__(self) -> None:
         if not (self.shift > 0 and 0 < self.start <= 1):
@@ -44,8 +55,30 @@ class Flow:
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
         return noise - data
 
-    def schedule(self, steps: int) -> Tensor:
-        """(steps + 1,) float64 times from the shifted start down to 0, uniform before the shift."""
+    def seen(self, t: Tensor) -> Tensor:
+        """Times as the network is told them."""
+        if self.model_time == "exact":
+            return t
+        slip = SLIP_FLOAT64 if t.dtype == torch.float64 else SLIP
+        return ((1000 * t.double() + slip).floor() / 1000).to(t)
+
+    def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
+        """(steps + 1,) float64 times from the shifted start down to 0, uniform before the shift.
+
+        On the grid `flow_match` they are those of diffusers' FlowMatchEulerDiscreteScheduler, which NVlabs' Flow-Euler
+        uses too: from 1, whatever `start` is, evenly to the shifted 1/1000, shifted once more, and then 0.
+        """
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
-        return self.shifted(torch.linspace(self.start, 0, steps + 1, dtype=torch.float64))
+        if grid == "even":
+            return self.shifted(torch.linspace(self.start, 0, steps + 1, dtype=torch.float64))
+        last = self.shifted(torch.tensor(0.001, dtype=torch.float64)).item()
+        return torch.cat([self.shifted(torch.linspace(1, last, steps, dtype=torch.float64)), torch.zeros(1)])
+
+    def begin(self, noise: Tensor) -> Tensor:
+        """Where a solver begins."""
+        return noise
+
+    def velocity(self, model: Velocity, whole: bool = False) -> Velocity:
+        """dx/dt by a network's output; `whole` where the solver's times are whole thousandths in the reference."""
+        return (lambda x, t: model(x, self.seen(t))) if whole else model

@@ -6,19 +6,39 @@ from torch import Tensor
 from sana_lab.dit import Dit
 from sana_lab.types import Text, Velocity
 
+SLIP = 1e-6
+"""What float32 may take from a time at an interval's end."""
 
-def guided(dit: Dit, text: Text, null: Text, scale: float) -> Velocity:
-    """null + scale (text - null), with captions prepared once; a scale of 1 runs the conditional half alone."""
+
+def guided(dit: Dit, text: Text, null: Text, scale: float, interval: tuple[float, float] | None = None) -> Velocity:
+    """null + scale (text - null), with captions prepared once; a scale of 1 runs the conditional half alone.
+
+    So do times outside `interval`, where it is given (arXiv 2404.07724).
+    """
     if scale == 1:
-        prepared = dit.prepare(text)
-        return lambda x, t: dit(x, t, prepared)
+        return _alone(dit, text)
     both = dit.prepare(join(text, null))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         with_text, without = dit(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return without + scale * (with_text - without)
 
-    return velocity
+    return velocity if interval is None else _within(interval, velocity, _alone(dit, text))
+
+
+def _alone(dit: Dit, text: Text) -> Velocity:
+    prepared = dit.prepare(text)
+    return lambda x, t: dit(x, t, prepared)
+
+
+def _within(interval: tuple[float, float], inside: Velocity, outside: Velocity) -> Velocity:
+    """One velocity within an interval of times and another outside; all rows of x have one time."""
+    return lambda x, t: (inside if within(interval, t[0].item()) else outside)(x, t)
+
+
+def within(interval: tuple[float, float], t: float) -> bool:
+    """Whether a time lies in an interval, its ends included."""
+    return interval[0] - SLIP <= t <= interval[1] + SLIP
 
 
 def join(a: Text, b: Text) -> Text:

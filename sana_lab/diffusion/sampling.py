@@ -1,34 +1,57 @@
 """How a trained model is sampled: solver, steps, guidance; and the noise it begins from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from sana_lab.diffusion.flow import Flow
-from sana_lab.parts import Spec, build
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow, Grid
+from sana_lab.parts import AsBefore, Spec, build, name_of
 from sana_lab.types import Velocity
+
+WHOLE = ("dpmpp", "unipc")
+"""Solvers whose peers in diffusers round the time that the network sees; its Euler and Heun do not."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Options of `sampling:` in an experiment; they train nothing, so changing them reuses the trained model.
 
-    `shift` None takes the flow's own.
+    `shift` None takes the flow's own. Guidance acts while the network's time is within `guidance_interval`, both ends
+    included (arXiv 2404.07724); outside, the prompt is followed alone in half the work. `grid` is how times lie.
     """
 
     solver: Annotated[Spec, "solver"] = "dpmpp"
     steps: int = 20
     guidance: float = 4.5
     shift: float | None = None
+    guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
+    grid: Annotated[Grid, AsBefore("even")] = "even"
 
-    def run(self, velocity: Velocity, noise: Tensor, flow: Flow) -> Tensor:
-        """Integrate from noise (B, C, h, w) to latents."""
-        if self.shift is not None:
-            flow = Flow(self.shift, flow.start)
-        return build("solver", self.solver)(velocity, noise, flow.schedule(self.steps))
+    def __post_init__(self) -> None:
+        low, high = self.guidance_interval or (0, 1)
+        if not 0 <= low <= high <= 1:
+            given = f"{low} to {high}"
+            raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
+
+    def run(self, model: Velocity, noise: Tensor, flow: Flow | Ddpm) -> Tensor:
+        """Integrate from noise (B, C, h, w) to latents, by what a (guided) network predicts."""
+        velocity = flow.velocity(model, whole=name_of(self.solver) in WHOLE)
+        return build("solver", self.solver)(velocity, flow.begin(noise), self.times(flow))
+
+    def times(self, flow: Flow | Ddpm) -> Tensor:
+        """(steps + 1,) times that the solver visits. ValueError where an option is not one of this objective."""
+        return self._shifted(flow).schedule(self.steps, self.grid)
+
+    def _shifted(self, flow: Flow | Ddpm) -> Flow | Ddpm:
+        if self.shift is None:
+            return flow
+        if isinstance(flow, Ddpm):
+            raise ValueError(f"sampling shift is {self.shift}, but noise prediction has no shift; expected null")
+        return replace(flow, shift=self.shift)
 
 
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:

@@ -1,20 +1,19 @@
 """The DiT alone, trained on cached latents and cached text features: nothing frozen is held in memory."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
 from sana_lab import parts
-from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.dit import Dit
-from sana_lab.parts import Spec
+from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
-from sana_lab.systems.matching import TRAIN, check_state, validate, velocity_losses
+from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
 from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch, Text
 
@@ -39,15 +38,24 @@ class DitSystem(L.LightningModule):
         decay: float = 0.0,
         ema: float = 0.999,
         seed: int = 0,
+        objective: Annotated[Objective, AsBefore("flow")] = "flow",
+        model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
+        draws: Annotated[int, AsBefore(1)] = 1,
     ) -> None:
         super().__init__()
+        check_draws(draws)
         self.save_hyperparameters()
         self.settings: Any = self.hparams
-        self.flow = Flow(shift, start)
+        self.flow = process(objective, shift, start, model_time)
         with torch.device("meta"):
             channels = parts.build("autoencoder", autoencoder).channels
-            text_dim = parts.build("text_encoder", text_encoder).dim
-        self.dit: Dit = parts.build("dit", dit, channels=channels, text_dim=text_dim)
+            text = parts.build("text_encoder", text_encoder)
+        if text.null != "diffusers":
+            raise parts.SpecError(
+                f"text_encoder null is {text.null!r}, which needs features of padding, and a cache holds none; "
+                "expected 'diffusers', or system: text2image"
+            )
+        self.dit: Dit = parts.build("dit", dit, channels=channels, text_dim=text.dim)
         self.average = Average(self, ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -60,7 +68,7 @@ class DitSystem(L.LightningModule):
         latents, text, null = features(batch)
         random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
         text = without(text, torch.rand(len(latents), generator=random) < self.settings.text_dropout, null)
-        loss = velocity_losses(self.dit, self.flow, latents, text, random).mean()
+        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
 

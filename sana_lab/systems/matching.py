@@ -1,32 +1,64 @@
-"""Flow matching as systems share it: the loss, and its validation by time bin."""
+"""What systems share of flow matching and of noise prediction: the loss, and its validation by time bin."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
-from sana_lab.dit import Dit
+from sana_lab.dit import Dit, Prepared
 from sana_lab.types import Text
 
 BINS = 4
 TRAIN, HELD_OUT = 1, 2  # which stream of random numbers
 
 
+Objective = Literal["flow", "ddpm"]
+"""What the network predicts: the velocity of a straight flow, or the noise."""
+
+
+def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Flow | Ddpm:
+    """The objective's way from data to noise; the other options are the flow's."""
+    return Flow(shift, start, model_time=model_time) if objective == "flow" else Ddpm()
+
+
 def velocity_losses(
-    dit: Dit, flow: Flow, latents: Tensor, text: Text, random: torch.Generator, times: Tensor | None = None
+    dit: Dit,
+    flow: Flow | Ddpm,
+    latents: Tensor,
+    text: Text | Prepared,
+    random: torch.Generator,
+    times: Tensor | None = None,
 ) -> Tensor:
-    """Squared error of the velocity (B,), mean over a latent (B, C, h, w), at random or given times (B,)."""
+    """Squared error of the velocity, or the noise that `Ddpm` predicts (B,), mean over a latent (B, C, h, w), at
+    random or given times (B,)."""
     noise = torch.randn(latents.shape, generator=random).to(latents)
     times = (flow.sample_times(len(latents), generator=random) if times is None else times).to(latents)
-    velocity = dit(flow.mix(latents, noise, times), times, text)
-    return (velocity - flow.target(latents, noise)).square().mean((1, 2, 3))
+    predicted = dit(flow.mix(latents, noise, times), flow.seen(times), text)
+    return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
+
+
+def check_draws(draws: int) -> None:
+    """ValueError for less than one noise a picture."""
+    if draws < 1:
+        raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each picture of a step")
+
+
+def draws_losses(
+    dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, random: torch.Generator, draws: int
+) -> Tensor:
+    """`velocity_losses` (B draws,) of so many noises and times for each latent; its text is prepared once."""
+    if draws == 1:
+        return velocity_losses(dit, flow, latents, text, random)
+    return velocity_losses(dit, flow, latents.repeat_interleave(draws, 0), dit.prepare(text).repeat(draws), random)
 
 
 def validate(
-    module: L.LightningModule, dit: Dit, flow: Flow, latents: Tensor, text: Text, seed: int, index: int
+    module: L.LightningModule, dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, seed: int, index: int
 ) -> None:
     """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on the same noise and times each time."""
     random, n = generator(seed, HELD_OUT, index), len(latents)

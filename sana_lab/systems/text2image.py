@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -10,13 +10,12 @@ from torch import Tensor
 
 from sana_lab import parts
 from sana_lab.autoencoders import Autoencoder
-from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
 from sana_lab.dit import Dit
-from sana_lab.parts import Spec
+from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
-from sana_lab.systems.matching import TRAIN, check_state, validate, velocity_losses
+from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
 from sana_lab.systems.schedule import set_rate
 from sana_lab.text import TextEncoder
 from sana_lab.types import Batch, Text
@@ -45,14 +44,19 @@ class TextToImage(L.LightningModule):
         decay: float = 0.0,
         ema: float = 0.999,
         seed: int = 0,
+        objective: Annotated[Objective, AsBefore("flow")] = "flow",
+        model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
+        draws: Annotated[int, AsBefore(1)] = 1,
     ) -> None:
         """`train_text` None trains a text encoder that has no pretrained weights; `decay` is the last share of training
-        in which the learning rate falls linearly to zero."""
+        in which the learning rate falls linearly to zero; `draws` is how many noises and times a step takes for each
+        picture, whose text it reads once."""
         super().__init__()
+        check_draws(draws)
         self.save_hyperparameters()
         self.settings: Any = self.hparams
         self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
-        self.flow = Flow(shift, start)
+        self.flow = process(objective, shift, start, model_time)
         self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder).requires_grad_(False).eval()
         self.text_encoder: TextEncoder = parts.build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
@@ -81,8 +85,8 @@ class TextToImage(L.LightningModule):
         random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
         latents = self.latents_of(batch)
         dropped = torch.rand(len(latents), generator=random) < self.settings.text_dropout
-        prompts = ["" if drop else p for p, drop in zip(batch.prompts, dropped.tolist(), strict=True)]
-        loss = velocity_losses(self.dit, self.flow, latents, self.encode_text(prompts), random).mean()
+        text = self.encode_text(batch.prompts, dropped.tolist())
+        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
 
@@ -104,9 +108,10 @@ class TextToImage(L.LightningModule):
         assert batch.images is not None
         return self.autoencoder.encode(batch.images)
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
+    def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
+        """Features of prompts, or of the null condition where they are dropped."""
         with nullcontext() if self.text_trains else torch.no_grad():
-            return self.text_encoder(prompts)
+            return self.text_encoder(prompts) if dropped is None else self.text_encoder.dropped(prompts, dropped)
 
     def averaged(self) -> AbstractContextManager[None]:
         """The module with its averaged weights while training; after loading they are the weights already."""
@@ -158,9 +163,9 @@ class TextToImage(L.LightningModule):
         null = (
             text
             if sampling.guidance == 1
-            else self.text_encoder([*{*negatives}] if len({*negatives}) == 1 else negatives)
+            else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
         )
-        velocity = guided(self.dit, text, null, sampling.guidance)
+        velocity = guided(self.dit, text, null, sampling.guidance, sampling.guidance_interval)
         images = self.autoencoder.decode(sampling.run(velocity, noise, self.flow))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 

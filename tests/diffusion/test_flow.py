@@ -62,6 +62,60 @@ def test_schedule_is_diffusers_grid_of_the_released_models(steps: int, shift: fl
     assert torch.allclose(ours, peer.sigmas.double(), rtol=0, atol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("steps", [1, 2, 7, 14, 20, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 4.0, 6.0])
+def test_the_flow_match_grid_is_diffusers_euler(steps: int, shift: float):
+    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+    ours = Flow(shift).schedule(steps, "flow_match")
+    assert (ours.dtype, ours.shape) == (torch.float64, (steps + 1,))
+    for peer in (FlowMatchEulerDiscreteScheduler(shift=shift), FlowMatchHeunDiscreteScheduler(shift=shift)):
+        peer.set_timesteps(steps)
+        sigmas = (
+            torch.cat([peer.sigmas[:1], peer.sigmas[2::2], peer.sigmas[-1:]])
+            if len(ours) < len(peer.sigmas)
+            else peer.sigmas
+        )
+        assert torch.allclose(ours, sigmas.double(), rtol=0, atol=1e-7)
+
+
+# --- what the network is told
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [3.0, 4.0, 6.0])
+def test_released_times_are_those_that_diffusers_hands_its_network(shift: float, dtype: torch.dtype):
+    from diffusers import DPMSolverMultistepScheduler
+
+    peer = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    flow = Flow(shift, start=0.999, model_time="released")
+    for steps in range(1, 101 if dtype == torch.float64 else 98):  # 98 steps make 733.99998
+        peer.set_timesteps(steps)
+        told = flow.seen(flow.schedule(steps)[:-1].to(dtype))
+        assert told.dtype == dtype
+        assert torch.equal((told * 1000).round().long(), peer.timesteps)
+        assert torch.equal(told, (peer.timesteps.double() / 1000).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_released_times_do_not_slip_at_whole_thousandths(dtype: torch.dtype):
+    """0.7 in float32 lies below 7/10, and 0.999 (1 - 2/3) in float64 below 0.333, where diffusers slips to 332."""
+    whole, flow = torch.arange(1001, dtype=torch.float64) / 1000, Flow(model_time="released")
+    for around in (whole, whole.nextafter(torch.tensor(0.0)), whole.nextafter(torch.tensor(1.0))):
+        assert torch.equal(flow.seen(around.to(dtype)), whole.to(dtype))
+    below = (whole[1:] - 1e-6).to(dtype)
+    assert torch.equal(flow.seen(below), whole[:-1].to(dtype))
+    third = Flow(1.0, 0.999, model_time="released")
+    assert (third.seen(third.schedule(3)) * 1000).round().tolist() == [999, 666, 333, 0]
+
+
+def test_exact_times_are_handed_on_untouched():
+    t = torch.rand(5)
+    assert Flow().seen(t) is t
+
+
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
 def test_schedule_falls_from_noise_to_data(shift: float):
     times = Flow(shift).schedule(10)

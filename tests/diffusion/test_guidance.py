@@ -61,6 +61,21 @@ def test_captions_are_prepared_once(dit: Dit):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(("t", "rows"), [(0.29, 3), (0.3, 6), (0.5, 6), (0.7, 6), (0.71, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_guidance_within_an_interval_alone(dit: Dit, t: float, rows: int, dtype: torch.dtype):
+    """Both ends belong to it, also where float32 lies beside them; outside, the prompt alone in half the work."""
+    (prompts, null, x), sizes = (text(3, 5, 1), text(1, 2, 2), noisy()[0]), []
+    velocity = guided(dit, prompts, null, 4.5, (0.3, 0.7))
+    everywhere, times = guided(dit, prompts, null, 4.5), torch.full((3,), t, dtype=dtype)
+    handle = dit.patch_embed.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+    made = velocity(x, times)
+    handle.remove()
+    assert sizes == [rows]
+    assert torch.equal(made, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
+
+
 def test_join_pads_both_to_one_length():
     a, b = text(3, 5, 1), text(1, 2, 2)
     both = join(a, b)

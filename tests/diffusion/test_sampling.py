@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sana_lab import config, parts
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.sampling import Sampling, generator, noise_like
+from sana_lab.diffusion.sampling import WHOLE, Sampling, generator, noise_like
 from sana_lab.diffusion.solvers import dpmpp, euler
 from sana_lab.parts import SpecError
 
@@ -73,6 +73,38 @@ def test_solver_options_and_a_shift_of_its_own():
     sampling = Sampling(solver={"name": "dpmpp", "order": 1}, steps=5, shift=6.0)
     expected = dpmpp(toward_zero, noise, Flow(6.0, 0.999).schedule(5), order=1)
     assert torch.equal(sampling.run(toward_zero, noise, Flow(2.0, 0.999)), expected)
+
+
+def test_released_time_reaches_the_solvers_that_round_it_in_diffusers():
+    flow, noise = Flow(3.0, 0.999, model_time="released"), noise_like(SHAPE, 0, [0])
+    for solver in sorted(parts.TABLE["solver"]):
+        seen: list[float] = []
+        Sampling(solver, 5).run(lambda x, t, seen=seen: seen.append(1000 * t.item()) or x, noise, flow)
+        whole = all(abs(t - round(t)) < 1e-3 for t in seen)
+        assert whole == (solver in WHOLE) == (solver in ("dpmpp", "unipc"))
+
+
+def test_a_shift_of_its_own_keeps_the_flows_other_options():
+    flow = Flow(2.0, 0.999, model_time="released")
+    assert Sampling(shift=6.0)._shifted(flow) == Flow(6.0, 0.999, model_time="released")
+
+
+def test_later_options_leave_earlier_trials_their_key():
+    """Unless they are used."""
+    experiment = config.load("shapes_sana")
+    plain = config.Trial({}, 0, experiment)
+    old = {k: v for k, v in experiment["sampling"].items() if k in ("solver", "steps", "guidance", "shift")}
+    assert config.trial_hash(plain) == config.trial_hash(config.Trial({}, 0, {**experiment, "sampling": old}))
+    for name, value in (("guidance_interval", [0.2, 0.8]), ("grid", "flow_match")):
+        changed = {**experiment, "sampling": config.check_sampling({**experiment["sampling"], name: value})}
+        assert config.experiment_hash(changed) == config.experiment_hash(experiment)
+        assert config.trial_hash(config.Trial({}, 0, changed)) != config.trial_hash(plain)
+
+
+@pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_an_interval_rises_within_the_times_there_are(interval: tuple[float, float]):
+    with pytest.raises(ValueError, match=r"guidance_interval is .*expected two times from 0"):
+        Sampling(guidance_interval=interval)
 
 
 def test_the_experiments_fields_are_these():

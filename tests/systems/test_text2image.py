@@ -15,7 +15,7 @@ from sana_lab.data.stream import Endless
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
 from sana_lab.dit import Dit, Prepared
-from sana_lab.systems.matching import velocity_losses
+from sana_lab.systems.matching import draws_losses, velocity_losses
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Text
 
@@ -325,3 +325,15 @@ def test_hyperparameters_rebuild_the_system():
     system = tiny()
     again = parts.build("system", {"name": "text2image", **system.hparams})
     assert again.state_dict().keys() == system.state_dict().keys()
+
+
+def test_several_draws_are_the_pictures_repeated_with_their_text_read_once():
+    system = tiny()
+    latents, text = torch.randn(3, system.autoencoder.channels, 2, 2), system.encode_text(["a", "a red circle", ""])
+    losses = draws_losses(system.dit, system.flow, latents, text, generator(3), 4)
+    many = Text(text.tokens.repeat_interleave(4, 0), text.mask.repeat_interleave(4, 0))
+    plain = velocity_losses(system.dit, system.flow, latents.repeat_interleave(4, 0), many, generator(3))
+    torch.testing.assert_close(losses, plain)
+    assert len(losses.unique()) == 12
+    with pytest.raises(ValueError, match="draws is 0, expected at least 1"):
+        tiny(draws=0)

@@ -1,0 +1,91 @@
+"""Noise prediction (DDPM, arXiv 2006.11239), the objective that SANA compares flow matching with, beside `Flow`."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sana_lab.diffusion.flow import Grid
+from sana_lab.types import Velocity
+
+
+@dataclass(frozen=True)
+class Ddpm:
+    """x_k = a_k data + s_k noise at whole steps k, where a_k^2 + s_k^2 = 1; the network predicts the noise.
+
+    a_k^2 is the product of 1 - beta to step k; betas are linear from `first` to `last`. The network sees k / `steps`.
+
+    Solvers work on the flow that this is: x / (a + s) at the time t = s / (a + s) is (1 - t) data + t noise. There
+    Euler is DDIM with eta 0, and `dpmpp` the DPM-Solver++ of diffusion models.
+    """
+
+    steps: int = 1000
+    first: float = 1e-4
+    last: float = 0.02
+
+    def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """(n,) training times k / steps, uniform."""
+        return torch.randint(self.steps, (n,), generator=generator) / self.steps
+
+    def shifted(self, t: Tensor) -> Tensor:
+        """Times in [0, 1) rounded down to steps; there is no shift."""
+        return (t * self.steps).floor() / self.steps
+
+    def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_k for times k / steps (B,)."""
+        k = (t.double() * self.steps).round().long().cpu()
+        a, s = (v[k].to(data).view(-1, *[1] * (data.ndim - 1)) for v in (self.signal, self.sigma))
+        return a * data + s * noise
+
+    def target(self, data: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+    def seen(self, t: Tensor) -> Tensor:
+        return t
+
+    def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
+        """(steps + 1,) float64 flow times of steps that end at the last one ("trailing", arXiv 2305.08891), and 0."""
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"steps is {steps}, expected 1 to {self.steps}, what noise prediction was trained on")
+        if grid != "even":
+            raise ValueError(f"grid is {grid!r}, but noise prediction has its own steps; expected 'even'")
+        k = (self.steps - torch.arange(steps, dtype=torch.float64) * self.steps / steps).round().long() - 1
+        return torch.cat([self.times[k], torch.zeros(1)])
+
+    def begin(self, noise: Tensor) -> Tensor:
+        """Noise is x at the last step; here as the flow's."""
+        return noise / float(self.signal[-1] + self.sigma[-1])
+
+    def velocity(self, model: Velocity, whole: bool = False) -> Velocity:
+        """The flow's dx/dt by a network that predicts the noise: (noise - x) / (1 - t)."""
+
+        def flow(x: Tensor, t: Tensor) -> Tensor:
+            rest = (1 - t).to(x).view(-1, *[1] * (x.ndim - 1))
+            both = (rest**2 + (1 - rest) ** 2).rsqrt()  # a + s
+            return (model(both * x, self._told(t)) - x) / rest
+
+        return flow
+
+    def _told(self, t: Tensor) -> Tensor:
+        """k / steps of a flow time, between steps by interpolation."""
+        table, t64 = self.times.to(t.device), t.double().contiguous()
+        above = torch.searchsorted(table, t64).clamp(1, self.steps - 1)
+        part = (t64 - table[above - 1]) / (table[above] - table[above - 1])
+        return ((above - 1 + part.clamp(0, 1)) / self.steps).to(t)
+
+    @cached_property
+    def signal(self) -> Tensor:
+        """a (steps,) in float64."""
+        betas = torch.linspace(self.first, self.last, self.steps, dtype=torch.float64, device="cpu")
+        return (1 - betas).cumprod(0).sqrt()
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """s (steps,) in float64."""
+        return (1 - self.signal**2).sqrt()
+
+    @cached_property
+    def times(self) -> Tensor:
+        """The flow's times of the steps, rising."""
+        return self.sigma / (self.signal + self.sigma)
