@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, final
 
 import torch
-from torch import Tensor
 from transformers import AutoModel, GemmaConfig, GemmaModel
 
-from sana_lab.parts import RUNTIME, SpecError
-from sana_lab.text import TextEncoder
+from sana_lab.parts import RUNTIME, AsBefore, SpecError
+from sana_lab.text import Null, TextEncoder
+from sana_lab.text.instruction import read_instruction
 from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows
+from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
 from sana_lab.types import Text
 
 
@@ -21,8 +21,9 @@ class Llm(TextEncoder):
     Features are the last hidden states, after the final norm, in the network's own dtype. `instruction` is put before
     each prompt but the empty one, which is the null condition; the model reads it and answers nothing. As in SANA's
     released code, BOS and the last `max_tokens` - 1 of the (instruction + max_tokens - 2) positions are kept, so that
-    the kept window begins at the instruction's last token. `pretrained` says whether `model` was given; `width`,
-    `layers` and `heads` are the tiny one's.
+    the kept window begins at the instruction's last token. It is `sana_lab`, `released`, `file:PATH` or a text
+    (`instruction.read_instruction`). `lowercase` also strips: diffusers does so with each prompt, NVlabs does not.
+    `pretrained` says whether `model` was given; `width`, `layers` and `heads` are the tiny one's.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class Llm(TextEncoder):
         layers: int = 2,
         heads: int = 2,
         pad_to_max: Annotated[bool, RUNTIME] = False,
+        null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
+        lowercase: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -47,21 +50,30 @@ class Llm(TextEncoder):
             self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
         self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
-        self.instruction = instruction or ""
+        self.null, self.lowercase = null, lowercase
+        self.instruction = read_instruction(instruction)
         self.first = max(1, self._length(self.instruction) - 1)  # kept position, after BOS
 
     def forward(self, prompts: Sequence[str]) -> Text:
-        texts = [self.instruction + prompt if prompt else "" for prompt in check_prompts(prompts)]
-        room = self.first + self.max_tokens - 1
+        texts = [self.instruction + prompt if prompt else "" for prompt in self._checked(prompts)]
+        return self._encoded(texts, self.first)
+
+    def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
+        return self._encoded(self._checked(prompts), 1, length)
+
+    def _checked(self, prompts: Sequence[str]) -> list[str]:
+        checked = check_prompts(prompts)
+        return [prompt.lower().strip() for prompt in checked] if self.lowercase else checked
+
+    def _encoded(self, texts: list[str], first: int, length: int = 0) -> Text:
+        """Features of BOS and of what follows position `first`, at most `max_tokens` together."""
+        room = first + self.max_tokens - 1
         rows = token_rows(self.tokenizer, texts, room)
-        ids, mask = padded(rows, padding(self.tokenizer), room if self.pad_to_max else 0)
+        self.report(tokens_cut(self.tokenizer, texts, rows, room))
+        ids, mask = padded(rows, padding(self.tokenizer), room if self.pad_to_max else length)
         ids, mask = ids.to(self.network.device), mask.to(self.network.device)
         hidden = self.network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return Text(self._kept(hidden), self._kept(mask))
-
-    def _kept(self, x: Tensor) -> Tensor:
-        """(B, L, ...) -> BOS and what follows `first`, at most `max_tokens` positions."""
-        return torch.cat([x[:, :1], x[:, self.first :]], 1)
+        return Text(*(torch.cat([x[:, :1], x[:, first:]], 1) for x in (hidden, mask)))
 
     def _length(self, text: str) -> int:
         return len(self.tokenizer([text])["input_ids"][0])

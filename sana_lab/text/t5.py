@@ -6,10 +6,10 @@ from typing import Annotated, Any, final
 from torch import nn
 from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
-from sana_lab.parts import RUNTIME, SpecError
-from sana_lab.text import TextEncoder
+from sana_lab.parts import RUNTIME, AsBefore, SpecError
+from sana_lab.text import Null, TextEncoder
 from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows
+from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
 from sana_lab.types import Text
 
 
@@ -29,6 +29,7 @@ class T5(TextEncoder):
         layers: int = 2,
         heads: int = 2,
         pad_to_max: Annotated[bool, RUNTIME] = False,
+        null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -39,13 +40,19 @@ class T5(TextEncoder):
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
             self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
+        self.null = null
         self.train(not self.pretrained)
         self.dim = self.network.config.d_model
 
     def forward(self, prompts: Sequence[str]) -> Text:
         """Last hidden states; a longer prompt is cut to `max_tokens`, its EOS kept."""
-        rows = token_rows(self.tokenizer, check_prompts(prompts), self.max_tokens)
-        ids, mask = padded(rows, padding(self.tokenizer), self.max_tokens if self.pad_to_max else 0)
+        return self.plain(prompts)
+
+    def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
+        texts = check_prompts(prompts)
+        rows = token_rows(self.tokenizer, texts, self.max_tokens)
+        self.report(tokens_cut(self.tokenizer, texts, rows, self.max_tokens))
+        ids, mask = padded(rows, padding(self.tokenizer), self.max_tokens if self.pad_to_max else length)
         ids, mask = ids.to(self.network.device), mask.to(self.network.device)
         return Text(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 

@@ -103,6 +103,15 @@ def token_rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length:
     return tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
 
 
+def tokens_cut(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Sequence[int]], length: int
+) -> dict[int, int]:
+    """How many tokens of which text `token_rows` left out."""
+    full = [i for i, row in enumerate(rows) if len(row) >= length]
+    whole = tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
+    return {i: len(row) - length for i, row in zip(full, whole, strict=True) if len(row) > length}
+
+
 def padded(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) right-padded to the longest row, or to `length` where that is more, and their mask (B, L) bool.
 

@@ -9,11 +9,20 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
     UMT5Config,
@@ -22,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from sana_lab.parts import SpecError, build
-from sana_lab.text import TextEncoder
+from sana_lab.text import PromptCut, TextEncoder
 from sana_lab.text.llm import Llm
 from sana_lab.text.t5 import T5
 from sana_lab.text.tokenizer import offline_tokenizer
@@ -30,6 +39,9 @@ from sana_lab.text.tokenizer import offline_tokenizer
 PROMPTS = ["a red circle", "a photo of a blue square left of two green triangles", ""]
 DECODER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 ENCODER = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+
+
+EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 28}
 
 
 def save(model: PreTrainedModel, folder: Path, start: bool) -> PreTrainedModel:
@@ -50,35 +62,44 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pr
         "umt5": UMT5EncoderModel(UMT5Config(vocab_size=size, **ENCODER)),
         "gemma2": Gemma2ForCausalLM(Gemma2Config(query_pre_attn_scalar=16, **decoder)),
         "llama": LlamaForCausalLM(LlamaConfig(**decoder)),
+        "gemma3": Gemma3ForCausalLM(Gemma3TextConfig(query_pre_attn_scalar=16, **decoder)),
+        "gemma3_sees": Gemma3ForConditionalGeneration(Gemma3Config(text_config=decoder, vision_config=EYE)),
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**decoder)),
+        "qwen3": Qwen3ForCausalLM(Qwen3Config(**decoder)),
     }
-    return root, {name: save(m, root / name, start=name in ("gemma2", "llama")) for name, m in made.items()}
+    return root, {name: save(m, root / name, start="t5" not in name) for name, m in made.items()}
 
 
 def hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     with torch.no_grad():
-        inner = model.get_encoder() if model.config.model_type in ("t5", "umt5") else model.model
+        inner = model.get_encoder() if model.config.model_type in ("t5", "umt5") else model.get_decoder()
         return inner(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-def by_the_library(
-    model: PreTrainedModel, folder: Path, texts: list[str], length: int, start: bool
-) -> tuple[Tensor, Tensor]:
+def by_the_library(model: PreTrainedModel, folder: Path, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
     """Features and mask as pipelines make them: the library pads to a fixed length."""
-    inputs = offline_tokenizer(start=start)(
+    inputs = AutoTokenizer.from_pretrained(folder)(
         texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
     return hidden(model, inputs.input_ids, inputs.attention_mask), inputs.attention_mask.bool()
 
 
-@pytest.mark.parametrize(("name", "kind"), [("t5", "t5"), ("umt5", "t5"), ("gemma2", "llm"), ("llama", "llm")])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("t5", "t5"),
+        ("umt5", "t5"),
+        *((n, "llm") for n in ("gemma2", "gemma3", "gemma3_sees", "llama", "qwen2", "qwen3")),
+    ],
+)
 def test_a_folder_gives_what_the_model_that_was_saved_gives(
     models: tuple[Path, dict[str, PreTrainedModel]], name: str, kind: str
 ) -> None:
     root, made = models
-    encoder = build("text_encoder", {"name": kind, "model": str(root / name), "max_tokens": 12, "pad_to_max": True})
+    encoder = build("text_encoder", {"name": kind, "model": str(root / name), "max_tokens": 48, "pad_to_max": True})
     with torch.no_grad():
         text = encoder(PROMPTS)
-    tokens, mask = by_the_library(made[name], root / name, PROMPTS, 12, kind == "llm")
+    tokens, mask = by_the_library(made[name], root / name, PROMPTS, 48)
     assert encoder.pretrained
     assert not any(m.training for m in encoder.modules())
     assert encoder.dim == 32
@@ -104,7 +125,8 @@ def test_the_instruction_keeps_the_positions_that_sana_keeps(
     instruction = "Describe the picture in detail.\n- not too long\nUser Prompt: "
     encoder = Llm(str(root / "gemma2"), max_tokens=10, instruction=instruction, pad_to_max=pad_to_max)
     prompts = [*PROMPTS[:2], "a very long prompt " * 9]
-    with torch.no_grad():
+    over = len(encoder.tokenizer([prompts[2]])["input_ids"][0]) - 9  # BOS and the instruction's last token stay too
+    with torch.no_grad(), pytest.warns(PromptCut, match=rf"over 10 tokens .*: 3 of prompt 1, {over} of prompt 2$"):
         text = encoder(prompts)
     assert text.tokens.shape == (3, 10, 32)
     for i, prompt in enumerate(prompts):

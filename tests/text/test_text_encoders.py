@@ -2,12 +2,13 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
 
 from sana_lab import parts
-from sana_lab.text import TextEncoder
+from sana_lab.text import PromptCut, TextEncoder
 
 SHORT, LONG = "a red circle", "a photo of a blue square, a green triangle and a zebra left of the helicopter"
 NAMES = sorted(parts.TABLE["text_encoder"])
@@ -70,10 +71,77 @@ def test_the_null_condition_is_the_empty_prompt(encoder: TextEncoder) -> None:
     assert null.mask.all()
 
 
-def test_long_prompts_are_cut(encoder: TextEncoder) -> None:
+def test_long_prompts_are_cut_and_that_is_said(encoder: TextEncoder) -> None:
     short = parts.build("text_encoder", {"name": encoder.spec["name"], "max_tokens": 6})
-    assert encoder([LONG * 50]).mask.sum() == encoder.max_tokens == 300
-    assert short([LONG, SHORT]).tokens.shape == (2, 6, encoder.dim)
+    with pytest.warns(PromptCut, match=r"over 300 tokens are cut at their end, by tokens: \d+ of prompt 0$"):
+        assert encoder([LONG * 50]).mask.sum() == encoder.max_tokens == 300
+    over = len(encoder.tokenizer([LONG])["input_ids"][0]) - 6
+    with pytest.warns(PromptCut, match=f"over 6 tokens .* tokens: {over} of prompt 0, {over} of prompt 2$") as said:
+        assert short([LONG, SHORT, LONG]).tokens.shape == (3, 6, encoder.dim)
+    assert len(said) == 1
+
+
+def test_a_prompt_of_just_the_limit_is_whole(encoder: TextEncoder) -> None:
+    whole = encoder([LONG]).mask.sum()
+    fitting = parts.build("text_encoder", {"name": encoder.spec["name"], "max_tokens": int(whole)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitting([LONG])
+
+
+def test_a_training_on_long_captions_is_not_told_forever(encoder: TextEncoder) -> None:
+    short = parts.build("text_encoder", {"name": encoder.spec["name"], "max_tokens": 6})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(20):
+            short([LONG] * 7)
+    assert len(said) == 8
+    assert "and of 2 more" in str(said[0].message)
+    assert str(said[-1].message).endswith("this is not said again")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_null_conventions(name: str) -> None:
+    """diffusers: the null prompt's own mask. NVlabs: the prompt's, over the features of padding too."""
+    made = []
+    for null in ("diffusers", "nvlabs"):
+        torch.manual_seed(0)
+        made.append(parts.build("text_encoder", {"name": name, "null": null}))
+    own, theirs = made
+    text, plain = own([SHORT, LONG]), own([""])
+    assert torch.equal(own.against([""], text).tokens, plain.tokens)
+    assert torch.equal(own.against([""], text).mask, plain.mask)
+    tokens, mask = theirs.against([""], text)
+    assert torch.equal(mask, text.mask)
+    assert tokens.shape == text.tokens.shape
+    ids = own.tokenizer([""], padding="max_length", max_length=tokens.shape[1], return_tensors="pt")
+    by_hand = own.network(input_ids=ids.input_ids, attention_mask=ids.attention_mask).last_hidden_state
+    torch.testing.assert_close(tokens, by_hand.expand(2, -1, -1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dropped_prompts_are_the_null_condition_of_each_convention(name: str) -> None:
+    own, theirs = (parts.build("text_encoder", {"name": name, "null": null}) for null in ("diffusers", "nvlabs"))
+    tokens, mask = own.dropped([SHORT, LONG], [True, False])
+    assert torch.equal(tokens, own(["", LONG]).tokens)
+    assert torch.equal(mask, own(["", LONG]).mask)
+    text = theirs([SHORT, LONG])
+    tokens, mask = theirs.dropped([SHORT, LONG], [True, False])
+    assert torch.equal(mask, text.mask)
+    assert torch.equal(tokens[1], text.tokens[1])
+    assert torch.equal(tokens[0], theirs.against([""], text).tokens[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_long_negative_prompt_under_a_short_mask(name: str) -> None:
+    encoder = parts.build("text_encoder", {"name": name, "null": "nvlabs"})
+    text = encoder([SHORT, "red"])
+    tokens, mask = encoder.against([LONG], text)
+    assert (tokens.shape, torch.equal(mask, text.mask)) == (text.tokens.shape, True)
+
+
+def test_later_options_leave_earlier_models_their_hash(encoder: TextEncoder) -> None:
+    assert not {"null", "lowercase"} & parts.canonical("text_encoder", encoder.spec["name"]).keys()
 
 
 def test_state_dict_round_trip(encoder: TextEncoder) -> None:
