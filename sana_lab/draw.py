@@ -7,55 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from sana_lab import config, parts, weights
+from sana_lab import config, pretrained
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Any:
-    """The trained system of an experiment (averaged weights), or of a Lightning checkpoint file, in evaluation mode.
+    """The trained system of an experiment (averaged weights), or what a file, folder or hub id holds, for evaluation.
 
-    SpecError where it is neither trained here nor shipped. `system.experiment` is its resolved configuration.
+    SpecError where it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.load` reads.
+    `system.experiment` is its resolved configuration, where that is known.
     """
-    if name.endswith(".ckpt"):
-        if overrides:
-            raise SpecError(
-                f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is"
-            )
-        return _from_checkpoint(Path(name))
-    experiment = config.load(name, overrides)
-    system = restore(experiment, weights.find_trained(experiment, name))
-    system.experiment = experiment
-    return system
-
-
-def restore(experiment: config.Config, path: Path) -> Any:
-    """The experiment's system with the weights that its training left in `path`."""
-    system = parts.build("system", experiment["system"])
-    state = weights.read(path)
-    for kind in sorted({key.split(".")[0] for key in state}):
-        weights.load_state(getattr(system, kind), state, f"{kind}.", str(path))
-    return system.eval()
-
-
-def _from_checkpoint(path: Path) -> Any:
-    """The averaged weights of a checkpoint, its system rebuilt from the specs it holds."""
-    if not path.is_file():
-        raise SpecError(f"there is no checkpoint {str(path)!r}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    given = checkpoint["hyper_parameters"]
-    kind = "text2image" if "train_text" in given else "dit" if "dit" in given else "autoencoder"
-    system = parts.build("system", {"name": kind, **given})
-    system.load_state_dict(checkpoint["state_dict"], strict=False)
-    system.on_load_checkpoint(checkpoint)
-    system.average.write(system.autoencoder if kind == "autoencoder" else system)
-    return system.eval()
+    return pretrained.opened(name, overrides)
 
 
 def sample(

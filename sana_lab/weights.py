@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sana_lab import config
+from sana_lab import config, files, foreign
 from sana_lab.parts import SpecError, nearest
 
 HOME = Path("runs")
@@ -18,10 +18,33 @@ HOME = Path("runs")
 
 
 def load_into(module: nn.Module, reference: str, kind: str) -> None:
-    """Give a part the weights of a file or of `experiment:NAME`; on the meta device there is nothing to load."""
+    """Give a part the weights of a file, of `experiment:NAME`, or of a released model: NVlabs' .pth, a diffusers folder
+    or a hub id. On the meta device there is nothing to load."""
     if any(p.is_meta for p in module.parameters()):
         return
-    load_state(module, read(find(reference)), f"{kind}.", reference)
+    if is_released(reference):
+        _load_released(module, reference, kind)
+    else:
+        load_state(module, read(find(reference)), f"{kind}.", reference)
+
+
+def is_released(reference: str) -> bool:
+    """Whether a reference is to a model in another format than the lab's."""
+    path = Path(reference)
+    if reference.startswith("experiment:") or (path.suffix == ".safetensors" and not path.is_file()):
+        return False
+    if path.suffix == ".safetensors":
+        return path.name.startswith("diffusion_pytorch_model") or foreign.NVLABS[0] in files.names(path)
+    return path.is_dir() or path.suffix in (".pth", ".pt", ".bin") or files.is_hub_id(reference)
+
+
+def _load_released(module: nn.Module, reference: str, kind: str) -> None:
+    spec: Any = module.spec
+    found = foreign.find(files.find(reference), kind, like=spec)
+    if found.kind != kind:
+        raise SpecError(f"{reference!r} holds a {found.kind}, and the spec is of a {kind}")
+    foreign.check_agree(spec, found)
+    module.load_state_dict(foreign.state_for(module, found))
 
 
 def find(reference: str) -> Path:
@@ -61,7 +84,7 @@ def shipped(experiment: config.Config) -> Path | None:
 
 def card(path: Path) -> dict[str, Any]:
     """What is known of a weights file: experiment, hash, command, commit, measures."""
-    with safe_open(path, "pt") as file:
+    with files.opened(path) as file:
         return json.loads((file.metadata() or {}).get("card", "{}"))
 
 

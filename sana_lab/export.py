@@ -1,0 +1,175 @@
+"""Folders that diffusers reads: a component of one of our parts, or a whole SanaPipeline of a text2image system."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor, nn
+
+from sana_lab import architectures, foreign, keys
+from sana_lab.autoencoders import Autoencoder
+from sana_lab.diffusion.flow import Flow
+from sana_lab.dit import Dit
+from sana_lab.parts import SpecError, name_of
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.text.llm import Llm
+
+Spec = dict[str, Any]
+
+VERSION = "0.42.0"
+"""Of diffusers, whose format is written."""
+
+SCHEDULER: Spec = {
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+}
+
+
+def write(model: nn.Module, folder: Path) -> list[str]:
+    """Write a system or a part into a folder that is new or empty; what diffusers will do otherwise, in sentences.
+
+    SpecError where diffusers has no such model, before anything is written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SpecError(f"{folder} is there and not empty; expected a new folder")
+    if isinstance(model, TextToImage):
+        return _pipeline(model, folder)
+    model = next((p for p in (getattr(model, k, None) for k in foreign.FOLDERS) if isinstance(p, nn.Module)), model)
+    if not isinstance(model, Dit | Autoencoder):
+        raise SpecError(
+            f"a {type(model).__name__} cannot be exported; expected a text2image system, dit or autoencoder"
+        )
+    component = _component(model)
+    _write_component(component, model, folder)
+    return _dit_notes(model) if isinstance(model, Dit) else []
+
+
+def _component(part: nn.Module) -> Spec:
+    """The configuration of a part. SpecError where diffusers has no such model."""
+    given: Any = part.spec
+    spec = dict(given)
+    supplied = {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}
+    if isinstance(part, Autoencoder):
+        spec |= {"shift": _one(part.shift, "shift"), "scale": _one(part.scale, "scale")}
+    name, known = architectures.class_of(spec)
+    return {"_class_name": name, "_diffusers_version": VERSION, **known.write(spec, supplied)}
+
+
+def _one(values: Tensor, name: str) -> float:
+    """The number that all channels share. SpecError where they differ."""
+    if not torch.allclose(values, values[:1].expand_as(values), rtol=1e-5, atol=1e-7):
+        low, high = values.min().item(), values.max().item()
+        raise SpecError(
+            f"the autoencoder normalises each channel by its own {name} ({low:.3g} to {high:.3g}), and diffusers has "
+            "one number for all; a DiT on a published autoencoder, such as dcae_f32c32_sana_1_1, can be exported"
+        )
+    return round(values[0].item(), 6)
+
+
+def _write_component(config: Spec, part: nn.Module, folder: Path) -> None:
+    table = architectures.KNOWN[config["_class_name"]].table(part.spec)  # type: ignore[arg-type]
+    state = keys.to_theirs(part.state_dict(), table)
+    _write_json(folder / "config.json", config)
+    whole = {k: v.detach().clone(memory_format=torch.contiguous_format).cpu() for k, v in state.items()}
+    save_torch_state_dict(whole, folder, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
+
+
+def _pipeline(system: TextToImage, folder: Path) -> list[str]:
+    parts = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
+    _check(system, parts)
+    scheduler = _scheduler(system)
+    for kind, config in parts.items():
+        _write_component(config, getattr(system, kind), folder / foreign.FOLDERS[kind])
+    text: Any = system.text_encoder
+    text.network.save_pretrained(folder / "text_encoder")
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "text_encoder": ["transformers", type(text.network).__name__],
+        "tokenizer": ["transformers", type(text.tokenizer).__name__],
+        "transformer": ["diffusers", parts["dit"]["_class_name"]],
+        "vae": ["diffusers", parts["autoencoder"]["_class_name"]],
+    }
+    _write_json(folder / "model_index.json", {"_class_name": "SanaPipeline", "_diffusers_version": VERSION, **index})
+    notes = _notes(system)
+    (folder / "README.md").write_text(_readme(system, notes))
+    return notes
+
+
+def _check(system: TextToImage, parts: dict[str, Spec]) -> None:
+    """SpecError where no SanaPipeline is made of such parts."""
+    if not isinstance(system.text_encoder, Llm):
+        raise SpecError("SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5")
+    if parts["autoencoder"]["_class_name"] != "AutoencoderDC":
+        raise SpecError(
+            "SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; export its parts alone"
+        )
+    if system.dit.spec["guidance"] is not None:
+        raise SpecError("SanaPipeline gives its DiT no guidance, and this one was distilled with it; export it alone")
+    if not isinstance(system.flow, Flow):
+        raise SpecError("SanaPipeline's schedulers are for flow matching, and this system predicts noise (ddpm)")
+
+
+def _scheduler(system: TextToImage) -> Spec:
+    flow, solver = system.flow, _sampling(system).get("solver", "dpmpp")
+    assert isinstance(flow, Flow)
+    if name_of(solver) == "euler":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION, "shift": flow.shift}
+    order = solver.get("order", 2) if isinstance(solver, dict) else 2
+    given = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": VERSION, **SCHEDULER}
+    return {**given, "flow_shift": flow.shift, "solver_order": order}
+
+
+def _sampling(system: TextToImage) -> Spec:
+    return getattr(system, "experiment", {}).get("sampling", {})
+
+
+def _notes(system: TextToImage) -> list[str]:
+    """What SanaPipeline does otherwise, unless it is told when it is called."""
+    text, flow = system.text_encoder, system.flow
+    assert isinstance(text, Llm)
+    assert isinstance(flow, Flow)
+    said = repr([text.instruction] if text.instruction else None)
+    solver = name_of(_sampling(system).get("solver", "dpmpp"))
+    known = solver in ("dpmpp", "euler")
+    return [
+        f"Prompts were read with an instruction of their own: pass complex_human_instruction={said}.",
+        *(
+            [f"Prompts have at most {text.max_tokens} tokens: pass max_sequence_length."]
+            if text.max_tokens != 300
+            else []
+        ),
+        *([] if text.lowercase else ["diffusers writes every prompt in lower case; the lab did not."]),
+        *([] if flow.start == 0.999 else ["diffusers begins at t = 0.999, the lab at 1; times are rounded to 1/1000."]),
+        *([] if known else [f"The lab samples with {solver}, this folder with Flow-DPM-Solver."]),
+        *_dit_notes(system.dit),
+    ]
+
+
+def _dit_notes(dit: Dit) -> list[str]:
+    spec = dit.spec
+    if not spec["cross_norm"] or spec["cross_norm_eps"] == 1e-5:
+        return []
+    return [f"diffusers' norms of q and k in cross-attention add 1e-5, this model's {spec['cross_norm_eps']:g}."]
+
+
+def _readme(system: TextToImage, notes: list[str]) -> str:
+    settings, size = _sampling(system), system.dit.spec["base"] * system.autoencoder.downsample
+    steps, guidance = settings.get("steps", 20), settings.get("guidance", 4.5)
+    call = f"    pipe('a red circle', height={size}, width={size}, use_resolution_binning=False,\n"
+    call += f"         num_inference_steps={steps}, guidance_scale={guidance})"
+    lines = ["# A model of sana_lab for diffusers' SanaPipeline", "", *(f"- {note}" for note in notes), ""]
+    return "\n".join([*lines, "    pipe = SanaPipeline.from_pretrained(FOLDER)", call, ""])
+
+
+def _write_json(path: Path, value: Spec) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")

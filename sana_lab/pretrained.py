@@ -1,0 +1,311 @@
+"""Released weights in, as a part or a whole system of ours; ours out again. The verbs `import` and `export`."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from sana_lab import checkpoints, config, files, foreign, keys, parts, weights
+from sana_lab.dit import Dit
+from sana_lab.export import write
+from sana_lab.parts import SpecError
+from sana_lab.systems.averaging import Average
+from sana_lab.systems.text2image import TextToImage
+
+Spec = dict[str, Any]
+
+PIPELINES = ("SanaPipeline", "SanaPAGPipeline")
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+def load(
+    reference: str | Path,
+    kind: str | None = None,
+    *,
+    ema: bool | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    **hints: Any,
+) -> Any:
+    """A part with its `.spec`, or a whole text2image system, from a path or hub id, in evaluation mode.
+
+    Read are NVlabs' .pth, diffusers' SanaPipeline and component folders (of a pipeline one component alone, where
+    `kind` is dit, autoencoder or text_encoder), and the lab's own .ckpt and weights files. `ema` None takes averaged
+    weights where a .pth has them. `variant` is diffusers' (fp16). Numbers stay in the file's dtype, mapped and not
+    copied, unless `dtype` is given. `hints` are options of the part that a file does not hold, such as cross_heads. A
+    loaded pipeline is frozen: to train on, give it as `weights:` in an experiment. SpecError where it is other.
+    """
+    found = _load(files.find(str(reference)), kind, ema=ema, variant=variant, **hints)
+    return found if dtype is None else found.to(dtype)
+
+
+def _load(path: Path, kind: str | None, text: bool = True, **options: Any) -> Any:
+    if path.suffix == ".ckpt":
+        return _part(checkpoints.from_checkpoint(path), kind, path)
+    if path.suffix == ".safetensors" and (card := weights.card(path)):
+        return _part(imported(path, card, text) if "parts" in card else checkpoints.from_weights(path), kind, path)
+    if kind == "text_encoder":
+        return parts.build("text_encoder", text_spec(path))
+    if kind is None and (path / "model_index.json").is_file():
+        return pipeline(path, text=text, **options)
+    return built(foreign.find(path, kind, **options), kind)
+
+
+def _part(found: Any, kind: str | None, path: Path) -> Any:
+    if kind is None or (hasattr(found, "spec") and kind in parts.BASES and _is(found, kind)):
+        return found
+    if not hasattr(found, kind):
+        raise SpecError(f"{path} holds a {type(found).__name__}, which has no {kind}")
+    return getattr(found, kind)
+
+
+def _is(part: Any, kind: str) -> bool:
+    return part.spec["name"] in parts.TABLE[kind]
+
+
+def built(found: foreign.Found, kind: str | None = None) -> nn.Module:
+    """The part that those weights are of, on the meta device first, so that nothing is allocated twice."""
+    if kind not in (None, found.kind):
+        raise SpecError(f"{found.source} holds a {found.kind} ({found.spec['name']}), and a {kind} was asked for")
+    part = _empty(found.kind, found.spec, found.supplied)
+    return _filled(part, foreign.state_for(part, found))
+
+
+def _empty(kind: str, spec: Spec, supplied: Spec) -> nn.Module:
+    with torch.device("meta"):
+        return parts.build(kind, spec, **supplied)
+
+
+def _filled(part: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    part.load_state_dict(state, assign=True)
+    return part.eval()
+
+
+# A diffusers pipeline
+
+
+def pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = None, **options: Any) -> TextToImage:
+    """The text2image system of a SanaPipeline's folder, without its text encoder's weights where `text` is false."""
+    check_pipeline(path)
+    variant = options.get("variant")
+    dit, autoencoder = (
+        foreign.find(path, "dit", **options),
+        foreign.find(path, "autoencoder", variant=variant, ema=None),
+    )
+    spoken = {**text_spec(path), **(text_encoder or {})}
+    _check_widths(path, dit, autoencoder)
+    flow, sampling = read_scheduler(files.read_json(path / "scheduler" / "scheduler_config.json"), path)
+    spec = {"name": "text2image", "dit": dit.spec, "autoencoder": autoencoder.spec, "text_encoder": spoken, **flow}
+    size = files.read_json(path / "transformer" / "config.json").get("sample_size", 32)
+    return assemble(spec, {"dit": built(dit), "autoencoder": built(autoencoder)}, sampling, size, text)
+
+
+def check_pipeline(path: Path) -> None:
+    """SpecError where a pipeline is of another architecture, or lacks a component."""
+    name = files.read_json(path / "model_index.json").get("_class_name")
+    if name == "SanaSprintPipeline":
+        raise SpecError(f"{path} is a SanaSprintPipeline, whose sampler the lab has not; load its DiT: kind='dit'")
+    if name not in PIPELINES:
+        raise SpecError(f"{path} is a {name}, another architecture; the lab reads {', '.join(PIPELINES)}")
+    if lost := [c for c in COMPONENTS if not (path / c).is_dir()]:
+        raise SpecError(f"{path} lacks {', '.join(f'{c}/' for c in lost)}; a {name} has {', '.join(COMPONENTS)}")
+
+
+def text_spec(path: Path) -> Spec:
+    """How a SanaPipeline reads its prompts: the released instruction, lower-cased."""
+    if not (path / "text_encoder").is_dir():
+        return {"name": "llm", "model": str(path.resolve())}
+    return {"name": "llm", "model": str(path.resolve()), "instruction": "released", "lowercase": True}
+
+
+def _check_widths(path: Path, dit: foreign.Found, autoencoder: foreign.Found) -> None:
+    given, made = dit.supplied["channels"], autoencoder.spec["latent"]
+    if given != made:
+        raise SpecError(f"{path}: the transformer takes latents of {given} channels, and the vae makes {made}")
+    width = files.read_json(path / "text_encoder" / "config.json").get("hidden_size")
+    if width not in (None, dit.supplied["text_dim"]):
+        text_dim = dit.supplied["text_dim"]
+        raise SpecError(f"{path}: the transformer reads text {text_dim} wide, and the text encoder makes it {width}")
+
+
+def read_scheduler(given: Mapping[str, Any], path: Path) -> tuple[Spec, Spec]:
+    """The flow's and the sampling's options. SpecError where diffusers would sample in a way that the lab has not."""
+    name = given.get("_class_name")
+    released = {"start": 0.999, "model_time": "released"}
+    if name == "DPMSolverMultistepScheduler":
+        _expect(given, path, DPM)
+        solver = {"name": "dpmpp", "order": given.get("solver_order", 2)}
+        return {"shift": float(given.get("flow_shift", 1.0)), **released}, {"solver": solver}
+    if name == "FlowMatchEulerDiscreteScheduler":
+        _expect(given, path, EULER)
+        return {"shift": float(given.get("shift", 1.0)), **released}, {"solver": "euler", "grid": "flow_match"}
+    raise SpecError(f"{path} samples with {name}; the lab has DPMSolverMultistepScheduler's and FlowMatchEuler's")
+
+
+DPM: Spec = {
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lower_order_final": True,
+    "euler_at_final": False,
+    "thresholding": False,
+    "use_dynamic_shifting": False,
+    "num_train_timesteps": 1000,
+}
+EULER: Spec = {"use_dynamic_shifting": False, "stochastic_sampling": False, "num_train_timesteps": 1000}
+"""What the schedulers must say for ours to do the same; what is left out is so by default, but for DPM's first two."""
+
+
+def _expect(given: Mapping[str, Any], path: Path, expected: Spec) -> None:
+    for key, value in expected.items():
+        said = given.get(key, {"prediction_type": "epsilon", "use_flow_sigmas": False}.get(key, value))
+        if said != value:
+            raise SpecError(f"{path}: the scheduler has {key} {said!r}; the lab's has {value!r} alone")
+
+
+def assemble(spec: Spec, made: Mapping[str, nn.Module], sampling: Spec, size: int, text: bool = True) -> TextToImage:
+    """A frozen system of loaded parts; `size` is latents a side. `experiment` says how it is sampled."""
+    with torch.device("meta"):
+        system: TextToImage = parts.build("system", spec)
+    system.requires_grad_(False)
+    system.average = Average(system, 0.0)
+    for kind, part in made.items():
+        setattr(system, kind, part.requires_grad_(False))
+    if text:
+        system.text_encoder = parts.build("text_encoder", spec["text_encoder"]).requires_grad_(False)
+        system.to("cpu")  # Lightning keeps the device that it was made on
+    resolved, pixels = parts.resolve("system", spec), size * system.autoencoder.downsample
+    setattr(system, "spec", resolved)  # noqa: B010  (torch's modules are typed as if they held nothing else)
+    system.experiment = {
+        "system": resolved,
+        "sampling": config.check_sampling(sampling),
+        "data": {"size": pixels},
+    }
+    return system.eval()
+
+
+# Files that `import` writes
+
+
+def imported(path: Path, card: Mapping[str, Any], text: bool = True) -> Any:
+    """What `write_import` wrote: a part, or a system whose text encoder lies where it lay."""
+    for part in card["parts"].values():
+        checkpoints.known_names(part["spec"], str(path))
+    checkpoints.known_names(card.get("system"), str(path))
+    tensors = files.read_safetensors(path)
+    made = {kind: _from_import(path, tensors, kind, **part) for kind, part in card["parts"].items()}
+    if "system" not in card:
+        return next(iter(made.values()))
+    return assemble(card["system"], made, card["sampling"], card["size"], text)
+
+
+def _from_import(path: Path, tensors: Mapping[str, Tensor], kind: str, spec: Spec, supplied: Spec) -> nn.Module:
+    part = _empty(kind, spec, supplied)
+    expected = {f"{kind}.{k}": tuple(v.shape) for k, v in part.state_dict().items()}
+    given = {k: tensors[k] for k in tensors if k.startswith(f"{kind}.")}
+    if problems := keys.odd(expected, given):
+        raise SpecError(f"{path} does not fit: {'; '.join(problems)}")
+    return _filled(part, {k.removeprefix(f"{kind}."): v for k, v in given.items()})
+
+
+def write_import(reference: str | Path, out: Path, kind: str | None = None, **options: Any) -> Spec:
+    """Write a released model as one weights file of the lab, in its own dtype; its card, which rebuilds the model.
+
+    Of a pipeline that is the DiT and the autoencoder; the text encoder is read from its folder.
+    """
+    path = files.find(str(reference))
+    model = _load(path, kind, text=False, **options)
+    whole = isinstance(model, TextToImage)
+    made = {"dit": model.dit, "autoencoder": model.autoencoder} if whole else {_kind(model): model}
+    card: Spec = {
+        "imported": str(reference),
+        "parts": {k: {"spec": p.spec, "supplied": _supplied(p)} for k, p in made.items()},
+    }
+    if whole:
+        size = model.experiment["data"]["size"] // model.autoencoder.downsample
+        card |= {"system": model.spec, "sampling": model.experiment["sampling"], "size": size}
+    weights.write(out, {f"{k}.{name}": v for k, p in made.items() for name, v in p.state_dict().items()}, card)
+    return card
+
+
+def _kind(part: nn.Module) -> str:
+    return "dit" if isinstance(part, Dit) else "autoencoder"
+
+
+def _supplied(part: nn.Module) -> Spec:
+    return {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}
+
+
+# The verbs
+
+
+def opened(name: str, overrides: Sequence[str] = ()) -> Any:
+    """A trained experiment, or a file, folder or hub id that `load` reads. Of the latter only sampling can change."""
+    if not is_model(name):
+        experiment = config.load(name, overrides)
+        return checkpoints.restore(experiment, weights.find_trained(experiment, name))
+    system = load(name)
+    if not overrides:
+        return system
+    if not hasattr(system, "experiment") or any(not o.startswith("sampling.") for o in overrides):
+        raise SpecError(
+            f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is: of a "
+            "system, sampling.* alone can change"
+        )
+    changed = config.apply({"sampling": system.experiment["sampling"]}, overrides)["sampling"]
+    system.experiment = {**system.experiment, "sampling": config.check_sampling(changed)}
+    return system
+
+
+def is_model(name: str) -> bool:
+    """Whether a name means a file, folder or hub id, rather than an experiment."""
+    if name.endswith((*files.TORCH, ".safetensors")) or Path(name).is_dir():
+        return True
+    known = name in config.available("experiments") or any(
+        (r / f"{name}.yaml").is_file() for r in config.roots("experiments")
+    )
+    return files.is_hub_id(name) and not known
+
+
+def export(model: str | Path | nn.Module, folder: str | Path) -> list[str]:
+    """Write a system or part, or the model of that name, as a folder for diffusers; what runs otherwise there.
+
+    A text2image system becomes a SanaPipeline, a part its component. SpecError where diffusers has no such model.
+    """
+    return write(model if isinstance(model, nn.Module) else opened(str(model)), Path(folder))
+
+
+def main_import(options: argparse.Namespace) -> None:
+    """`sana-lab import PATH`: one weights file, and how it is used."""
+    out = options.out or Path(f"{Path(options.path).stem}.safetensors")
+    if out.exists():
+        raise SpecError(f"{out} is there already; expected another --out")
+    hints = config.apply({}, options.set)
+    card = write_import(
+        options.path, out, options.part, variant=options.variant, ema=False if options.raw else None, **hints
+    )
+    print(out)
+    if "system" in card:
+        print(f"draw:  sana-lab sample 'a red circle' --out DIR --model {out}")
+    print("train: in an experiment's system")
+    print(
+        OmegaConf.to_yaml({k: {**_told(k, p["spec"]), "weights": str(out)} for k, p in card["parts"].items()}), end=""
+    )
+
+
+def _told(kind: str, spec: Spec) -> Spec:
+    """The spec without what are defaults anyway."""
+    usual = parts.resolve(kind, spec["name"])
+    return {k: v for k, v in spec.items() if k == "name" or v != usual[k]}
+
+
+def main_export(options: argparse.Namespace) -> None:
+    """`sana-lab export CHECKPOINT FOLDER`."""
+    notes = export(options.checkpoint, options.folder)
+    print("\n".join([str(options.folder), *(f"note: {note}" for note in notes)]))

@@ -1,0 +1,85 @@
+"""From a SanaPipeline's folder to its images: ours and diffusers', from the same noise; and back through export."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peers
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, SanaPipeline
+from torch import Tensor
+
+from sana_lab import pretrained
+from sana_lab.diffusion.sampling import Sampling, noise_like
+from sana_lab.systems.text2image import TextToImage
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+PROMPTS = ["A red circle left of a blue Square", "three green triangles"]
+SIZE, SEED = 32, 5
+RUNS = [(steps, guidance) for steps in (1, 2, 14, 20) for guidance in (1.0, 4.5)]
+Model = tuple[Any, TextToImage, Path]
+
+
+@pytest.fixture(
+    scope="module", params=[(name, shift) for name in ("dpm", "euler") for shift in (3.0, 4.0, 6.0)], ids=str
+)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """diffusers' pipeline with one of its schedulers, ours of its folder, and the folder."""
+    theirs = peers.sana_pipeline(*request.param)
+    folder = peers.saved(theirs, tmp_path_factory.mktemp("sana") / "pipeline")
+    return theirs, pretrained.load(folder), folder
+
+
+def by_diffusers(pipeline: Any, steps: int, guidance: float, **options: Any) -> Tensor:
+    """(B, 3, H, W) uint8."""
+    given = {"num_inference_steps": steps, "guidance_scale": guidance, "height": SIZE, "width": SIZE, **options}
+    noise = noise_like((peers.LATENT, SIZE // 4, SIZE // 4), SEED, range(len(PROMPTS)))
+    images = pipeline(PROMPTS, latents=noise, use_resolution_binning=False, output_type="np", **given).images
+    return torch.from_numpy((images * 255).round().astype("uint8")).permute(0, 3, 1, 2)
+
+
+def by_us(system: TextToImage, steps: int, guidance: float, negative: str = "") -> Tensor:
+    """As the folder says it is sampled."""
+    sampling = Sampling(**{**system.experiment["sampling"], "steps": steps, "guidance": guidance})
+    return system.sample(PROMPTS, size=SIZE, sampling=sampling, seed=SEED, negative=negative)
+
+
+def differences(a: Tensor, b: Tensor) -> Tensor:
+    return (a.int() - b.int()).abs()
+
+
+def test_images_are_diffusers(model: Model) -> None:
+    theirs, ours, _ = model
+    for steps, guidance in RUNS:
+        a, b = by_diffusers(theirs, steps, guidance), by_us(ours, steps, guidance)
+        assert a.float().std() > 10, "a picture in which nothing is to be seen proves nothing"
+        assert differences(a, b).max() <= 1, (steps, guidance)
+
+
+def test_a_negative_prompt_too(model: Model) -> None:
+    theirs, ours, _ = model
+    plain, led = by_us(ours, 2, 4.5), by_us(ours, 2, 4.5, negative="Fog")
+    assert differences(led, by_diffusers(theirs, 2, 4.5, negative_prompt="Fog")).max() <= 1
+    assert differences(led, plain).max() > 1
+
+
+def test_and_back_through_export(model: Model, tmp_path: Path) -> None:
+    _, ours, _ = model
+    pretrained.export(ours, tmp_path / "out")
+    again = SanaPipeline.from_pretrained(tmp_path / "out")
+    again.set_progress_bar_config(disable=True)
+    for steps, guidance in ((2, 4.5), (14, 1.0)):
+        assert differences(by_diffusers(again, steps, guidance), by_us(ours, steps, guidance)).max() <= 1
+
+
+def test_the_comparison_sees_a_thousandth_of_the_time_and_the_grid(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would prove nothing of either: the exact time, or an even grid for Euler, is another image."""
+    theirs, ours, _ = model
+    if isinstance(theirs.scheduler, DPMSolverMultistepScheduler):
+        monkeypatch.setattr(ours, "flow", replace(ours.flow, model_time="exact"))
+    else:
+        monkeypatch.setitem(ours.experiment["sampling"], "grid", "even")
+    assert differences(by_diffusers(theirs, 2, 4.5), by_us(ours, 2, 4.5)).max() > 1
