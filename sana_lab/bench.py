@@ -8,20 +8,22 @@ import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from sana_lab import config
+from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import guided
+from sana_lab.diffusion.guidance import guided, within
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation.efficiency import Call, Timing, measure, peak_memory
-from sana_lab.evaluation.flops import DEFINITION, by_component, count_macs
-from sana_lab.parts import SpecError, build
+from sana_lab.evaluation.flops import DEFINITION, PAIR, by_component, count_macs, count_pair_macs
+from sana_lab.parts import Spec, SpecError, build
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json, Velocity
 
@@ -50,7 +52,7 @@ class Work(NamedTuple):
 
     text: Call  # prompts, and the empty prompt where guidance needs it -> features
     prepare: Callable[[], Velocity]  # features -> the guided velocity: caption projection, keys and values
-    step: Call  # one evaluation of that velocity: one forward of 2 B where guided
+    step: Callable[[float], Tensor]  # one evaluation of that at a time: one forward of 2 B where guided
     forward: Call  # one forward of B from text features, without guidance: what papers count
     denoise: Callable[[Sampling], Tensor]  # noise -> latents
     decode: Call  # latents -> images
@@ -78,7 +80,7 @@ def bench(
     _check(batch, prompts)
     with evaluating(components(system).values()):
         one, many = (work(system, sampling, size, b, prompts) for b in (1, batch))
-        evaluations = count_evaluations(sampling, system.flow)
+        evaluations = evaluation_times(sampling, system.flow)
         timer = Timer(sampling, evaluations, repeats, measured_steps, warmup, system.device)
         seconds = timer.stages(one)
         total = seconds["total"].median if batch == 1 else timer.stages(many)["total"].median
@@ -91,9 +93,10 @@ def bench(
         "text_tokens": one.text_tokens,
         "latent": list(one.latents[1:]),
         **_headline(system, seconds, batch / total, macs, peaks),
+        "tmacs_pair": pair_tmacs(cast("Spec", system.dit.spec), one.latents[1:], system.text_encoder.dim),
         "stages": _stages(system, seconds, macs, peaks),
         "settings": _settings(system, sampling, timer),
-        "notes": notes(sampling, evaluations, batch, measured_steps, peaks["method"]),
+        "notes": notes(sampling, sum(evaluations.values()), batch, measured_steps, peaks["method"]),
     }
 
 
@@ -157,10 +160,11 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
 
     def text() -> tuple[Any, Any]:
-        return system.text_encoder(texts), system.text_encoder([""]) if sampling.guidance != 1 else None
+        found = system.text_encoder(texts)
+        return found, system.text_encoder.against([""], found) if sampling.guidance != 1 else None
 
     def prepare(pair: tuple[Any, Any]) -> Velocity:
-        return guided(system.dit, *pair, sampling.guidance)
+        return guided(system.dit, *pair, sampling.guidance, sampling.guidance_interval)
 
     def denoise(pair: tuple[Any, Any], how: Sampling) -> Tensor:
         return how.run(prepare(pair), noise, system.flow)
@@ -170,7 +174,7 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     return Work(
         text=text,
         prepare=lambda: prepare(pair),
-        step=lambda: velocity(noise, half),
+        step=lambda t: velocity(noise, torch.full_like(half, t)),
         forward=lambda: system.dit(noise, half, pair[0]),
         denoise=lambda how: denoise(pair, how),
         decode=lambda: system.autoencoder.decode(noise),
@@ -184,7 +188,7 @@ class Timer(NamedTuple):
     """How the stages are timed."""
 
     sampling: Sampling
-    evaluations: int
+    evaluations: dict[float, int]  # as of `evaluation_times`
     repeats: int
     measured_steps: int | None
     warmup: int
@@ -199,37 +203,58 @@ class Timer(NamedTuple):
     def denoise(self, work: Work) -> Seconds:
         if self.measured_steps is None:
             return self.time(lambda: work.denoise(self.sampling))
-        step = measure(work.step, self.warmup, self.measured_steps, self.device)
-        return self.time(work.prepare).plus(Seconds.of(step, self.evaluations))
+        parts = [self.time(work.prepare)]
+        for t, n in self.evaluations.items():
+            step = measure(partial(work.step, t), self.warmup, self.measured_steps, self.device)
+            parts.append(Seconds.of(step, n))
+        return Seconds.plus(*parts)
 
     def time(self, call: Call) -> Seconds:
         return Seconds.of(measure(call, self.warmup, self.repeats, self.device))
 
 
-def count_evaluations(sampling: Sampling, flow: Flow) -> int:
-    """How often the solver asks for the velocity."""
-    calls = 0
+def evaluation_times(sampling: Sampling, flow: Flow | Ddpm) -> dict[float, int]:
+    """How often the solver asks for the velocity: by a time that stands for those that cost the same.
+
+    One time stands for all, but where guidance has an interval: one inside and one outside.
+    """
+    seen: list[float] = []
 
     def still(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
+        seen.append(t[0].item())
         return torch.zeros_like(x)
 
     sampling.run(still, torch.zeros(1, 1, 1, 1), flow)
-    return calls
+    if sampling.guidance == 1 or sampling.guidance_interval is None:
+        return {0.5: len(seen)}
+    groups = [[t for t in seen if within(sampling.guidance_interval, t) is inside] for inside in (True, False)]
+    return {group[0]: len(group) for group in groups if group}
 
 
-def count_stages(work: Work, evaluations: int) -> dict[str, float]:
+def count_evaluations(sampling: Sampling, flow: Flow | Ddpm) -> int:
+    """How often the solver asks for the velocity."""
+    return sum(evaluation_times(sampling, flow).values())
+
+
+def count_stages(work: Work, evaluations: dict[float, int]) -> dict[str, float]:
     """GMACs of one image by stage, and "forward": of one denoiser forward."""
     text, decode, forward = (count_macs(call) for call in (work.text, work.decode, work.forward))
-    denoise = count_macs(work.prepare) + evaluations * count_macs(work.step)
+    steps = sum(n * count_macs(partial(work.step, t)) for t, n in evaluations.items())
+    denoise = count_macs(work.prepare) + steps
     counts = {"text": text, "denoise": denoise, "decode": decode, "total": text + denoise + decode, "forward": forward}
     return {name: count / 1e9 for name, count in counts.items()}
 
 
+def pair_tmacs(dit: Spec, latent: Sequence[int], text_dim: int) -> float:
+    """10^12 MACs of a denoiser on latents (C, h, w) as the SANA paper counts them (`flops.PAIR`); needs no weights."""
+    with torch.device("meta"):
+        bare = build("dit", dit, channels=latent[0], text_dim=text_dim)
+    return count_pair_macs(bare, latent, text_dim) / 1e12
+
+
 def measure_peaks(system: TextToImage, work: Work, sampling: Sampling) -> Json:
-    """MiB by stage, all weights included; three steps stand for all, as no solver keeps more."""
-    short = replace(sampling, steps=min(sampling.steps, 3))
+    """MiB by stage, all weights included; three steps stand for all, as no solver keeps more, if all cost the same."""
+    short = replace(sampling, steps=min(sampling.steps, 3)) if sampling.guidance_interval is None else sampling
     calls = {"text": work.text, "denoise": lambda: work.denoise(short), "decode": work.decode}
     weights = [t for m in components(system).values() for t in (*m.parameters(), *m.buffers())]
     found = {name: peak_memory(call, system.device, weights) for name, call in calls.items()}
@@ -244,9 +269,12 @@ def notes(sampling: Sampling, evaluations: int, batch: int, measured_steps: int 
     solver = sampling.solver if isinstance(sampling.solver, str) else sampling.solver["name"]
     how = "all timed" if measured_steps is None else f"median of {measured_steps} evaluations times {evaluations}"
     rows = "one batched forward of 2 B each" if is_guided else "without guidance"
+    if is_guided and sampling.guidance_interval is not None:
+        rows = "one batched forward of 2 B each from t {} to {}, of B elsewhere".format(*sampling.guidance_interval)
     whole = "a run of its own" if measured_steps is None else "the sum of the stages"
     return [
         f"gmacs: one denoiser forward at batch 1 without guidance, caption projection included; {DEFINITION}",
+        f"tmacs_pair: {PAIR}",
         f"gmacs by stage: one image: text{' and null text' if is_guided else ''}, {evaluations} evaluations, decode",
         f"denoise: {sampling.steps} {solver} steps, {evaluations} evaluations, {rows}; {how}; captions prepared once",
         f"latency: median at batch 1 after warm-up, with its 95 % interval; total: {whole}; decode gives floats",
@@ -329,7 +357,7 @@ def _settings(system: TextToImage, sampling: Sampling, timer: Timer) -> Json:
         "dtype": {k: str(next(m.parameters()).dtype).removeprefix("torch.") for k, m in components(system).items()},
         "torch": torch.__version__,
         "sampling": asdict(sampling),
-        "evaluations": timer.evaluations,
+        "evaluations": sum(timer.evaluations.values()),
         "warmup": timer.warmup,
         "repeats": timer.repeats,
         "measured_steps": timer.measured_steps,

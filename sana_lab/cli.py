@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--repeats", type=int, default=5, help="timed repeats (5)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
     _ablate(verbs)
+    _exchange(verbs)
     ui = verbs.add_parser("ui", help="browse runs in MLflow, on this machine only", allow_abbrev=False)
     ui.add_argument("--port", type=int, default=5000, help="(5000)")
     return top
@@ -61,12 +62,28 @@ def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
         sub.add_argument("ablation", metavar="ABLATION")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every trial")
+        sub.add_argument("--scale", help="a scale that the ablation offers, such as toy (its own)")
         sub.add_argument(
             "--out", type=Path, metavar="DIR", help="where table, plots and pictures go (runs/tables/ABLATION)"
         )
         if verb == "ablate":
             sub.add_argument("--dry-run", action="store_true", help="list the trials and which are done, and stop")
             sub.add_argument("--workers", type=int, help="trials trained at a time (one per core, at most 2)")
+
+
+def _exchange(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "read released weights: NVlabs' .pth, a diffusers folder, a hub id"
+    into = verbs.add_parser("import", help=text, description=text, allow_abbrev=False)
+    into.add_argument("path", metavar="PATH")
+    into.add_argument("--out", type=Path, metavar="FILE", help="the weights file (PATH's name and .safetensors)")
+    into.add_argument("--part", choices=("dit", "autoencoder"), help="of a pipeline, this one alone")
+    into.add_argument("--variant", metavar="NAME", help="of diffusers' files, such as fp16")
+    into.add_argument("--raw", action="store_true", help="not the averaged weights, where there are both")
+    into.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as cross_heads=16")
+    text = "write a folder that diffusers runs, from a .ckpt, a weights file or a trained experiment"
+    out = verbs.add_parser("export", help=text, description=text, allow_abbrev=False)
+    out.add_argument("checkpoint", metavar="CHECKPOINT")
+    out.add_argument("folder", type=Path, metavar="FOLDER")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,11 +147,21 @@ def _run(options: argparse.Namespace) -> int | None:
         case "ablate":
             from sana_lab import sweep
 
-            return sweep.main(options.ablation, options.overrides, options.workers, options.dry_run, options.out)
+            return sweep.main(
+                options.ablation, options.overrides, options.workers, options.dry_run, options.out, options.scale
+            )
         case "table":
             from sana_lab import sweep
 
-            sweep.write_table(options.ablation, options.overrides, options.out)
+            sweep.write_table(options.ablation, options.overrides, options.out, options.scale)
+        case "import":
+            from sana_lab import pretrained
+
+            pretrained.main_import(options)
+        case "export":
+            from sana_lab import pretrained
+
+            pretrained.main_export(options)
         case "ui":
             from sana_lab import ui
             from sana_lab.weights import HOME

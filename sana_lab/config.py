@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sana_lab import parts
-from sana_lab.parts import RUNTIME, Spec, SpecError, nearest
+from sana_lab.parts import RUNTIME, AsBefore, Spec, SpecError, nearest
 
 Config = dict[str, Any]
 
@@ -58,6 +58,8 @@ class SamplingOptions:
     steps: int = 20
     guidance: float = 4.5
     shift: float | None = None
+    guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
+    grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
 
 
 @dataclass
@@ -86,8 +88,21 @@ class Trial(NamedTuple):
 
 
 @dataclass
+class Expectation:
+    """What others found: rows of a table, by their labels, from the best to the worst in one metric."""
+
+    metric: str
+    order: list[str]
+
+
+@dataclass
 class Ablation:
-    """`ablations/*.yaml`: a base experiment, axes of labelled overrides, seeds, and the table's columns."""
+    """`ablations/*.yaml`: a base experiment, axes of labelled overrides, seeds, and the table's columns.
+
+    `published` names a file of eval/published, whose numbers stand beside those measured in rows of the same label.
+    `scales` holds, by name, what takes the place of the file's own keys (`--scale toy`); `stand_in` says which metric
+    takes the place of one that a scale cannot measure.
+    """
 
     title: str
     base: str
@@ -98,6 +113,10 @@ class Ablation:
     notes: list[str] = field(default_factory=list)
     x: str | None = None  # the axis whose labels are numbers, for a line plot
     prompts: list[str] = field(default_factory=list)
+    published: str | None = None
+    expect: list[Expectation] = field(default_factory=list)
+    stand_in: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def roots(kind: str) -> list[Path]:
@@ -114,11 +133,12 @@ def locate(kind: str, name: str) -> Path:
     for root in roots(kind):
         if (root / f"{name}.yaml").is_file():
             return root / f"{name}.yaml"
-    raise SpecError(f"there is no {kind.rstrip('s')} {name!r}; {nearest(name, available(kind))}")
+    raise SpecError(f"there is no {kind.rstrip('s')} {name!r}; {nearest(name, available(kind, str(path.parent)))}")
 
 
-def available(kind: str) -> list[str]:
-    return sorted({p.stem for root in roots(kind) for p in root.glob("*.yaml")})
+def available(kind: str, folder: str = ".") -> list[str]:
+    """Names of recipes of a kind, such as `paper/captions` in the folder `paper`; what lies deeper is left out."""
+    return sorted({(Path(folder) / p.stem).as_posix() for r in roots(kind) for p in (r / folder).glob("*.yaml")})
 
 
 def read(path: Path) -> Config:
@@ -229,6 +249,7 @@ def experiment_hash(config: Config) -> str:
 def trial_hash(trial: Trial) -> str:
     """The name of a finished trial: what was trained, and how it was sampled and judged."""
     rest = {k: trial.experiment[k] for k in ("sampling", "eval", "prompts")}
+    rest["sampling"] = _without_later(SamplingOptions, rest["sampling"])
     return _digest({"model": experiment_hash(trial.experiment), **rest})
 
 
@@ -244,6 +265,12 @@ def _canonical(config: Config) -> Config:
         "trainer": kept,
         "seed": config["seed"],
     }
+
+
+def _without_later(record: type, values: Config) -> Config:
+    """Options added later left out at their as-before value, so that earlier trials keep their key."""
+    schema = parts.fields(record)
+    return {k: v for k, v in values.items() if not any(m.value == v for m in schema[k].marks(AsBefore))}
 
 
 def _content(data: Config) -> str | None:
@@ -277,16 +304,35 @@ def experiments_named(value: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def load_ablation(name: str, overrides: Sequence[str] = ()) -> tuple[Ablation, list[Trial]]:
-    """An ablation and its trials, each a complete experiment; every one is checked before the first runs."""
-    raw = read(locate("ablations", name))
+def load_ablation(name: str, overrides: Sequence[str] = (), scale: str | None = None) -> tuple[Ablation, list[Trial]]:
+    """An ablation at a scale, and its trials, each a complete experiment; all are checked before the first runs."""
+    raw = _at_scale(read(locate("ablations", name)), scale, name)
     checked = parts.complete(parts.fields(Ablation), raw, f"ablation {name!r}", name)
-    ablation = Ablation(**checked)
+    ablation = Ablation(**{**checked, "expect": [Expectation(**e) for e in checked["expect"]]})
     if not ablation.axes or not all(ablation.axes.values()):
         raise SpecError(
             f"ablation {name!r} has no axes with labels; expected axes: {{attention: {{softmax: ..., ...}}}}"
         )
-    return ablation, [t for seed in ablation.seeds for t in _trials(ablation, seed, overrides)]
+    trials = [t for seed in ablation.seeds for t in _trials(ablation, seed, overrides)]
+    _check_order(ablation, {t.label for t in trials}, name)
+    return ablation, trials
+
+
+def _at_scale(raw: Config, scale: str | None, name: str) -> Config:
+    scales = raw.get("scales") or {}
+    if scale is None or not isinstance(scales, dict):
+        return raw
+    if scale not in scales:
+        raise SpecError(f"ablation {name!r} has no scale {scale!r}; {nearest(scale, scales)}")
+    return {**raw, **scales[scale]}
+
+
+def _check_order(ablation: Ablation, labels: set[str], name: str) -> None:
+    for label in (label for e in ablation.expect for label in e.order):
+        if label not in labels:
+            raise SpecError(
+                f"ablation {name!r} expects something of {label!r}, which is no row; {nearest(label, labels)}"
+            )
 
 
 def _trials(ablation: Ablation, seed: int, overrides: Sequence[str]) -> Iterable[Trial]:

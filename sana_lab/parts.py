@@ -45,6 +45,8 @@ TABLE: dict[str, dict[str, str]] = {
         "euler": "sana_lab.diffusion.solvers:euler",
         "heun": "sana_lab.diffusion.solvers:heun",
         "dpmpp": "sana_lab.diffusion.solvers:dpmpp",
+        "rf_solver": "sana_lab.diffusion.solvers:rf_solver",
+        "unipc": "sana_lab.diffusion.unipc:unipc",
     },
     "optimizer": {
         "adamw": "torch.optim:AdamW",
@@ -64,6 +66,9 @@ TABLE: dict[str, dict[str, str]] = {
     },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
+
+PRESETS: dict[str, str] = {"autoencoder": "sana_lab.autoencoders.published:SPECS"}
+"""kind -> where its known shapes lie: name -> spec. Their names are used like a part's, and options override them."""
 
 BASES: dict[str, str] = {
     "attention": "sana_lab.attention:Attention",
@@ -127,11 +132,17 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     """The callable behind a name of the table, or behind a user's own `module:attribute`, if it is of this kind."""
     if kind not in TABLE:
         raise SpecError(f"no kind of part is called {kind!r}; {nearest(kind, TABLE)}")
+    name = presets(kind).get(name, {}).get("name", name)
     if ":" not in name and name not in TABLE[kind]:
-        raise SpecError(f"no {kind} is called {name!r}; {nearest(name, TABLE[kind])}")
+        raise SpecError(f"no {kind} is called {name!r}; {nearest(name, [*TABLE[kind], *presets(kind)])}")
     target = _import(kind, TABLE[kind].get(name, name))
     _check_kind(kind, name, target)
     return target
+
+
+def presets(kind: str) -> dict[str, dict[str, Any]]:
+    """The known shapes of a kind: name -> the spec that it stands for."""
+    return _import(kind, PRESETS[kind]) if kind in PRESETS else {}
 
 
 def options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
@@ -153,6 +164,8 @@ def resolve(kind: str, spec: Spec, where: str = "") -> dict[str, Any]:
     """The spec completed with every default, inner specs included, and checked against the signatures. SpecError."""
     where = where or kind
     given = _as_mapping(kind, spec, where)
+    if preset := presets(kind).get(given["name"]):
+        given = {**deepcopy(preset), **given, "name": preset["name"]}
     name = given.pop("name")
     if name.startswith("experiment:"):
         return _from_experiment(kind, name, given, where)

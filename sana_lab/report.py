@@ -20,6 +20,7 @@ def to_markdown(table: Table) -> str:
     blocks = [f"### {_markdown(table.title)}", _markdown_block(table, marked=True)]
     if table.published:
         blocks += [f"**{_markdown(_published_title(table.published))}**", _markdown_block(_as_table(table.published))]
+        blocks += [_markdown(" ".join(table.published.notes))] if table.published.notes else []
     blocks.append("\n".join(f"- {_markdown(note)}" for note in _all_notes(table)))
     return "\n\n".join(blocks) + "\n"
 
@@ -35,6 +36,7 @@ def to_latex(table: Table) -> str:
     if table.published:
         title = _latex(_published_title(table.published))
         parts += [r"\par\medskip", rf"\textit{{{title}}}\par\smallskip", _latex_block(_as_table(table.published))]
+        parts += [rf"\par\smallskip {{\footnotesize {_latex(' '.join(table.published.notes))}}}"]
     notes = r"\par ".join(_latex(note) for note in _all_notes(table))
     parts += [r"\par\smallskip", rf"\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}"]
     return "\n".join([*parts, r"\end{table}"]) + "\n"
@@ -105,7 +107,10 @@ class _Body(NamedTuple):
 
 
 def _body(table: Table, marked: bool) -> _Body:
-    """`marked` numbers the rows that have errors, as the notes do."""
+    """`marked` numbers the rows that have errors, as the notes do.
+
+    A column that others have measured too, in a row of the same label, has theirs beside it.
+    """
     uneven = len({row.seeds for row in table.rows if row.seeds}) > 1
     counted = ["Seeds"] if marked and uneven else []
     heads = [words(axis) if axis != "label" else "" for axis in table.axes] + counted
@@ -114,19 +119,43 @@ def _body(table: Table, marked: bool) -> _Body:
     for row in table.rows:
         labels = _labels(row, table.axes)
         labels[-1] += f" {marks[row.label]}" if row.label in marks else ""
-        numbers = [_cell_text(c, row.cells[c.name]) if c.name in row.cells else HOLE for c in table.columns]
-        rows.append(labels + [str(len(row.seeds))] * len(counted) + numbers)
-    start = len(heads)
-    return _Body(heads + [c.title for c in table.columns], rows, _bold(table, start), start)
+        rows.append(
+            labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in _places(table)]
+        )
+    titles = [p.column.title + (", published" if p.published else "") for p in _places(table)]
+    return _Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
+
+
+class _Place(NamedTuple):
+    """A column of the body: ours, or theirs of the same metric."""
+
+    column: Column
+    published: bool
+
+
+def _places(table: Table) -> list[_Place]:
+    """Each column, followed by the published one where any row has a number there."""
+    theirs = {c.name for c in table.columns for row in table.rows if _published_cell(table, row, c)}
+    return [_Place(c, p) for c in table.columns for p in (False, True) if not p or c.name in theirs]
+
+
+def _published_cell(table: Table, row: Row, column: Column) -> Cell | None:
+    return table.published.cell(row.label, column.name) if table.published else None
+
+
+def _place_text(table: Table, place: _Place, row: Row) -> str:
+    cell = _published_cell(table, row, place.column) if place.published else row.cells.get(place.column.name)
+    column = replace(place.column, printed=True) if place.published else place.column
+    return _cell_text(column, cell) if cell else HOLE
 
 
 def _bold(table: Table, start: int) -> set[tuple[int, int]]:
-    best = [table.best(c) for c in table.columns]
+    """Ours alone: theirs are of other conditions."""
     return {
         (i, start + j)
+        for j, (c, published) in enumerate(_places(table))
         for i, row in enumerate(table.rows)
-        for j, c in enumerate(table.columns)
-        if c.name in row.cells and c.text(row.cells[c.name].mean) in best[j]
+        if not published and c.name in row.cells and c.text(row.cells[c.name].mean) in table.best(c)
     }
 
 
@@ -143,7 +172,8 @@ def _all_notes(table: Table) -> list[str]:
 
 def _as_table(published: Published) -> Table:
     columns, _ = choose([], published.rows)
-    return Table("", ["label"], [replace(c, interval=False, better=None) for c in columns], published.rows, [])
+    shown = [replace(c, interval=False, better=None, printed=True) for c in columns]
+    return Table("", ["label"], shown, published.rows, [])
 
 
 def _published_title(published: Published) -> str:
@@ -209,6 +239,7 @@ def _tree(table: Table) -> dict[str, Any]:
     published = table.published and {
         "title": table.published.title,
         "source": table.published.source,
+        "notes": table.published.notes,
         "rows": [_row_tree(row) for row in table.published.rows],
     }
     tree = {"title": table.title, "axes": table.axes, "columns": [asdict(c) for c in table.columns]}

@@ -1,29 +1,25 @@
 """From an ablation's runs in MLflow to its table, plots and same-noise pictures."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from sana_lab import plots, report, tracking
+from sana_lab import config, plots, report, tracking
 from sana_lab.config import Ablation
+from sana_lab.expectations import verdicts
 from sana_lab.ledger import Item
-from sana_lab.table import Table, build_table
+from sana_lab.table import Table, build_table, load_published
 from sana_lab.tracking import Store
 from sana_lab.types import Json
 
 
 def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], folder: Path) -> None:
     """table.{md,tex,csv,json}, *.png in `folder`, and the same on the sweep's run; prints the Markdown."""
-    table = build_table(
-        [record(i) for i in found],
-        title=ablation.title,
-        columns=ablation.columns,
-        notes=[*ablation.notes, *measured_on(store, found)],
-        machine=f"{tracking.cores()} x {tracking.cpu_model()}",
-    )
+    table = tabulate(ablation, [record(i) for i in found], measured_on(store, found))
     paths = report.write(table, folder)
     paths += draw_plots(store, ablation, found, table, folder)
     for parent in store.find(name, {"sana.kind": "sweep"})[:1]:
@@ -31,6 +27,21 @@ def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], fo
             store.log_file(parent.id, path, "table")
     print(report.to_markdown(table))
     print("\n".join(str(path) for path in paths))
+
+
+def tabulate(ablation: Ablation, records: Sequence[Json], notes: Sequence[str] = ()) -> Table:
+    """The ablation's table, with what others published and whether what they found is found here too."""
+    published = ablation.published and load_published(config.locate("eval/published", ablation.published))
+    table = build_table(
+        records,
+        title=ablation.title,
+        columns=ablation.columns,
+        notes=[*ablation.notes, *notes],
+        machine=f"{tracking.cores()} x {tracking.cpu_model()}",
+        published=published or None,
+    )
+    judged = [str(v) for v in verdicts(table.rows, ablation.expect, ablation.stand_in)]
+    return replace(table, notes=[*judged, *table.notes])
 
 
 def record(item: Item) -> Json:

@@ -27,9 +27,17 @@ JUDGED, BENCHED = 400, 150
 """What judging and benching a trial count for in the progress bar, in training steps."""
 
 
-def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool, out: Path | None) -> int:
+def main(
+    recipe: str,
+    overrides: Sequence[str],
+    workers: int | None,
+    dry_run: bool,
+    out: Path | None,
+    scale: str | None = None,
+) -> int:
     """Run what is missing of an ablation, then write its table; the exit status is 1 where a trial failed."""
-    ablation, trials = config.load_ablation(name, overrides)
+    ablation, trials = config.load_ablation(recipe, overrides, scale)
+    name = sweep_name(recipe, scale)
     for trial in trials:
         train.check(trial.experiment)
     store = Store(weights.HOME)
@@ -39,7 +47,7 @@ def main(name: str, overrides: Sequence[str], workers: int | None, dry_run: bool
     train.prepare_folder(weights.HOME)
     with _alone(name):
         run(store, name, ablation, trials, workers or _workers())
-    write_table(name, overrides, out)
+    write_table(recipe, overrides, out, scale)
     return 0 if all(i.done for i in items(store, name, trials)) else 1
 
 
@@ -143,9 +151,15 @@ class Jobs:
                 self.store.finish(item.run.id, "FAILED")
 
 
-def write_table(name: str, overrides: Sequence[str], out: Path | None) -> None:
+def sweep_name(recipe: str, scale: str | None) -> str:
+    """What a sweep of that ablation is called among the runs; folders of its name become part of one word."""
+    return recipe.replace("/", "-") + (f"-{scale}" if scale else "")
+
+
+def write_table(recipe: str, overrides: Sequence[str], out: Path | None, scale: str | None = None) -> None:
     """Table, plots and pictures of what has finished, from the runs in MLflow."""
-    ablation, trials = config.load_ablation(name, overrides)
+    ablation, trials = config.load_ablation(recipe, overrides, scale)
+    name = sweep_name(recipe, scale)
     store = Store(weights.HOME)
     found = items(store, name, trials)
     folder = out or weights.HOME / "tables" / name

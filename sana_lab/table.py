@@ -32,6 +32,7 @@ class Column:
     better: Literal["higher", "lower"] | None = None
     decimals: int | None = None  # None: three significant digits
     interval: bool = False  # shows the 95 % interval where there is no spread over seeds
+    printed: bool = False  # shows six significant digits at most: numbers that others have rounded
 
     @property
     def title(self) -> str:
@@ -40,20 +41,26 @@ class Column:
         return self.heading + (f" ({self.unit})" if self.unit else "") + arrow
 
     def text(self, value: float) -> str:
+        if self.printed:
+            return f"{value:g}"
         return _significant(value) if self.decimals is None else f"{value:.{self.decimals}f}"
 
 
 COLUMNS = (
     Column("params_m", "Params", "M"),
+    Column("params_b", "Params", "B"),
     Column("gmacs", "MACs", "G", "lower"),
+    Column("tmacs_pair", "MACs of a guided pair", "T", "lower"),
     Column("tokens", "Tokens", decimals=0),
     Column("steps", "Steps", decimals=0),
     Column("latency_s", "Latency", "s", "lower"),
     Column("latency_ms", "Latency", "ms", "lower"),
+    Column("text_s", "Text", "s", "lower"),
     Column("text_ms", "Text", "ms", "lower"),
     Column("denoise_ms", "Denoise", "ms", "lower"),
     Column("decode_ms", "Decode", "ms", "lower"),
     Column("images_per_s", "Throughput", "img/s", "higher"),
+    Column("speedup", "Speed-up"),
     Column("peak_mib", "Peak memory", "MiB", "lower", 0),
     Column("peak_gib", "Peak memory", "GiB", "lower", 2),
     Column("geneval", "GenEval", "", "higher", 2, interval=True),
@@ -63,8 +70,11 @@ COLUMNS = (
     Column("geneval_colors", "Colors", "", "higher", 2),
     Column("geneval_position", "Position", "", "higher", 2),
     Column("geneval_color_attr", "Attribution", "", "higher", 2),
+    Column("dpg", "DPG", "", "higher", 1),
+    Column("image_reward", "ImageReward", "", "higher", 2),
     Column("clip", "CLIP", "", "higher", 2),
     Column("fid", "FID", "", "lower", 2, interval=True),
+    Column("rfid", "rFID", "", "lower", 2),
     Column("kid", "KID", "", "lower", 4),
     Column("cmmd", "CMMD", "", "lower", 3),
     Column("psnr", "PSNR", "dB", "higher", 2, interval=True),
@@ -116,6 +126,11 @@ class Published(NamedTuple):
     title: str
     source: str
     rows: list[Row]
+    notes: tuple[str, ...] = ()  # under which conditions, and what is odd
+
+    def cell(self, label: str, metric: str) -> Cell | None:
+        """What they measured of the row with that label."""
+        return next((row.cells.get(metric) for row in self.rows if row.label == label), None)
 
 
 @dataclass(frozen=True)
@@ -177,11 +192,19 @@ def column(name: str) -> Column:
 
 
 def load_published(path: Path | str) -> Published:
-    """Reads {title, source, rows: [{label, metric: number, ...}]} from YAML. Raises ValueError naming what is wrong."""
+    """Reads {title, source, rows: [{label, metric: number, ...}]} from YAML, with `conditions` and `notes` if it likes.
+
+    Raises ValueError naming what is wrong.
+    """
     data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    if not isinstance(data, dict) or set(data) - {"notes"} != {"title", "source", "rows"}:
+    if not isinstance(data, dict) or set(data) - {"notes", "conditions"} != {"title", "source", "rows"}:
         raise ValueError(f"{path}: expected the keys title, source and rows, got {data!r:.200}")
-    return Published(str(data["title"]), str(data["source"]), [_published_row(row, path) for row in data["rows"]])
+    rows = [_published_row(row, path) for row in data["rows"]]
+    labels = [row.label for row in rows]
+    if twice := [label for label in unique(labels) if labels.count(label) > 1]:
+        raise ValueError(f"{path}: {twice[0]!r} is the label of several rows, expected one of each")
+    notes = (*([data["conditions"]] if "conditions" in data else []), *(data.get("notes") or []))
+    return Published(str(data["title"]), str(data["source"]), rows, tuple(map(str, notes)))
 
 
 def _published_row(row: Any, path: Path | str) -> Row:

@@ -44,7 +44,7 @@ def check(experiment: config.Config) -> None:
         with torch.device("meta"):
             system = parts.build("system", experiment["system"])
             system.configure_optimizers()
-        Flow().schedule(experiment["sampling"]["steps"])
+        Sampling(**experiment["sampling"]).times(getattr(system, "flow", Flow()))
     except ValueError as error:  # ours or torch's: what a part says of its options
         raise SpecError(str(error)) from error
     if hasattr(system, "autoencoder"):

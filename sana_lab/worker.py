@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sana_lab import bench, config, draw, judging, train, weights
+from sana_lab import bench, checkpoints, config, judging, train, weights
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
 from sana_lab.sweep import BENCHED, JUDGED, watch
@@ -67,8 +67,7 @@ def fit(store: Store, trial: Json) -> None:
 def quality(store: Store, trial: Json) -> None:
     """Measures and pictures of one trained trial."""
     path = weights.find_trained(trial["experiment"], trial["label"])
-    system = draw.restore(trial["experiment"], path)
-    system.experiment = trial["experiment"]
+    system = checkpoints.restore(trial["experiment"], path)
     report = judging.evaluate(system)
     card = weights.card(path)
     measured = {"val_loss": card["measured"].get("val/loss"), "train_s": card["seconds"]}

@@ -17,3 +17,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory: `runs/`, `experiments/` and the like are looked for here first."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers SanaPipeline folder of tiny random components, Flow-DPM-Solver with shift 3. Do not change it."""
+    import peers
+
+    return peers.saved(peers.sana_pipeline(), tmp_path_factory.mktemp("sana") / "pipeline")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from sana_lab import config
-from sana_lab.bench import bench, count_evaluations, main, table
+from sana_lab.bench import bench, count_evaluations, evaluation_times, main, table
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.parts import SpecError
@@ -69,6 +70,15 @@ def record() -> dict[str, Any]:
 def test_macs_are_the_closed_form(record: dict[str, Any]):
     assert record["tokens"] == 64
     assert record["gmacs"] * 1e9 == pytest.approx(macs_of_a_forward(64), abs=0.5)
+
+
+def test_macs_of_a_guided_pair_are_the_papers_counting(record: dict[str, Any]):
+    """Two rows of the closed form with 300 caption tokens, less the products of queries with the caption's keys."""
+    longer = 300 - LENGTH
+    caption = longer * (TEXT * DIM + DIM**2 + DEPTH * 2 * DIM**2)
+    row = macs_of_a_forward(64) - DEPTH * 2 * 64 * LENGTH * DIM + caption
+    assert record["tmacs_pair"] * 1e12 == pytest.approx(2 * row, abs=0.5)
+    assert any("Table 8" in note for note in record["notes"])
 
 
 def test_macs_of_an_image_count_both_halves_of_guidance_and_prepare_once(record: dict[str, Any]):
@@ -139,9 +149,23 @@ def test_modes_are_put_back_and_nothing_is_trained():
     assert all(p.grad is None for p in net.dit.parameters())
 
 
-@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 7), ("heun", 13), ("dpmpp", 7)])
+@pytest.mark.parametrize(("solver", "evaluations"), [("euler", 7), ("heun", 13), ("dpmpp", 7), ("rf_solver", 14)])
 def test_evaluations_of_each_solver(solver: str, evaluations: int):
     assert count_evaluations(Sampling(solver, 7), Flow()) == evaluations
+
+
+def test_guidance_in_an_interval_is_paid_for_there_alone():
+    """Ten steps without a shift see t 1.0 to 0.1; four of them lie from 0.25 to 0.65."""
+    net, plain = system(), Sampling("euler", 10, 3.0, shift=1.0)
+    times = evaluation_times(replace(plain, guidance_interval=(0.25, 0.65)), Flow())
+    assert [(round(t, 3), n) for t, n in times.items()] == [(0.6, 4), (1.0, 6)]
+    runs = [replace(plain, guidance_interval=i) for i in (None, (0.25, 0.65), (0.0, 0.05))]
+    runs.append(replace(plain, guidance=1.0))
+    found = [bench(net, run, 16, repeats=1, measured_steps=1, warmup=0) for run in runs]
+    every, some, none, alone = (f["stages"]["denoise"]["gmacs"] for f in found)
+    assert every > some > none >= alone
+    assert some - none == pytest.approx(0.4 * (every - alone), rel=0.1)
+    assert any("2 B each from t 0.25 to 0.65, of B elsewhere" in note for note in found[1]["notes"])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sana_lab import cli, config
 
-VERBS = ("train", "sample", "eval", "bench", "ablate", "table", "ui")
+VERBS = ("train", "sample", "eval", "bench", "ablate", "table", "import", "export", "ui")
 TINY = """
 system:
   name: text2image

@@ -344,6 +344,38 @@ def test_wrong_ablations(folder: Path, text: str, words: tuple[str, ...]):
     assert not [w for w in words if w not in message], message
 
 
+SCALED = """
+title: Two scales
+base: tiny
+axes:
+  attention:
+    softmax: {system.dit.attention: softmax, system.dit.depth: 3}
+    linear: {}
+published: sana_table8
+expect: [{metric: fid, order: [softmax, linear]}]
+scales:
+  toy:
+    seeds: [0, 1]
+    stand_in: {fid: geneval}
+    axes: {attention: {softmax: {system.dit.attention: softmax, system.dit.depth: 1}, linear: {}}}
+"""
+
+
+def test_a_scale_replaces_keys_of_the_ablation(folder: Path):
+    write(folder, "ablations/paper/scaled.yaml", SCALED)
+    full, trials = load_ablation("paper/scaled")
+    toy, fewer = load_ablation("paper/scaled", scale="toy")
+    assert (full.seeds, toy.seeds) == ([0], [0, 1])
+    assert (full.stand_in, toy.stand_in) == ({}, {"fid": "geneval"})
+    assert full.expect == toy.expect == [config.Expectation("fid", ["softmax", "linear"])]
+    assert [t.experiment["system"]["dit"]["depth"] for t in (trials[0], fewer[0])] == [3, 1]
+    assert {t.experiment["system"]["dit"]["attention"]["name"] for t in (trials[0], fewer[0])} == {"softmax"}
+    assert "has no scale 'toi'; did you mean 'toy'?" in said(load_ablation, "paper/scaled", [], "toi")
+    assert "did you mean 'paper/scaled'?" in said(load_ablation, "paper/scald")
+    write(folder, "ablations/odd.yaml", SCALED.replace("[softmax, linear]", "[softmax, linaer]"))
+    assert "expects something of 'linaer', which is no row; did you mean 'linear'?" in said(load_ablation, "odd")
+
+
 def test_absent_ablations(folder: Path):
     assert "did you mean 'quickstart'?" in said(load_ablation, "quickstrt")
 

@@ -245,7 +245,7 @@ def test_weights_are_an_option_of_what_has_weights():
             {"name": "text2image", "dit": {"name": "sana", "ffn": "mixx"}},
             ("no ffn is called 'mixx'", "did you mean 'mix'?"),
         ),
-        ("solver", {"name": "dpmpp", "order": 3}, ("solver.order is 3 (int)", "one of 1, 2")),
+        ("solver", {"name": "dpmpp", "order": 4}, ("solver.order is 4 (int)", "one of 1, 2, 3")),
         ("solver", "dpmp", ("no solver is called 'dpmp'", "did you mean 'dpmpp'?")),
         ("attention", "os:system", ("'os:system' is no attention", "a subclass of sana_lab.attention.Attention")),
         ("attention", "torch.nn:Linear", ("'torch.nn:Linear' is no attention", "sana_lab.attention.Attention")),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from encoders import offline
 
 import sana_lab
 from sana_lab import config, parts, train
@@ -23,8 +24,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("diffusion",),
     tuple(f"{name}." for name in PARTS),
     ("evaluation.",),
-    ("weights", "tracking", "table"),
+    ("keys", "files", "architectures", "foreign"),
+    ("weights", "tracking", "table", "expectations"),
     ("systems",),
+    ("checkpoints", "export", "pretrained"),
     ("train", "draw", "judging", "bench", "logger", "ledger", "plots", "report", "results", "ui"),
     ("sweep", "worker"),
     ("cli",),
@@ -189,7 +192,7 @@ def test_every_kind_is_known_by_a_class_or_by_its_first_parameters():
 def test_every_shipped_experiment_is_right(name: str, here: Path):
     experiment = config.load(name)
     assert config.complete(experiment) == experiment
-    train.check(experiment)
+    train.check(offline(experiment, here))
 
 
 @pytest.mark.parametrize("name", config.available("ablations"))

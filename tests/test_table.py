@@ -5,7 +5,8 @@ from datetime import date
 import numpy as np
 import pytest
 
-from sana_lab.table import Cell, build_table, column, load_published
+from sana_lab import config
+from sana_lab.table import COLUMNS, Cell, build_table, column, load_published
 
 DAY = date(2026, 11, 23)
 SHA = "0123456789" * 4
@@ -135,6 +136,31 @@ def test_published_numbers_are_read_with_their_source(tmp_path):
     assert (published.title, published.source) == ("Table 8", "arXiv 2410.10629")
     assert published.rows[0].cells["fid"].mean == 5.81
     assert published.rows[0].status == "published"
+    assert published.cell("SANA-0.6B", "params_m").mean == 590
+    assert published.cell("SANA-0.6B", "clip") is published.cell("SANA-1.6B", "fid") is None
+
+
+def test_conditions_and_notes_of_published_numbers_are_kept(tmp_path):
+    path = tmp_path / "paper.yaml"
+    path.write_text("title: t\nsource: s\nconditions: A100\nnotes: [as printed]\nrows: [{label: a, fid: 1}]\n")
+    assert load_published(path).notes == ("A100", "as printed")
+
+
+PAPER = sorted(config.locate("eval/published", "sana_table8").parent.absolute().glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[p.stem for p in PAPER])
+def test_every_published_file_is_read_and_its_metrics_are_known(path):
+    published = load_published(path)
+    assert published.source.startswith("arXiv 2410.10629")
+    assert published.notes
+    assert all(row.cells for row in published.rows)
+    assert {c.name for c in COLUMNS} >= {name for row in published.rows for name in row.cells if "dpg_" not in name}
+
+
+def test_the_papers_tables_are_all_there():
+    found = {path.stem.split("_")[1] for path in PAPER}
+    assert found == {"figure2"} | {f"table{i}" for i in (1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 14)}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +169,7 @@ def test_published_numbers_are_read_with_their_source(tmp_path):
         ("rows: []", "expected the keys title, source and rows"),
         ("{title: t, source: s, rows: [{fid: 1}]}", "a row is without a label"),
         ("{title: t, source: s, rows: [x]}", "a row is not a mapping"),
+        ("{title: t, source: s, rows: [{label: a, fid: 1}, {label: a, fid: 2}]}", "'a' is the label of several rows"),
         ("{title: t, source: s, rows: [{label: a, fid: low}]}", "fid of 'a' is 'low', expected a number"),
     ],
 )

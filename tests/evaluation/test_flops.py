@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.evaluation.flops import by_component, count_macs, parameters
+from sana_lab.evaluation.flops import by_component, count_macs, count_pair_macs, parameters
 from sana_lab.ops.linear_attention import definition
+from sana_lab.types import Text
 
 B, H, N, D = 1, 12, 64, 64
 
@@ -87,3 +88,16 @@ def test_the_linear_attention_kernel_counts_as_its_definition():
     q = torch.empty(2, 100, 3, 32, device="meta")
     count = count_macs(lambda: definition(q, q, q, None, 1e-8))
     assert count == count_macs(lambda: kernel.linear_attention(q, q, q, None, 1e-8)) == 2 * 100 * 3 * (2 * 32**2 + 32)
+
+
+def test_a_guided_pair_is_two_rows_without_the_products_with_the_caption():
+    """One layer of each: 2 rows of 16 positions, 300 of caption, 8 wide."""
+    layer = nn.Linear(8, 8, device="meta")
+
+    def denoise(x: torch.Tensor, t: torch.Tensor, text: Text) -> torch.Tensor:
+        image, caption = layer(x.flatten(2).mT), layer(text.tokens)
+        image = scaled_dot_product_attention(image, image, image)
+        return scaled_dot_product_attention(image, caption, caption)
+
+    projections, attention = 2 * (16 + 300) * 8 * 8, 2 * 2 * 16 * 16 * 8
+    assert count_pair_macs(denoise, (8, 4, 4), 8) == projections + attention
