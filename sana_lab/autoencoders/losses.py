@@ -4,6 +4,7 @@ Images are (B, 3, H, W) in [-1, 1].
 """
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,28 +26,35 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-class Lpips(nn.Module):
-    """Learned perceptual distance on VGG-16 features (arXiv 1801.03924), frozen.
+Net = Literal["vgg", "alex"]
 
-    `weights` is torchvision's VGG-16 .pth, which is never downloaded; the five linear heads come with torchmetrics.
+
+class Lpips(nn.Module):
+    """Learned perceptual distance (arXiv 1801.03924) on VGG-16 features, as trained with, or AlexNet's, as reported.
+
+    `weights` is torchvision's .pth of that network, which is never downloaded; the five linear heads come with
+    torchmetrics. Frozen.
     """
 
-    stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # VGG-16's widths
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, weights: str | Path | None) -> None:
+    def __init__(self, weights: str | Path | None, net: Net = "vgg") -> None:
         super().__init__()
-        self.features = nn.ModuleList(vgg_stages(self.stages))
-        self.heads = nn.ModuleList(nn.Conv2d(stage[-1], 1, 1, bias=False) for stage in self.stages)
+        self.net = net
+        stages = vgg_stages(self.stages) if net == "vgg" else alex_stages()
+        self.least = 16 if net == "vgg" else 31  # pixels a side, below which a pool has nothing left
+        self.features = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(nn.Conv2d(_width(stage), 1, 1, bias=False) for stage in stages)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
-        self._load_features(_vgg_file(weights))
+        self._load_features(_file(weights, net))
         self._load_heads()
         self.requires_grad_(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances (B,); both images (B, 3, H, W), sides of at least 16."""
+        """Distances (B,); both images (B, 3, H, W), sides of at least `least`."""
         triples = zip(self.heads, self._activations(a), self._activations(b), strict=True)
         return torch.stack([head((x - y).square()).mean((1, 2, 3)) for head, x, y in triples]).sum(0)
 
@@ -58,17 +66,17 @@ class Lpips(nn.Module):
         return found
 
     def _load_features(self, path: Path) -> None:
-        """torchvision numbers all layers of `features` in one row; ours are cut at the pools."""
+        """torchvision numbers all layers of `features` in one row; ours are cut where a distance is taken."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         flat = [layer for stage in self.features for layer in stage.children()]
         for i, layer in enumerate(flat):
-            if isinstance(layer, nn.Conv2d):
-                layer.load_state_dict({k: _entry(state, f"features.{i}.{k}", path) for k in ("weight", "bias")})
+            for name, own in layer.named_parameters():
+                own.data.copy_(_entry(state, f"features.{i}.{name}", own.shape, path, self.net))
 
     def _load_heads(self) -> None:
         from torchmetrics.functional.image import lpips
 
-        path = Path(lpips.__file__).parent / "lpips_models" / "vgg.pth"
+        path = Path(lpips.__file__).parent / "lpips_models" / f"{self.net}.pth"
         state = torch.load(path, map_location="cpu", weights_only=True)
         for i, layer in enumerate(self.heads):
             layer.load_state_dict({"weight": state[f"lin{i}.model.1.weight"]})
@@ -86,14 +94,37 @@ def vgg_stages(stages: tuple[tuple[int, ...], ...]) -> list[nn.Sequential]:
     return out
 
 
-def _vgg_file(weights: str | Path | None) -> Path:
+def alex_stages() -> list[nn.Sequential]:
+    """AlexNet's five convolutions, cut after each ReLU; the second and third begin with a pool."""
+    return [
+        nn.Sequential(nn.Conv2d(3, 64, 11, stride=4, padding=2), nn.ReLU()),
+        nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU()),
+        nn.Sequential(nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU()),
+    ]
+
+
+FILE = {"vgg": ("VGG-16", "vgg16"), "alex": ("AlexNet", "alexnet")}
+"""What torchvision's weights are called, in words and in file names."""
+
+
+def _width(stage: nn.Sequential) -> int:
+    return [layer.out_channels for layer in stage if isinstance(layer, nn.Conv2d)][-1]
+
+
+def _file(weights: str | Path | None, net: Net) -> Path:
+    if net not in FILE:
+        raise ValueError(f"LPIPS net is {net!r}, expected one of: {', '.join(FILE)}")
     if weights is None or not Path(weights).is_file():
         given = "no file was given" if weights is None else f"there is no file {str(weights)!r}"
-        raise ValueError(f"LPIPS needs torchvision's VGG-16 weights and {given}; set lpips_weights to a vgg16-*.pth")
+        words, name = FILE[net]
+        raise ValueError(f"LPIPS needs torchvision's {words} weights and {given}; set lpips_weights to a {name}-*.pth")
     return Path(weights)
 
 
-def _entry(state: dict[str, Tensor], key: str, path: Path) -> Tensor:
-    if key not in state:
-        raise ValueError(f"{path} holds no {key!r}; expected the state dict of torchvision's vgg16")
+def _entry(state: dict[str, Tensor], key: str, shape: torch.Size, path: Path, net: Net) -> Tensor:
+    if key not in state or state[key].shape != shape:
+        what = "no" if key not in state else f"a {tuple(state[key].shape)}"
+        raise ValueError(f"{path} holds {what} {key!r}; expected the state dict of torchvision's {FILE[net][1]}")
     return state[key]
