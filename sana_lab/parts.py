@@ -63,6 +63,8 @@ TABLE: dict[str, dict[str, str]] = {
         "autoencoder": "sana_lab.systems.autoencoder:AutoencoderSystem",
         "dit": "sana_lab.systems.dit:DitSystem",
         "text2image": "sana_lab.systems.text2image:TextToImage",
+        "attributes": "sana_lab.systems.attributes:AttributesSystem",
+        "clip": "sana_lab.systems.clip:ClipSystem",
     },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""

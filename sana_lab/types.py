@@ -33,6 +33,7 @@ class Object(NamedTuple):
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     score: float = 1.0  # confidence; higher is looked at first
     color: str | None = None  # one of the ten GenEval colours, or None where it was not judged
+    mask: Tensor | None = None  # (H, W) bool, True where it is; None where nothing but the box is known
 
 
 Json = dict[str, Any]

@@ -3,12 +3,15 @@
 Images are (B, 3, H, W) in [-1, 1].
 """
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sana_lab.types import Json
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -49,7 +52,8 @@ class Lpips(nn.Module):
         self.heads = nn.ModuleList(nn.Conv2d(_width(stage), 1, 1, bias=False) for stage in stages)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None], persistent=False)
-        self._load_features(_file(weights, net))
+        self.path = _file(weights, net)
+        self._load_features(self.path)
         self._load_heads()
         self.requires_grad_(False)
 
@@ -57,6 +61,12 @@ class Lpips(nn.Module):
         """Distances (B,); both images (B, 3, H, W), sides of at least `least`."""
         triples = zip(self.heads, self._activations(a), self._activations(b), strict=True)
         return torch.stack([head((x - y).square()).mean((1, 2, 3)) for head, x, y in triples]).sum(0)
+
+    def identity(self) -> Json:
+        """What its distances depend on."""
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"net": self.net, "weights_sha256": digest, "version": "0.1"}
 
     def _activations(self, images: Tensor) -> list[Tensor]:
         x, found = (images - self.shift) / self.scale, []

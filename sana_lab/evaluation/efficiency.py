@@ -1,4 +1,4 @@
-"""Time and memory of a call: medians with an interval, peaks after a reset, and fair ratios of two calls."""
+"""Time, memory and energy of a call: quantiles with intervals, peaks after a reset, and fair ratios of two calls."""
 
 import math
 import time
@@ -55,6 +55,40 @@ class Timing(NamedTuple):
         )
 
 
+class Percentile(NamedTuple):
+    """A quantile of samples with its 95 % interval, free of distribution; None is what so few samples cannot say."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float], q: float) -> "Percentile":
+        """The largest of n samples stands for the quantile n / (n + 1); one beyond that has no value."""
+        known = len(values) / (len(values) + 1) >= q
+        return cls(quantile(values, q) if known else None, *quantile_interval(values, q))
+
+
+class Samples(NamedTuple):
+    """What a clock said of one call, time after time."""
+
+    wall: tuple[float, ...]  # seconds
+    device: tuple[float, ...] = ()  # between CUDA events, where there are any
+    first_s: float | None = None  # the first call of all, where it was a warm-up: compilation and tuning are in it
+
+    @property
+    def timing(self) -> Timing:
+        return Timing.of(self.wall, self.device)
+
+
+class Energy(NamedTuple):
+    """Of one call, by the driver's counter over several."""
+
+    joules: float
+    calls: int
+    seconds: float
+
+
 class Memory(NamedTuple):
     """Bytes at the worst moment of one call, what was resident before it included."""
 
@@ -66,6 +100,14 @@ class Memory(NamedTuple):
     @property
     def peak_mib(self) -> float:
         return self.peak_bytes / 2**20
+
+    @property
+    def resident_mib(self) -> float:
+        return self.resident_bytes / 2**20
+
+    @property
+    def reserved_mib(self) -> float | None:
+        return None if self.reserved_bytes is None else self.reserved_bytes / 2**20
 
 
 class Comparison(NamedTuple):
@@ -92,14 +134,38 @@ def interleave(
     calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
 ) -> dict[str, Timing]:
     """The timing of each call, run in turn (A B C A B C ...), so that a drift of the machine meets all alike."""
+    return {name: found.timing for name, found in sample(calls, warmup, repeats, device, clock).items()}
+
+
+def sample(
+    calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
+) -> dict[str, Samples]:
+    """The same, every sample kept. ValueError for fewer than one repeat."""
     if warmup < 0 or repeats < 1:
         raise ValueError(f"warmup is {warmup} and repeats is {repeats}, expected at least 0 and 1")
-    clock = clock or (cuda_clock if torch.device(device).type == "cuda" else host_clock)
-    for _ in range(warmup):
-        for call in calls.values():
-            clock(call)
-    rounds = [{name: clock(call) for name, call in calls.items()} for _ in range(repeats)]
-    return {name: _timing([r[name] for r in rounds]) for name in calls}
+    clock = clock or clock_of(device)
+    rounds = [{name: clock(call) for name, call in calls.items()} for _ in range(warmup + repeats)]
+    return {name: _samples([r[name] for r in rounds], warmup) for name in calls}
+
+
+def energy(call: Call, joules: Callable[[], float | None], seconds: float, clock: Clock) -> Energy | None:
+    """The energy of one call, repeated for at least so many seconds; None where the counter gives nothing or stands.
+
+    `joules` reads the counter: all that the device has used so far, with its idle power and with whoever else uses it.
+    """
+    before, calls, spent = joules(), 0, 0.0
+    if before is None:
+        return None
+    while not calls or spent < seconds:
+        spent += clock(call)[0]
+        calls += 1
+    after = joules()
+    return Energy((after - before) / calls, calls, spent) if after is not None and after > before else None
+
+
+def clock_of(device: torch.device | str) -> Clock:
+    """The clock for calls on a device: they have ended when it stops."""
+    return cuda_clock if torch.device(device).type == "cuda" else host_clock
 
 
 def compare(
@@ -121,11 +187,33 @@ def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tenso
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Bounds of the median at that level, free of distribution; the extremes where there are too few values."""
-    ordered, n, k = sorted(values), len(values), 1
-    tail = 0.5**n  # P(at most k - 1 of n fall below the median)
-    while (tail := tail + math.comb(n, k) * 0.5**n) <= (1 - level) / 2:
+    low, high = quantile_interval(values, 0.5, level)
+    return min(values) if low is None else low, max(values) if high is None else high
+
+
+def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float | None, float | None]:
+    """Bounds of a quantile by order statistics; None where even the extreme of so few values does not bound it."""
+    ordered, n, tail = sorted(values), len(values), (1 - level) / 2
+    low, high = _rank(n, q, tail), _rank(n, 1 - q, tail)
+    return ordered[low - 1] if low else None, ordered[n - high] if high else None
+
+
+def enough_for(q: float, level: float = 0.95) -> int:
+    """How many samples bound a quantile from both sides: the fewest whose largest lies above it surely enough."""
+    return math.ceil(math.log((1 - level) / 2) / math.log(max(q, 1 - q)))
+
+
+def _rank(n: int, q: float, tail: float) -> int:
+    """The largest k for which at most k - 1 of n values fall below the quantile with that probability; 0 if none."""
+    k, below = 0, 0.0
+    while k < n and (below := below + _binomial(n, k, q)) <= tail:
         k += 1
-    return ordered[k - 1], ordered[n - k]
+    return k
+
+
+def _binomial(n: int, k: int, q: float) -> float:
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(q) + (n - k) * math.log(1 - q))
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -202,8 +290,10 @@ def cuda_clock(call: Call) -> tuple[float, float]:
     return time.perf_counter() - start, before.elapsed_time(after) / 1e3
 
 
-def _timing(pairs: Sequence[tuple[float, float | None]]) -> Timing:
-    return Timing.of([wall for wall, _ in pairs], [device for _, device in pairs if device is not None])
+def _samples(pairs: Sequence[tuple[float, float | None]], warmup: int) -> Samples:
+    timed = pairs[warmup:]
+    device = tuple(seconds for _, seconds in timed if seconds is not None)
+    return Samples(tuple(wall for wall, _ in timed), device, pairs[0][0] if warmup else None)
 
 
 def _cuda_memory(call: Call) -> Memory:

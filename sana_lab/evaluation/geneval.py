@@ -9,15 +9,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
 
+from sana_lab import config
 from sana_lab.data.scenes import COLORS, NUMBERS, SHAPES, article, plural
+from sana_lab.evaluation.detectors import Detector
 from sana_lab.evaluation.statistics import cluster_bootstrap
+from sana_lab.parts import SpecError, nearest
 from sana_lab.types import Json, Object
 
 POSITIONS = ("left of", "right of", "above", "below")
@@ -26,13 +29,10 @@ TASKS = ("single_object", "two_object", "counting", "colors", "position", "color
 Sample = Callable[[list[str], list[int]], Tensor]
 """(prompts, noise indices) -> (B, 3, H, W) uint8"""
 
+Namer = Callable[[Tensor, Sequence[Object]], list[Object]]
+"""(one image uint8 (3, H, W), some of its objects) -> the same objects with their colours"""
 
-class Detector(Protocol):
-    """What sees objects in a picture."""
-
-    def detect(self, image: Tensor) -> list[Object]:
-        """The objects in one uint8 (3, H, W) image."""
-        ...
+MOST = 16  # objects of one class that are looked at
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
@@ -155,8 +155,12 @@ _DRAWS: tuple[_Draw, ...] = (  # GenEval's order; how many distinct rows each ca
 
 def read_rows(path: str | Path) -> list[Json]:
     """The rows of a GenEval metadata .jsonl file, checked."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = []
+    for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {n} is no JSON: {error}") from error
     check_rows(rows)
     return rows
 
@@ -166,19 +170,41 @@ def check_rows(rows: Sequence[Json]) -> None:
     if not rows:
         raise ValueError("the list of prompts is empty")
     for i, row in enumerate(rows):
-        wrong = _wrong(row)
+        wrong = fault(row) or (
+            lacks_exclude(row) and "a counting row needs its 'exclude', or it would count 'at least'"
+        )
         if wrong:
             raise ValueError(f"prompt {i}: {wrong}; given {row!r}")
 
 
-def _wrong(row: Json) -> str | None:
+def fault(row: object) -> str | None:
+    """What keeps something from being a row, but for an `exclude` that is missing."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         return "expected a row with a 'prompt' that is text"
     if not isinstance(row.get("tag"), str) or not row.get("include"):
         return "expected a row with a 'tag' and an 'include' list"
-    if row["tag"] == "counting" and not row.get("exclude"):
-        return "a counting row needs its 'exclude', or it would count as 'at least'"
     return None
+
+
+def lacks_exclude(row: Json) -> bool:
+    """Whether a counting row has lost its upper limit, as in the images of SANA's own script."""
+    return row["tag"] == "counting" and not row.get("exclude")
+
+
+def find_prompts(name: str) -> Path:
+    """The file of prompts at that path, or of that name in `eval/prompts`. SpecError with the nearest name."""
+    folders = [root / "prompts" for root in config.roots("eval")]
+    found = next((path for path in (Path(name), *(f / name for f in folders)) if path.is_file()), None)
+    if found is None:
+        raise SpecError(
+            f"there is no file of prompts {name!r}; {nearest(name, (p.name for f in folders for p in f.glob('*')))}"
+        )
+    return found
+
+
+def coco_classes() -> list[str]:
+    """GenEval's 80 classes: COCO's, three of them renamed."""
+    return find_prompts("geneval_classes.txt").read_text().splitlines()
 
 
 # --- decision -------------------------------------------------------------------------------------------------------
@@ -213,7 +239,7 @@ def judge_row(objects: Iterable[Object], row: Json) -> tuple[bool, str]:
 def _by_class(objects: Iterable[Object]) -> defaultdict[str, list[Object]]:
     seen: defaultdict[str, list[Object]] = defaultdict(list)
     for thing in sorted(objects, key=lambda o: -o.score):
-        seen[thing.label].append(thing)
+        seen[thing.label] += [thing] if len(seen[thing.label]) < MOST else []
     return seen
 
 
@@ -242,6 +268,23 @@ def _misplaced(found: list[Object], need: Json, groups: list[list[Object] | None
 
 def _surplus(found: int, limit: Json) -> str | None:
     return f"expected fewer than {limit['count']} {limit['class']}, found {found}" if found >= limit["count"] else None
+
+
+def verdict(image: Tensor, row: Json, detector: Detector, namer: Namer | None = None) -> tuple[bool, str]:
+    """Whether one uint8 (3, H, W) image meets its row, and why not; `namer` for a detector that sees no colours."""
+    least = detector.threshold_for(row)
+    objects = [thing for thing in detector.detect(image) if thing.score > least]
+    return judge_row(objects if namer is None else _named(image, objects, row, namer), row)
+
+
+def _named(image: Tensor, objects: list[Object], row: Json, namer: Namer) -> list[Object]:
+    """With colours where the row asks for one, of as many of a class as the rule looks at."""
+    asked = [(need["class"], need["count"]) for need in row["include"] if "color" in need]
+    found = []
+    for label, group in _by_class(objects).items():
+        n = max((count for name, count in asked if name == label), default=0)
+        found += [*namer(image, group[:n]), *group[n:]]
+    return found
 
 
 # --- summary --------------------------------------------------------------------------------------------------------
@@ -305,12 +348,13 @@ def evaluate_geneval(
     for first in range(0, len(owners), batch):
         part = owners[first : first + batch]
         images = _checked(sample([rows[i]["prompt"] for i in part], list(range(first, first + len(part)))), len(part))
-        verdicts += [judge_row(detector.detect(image), rows[i]) for image, i in zip(images, part, strict=True)]
-    outcomes = [_outcome(row, verdicts[i * images_per_prompt :][:images_per_prompt]) for i, row in enumerate(rows)]
+        verdicts += [verdict(image, rows[i], detector) for image, i in zip(images, part, strict=True)]
+    outcomes = [outcome(row, verdicts[i * images_per_prompt :][:images_per_prompt]) for i, row in enumerate(rows)]
     return {**summarise(outcomes, seed=seed), "images_per_prompt": images_per_prompt, "outcomes": outcomes}
 
 
-def _outcome(row: Json, verdicts: list[tuple[bool, str]]) -> Json:
+def outcome(row: Json, verdicts: Sequence[tuple[bool, str]]) -> Json:
+    """What became of one row's images: {"tag", "prompt", "correct", "reasons"}."""
     return {
         "tag": row["tag"],
         "prompt": row["prompt"],

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from sana_lab.data.scenes import BACKGROUND, COLORS, PALETTE, SHAPES, draw, least_share, scenes
-from sana_lab.types import Object
+from sana_lab.evaluation.detectors import Detector
+from sana_lab.types import Json, Object
 
 Float = NDArray[np.float64]
 Int = NDArray[np.int64]
@@ -47,8 +48,12 @@ class Regions(NamedTuple):
     features: Float  # (N, F)
 
 
-class ShapesJudge:
+class ShapesJudge(Detector):
     """Finds the world's objects in a picture: label, box, colour, and as score the share of the picture covered."""
+
+    labels = SHAPES
+    title = "shapes"
+    names_colors = True
 
     def detect(self, image: Tensor | NDArray[np.uint8]) -> list[Object]:
         """The objects in a uint8 (3, H, W) image, largest first. Forms that are none of SHAPES are left out."""
@@ -62,6 +67,9 @@ class ShapesJudge:
             Object(SHAPES[names[i]], _tuple(found.box[i] * scale), float(found.area[i] / whole), COLORS[found.color[i]])
             for i in order
         ]
+
+    def identity(self) -> Json:
+        return {"detector": "shapes", "side": SIDE, "limit": LIMIT}
 
 
 def classify(features: Float) -> tuple[Int, Float]:

@@ -6,10 +6,11 @@ Where all outcomes agree the bootstrap has no width: read it beside n.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Strata = Mapping[str, Sequence[Sequence[float]]]
 """stratum -> clusters -> outcomes"""
@@ -46,6 +47,26 @@ def paired_difference(a: Strata, b: Strata, *, level: float = 0.95, resamples: i
     picks = _picks(a, resamples, seed)
     value = _overall(a, _all(a))[0] - _overall(b, _all(b))[0]
     return _estimate(value, _overall(a, picks) - _overall(b, picks), level, sum(map(len, a.values())))
+
+
+def jackknife(value: float, influences: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """A statistic and its normal interval from how much each of n values moves it: +- z deviation / sqrt(n)."""
+    moves = np.asarray(influences, np.float64)
+    half = _z(level) * float(moves.std(ddof=1)) / len(moves) ** 0.5
+    return Estimate(value, value - half, value + half, len(moves))
+
+
+def wilson(outcomes: ArrayLike, *, level: float = 0.95) -> Estimate:
+    """The share of outcomes (zeros and ones) that are one, with Wilson's interval, which has a width at 0 and 1 too."""
+    found = np.asarray(outcomes, np.float64)
+    n, share, z2 = len(found), float(found.mean()), _z(level) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = (z2 * (share * (1 - share) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
+    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def _z(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _check(strata: Strata) -> None:

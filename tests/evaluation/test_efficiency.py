@@ -7,17 +7,28 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from sana_lab.evaluation.efficiency import (
     Comparison,
+    Energy,
+    Percentile,
+    Samples,
     Timing,
+    clock_of,
     compare,
+    cuda_clock,
+    energy,
+    enough_for,
+    host_clock,
     interleave,
     measure,
     median_interval,
     peak_memory,
     quantile,
+    quantile_interval,
+    sample,
     thread_clock,
 )
 
@@ -92,6 +103,78 @@ def test_median_interval_of_few_samples_is_their_range():
     assert median_interval([5.0]) == (5.0, 5.0)
 
 
+@pytest.mark.parametrize(("n", "q"), [(30, 0.9), (400, 0.99), (400, 0.5), (3000, 0.99)])
+def test_a_quantiles_interval_is_the_narrowest_that_covers(n: int, q: float):
+    """Each tail against scipy's binomial: of the ranks 1 ... n, how surely the quantile lies beyond."""
+    low, high = quantile_interval([float(v) for v in range(1, n + 1)], q)
+    assert low is not None
+    assert binom.cdf(low - 1, n, q) <= 0.025 < binom.cdf(low, n, q)
+    if high is None:
+        assert q**n > 0.025
+    else:
+        assert binom.sf(high - 1, n, q) <= 0.025 < binom.sf(high - 2, n, q)
+
+
+def test_a_quantiles_interval_covers_in_draws():
+    random = np.random.default_rng(0)
+    true = -np.log(0.1)  # the 90 % quantile of an exponential
+    found = [quantile_interval(random.exponential(size=100).tolist(), 0.9) for _ in range(600)]
+    assert 0.94 < np.mean([low <= true <= high for low, high in found]) < 0.99
+
+
+@pytest.mark.parametrize(("q", "n"), [(0.5, 6), (0.9, 36), (0.99, 368)])
+def test_how_many_samples_bound_a_quantile(q: float, n: int):
+    values = np.random.default_rng(0).random(n).tolist()
+    assert enough_for(q) == n
+    assert quantile_interval(values, q)[1] == max(values)
+    assert quantile_interval(values[1:], q)[1] is None
+
+
+def test_a_percentile_that_so_few_samples_cannot_say():
+    values = [float(v) for v in range(1, 31)]
+    assert Percentile.of(values, 0.5) == (15.5, 10.0, 21.0)
+    assert Percentile.of(values, 0.9) == (quantile(values, 0.9), 23.0, None)
+    assert Percentile.of(values, 0.99) == (None, 27.0, None)
+    assert Percentile.of([2.0], 0.5) == (2.0, None, None)
+
+
+class Clock:
+    """Says what it was told to, and runs the call."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = iter(seconds)
+
+    def __call__(self, call):
+        call()
+        return next(self.seconds), None
+
+
+def test_the_first_call_stands_apart():
+    found = sample({"": lambda: None}, 2, 3, "cpu", Clock(9.0, 4.0, 1.0, 2.0, 3.0))[""]
+    assert found == Samples((1.0, 2.0, 3.0), (), 9.0)
+    assert found.timing.median_s == 2
+    assert sample({"": lambda: None}, 0, 1, "cpu", Clock(9.0))[""] == Samples((9.0,), (), None)
+
+
+def test_energy_is_the_counters_over_calls_that_fill_the_time():
+    """0.4 s a call: three calls fill a second; the counter stands at 100 J before and at 130 J after."""
+    counter, calls = iter([100.0, 130.0]), []
+    found = energy(lambda: calls.append(1), lambda: next(counter), 1.0, Clock(*[0.4] * 5))
+    assert found == Energy(10.0, 3, pytest.approx(1.2))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("readings", [[None, None], [5.0, None], [5.0, 5.0]])
+def test_no_energy_without_a_counter_that_moves(readings):
+    counter = iter(readings)
+    assert energy(lambda: None, lambda: next(counter), 0.0, Clock(1.0)) is None
+
+
+def test_clocks_by_device():
+    assert clock_of("cpu") is host_clock
+    assert clock_of("cuda:1") is cuda_clock
+
+
 def test_a_ratio_of_medians():
     found = Comparison.of(Timing.of([6.0, 6.0, 9.0]), Timing.of([3.0]), Timing.of([6.3, 6.2, 6.2]))
     assert found.ratio == 2
@@ -136,7 +219,7 @@ def test_peak_of_a_known_pattern_of_allocations():
     assert memory.peak_bytes == 12 * MIB
     assert memory.resident_bytes == 0
     assert memory.reserved_bytes is None
-    assert memory.peak_mib == 12
+    assert (memory.peak_mib, memory.resident_mib, memory.reserved_mib) == (12, 0, None)
 
 
 def test_a_view_and_an_update_in_place_allocate_nothing():

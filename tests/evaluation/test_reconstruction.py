@@ -1,16 +1,20 @@
 """PSNR and SSIM against their definitions, scikit-image and torchmetrics."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sana_lab.autoencoders import Autoencoder
-from sana_lab.evaluation import reconstruction
+from sana_lab.autoencoders import Autoencoder, losses
+from sana_lab.evaluation import Extractor, reconstruction, worst
+from sana_lab.evaluation.reconstruction import Suite, evaluate_folder
 from sana_lab.types import Batch
 
 
@@ -28,6 +32,31 @@ class Quantiser(Autoencoder):
 
     def reconstruct(self, z):
         return z / self.levels
+
+
+class Blocks(Quantiser):
+    """The same, but it takes multiples of 8 pixels only, and keeps the size of what it was given."""
+
+    def __init__(self, levels: float = 8.0) -> None:
+        super().__init__(levels)
+        self.downsample = 8
+        self.sizes: list[tuple[int, ...]] = []
+
+    def posterior(self, images):
+        self.sizes.append(tuple(images.shape))
+        return super().posterior(images)
+
+
+class Means(Extractor):
+    """The mean of each colour in each quarter of the image."""
+
+    dim = 12
+
+    def features(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+    def identity(self):
+        return {"extractor": "means", "resize": "none"}
 
 
 def pairs(noise: float, size: tuple[int, int] = (40, 33), count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,3 +189,166 @@ def test_nothing_to_measure():
         reconstruction.evaluate_reconstruction(Quantiser(), [])
     with pytest.raises(ValueError, match="latents only"):
         reconstruction.evaluate_reconstruction(Quantiser(), [Batch(None, ["x"], torch.zeros(1, 4, 8, 8))])
+
+
+# --- folders of any size, more measures, worst cases
+
+
+def photographs(folder: Path, sizes: list[tuple[int, int]], noise: float = 40.0) -> list[np.ndarray]:
+    """PNGs a.png, b.png ... of these (height, width); smooth, with noise that no two share."""
+    folder.mkdir(exist_ok=True)
+    images = [pairs(noise, size, k + 1)[1][k].permute(1, 2, 0).numpy() for k, size in enumerate(sizes)]
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{chr(97 + k)}.png")
+    return images
+
+
+def test_a_folder_of_mixed_sizes_is_scored_on_its_own_pixels(tmp_path: Path):
+    sizes = [(16, 24), (16, 24), (16, 24), (21, 30), (16, 24)]
+    images = photographs(tmp_path, sizes)
+    autoencoder = Blocks()
+    found = evaluate_folder(autoencoder, tmp_path, batch=2)
+    assert autoencoder.sizes == [(2, 3, 16, 24), (1, 3, 16, 24), (1, 3, 24, 32), (1, 3, 16, 24)]
+    assert found["names"] == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    assert (found["n"], found["skipped"]) == (5, {})
+    assert "up to a multiple of 8" in found["settings"]["padding"]
+    for k, image in enumerate(images):
+        given = torch.from_numpy(image).float() / 127.5 - 1
+        restored = reconstruction.to_uint8((given * 8).round() / 8).numpy()
+        expected = peak_signal_noise_ratio(image, restored, data_range=255)
+        assert found["per_image"]["psnr"][k] == pytest.approx(expected, abs=1e-9)
+
+
+def test_padding_repeats_the_edge_and_leaves_multiples_alone():
+    images = torch.arange(6.0).view(1, 1, 2, 3)
+    expected = torch.tensor([[0.0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]])
+    assert torch.equal(reconstruction.padded(images, 4)[0, 0], expected)
+    assert torch.equal(reconstruction.padded(images[..., :2], 2), images[..., :2])
+
+
+def test_a_folders_results_do_not_depend_on_the_batch(tmp_path: Path):
+    photographs(tmp_path, [(16, 16)] * 5)
+    suite = Suite(extractor=Means(), worst=2)
+    one, many = (evaluate_folder(Blocks(), tmp_path, suite=suite, batch=b) for b in (1, 4))
+    for name in ("psnr", "ssim", "rfid"):
+        assert one["per_image"][name] == pytest.approx(many["per_image"][name], abs=1e-9)
+    assert one["worst"] == many["worst"]
+
+
+def test_files_that_cannot_be_measured_are_named_and_counted(tmp_path: Path):
+    photographs(tmp_path, [(16, 16)] * 3 + [(16, 9)])
+    (tmp_path / "e.jpg").write_bytes(b"not a picture")
+    (tmp_path / "notes.txt").write_text("no image file, so nobody asks")
+    found = evaluate_folder(Blocks(), tmp_path, tolerated=0.4)
+    assert found["n"] == 3
+    assert found["skipped"]["d.png"] == "9x16, below the 11 pixels a side needed"
+    assert found["skipped"]["e.jpg"] == "not an image that Pillow knows"
+    with pytest.raises(ValueError, match=r"2 of 5 files, more than 30%.*'d.png' .*'e.jpg'"):
+        evaluate_folder(Blocks(), tmp_path, tolerated=0.3)
+
+
+def test_folders_without_images(tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no image files"):
+        evaluate_folder(Blocks(), tmp_path)
+    with pytest.raises(ValueError, match="is no folder"):
+        evaluate_folder(Blocks(), tmp_path / "elsewhere")
+
+
+def test_rfid_is_the_distance_of_gaussians(tmp_path: Path):
+    """Against scipy's matrix square root, and the same in both directions."""
+    images = torch.randn(60, 5, dtype=torch.float64)
+    others = images @ torch.randn(5, 5, dtype=torch.float64) + 0.3
+    estimate, each = reconstruction.rfid(images, others)
+    a, b = (np.cov(x.numpy(), rowvar=False) for x in (images, others))
+    apart = ((images.mean(0) - others.mean(0)) ** 2).sum().item()
+    expected = apart + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert estimate.value == pytest.approx(expected, rel=1e-8)
+    assert reconstruction.rfid(others, images)[0].value == pytest.approx(expected, rel=1e-8)
+    assert np.mean(each) == pytest.approx(expected)
+    assert estimate.low < expected < estimate.high
+
+
+def test_rfids_interval_is_that_of_drawing_pairs_again():
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(400, 4, generator=generator, dtype=torch.float64)
+    others = images * 1.5 + 0.2 * torch.randn(400, 4, generator=generator, dtype=torch.float64) + 0.1
+    estimate, _ = reconstruction.rfid(images, others)
+    picks = [torch.randint(400, (400,), generator=generator) for _ in range(200)]
+    draws = [reconstruction.rfid(images[p], others[p])[0].value for p in picks]
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * np.std(draws), rel=0.2)
+
+
+def test_the_whole_suite_on_a_folder(tmp_path: Path):
+    photographs(tmp_path, [(32, 40)] * 6)
+    torch.save({f"features.{k}": v for k, v in alexnet().state_dict().items()}, tmp_path / "alexnet.pth")
+    lpips = losses.Lpips(tmp_path / "alexnet.pth", "alex")
+    suite = Suite(lpips, Means(), 2, tmp_path / "worst" / "cases.png")
+    rough, fine = (evaluate_folder(Blocks(levels), tmp_path, suite=suite) for levels in (2.0, 16.0))
+    assert fine["psnr"] > rough["psnr"]
+    for name in ("lpips", "rfid"):
+        assert fine[name] < rough[name]
+        low, high = rough[f"{name}_interval"]
+        assert low < rough[name] < high
+        assert len(rough["per_image"][name]) == 6
+        assert np.mean(rough["per_image"][name]) == pytest.approx(rough[name])
+    settings = rough["settings"]
+    assert settings["lpips"]["net"] == "alex"
+    assert len(settings["lpips"]["weights_sha256"]) == 64
+    assert settings["rfid"]["extractor"] == "means"
+    assert settings["rfid"]["features_kept_mib"] == pytest.approx(2 * 6 * 12 * 4 / 2**20)
+    assert [line.split()[0] for line in reconstruction.lines(rough)] == ["PSNR", "SSIM", "LPIPS", "rFID"]
+
+
+def alexnet() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(layer for stage in losses.alex_stages() for layer in stage))
+
+
+def test_lpips_on_images_that_are_too_small_for_it(tmp_path: Path):
+    photographs(tmp_path, [(30, 40)])
+    torch.save({f"features.{k}": v for k, v in alexnet().state_dict().items()}, tmp_path / "alexnet.pth")
+    with pytest.raises(ValueError, match="40x30, below the 31 pixels"):
+        evaluate_folder(Blocks(), tmp_path, suite=Suite(losses.Lpips(tmp_path / "alexnet.pth", "alex")))
+
+
+def test_the_worst_cases_are_drawn_with_their_names(tmp_path: Path):
+    images = photographs(tmp_path, [(16, 24), (40, 20), (16, 24)])
+    found = evaluate_folder(Blocks(4.0), tmp_path, suite=Suite(worst=2, picture=tmp_path / "worst.png"))
+    order = np.argsort(found["per_image"]["psnr"])
+    assert [case["name"] for case in found["worst"]] == [found["names"][k] for k in order[:2]]
+    assert [case["psnr"] for case in found["worst"]] == sorted(found["per_image"]["psnr"])[:2]
+    drawn = np.asarray(Image.open(tmp_path / "worst.png"))
+    first = images[order[0]]
+    height, width, _ = first.shape
+    other = drawn[:height, width + worst.GAP : 2 * width + worst.GAP]
+    apart = drawn[:height, 2 * (width + worst.GAP) : 3 * width + 2 * worst.GAP]
+    assert np.array_equal(drawn[:height, :width], first)
+    assert peak_signal_noise_ratio(first, other, data_range=255) == pytest.approx(found["worst"][0]["psnr"])
+    assert np.array_equal(apart, np.clip(4 * np.abs(first.astype(int) - other), 0, 255))
+    assert (drawn[height : height + worst.LINE, :100] < 128).any()  # the name
+
+
+def test_large_cases_are_scaled_down_and_strange_names_are_written():
+    image = torch.zeros(3, 600, 1500, dtype=torch.uint8)
+    row = worst.row(worst.Case(12.3, "folder/見る é.png", image, image + 90))
+    assert row.width == 3 * (512 + worst.GAP)
+    assert "folder/?? é.png   12.30 dB" in worst.caption(worst.Case(12.3, "folder/見る é.png", image, image))
+    assert worst.difference(image, image + 90).max() == 255
+
+
+def test_many_images_have_a_normal_interval():
+    values = np.random.default_rng(0).normal(30, 4, 6000).tolist()
+    found, drawn = reconstruction._mean(values), reconstruction._mean(values[:5000])
+    assert found.value == pytest.approx(np.mean(values))
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 4 / 6000**0.5, rel=0.05)
+    assert drawn.high - drawn.low == pytest.approx(2 * 1.96 * 4 / 5000**0.5, rel=0.1)
+
+
+def test_half_precision_autoencoders_are_measured_in_theirs():
+    autoencoder = Quantiser().to(torch.bfloat16)
+    assert reconstruction.evaluate_reconstruction(autoencoder, batches(4, 2))["settings"]["dtype"] == "bfloat16"
+
+
+def test_two_images_at_least_for_rfid():
+    with pytest.raises(ValueError, match="at least two images; given 1"):
+        reconstruction.evaluate_reconstruction(Quantiser(), batches(1, 1), suite=Suite(extractor=Means()))

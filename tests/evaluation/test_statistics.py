@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sana_lab.evaluation.statistics import bootstrap_mean, cluster_bootstrap, paired_difference
+from sana_lab.evaluation.statistics import bootstrap_mean, cluster_bootstrap, jackknife, paired_difference, wilson
 
 
 def test_mean_interval_is_that_of_the_normal_law_for_many_values() -> None:
@@ -83,3 +83,17 @@ def test_nothing_to_average_is_refused() -> None:
         cluster_bootstrap({"a": [[1.0]], "b": []})
     with pytest.raises(ValueError, match="same prompts"):
         paired_difference({"a": [[1.0]]}, {"a": [[1.0], [0.0]]})
+
+
+def test_jackknife_is_the_normal_interval_of_a_mean() -> None:
+    values = np.random.default_rng(7).normal(5, 2, 400)
+    estimate = jackknife(float(values.mean()), values - values.mean())
+    half = 1.959964 * values.std(ddof=1) / 20
+    assert estimate == pytest.approx((values.mean(), values.mean() - half, values.mean() + half, 400))
+
+
+@pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.2775), (5, 0.2366, 0.7634), (10, 0.7225, 1.0)])
+def test_wilson_has_a_width_at_its_ends_too(right: int, low: float, high: float) -> None:
+    """Ten outcomes, against the published table."""
+    estimate = wilson([1] * right + [0] * (10 - right))
+    assert estimate == pytest.approx((right / 10, low, high, 10), abs=1e-4)

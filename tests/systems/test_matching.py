@@ -15,8 +15,8 @@ from sana_lab.train import check
 from sana_lab.types import Text
 
 TEXT = Text(torch.zeros(5, 1, 8), torch.ones(5, 1, dtype=torch.bool))
-SMALL = [
-    "system.dit={name: sana, dim: 32, depth: 1, cross_heads: 2}",
+SMALL = [  # a head of zeros would hide what the network read
+    "system.dit={name: sana, dim: 32, depth: 1, cross_heads: 2, zero_head: false}",
     "system.autoencoder={name: vae, widths: [8, 8, 8, 8], groups: 2, depth: 1}",
     "system.text_encoder={name: llm, width: 32, layers: 1, heads: 2, max_tokens: 16}",
 ]
