@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from sana_lab.evaluation.extractors import sha256
 from sana_lab.parts import SpecError, nearest
 from sana_lab.text.load import load_network, read_config
 from sana_lab.types import Json
@@ -59,8 +60,3 @@ def _check_folder(folder: str, model_type: str) -> None:
     if not place.is_dir():
         near = nearest(place.name, (p.name for p in place.parent.glob("*/")))
         raise SpecError(f"there is no folder {folder!r} with a {model_type} model; {near}")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

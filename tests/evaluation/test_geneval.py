@@ -13,17 +13,22 @@ from torch import Tensor
 
 from sana_lab.config import EvaluationOptions
 from sana_lab.data import scenes as world
+from sana_lab.evaluation.detectors import Detector
 from sana_lab.evaluation.geneval import (
     TASKS,
     check_rows,
+    coco_classes,
     evaluate_geneval,
+    find_prompts,
     judge_row,
     prompts,
     read_rows,
     relations,
     summarise,
+    verdict,
 )
 from sana_lab.evaluation.judge import ShapesJudge
+from sana_lab.parts import SpecError
 from sana_lab.types import Json, Object
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -40,6 +45,8 @@ def lines(rows: list[Json]) -> str:
 def test_geneval_itself_comes_out_to_the_byte() -> None:
     classes = (EVAL / "prompts" / "geneval_classes.txt").read_text().splitlines()
     rows = prompts(100, 43, classes, colorless=True, top_up=False)
+    assert (EVAL / "prompts" / "geneval.jsonl").read_bytes() == lines(rows).encode()
+    assert classes == coco_classes()
     assert hashlib.sha256(lines(rows).encode()).hexdigest() == PUBLISHED
     tags = Counter(row["tag"] for row in rows)
     assert [tags[task] for task in TASKS] == [80, 99, 80, 94, 100, 100]
@@ -86,6 +93,19 @@ def test_rows_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(lines(prompts(5)))
     assert read_rows(path) == prompts(5)
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(lines(prompts(1))[:200] + "\n{oops\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl, line \d is no JSON"):
+        read_rows(path)
+
+
+def test_prompts_are_found_by_name() -> None:
+    assert len(read_rows(find_prompts("geneval.jsonl"))) == 553
+    with pytest.raises(SpecError, match=r"no file of prompts 'genevel.jsonl'; did you mean 'geneval.jsonl'"):
+        find_prompts("genevel.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +230,126 @@ def test_a_target_of_the_wrong_color_is_no_target() -> None:
     right, reason = judge_row([thing("circle", 10, 30), thing("square", 50, 30, color="red")], row)
     assert not right
     assert reason.endswith("no target for circle to be left of")
+
+
+def relation_by_hand(a: Object, b: Object) -> list[str]:
+    """Side by side with numbers only: the offset of middles, shrunk by a tenth of both sides, over the whole offset."""
+    ax, ay, bx, by = ((o.box[i] + o.box[i + 2]) / 2 for o in (a, b) for i in (0, 1))
+    dx, dy = ax - bx, ay - by
+    widths = [o.box[2] - o.box[0] for o in (a, b)]
+    heights = [o.box[3] - o.box[1] for o in (a, b)]
+    left = max(abs(dx) - 0.1 * sum(widths), 0) * (1 if dx > 0 else -1)
+    top = max(abs(dy) - 0.1 * sum(heights), 0) * (1 if dy > 0 else -1)
+    if abs(left) < 1e-3 and abs(top) < 1e-3:
+        return []
+    length = (dx * dx + dy * dy) ** 0.5
+    found = ["left of"] if left / length < -0.5 else []
+    found += ["right of"] if left / length > 0.5 else []
+    found += ["above"] if top / length < -0.5 else []
+    return found + (["below"] if top / length > 0.5 else [])
+
+
+def right_by_hand(objects: list[Object], row: Json) -> bool:
+    """The published rule again, from its description, class by class."""
+    seen: dict[str, list[Object]] = {}
+    for o in objects:
+        seen.setdefault(o.label, []).append(o)
+    for group in seen.values():
+        group.sort(key=lambda o: o.score, reverse=True)
+        del group[16:]
+    matched: list[list[Object]] = []
+    correct = True
+    for need in row["include"]:
+        found = seen.get(need["class"], [])[: need["count"]]
+        ok = len(found) >= need["count"]
+        if ok and "color" in need:
+            ok = [o.color for o in found].count(need["color"]) >= need["count"]
+        if ok and "position" in need:
+            where, target = need["position"]
+            ok = bool(matched[target]) and all(where in relation_by_hand(a, b) for a in found for b in matched[target])
+        matched.append(found if ok else [])
+        correct = correct and ok
+    for limit in row.get("exclude", []):
+        correct = correct and len(seen.get(limit["class"], [])) < limit["count"]
+    return correct
+
+
+def random_scene(rng: np.random.Generator, row: Json) -> list[Object]:
+    """Mostly what the row names, in the colours it names, so that about half of the scenes are right."""
+    needs = [need for need in row["include"] for _ in range(need["count"])]
+    kept = [need for need in needs if rng.random() < 0.93]
+    kept += [needs[rng.integers(len(needs))] for _ in range(rng.choice([0, 0, 0, 1, 3]))]
+    objects = []
+    for need in kept:
+        label = need["class"] if rng.random() < 0.97 else str(rng.choice(world.SHAPES))
+        color = need.get("color") if rng.random() < 0.93 else str(rng.choice(world.COLORS))
+        x, y = rng.uniform(0, 64, 2)
+        if rng.random() < 0.7 and "position" in need:  # where it should be, as seen from the middle
+            dx, dy = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[need["position"][0]]
+            x, y = 32 + 25 * dx, 32 + 25 * dy
+        elif row["tag"] == "position" and rng.random() < 0.7:
+            x, y = 32.0, 32.0
+        w, h = rng.uniform(1, 20, 2)
+        objects.append(Object(label, (x, y, x + w, y + h), float(rng.choice([0.2, 0.5, rng.random()])), color))
+    return objects
+
+
+def test_decisions_are_the_published_rules_on_12_000_random_scenes() -> None:
+    rng, rows = np.random.default_rng(1), prompts(40)
+    outcomes: dict[str, list[bool]] = {task: [] for task in TASKS}
+    for i in range(12_000):
+        row = rows[i % len(rows)]
+        objects = random_scene(rng, row)
+        right = judge_row(objects, row)[0]
+        assert right == right_by_hand(objects, row), (row, objects)
+        outcomes[row["tag"]].append(right)
+    assert all(0.2 < np.mean(found) < 0.95 for found in outcomes.values())
+
+
+def test_no_more_than_16_of_a_class_are_looked_at() -> None:
+    many = {
+        "tag": "counting",
+        "include": [{"class": "circle", "count": 16}],
+        "exclude": [{"class": "circle", "count": 17}],
+    }
+    assert judge_row([thing("circle")] * 40, many)[0]
+
+
+class Scripted(Detector):
+    """Sees what it is told to."""
+
+    labels, title, threshold, counting_threshold = ("circle", "square"), "scripted", 0.3, 0.9
+
+    def __init__(self, objects: list[Object]) -> None:
+        self.objects = objects
+
+    def detect(self, image: Tensor) -> list[Object]:
+        return self.objects
+
+    def identity(self) -> Json:
+        return {}
+
+
+def test_thresholds_are_the_tasks_own() -> None:
+    image, circles = torch.zeros(3, 8, 8), [thing("circle", score=s) for s in (0.95, 0.91, 0.91, 0.9, 0.3)]
+    assert verdict(image, THREE, Scripted(circles)) == (True, "")
+    one = {"tag": "single_object", "include": [{"class": "circle", "count": 4}]}
+    assert verdict(image, one, Scripted(circles))[0]
+    assert not verdict(image, {**one, "include": [{"class": "circle", "count": 5}]}, Scripted(circles))[0]
+
+
+def test_colors_are_asked_for_what_the_rule_looks_at_and_no_more() -> None:
+    asked: list[Object] = []
+
+    def namer(image: Tensor, things: list[Object]) -> list[Object]:
+        asked.extend(things)
+        return [o._replace(color="red") for o in things]
+
+    objects = [thing("circle", score=0.5), thing("circle", score=0.8), thing("square", score=0.9)]
+    assert verdict(torch.zeros(3, 8, 8), RED_CIRCLE, Scripted(objects), namer) == (True, "")
+    assert asked == [objects[1]]
+    assert verdict(torch.zeros(3, 8, 8), TWO, Scripted(objects), namer) == (True, "")
+    assert asked == [objects[1]]
 
 
 # --- summary --------------------------------------------------------------------------------------------------------
