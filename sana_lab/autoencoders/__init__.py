@@ -1,9 +1,14 @@
 """Interface of the autoencoders: images to normalised latents and back."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Normalise = Literal["affine", "scale"]
+"""How latents are normalised: by mean and deviation of each channel, or by its root mean square alone, which the
+convolutions beside it can take in exactly, at borders too (`export`)."""
 
 
 class Autoencoder(nn.Module, ABC):
@@ -61,7 +66,9 @@ class Autoencoder(nn.Module, ABC):
         return vector.to(like.dtype)[:, None, None]
 
     @torch.no_grad()
-    def fit_normalisation(self, z: Tensor) -> None:
-        """Set shift and scale from raw latents (n, channels, h, w), so that each channel has mean 0 and deviation 1."""
-        self.shift.copy_(z.float().mean((0, 2, 3)))
-        self.scale.copy_(1 / z.float().std((0, 2, 3)).clamp(min=1e-6))
+    def fit_normalisation(self, z: Tensor, normalise: Normalise = "affine") -> None:
+        """Set shift and scale from raw latents (n, channels, h, w), so that each channel has mean 0 and deviation 1, or
+        for `scale` no shift and mean square 1."""
+        z = z.float().transpose(0, 1).flatten(1)
+        self.shift.copy_(z.mean(1) if normalise == "affine" else torch.zeros(len(z)))
+        self.scale.copy_(1 / (z - self.shift[:, None]).square().mean(1).sqrt().clamp(min=1e-6))

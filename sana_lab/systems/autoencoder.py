@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab import parts
-from sana_lab.autoencoders import Autoencoder
+from sana_lab.autoencoders import Autoencoder, Normalise
 from sana_lab.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.diffusion.sampling import generator
@@ -50,12 +50,14 @@ class AutoencoderSystem(L.LightningModule):
         schedule: Schedule = "cosine",
         ema: float = 0.999,
         seed: Annotated[int, AsBefore(0)] = 0,
+        normalise: Annotated[Normalise, AsBefore("affine")] = "affine",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.l1, self.l2, self.kl, self.latent_noise = l1, l2, kl, latent_noise
         self.perceptual, self.adversarial, self.adversarial_start = lpips, adversarial, adversarial_start
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
+        self.normalise: Normalise = normalise
         self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
@@ -121,7 +123,7 @@ class AutoencoderSystem(L.LightningModule):
     def on_train_end(self) -> None:
         """Fit the latent normalisation to about a thousand training images."""
         with self.average.swapped(self.autoencoder):
-            self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)))
+            self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)), self.normalise)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["average"] = self.average.state()
