@@ -125,10 +125,11 @@ class Clip(nn.Module):
         ids, mask = (x.to(self.network.device) for x in padded(rows, padding(self.tokenizer)))
         return F.normalize(self.network.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
-    def cut(self, prompts: Sequence[str]) -> int:
-        """How many of the prompts are longer than what is read."""
+    def are_cut(self, prompts: Sequence[str]) -> list[bool]:
+        """Which of the prompts are longer than what is read."""
         rows = token_rows(self.tokenizer, prompts, self.max_tokens)
-        return len(tokens_cut(self.tokenizer, prompts, rows, self.max_tokens))
+        cut = tokens_cut(self.tokenizer, prompts, rows, self.max_tokens)
+        return [i in cut for i in range(len(prompts))]
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosine (B,) between each picture and its prompt."""
