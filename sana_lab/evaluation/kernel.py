@@ -1,8 +1,9 @@
 """Squared maximum mean discrepancy of two sets of features: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
 
-The full two-sample U-statistic, which is unbiased at every n: about 0 where both distributions are the same, also below.
+The full two-sample U-statistic, unbiased at every n: about 0 where both distributions are the same, and below as well.
 Nothing is drawn at random. Its standard error counts both samples and both orders of its variance, so that it holds
-also there; there it goes with the value itself, so to ask whether two distributions differ take `z`. Kernels leave out a constant, which takes no part in a discrepancy but would round it.
+there too; but there it goes with the value itself, so ask `z` whether two distributions differ. Kernels leave out a
+constant, which takes no part in a discrepancy but would round it.
 Shapes: n rows measured and m of the reference, D features.
 """
 

@@ -1,0 +1,24 @@
+"""What turns images into features: released networks from local files, and a callable of one's own."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def place(device: str) -> torch.device:
+    """The device that a name means; `auto` is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def standardised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """[0, 255] (B, 3, h, w) to what a network was trained on: each colour less its mean, over its deviation."""
+    centre, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
+    return (pixels / 255 - centre) / scale
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,49 @@
+"""DINOv2 (arXiv 2304.07193) from a transformers folder; FD-DINOv2 (arXiv 2306.04675) takes its ViT-L/14."""
+
+from typing import Annotated, final
+
+import torch
+from torch import Tensor
+from transformers import Dinov2Model
+
+from sana_lab.evaluation import Extractor, Resize, released
+from sana_lab.evaluation.extractors import place, standardised
+from sana_lab.evaluation.resize import resize
+from sana_lab.parts import RUNTIME
+from sana_lab.types import Json
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, red, green and blue in [0, 1]."""
+
+
+@final
+class Dinov2(Extractor):
+    """The class token after the last norm, of pictures at `size` pixels a side; `model` is a folder. SpecError."""
+
+    def __init__(
+        self,
+        model: str,
+        resize: Resize = "clean",
+        size: int = 224,
+        device: Annotated[str, RUNTIME] = "auto",
+    ) -> None:
+        self.resize: Resize = resize
+        self.size, self.device = size, place(device)
+        self.network = released.load(Dinov2Model, model, "dinov2").to(self.device)
+        self.dim = self.network.config.hidden_size
+        self.weights_sha256 = released.weights_sha256(model)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        pixels = standardised(resize(images.to(self.device), self.size, self.resize), MEAN, STD)
+        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+
+    def identity(self) -> Json:
+        return {
+            "extractor": "dinov2",
+            "weights_sha256": self.weights_sha256,
+            "layer": "class token",
+            "resize": self.resize,
+            "side": self.size,
+            "dtype": "float32",
+        }
