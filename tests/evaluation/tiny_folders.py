@@ -1,5 +1,6 @@
 """Tiny random networks in the real format: folders as transformers saves them, of the classes that real ones have."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -99,7 +100,7 @@ def owlv2(folder: Path) -> str:
 
 
 def blip(folder: Path) -> str:
-    """A BLIP for questions of the few WORDS."""
+    """A BLIP for questions of the few WORDS, whose answers change with question and colour."""
     torch.manual_seed(3)
     special = {"pad_token_id": 0, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
     text = {**TOWER, **special, "vocab_size": len(WORDS), "max_position_embeddings": 32, "encoder_hidden_size": 16}
@@ -107,16 +108,19 @@ def blip(folder: Path) -> str:
     network = BlipForQuestionAnswering(config)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(4) if parameter.ndim > 1 else None
+            parameter.mul_(32) if parameter.ndim > 1 else None
+        network.vision_model.embeddings.position_embedding.zero_()
+        network.vision_model.embeddings.patch_embedding.weight.mul_(100)
+        network.text_decoder.cls.predictions.bias[WORDS.index("no")] = 1.08
     network.save_pretrained(folder)
     BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's frame around the WORDS; others are spelled as unknown."""
-    ids = {word: i for i, word in enumerate(WORDS)}
+def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """BERT's frame around the words; others are unknown."""
+    ids = {word: i for i, word in enumerate(words)}
     core = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
     core.normalizer, core.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     frame = [(word, ids[word]) for word in ("[CLS]", "[SEP]")]

@@ -1,0 +1,67 @@
+"""BLIP (arXiv 2201.12086) for questions with yes or no. Legend: Q questions, P patches, L tokens, D width."""
+
+from collections.abc import Sequence
+from typing import Annotated, final
+
+import torch
+from torch import Tensor
+from transformers import BlipForQuestionAnswering, PreTrainedTokenizerFast
+
+from sana_lab.evaluation import released
+from sana_lab.evaluation.extractors import place
+from sana_lab.evaluation.vqa import Vqa
+from sana_lab.parts import RUNTIME, SpecError
+from sana_lab.text.load import load_tokenizer
+from sana_lab.text.tokenizer import padded, padding, token_rows
+from sana_lab.types import Json
+
+
+@final
+class Blip(Vqa):
+    """A BLIP that answers questions, from a transformers folder such as Salesforce/blip-vqa-base.
+
+    The answer is yes where "yes" is a likelier first word than "no". DPG-Bench's published numbers are of mPLUG-large,
+    another network: theirs and ours are not comparable.
+    """
+
+    def __init__(self, model: str, batch: int = 32, device: Annotated[str, RUNTIME] = "auto") -> None:
+        if batch < 1:
+            raise SpecError(f"batch is {batch}, expected at least 1")
+        self.network = released.load(BlipForQuestionAnswering, model, "blip").to(place(device))
+        self.processor, self.tokenizer, self.batch = released.load_processor(model), load_tokenizer(model), batch
+        self.words = [_word(self.tokenizer, word, model) for word in ("yes", "no")]
+        self.weights_sha256 = released.weights_sha256(model)
+
+    @torch.no_grad()
+    def answer(self, image: Tensor, questions: Sequence[str]) -> list[bool]:
+        pixels = released.prepared(self.processor, [image]).to(self.network.device)
+        patches = self.network.vision_model(pixels).last_hidden_state  # (1, P, D), once for all questions
+        groups = [questions[i : i + self.batch] for i in range(0, len(questions), self.batch)]
+        return [yes for group in groups for yes in self._yes(patches, group)]
+
+    def identity(self) -> Json:
+        return {
+            "vqa": "blip",
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": released.preprocessing(self.processor),
+            "rule": "yes is likelier than no as first word",
+            "dtype": "float32",
+        }
+
+    def _yes(self, patches: Tensor, questions: Sequence[str]) -> list[bool]:
+        room = self.network.config.text_config.max_position_embeddings
+        rows = token_rows(self.tokenizer, questions, room)
+        ids, mask = (x.to(patches.device) for x in padded(rows, padding(self.tokenizer)))
+        seen = {"encoder_hidden_states": patches.expand(len(ids), -1, -1)}
+        read = self.network.text_encoder(ids, mask.long(), **seen).last_hidden_state  # (Q, L, D)
+        begin = torch.full((len(ids), 1), self.network.decoder_start_token_id, device=ids.device)
+        asked = {"encoder_hidden_states": read, "encoder_attention_mask": mask.long()}
+        yes, no = self.network.text_decoder(begin, **asked).logits[:, -1, self.words].unbind(-1)
+        return (yes > no).tolist()
+
+
+def _word(tokenizer: PreTrainedTokenizerFast, word: str, model: str) -> int:
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise SpecError(f"the tokenizer of {model!r} has no word {word!r}; expected that of a BLIP")
+    return ids[0]
