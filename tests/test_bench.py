@@ -11,13 +11,21 @@ import torch
 from torch import nn
 
 from sana_lab import config
-from sana_lab.bench import bench, count_evaluations, evaluation_times, main, table
+from sana_lab.bench import bench, bench_peer, main, main_peer, table
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.evaluation import driver
 from sana_lab.parts import SpecError
+from sana_lab.systems import stages
+from sana_lab.systems.costs import compile_mode
+from sana_lab.systems.peer import Peer
+from sana_lab.systems.stages import count_evaluations, evaluation_times
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.text import TextEncoder
 from sana_lab.types import Text
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+"""diffusers' schedulers hand tensors to NumPy in a way that NumPy 2 is about to refuse."""
 
 DIM, DEPTH, CHANNELS, LENGTH, TEXT = 64, 2, 4, 12, 24
 
@@ -102,6 +110,9 @@ def test_peaks_hold_the_weights_of_all_stages(record: dict[str, Any]):
     weights = sum(t.numel() for t in held) * 4 / 2**20
     assert record["weights_mib"] == pytest.approx(weights)
     peaks = {name: stage["peak_mib"] for name, stage in record["stages"].items()}
+    for stage in record["stages"].values():
+        assert weights <= stage["resident_mib"] < stage["peak_mib"]
+        assert stage["reserved_mib"] is None  # the CPU has no allocator of PyTorch's own
     activation = 8 * 32 * 32 * 4 / 2**20  # the decoder's last width at full size
     assert peaks["decode"] > weights + 2 * activation
     assert peaks["total"] == max(peaks.values()) == record["peak_mib"]
@@ -120,6 +131,100 @@ def test_a_record_is_plain_data_with_its_definitions(record: dict[str, Any]):
     assert [line.split()[0] for line in text.splitlines()[2:6]] == ["text", "denoise", "decode", "total"]
 
 
+def test_percentiles_say_no_more_than_two_calls_can(record: dict[str, Any]):
+    for stage in record["stages"].values():
+        assert stage["n"] == 2
+        assert stage["p50"]["value"] == stage["latency_s"]
+        assert stage["p90"]["value"] is None
+        assert stage["p99"]["high"] is None
+    text = table(record)
+    assert "p50 6, p90 36, p99 368; here 2, too few for p50, p90, p99" in text
+
+
+def test_the_first_call_is_told_apart(record: dict[str, Any]):
+    firsts = [record["stages"][name]["first_s"] for name in ("text", "denoise", "decode", "total")]
+    assert all(first > 0 for first in firsts)
+    assert firsts[3] == pytest.approx(sum(firsts[:3]))
+
+
+def test_settings_hold_what_a_trustworthy_row_states(record: dict[str, Any]):
+    settings = record["settings"]
+    assert settings["dtype"] == settings["dtype"] | {"dit": "float32", "autoencoder": "float32"}
+    assert set(settings["compile"].values()) == {"eager"}
+    assert (settings["gpu"], settings["cuda"]) == (None, None)
+    assert "no energy counter" in settings["driver_missing"]
+    assert settings["rows_a_forward"] == "2 B"
+    assert (record["prompt_tokens"], record["text_tokens"]) == (LENGTH, LENGTH)
+    for key in ("cpu", "cores", "threads", "torch", "python", "platform", "sync", "inside", "warmup", "repeats"):
+        assert settings[key] is not None
+
+
+def test_compiled_networks_are_said_to_be():
+    net = system().dit
+    assert compile_mode(net) == "eager"
+    net.blocks[0]._compiled_call_impl = net.blocks[0].forward  # as `compile()` does, which imports for seconds
+    assert compile_mode(net) == "torch.compile"
+
+
+def test_a_sweep_over_batches():
+    found = bench(system(), Sampling("euler", 1), 16, repeats=1, most=3)
+    swept = found["sweep"]
+    assert [rung["batch"] for rung in swept["rungs"]] == [1, 2, 3]
+    assert swept["ended_by"] == "the limit given, 3"
+    assert swept["images_per_s"] == max(rung["images_per_s"] for rung in swept["rungs"])
+    peaks = [rung["peak_mib"] for rung in swept["rungs"]]
+    assert peaks == sorted(peaks)
+    assert json.loads(json.dumps(found)) == found
+    assert f"at batch {swept['batch']}; ended by the limit given, 3" in table(found)
+
+
+def test_a_sweep_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch):
+    net = system()
+    decode = net.autoencoder.decode
+
+    def full(latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("scripted")
+        return decode(latents)
+
+    monkeypatch.setattr(net.autoencoder, "decode", full)
+    found = bench(net, Sampling("euler", 1), 16, repeats=1, most=64)
+    assert [rung["batch"] for rung in found["sweep"]["rungs"]] == [1, 2]
+    assert found["sweep"]["ended_by"] == "out of memory at batch 4: scripted"
+
+
+class Meter:
+    """A driver whose counter moves by five joules each time it is read."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def joules(self) -> float:
+        self.read += 1
+        return 5.0 * self.read
+
+    def facts(self) -> dict[str, Any]:
+        return {"power_limit_w": 350}
+
+
+def test_energy_by_stage_where_the_driver_counts_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(driver, "find", lambda device: (Meter(), ""))
+    monkeypatch.setattr(stages, "clock_of", lambda device: lambda call: (call(), (1.0, None))[1])
+    found = bench(system(), Sampling("euler", 1), 16, repeats=1, energy_s=2.0)
+    used = {name: stage["energy_j"] for name, stage in found["stages"].items()}
+    assert used == {"text": 2.5, "denoise": 2.5, "decode": 2.5, "total": 2.5}
+    assert found["energy_j"] == 2.5
+    assert found["settings"]["gpu"] == {"power_limit_w": 350}
+    assert any("the driver's counter" in note for note in found["notes"])
+
+
+def test_no_energy_says_why(record: dict[str, Any]):
+    assert record["energy_j"] is None
+    assert "energy_j: not measured: not asked for" in record["notes"]
+    found = bench(system(), Sampling("euler", 1), 16, repeats=1, energy_s=1.0)
+    assert any("not measured: a cpu device has no energy counter" in note for note in found["notes"])
+
+
 def test_measured_steps_stand_for_all():
     found = bench(system(), Sampling("euler", 40, 1.0), 16, repeats=2, measured_steps=3)
     stages = found["stages"]
@@ -128,6 +233,8 @@ def test_measured_steps_stand_for_all():
     )
     assert any("median of 3 evaluations times 40" in note for note in found["notes"])
     assert any("without guidance" in note for note in found["notes"][2:])
+    assert "p90" in stages["text"]
+    assert "p90" not in stages["denoise"]
 
 
 def test_a_batch_needs_more_memory_and_leaves_macs_alone():
@@ -216,3 +323,51 @@ def test_the_verb_refuses_before_it_measures(tmp_path: Path):
     alone = complete({"name": "autoencoder", "autoencoder": "vae"})
     with pytest.raises(SpecError, match="trains 'autoencoder'"):
         main(alone, size=None, batch=1, repeats=1, json_file=None)
+
+
+# --- peers
+
+
+@pytest.fixture(scope="module")
+def peer_record() -> dict[str, Any]:
+    import peers
+
+    peer = Peer(peers.sana_pipeline())
+    return bench_peer(peer, 32, steps=2, guidance=4.5, repeats=1, batch=2, most=2)
+
+
+def test_a_peers_record_has_the_same_columns(peer_record: dict[str, Any], record: dict[str, Any]):
+    assert peer_record.keys() - {"sweep"} <= record.keys()
+    assert peer_record["stages"].keys() == record["stages"].keys()
+    for name, stage in peer_record["stages"].items():
+        assert stage.keys() == record["stages"][name].keys()
+        assert stage["peak_mib"] > peer_record["weights_mib"]
+    assert json.loads(json.dumps(peer_record)) == peer_record
+    assert [line.split()[0] for line in table(peer_record).splitlines()[2:6]] == ["text", "denoise", "decode", "total"]
+
+
+def test_a_peers_work_is_the_sum_of_its_calls(peer_record: dict[str, Any]):
+    """Two guided steps are four rows of the denoiser: four times what one call without guidance costs."""
+    macs = {name: stage["gmacs"] for name, stage in peer_record["stages"].items()}
+    assert macs["denoise"] == pytest.approx(4 * peer_record["gmacs"], rel=1e-6)
+    assert macs["total"] == pytest.approx(macs["text"] + macs["denoise"] + macs["decode"])
+    assert peer_record["gmacs_image"] == macs["total"]
+
+
+def test_a_peers_parameters_and_latency(peer_record: dict[str, Any]):
+    stage = peer_record["stages"]
+    assert peer_record["params_m"] == pytest.approx(sum(stage[s]["params_m"] for s in ("text", "denoise", "decode")))
+    assert stage["total"]["params_m"] == peer_record["params_m"]
+    for each in stage.values():
+        assert 0 < each["low_s"] <= each["latency_s"] <= each["high_s"]
+        assert each["first_s"] > 0
+    assert peer_record["settings"]["peer"]["pipeline"] == "SanaPipeline"
+    assert [rung["batch"] for rung in peer_record["sweep"]["rungs"]] == [1, 2]
+
+
+def test_the_verb_measures_a_pipelines_folder(sana_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "peer.json"
+    main_peer(str(sana_folder), size=32, batch=1, repeats=1, json_file=file, steps=2)
+    record = json.loads(file.read_text())
+    assert record["settings"]["peer"]["weights_sha256"].keys() >= {"vae/diffusion_pytorch_model.safetensors"}
+    assert capsys.readouterr().out.strip() == table(record)
