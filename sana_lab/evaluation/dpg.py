@@ -90,6 +90,8 @@ class Dpg(Measure):
     mPLUG-large, whose answers another `vqa` does not repeat.
     """
 
+    rows: Sequence[Json]
+
     def __init__(self, questions: str, vqa: Annotated[Spec, "vqa"], images_per_prompt: int = 4) -> None:
         self.items = read_items(questions)
         self.rows = [{"prompt": item.prompt, "item_id": item.item_id} for item in self.items]
@@ -157,7 +159,7 @@ def by_prompt(values: Sequence[float], prompts: Sequence[int]) -> list[float]:
     x, owner = np.asarray(values, np.float64), np.unique(prompts, return_inverse=True)[1]
     sizes = np.bincount(owner)
     mean = (np.bincount(owner, x) / sizes).mean()
-    return list(mean + (x - mean) * len(x) / (len(sizes) * sizes[owner]))
+    return (mean + (x - mean) * len(x) / (len(sizes) * sizes[owner])).tolist()
 
 
 def cut(image: Tensor, side: int) -> list[Tensor]:

@@ -188,7 +188,7 @@ def fault(row: object) -> str | None:
 
 def lacks_exclude(row: Json) -> bool:
     """Whether a counting row has lost its upper limit, as in the images of SANA's own script."""
-    return row["tag"] == "counting" and not row.get("exclude")
+    return row.get("tag") == "counting" and not row.get("exclude")
 
 
 def find_prompts(name: str) -> Path:

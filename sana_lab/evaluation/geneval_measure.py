@@ -34,6 +34,8 @@ class GenEval(Measure):
     `exclude` is refused, or with `allow_missing_exclude` judged as "at least", under `geneval_no_exclude...`.
     """
 
+    rows: Sequence[Json]
+
     def __init__(
         self,
         detector: Annotated[Spec, "detector"] = "shapes",
@@ -87,9 +89,8 @@ class GenEval(Measure):
     def report(self) -> Report:
         found = geneval.summarise(self.outcomes())
         name = self._column()
-        values = {name: Value(found["overall"], *found["interval"], found["prompts"])}
-        for task, part in found["tasks"].items():
-            values[f"{name}_{task}"] = Value(part["value"], *part["interval"], part["prompts"])
+        values = {name: _value(found["overall"], found)}
+        values |= {f"{name}_{task}": _value(part["value"], part) for task, part in found["tasks"].items()}
         right = [float(right) for _, right, _ in self.verdicts]
         values[f"{name}_correct_images"] = clustered_mean(right, [i for i, _, _ in self.verdicts])
         anything = [float(any(one["correct"])) for one in self.outcomes()]
@@ -113,13 +114,18 @@ class GenEval(Measure):
         }
 
 
+def _value(value: float, summary: Json) -> Value:
+    low, high = summary["interval"]
+    return Value(value, low, high, summary["prompts"])
+
+
 def influences(values: Sequence[float], tasks: Sequence[str]) -> list[float]:
     """One number for each image: their mean is the mean of the tasks' means, their spread what it depends on."""
     x, sizes = np.asarray(values, np.float64), Counter(tasks)
     means = {task: float(np.mean([v for v, t in zip(values, tasks, strict=True) if t == task])) for task in sizes}
     overall = float(np.mean(list(means.values())))
     weights = np.array([len(x) / (len(sizes) * sizes[task]) for task in tasks])
-    return list(overall + weights * (x - np.array([means[task] for task in tasks])))
+    return (overall + weights * (x - np.array([means[task] for task in tasks]))).tolist()
 
 
 def rows_sha256(rows: Sequence[Json]) -> str:

@@ -3,6 +3,7 @@
 Legend: Q queries, C classes (the last of C + 1 is no object), K kept, H, W of the picture.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, final
 
 import torch
@@ -86,7 +87,7 @@ class Mask2Former(Detector):
 
 
 def instances(
-    classes: Tensor, masks: Tensor, sizes: tuple[tuple[int, int], tuple[int, int]], least: float
+    classes: Tensor, masks: Tensor, sizes: Sequence[Sequence[int]], least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Masks (K, H, W) bool, scores (K,) and labels (K,) of what scores above `least`, the surest first.
 
@@ -106,7 +107,7 @@ def instances(
     return held[order], scores[order], (best % (classes.shape[1] - 1))[order]
 
 
-def _enlarged(masks: Tensor, sizes: tuple[tuple[int, int], ...]) -> Tensor:
+def _enlarged(masks: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
     for size in sizes:
         masks = interpolate(masks[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     return masks
