@@ -1,6 +1,7 @@
 """What a GPU's driver says of it: energy, power limit, clocks and version; through NVML, if `nvidia-ml-py` is there."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class Driver:
         }
 
     def _clocks(self, ask: Callable[[Any, int], int], kinds: dict[str, int]) -> dict[str, int | None]:
-        return {name: self._ask(lambda kind=kind: ask(self.handle, kind)) for name, kind in kinds.items()}
+        return {name: self._ask(partial(ask, self.handle, kind)) for name, kind in kinds.items()}
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         try:

@@ -70,7 +70,7 @@ class Peer:
 
     @property
     def device(self) -> torch.device:
-        return self.pipeline.device  # type: ignore[no-any-return]
+        return self.pipeline.device
 
     @property
     def noise(self) -> Noise:
