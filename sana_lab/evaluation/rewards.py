@@ -81,7 +81,9 @@ class Hps(Measure):
     ImportError names the package.
     """
 
-    def __init__(self, model: str, version: Literal["2.0", "2.1"], device: Annotated[str, RUNTIME] = "auto") -> None:
+    def __init__(
+        self, model: str, version: Literal["2.0", "2.1"] = "2.1", device: Annotated[str, RUNTIME] = "auto"
+    ) -> None:
         self.rewards = Rewards("hps", HpsScorer(model, version, device))
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
