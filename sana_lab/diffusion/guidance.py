@@ -13,14 +13,15 @@ SLIP = 1e-6
 def guided(dit: Dit, text: Text, null: Text, scale: float, interval: tuple[float, float] | None = None) -> Velocity:
     """null + scale (text - null), with captions prepared once; a scale of 1 runs the conditional half alone.
 
-    So do times outside `interval`, where it is given (arXiv 2404.07724).
+    So do times outside `interval`, where it is given (arXiv 2404.07724). Guided is in the dtype of x, whatever the
+    network's: float32 latents stay so through a network in half precision.
     """
     if scale == 1:
         return _alone(dit, text)
     both = dit.prepare(join(text, null))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        with_text, without = dit(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        with_text, without = dit(torch.cat([x, x]), torch.cat([t, t]), both).to(x.dtype).chunk(2)
         return without + scale * (with_text - without)
 
     return velocity if interval is None else _within(interval, velocity, _alone(dit, text))
@@ -28,7 +29,7 @@ def guided(dit: Dit, text: Text, null: Text, scale: float, interval: tuple[float
 
 def _alone(dit: Dit, text: Text) -> Velocity:
     prepared = dit.prepare(text)
-    return lambda x, t: dit(x, t, prepared)
+    return lambda x, t: dit(x, t, prepared).to(x.dtype)
 
 
 def _within(interval: tuple[float, float], inside: Velocity, outside: Velocity) -> Velocity:

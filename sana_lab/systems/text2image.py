@@ -13,6 +13,7 @@ from sana_lab.autoencoders import Autoencoder
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
 from sana_lab.dit import Dit
+from sana_lab.layers import dtype_of
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
@@ -133,7 +134,8 @@ class TextToImage(L.LightningModule):
     ) -> Tensor:
         """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
 
-        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt.
+        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt. Latents and solver
+        are in float32, whatever dtypes the parts have.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
@@ -166,7 +168,8 @@ class TextToImage(L.LightningModule):
             else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
         )
         velocity = guided(self.dit, text, null, sampling.guidance, sampling.guidance_interval)
-        images = self.autoencoder.decode(sampling.run(velocity, noise, self.flow))
+        latents = sampling.run(velocity, noise, self.flow)
+        images = self.autoencoder.decode(latents.to(dtype_of(self.autoencoder)))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
     @staticmethod
