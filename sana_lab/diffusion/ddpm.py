@@ -57,7 +57,7 @@ class Ddpm:
         """Noise is x at the last step; here as the flow's."""
         return noise / float(self.signal[-1] + self.sigma[-1])
 
-    def velocity(self, model: Velocity, whole: bool = False) -> Velocity:
+    def velocity(self, model: Velocity, whole: Tensor | None = None) -> Velocity:
         """The flow's dx/dt by a network that predicts the noise: (noise - x) / (1 - t)."""
 
         def flow(x: Tensor, t: Tensor) -> Tensor:

@@ -79,6 +79,15 @@ class Flow:
         """Where a solver begins."""
         return noise
 
-    def velocity(self, model: Velocity, whole: bool = False) -> Velocity:
-        """dx/dt by a network's output; `whole` where the solver's times are whole thousandths in the reference."""
-        return (lambda x, t: model(x, self.seen(t))) if whole else model
+    def velocity(self, model: Velocity, whole: Tensor | None = None) -> Velocity:
+        """dx/dt by a network's output. `whole` are the float64 times that a solver visits, where the network sees whole
+        thousandths of them in the reference: what float32 makes of a time may lie on the other side of one."""
+        if whole is None or self.model_time == "exact":
+            return model
+        told = self.seen(whole)
+        return lambda x, t: model(x, told.to(t)[_nearest(whole.to(t), t)])
+
+
+def _nearest(times: Tensor, t: Tensor) -> Tensor:
+    """Which of the times (M,) each of t (B,) is."""
+    return (times[:, None] - t).abs().argmin(0)

@@ -39,8 +39,9 @@ class Sampling:
 
     def run(self, model: Velocity, noise: Tensor, flow: Flow | Ddpm) -> Tensor:
         """Integrate from noise (B, C, h, w) to latents, by what a (guided) network predicts."""
-        velocity = flow.velocity(model, whole=name_of(self.solver) in WHOLE)
-        return build("solver", self.solver)(velocity, flow.begin(noise), self.times(flow))
+        times = self.times(flow)
+        velocity = flow.velocity(model, whole=times if name_of(self.solver) in WHOLE else None)
+        return build("solver", self.solver)(velocity, flow.begin(noise), times)
 
     def times(self, flow: Flow | Ddpm) -> Tensor:
         """(steps + 1,) times that the solver visits. ValueError where an option is not one of this objective."""

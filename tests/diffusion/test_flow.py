@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 
 from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import Sampling
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -87,16 +88,41 @@ def test_the_flow_match_grid_is_diffusers_euler(steps: int, shift: float):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shift", [3.0, 4.0, 6.0])
 def test_released_times_are_those_that_diffusers_hands_its_network(shift: float, dtype: torch.dtype):
+    """For up to 1000 steps: the true times' thousandths, rounded down; diffusers slips where they are whole, by one."""
     from diffusers import DPMSolverMultistepScheduler
 
     peer = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     flow = Flow(shift, start=0.999, model_time="released")
-    for steps in range(1, 101 if dtype == torch.float64 else 98):  # 98 steps make 733.99998
+    for steps in range(1, 1001):
         peer.set_timesteps(steps)
-        told = flow.seen(flow.schedule(steps)[:-1].to(dtype))
+        times = flow.schedule(steps)
+        told = flow.velocity(lambda x, t: t, whole=times)(torch.empty(0), times[:-1].to(dtype))
+        up, below = true_thousandths(steps, int(shift))
+        whole = up % below == 0
         assert told.dtype == dtype
-        assert torch.equal((told * 1000).round().long(), peer.timesteps)
-        assert torch.equal(told, (peer.timesteps.double() / 1000).to(dtype))
+        assert torch.equal(told, ((up // below).double() / 1000).to(dtype))
+        assert torch.equal((up // below)[~whole], peer.timesteps[~whole])
+        assert ((up // below - peer.timesteps)[whole] <= 1).all()
+
+
+def true_thousandths(steps: int, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """1000 times the released times, in whole numbers: the upper and the lower part of each fraction."""
+    left = 999 * torch.arange(steps, 0, -1)
+    return 1000 * shift * left, 1000 * steps + (shift - 1) * left
+
+
+@pytest.mark.parametrize("name", ["dpmpp", "unipc"])
+def test_a_solver_in_float32_is_told_the_schedules_own_thousandths(name: str):
+    """98 steps make 734.00000 of what is 733.99998."""
+    flow, told = Flow(3.0, start=0.999, model_time="released"), list[float]()
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        told.append(t[0].item())
+        return torch.zeros_like(x)
+
+    Sampling(name, steps=98).run(network, torch.zeros(1, 1, 1, 1), flow)
+    up, below = true_thousandths(98, 3)
+    assert [round(1000 * t) for t in told] == (up // below).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
