@@ -28,7 +28,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         if scale <= 0:
             raise ValueError(f"autoencoder: scale is {scale}, expected more than 0: one over the latents' deviation")
-        self.channels, self.downsample = channels, downsample
+        self.channels, self.downsample, self.given = channels, downsample, {"shift": shift, "scale": scale}
         self.register_buffer("shift", torch.full((channels,), shift))
         self.register_buffer("scale", torch.full((channels,), scale))
 
@@ -56,14 +56,17 @@ class Autoencoder(nn.Module, ABC):
         return self.reconstruct(self.denormalise(latents))
 
     def normalise(self, z: Tensor) -> Tensor:
-        return (z - self._wide(self.shift, z)) * self._wide(self.scale, z)
+        return ((z - self._wide("shift", z)) * self._wide("scale", z)).to(z.dtype)
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents / self._wide(self.scale, latents) + self._wide(self.shift, latents)
+        return (latents / self._wide("scale", latents) + self._wide("shift", latents)).to(latents.dtype)
 
-    @staticmethod
-    def _wide(vector: Tensor, like: Tensor) -> Tensor:
-        return vector.to(like.dtype)[:, None, None]
+    def _wide(self, name: str, like: Tensor) -> Tensor:
+        """The buffer (channels, 1, 1) in float32 or wider; where it holds the option, the option's own digits."""
+        vector: Tensor = getattr(self, name)
+        exact = torch.full_like(vector, self.given[name], dtype=torch.promote_types(like.dtype, torch.float32))
+        same = vector.float() == exact.to(vector.dtype).float()
+        return torch.where(same, exact, vector.to(exact.dtype))[:, None, None]
 
     @torch.no_grad()
     def fit_normalisation(self, z: Tensor, normalise: Normalise = "affine") -> None:
