@@ -28,11 +28,11 @@ Network = TypeVar("Network", bound=nn.Module)
 class Attributes(nn.Module):
     """What a picture of the embedded world shows: the class in each of its cells, and how many there are of each class.
 
-    Each width is a stage at half the side, so three make 8 x 8 cells. The features are GAIN times the mean of the last
-    stage over the cells, which the counts are read from by one linear map: they know what there is, and not where.
+    Each width is a stage at half the side, so three make 8 x 8 cells. The features are the mean of the last stage over
+    the cells, which the counts are read from by one linear map: they know what there is, and not where.
     """
 
-    GAIN = 16.0  # one object fills about a sixteenth of the cells
+    GAIN = 16.0  # for the counts: one object fills about a sixteenth of the cells
 
     def __init__(self, widths: Sequence[int] = (16, 48, 96)) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Attributes(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] -> (B, D)."""
-        return self.GAIN * self.body(images).mean((2, 3))
+        return self.body(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, 64, 64) in [-1, 1] -> logits of each cell's class (B, N, K + 1), the last of which is the ground, and
