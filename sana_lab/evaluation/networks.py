@@ -156,6 +156,6 @@ def as_input(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def counts(network: Attributes, images: Tensor) -> Tensor:
+def count(network: Attributes, images: Tensor) -> Tensor:
     """How many of each class (B, K) the network sees in pictures (B, 3, 64, 64) in [-1, 1]."""
     return network(images)[1].argmax(-1)

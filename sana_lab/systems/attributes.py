@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from sana_lab import parts
 from sana_lab.data.scenes import COLORS, SHAPES, Scenes
 from sana_lab.evaluation import Report, Value
-from sana_lab.evaluation.networks import SIDE, Attributes, counts
-from sana_lab.evaluation.statistics import bootstrap_mean
+from sana_lab.evaluation.networks import SIDE, Attributes, count
+from sana_lab.evaluation.statistics import wilson
 from sana_lab.parts import Spec, SpecError
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import check_state
@@ -46,7 +46,8 @@ class AttributesSystem(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = training_scenes(self.trainer, batch)
-        loss = attribute_loss(*self.network(pictures(batch).contiguous(memory_format=torch.channels_last)), rows)
+        cells, counts = self.network(pictures(batch).contiguous(memory_format=torch.channels_last))
+        loss = attribute_loss(cells, counts, rows)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.prompts))
         return loss
 
@@ -58,7 +59,7 @@ class AttributesSystem(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         truth = class_counts(validation_scenes(self.trainer, batch, batch_idx))
         with self.average.swapped(self):
-            right = outcomes(counts(self.network, pictures(batch)).cpu(), truth)
+            right = outcomes(count(self.network, pictures(batch)).cpu(), truth)
         for name, values in right.items():
             self.log(f"val/{name}", values.mean(), batch_size=len(truth), sync_dist=True)
 
@@ -116,7 +117,7 @@ def held_out(system: AttributesSystem, n: int = 1000, batch: int = 100) -> Repor
         indices = range(first, min(first + batch, n))
         shown = data.batch_at(indices, "val")
         truth = class_counts(held_out_scenes(indices, shown))
-        for name, right in outcomes(counts(system.network, pictures(shown)), truth).items():
+        for name, right in outcomes(count(system.network, pictures(shown)), truth).items():
             found.setdefault(name, []).extend(right.tolist())
     return Report(intervals(found), {"scenes": "held-out", "n": n}, found)
 
@@ -130,5 +131,5 @@ def world_of(system: L.LightningModule, n: int) -> Any:
 
 
 def intervals(found: Mapping[str, list[float]]) -> dict[str, Value]:
-    """The mean of each list and its interval."""
-    return {name: Value(*bootstrap_mean(values)) for name, values in found.items()}
+    """The mean of each list of outcomes and its interval, which has a width where all are alike, too."""
+    return {name: Value(*wilson(values)) for name, values in found.items()}
