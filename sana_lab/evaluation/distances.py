@@ -127,8 +127,7 @@ def _kid(c: Comparison) -> Found:
 def _cmmd(c: Comparison, biased: bool = False) -> Found:
     fake, real = F.normalize(c.fake.features), F.normalize(c.real_features)
     found = kernel.discrepancy(fake, real, kernel.gaussian, biased=biased)
-    scaled = (x * CMMD_SCALE for x in found)
-    return _discrepancy(kernel.Discrepancy(*scaled), c.fake.n)
+    return _discrepancy(found.scaled(CMMD_SCALE), c.fake.n)
 
 
 def _cmmd_biased(c: Comparison) -> Found:

@@ -51,10 +51,10 @@ def influence(rows: Tensor, reference: Gaussian, chunk: int = 2048) -> Tensor:
     A is G / 2 with G = B^(1/2) (B^(1/2) A B^(1/2))^(-1/2) B^(1/2). It is of first order: where both distributions are
     the same it vanishes, and the error that it leaves is too small.
     """
-    mean = moments(rows).mean
-    scale = len(rows) / (len(rows) - 1)
+    own = moments(rows).gaussian()
+    mean, scale = own.mean, len(rows) / (len(rows) - 1)
     few = len(rows) <= rows.shape[1]
-    shared = _shared_few(rows.double() - mean, reference) if few else _shared_many(rows, mean, reference, chunk)
+    shared = _shared_few(rows.double() - mean, reference) if few else _shared_many(rows, own, reference, chunk)
     parts = (part.double() - mean for part in rows.split(chunk))
     rest = torch.cat([2 * away @ (mean - reference.mean) + scale * away.square().sum(1) for away in parts])
     each = rest - shared
@@ -163,10 +163,10 @@ def _shared_few(away: Tensor, reference: Gaussian) -> Tensor:
     return n * (vectors.square() @ values.clamp(min=0).sqrt())
 
 
-def _shared_many(rows: Tensor, mean: Tensor, reference: Gaussian, chunk: int) -> Tensor:
+def _shared_many(rows: Tensor, own: Gaussian, reference: Gaussian, chunk: int) -> Tensor:
     """The same in (D, D); directions in which there is nothing stay out."""
-    values, vectors = torch.linalg.eigh(reference.root @ moments(rows).covariance @ reference.root)
+    values, vectors = torch.linalg.eigh(reference.root @ own.covariance @ reference.root)
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     half = reference.root @ vectors[:, kept] * values[kept] ** -0.25
-    parts = [((part.double() - mean) @ half).square().sum(1) for part in rows.split(chunk)]
+    parts = [((part.double() - own.mean) @ half).square().sum(1) for part in rows.split(chunk)]
     return torch.cat(parts) * len(rows) / (len(rows) - 1)

@@ -33,6 +33,10 @@ class Discrepancy(NamedTuple):
         """Of mean 0 and deviation 1 where both distributions are the same."""
         return self.value / self.null_error
 
+    def scaled(self, by: float) -> "Discrepancy":
+        """In another unit."""
+        return Discrepancy(self.value * by, self.error * by, self.null_error * by, self.influences * by)
+
 
 def polynomial(x: Tensor, y: Tensor) -> Tensor:
     """KID's (x y / D + 1)^3, less 1."""
@@ -108,7 +112,7 @@ def _errors(own: _Own, other: _Own, across: _Across, here: Tensor, there: Tensor
     return max(4 * first / n + 4 * first_other / m + second, second / 2) ** 0.5, second**0.5
 
 
-def _sums(x: Tensor, y: Tensor, kernel: Kernel, chunk: int = 1024) -> tuple[Tensor, Tensor, float, Tensor]:
+def _sums(x: Tensor, y: Tensor, kernel: Kernel, chunk: int = 256) -> tuple[Tensor, Tensor, float, Tensor]:
     """Of the kernel's matrix (n, m), never all at once: sums of rows and columns, of squares, and the diagonal."""
     rows, diagonal, columns, squares = [], [], torch.zeros(len(y)).double(), 0.0
     for start in range(0, len(x), chunk):

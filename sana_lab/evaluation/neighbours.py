@@ -18,14 +18,14 @@ class Inside(NamedTuple):
     points: Tensor  # (m,) how many points lie in each ball
 
 
-def radii(rows: Tensor, k: int, chunk: int = 1024) -> Tensor:
+def radii(rows: Tensor, k: int, chunk: int = 512) -> Tensor:
     """The distance (n,) from each row to its k-th neighbour, itself not counted. ValueError without k others."""
     if len(rows) <= k:
         raise ValueError(f"k = {k} neighbours need at least {k + 1} images; given {len(rows)}")
     return torch.cat([torch.cdist(part, rows).kthvalue(k + 1).values for part in rows.split(chunk)])
 
 
-def inside(points: Tensor, centres: Tensor, reach: Tensor, chunk: int = 1024) -> Inside:
+def inside(points: Tensor, centres: Tensor, reach: Tensor, chunk: int = 512) -> Inside:
     """Which points (n, D) lie in the balls of those radii around centres (m, D), borders included."""
     balls, held = [], torch.zeros(len(centres), dtype=torch.long)
     for part in points.split(chunk):

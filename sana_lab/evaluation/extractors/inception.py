@@ -71,7 +71,7 @@ class Inception(Extractor):
         for layer in STAGES:
             x = self._stage(x, layer)
             found[layer] = _pooled(x)
-        return Seen(found[self.layer], F.linear(found["2048"], self.network.fc.weight))
+        return Seen(found[self.layer], F.linear(found["2048"], self.network.get_parameter("fc.weight")))
 
     def identity(self) -> Json:
         return {
