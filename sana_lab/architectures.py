@@ -249,7 +249,10 @@ def _batch_norm_stages(config: Config, stages: int, attention: int) -> int:
 def write_dcae(spec: Spec, supplied: Spec) -> dict[str, Any]:
     """The configuration of a `dcae`. SpecError where its latents are shifted."""
     if spec["shift"] != 0:
-        raise SpecError(f"AutoencoderDC has no shift of its latents, and this dcae's is {spec['shift']}")
+        raise SpecError(
+            f"AutoencoderDC has no shift of its latents, and this dcae's is {spec['shift']}; expected shift 0: train "
+            "the autoencoder with system.normalise=scale"
+        )
     stages, encoder = len(spec["widths"]), spec["attention_stages"]
     decoder = encoder if spec["decoder_attention_stages"] is None else spec["decoder_attention_stages"]
     batch = spec["batch_norm_stages"]

@@ -1,8 +1,9 @@
 """Folders that diffusers reads: a component of one of our parts, or a whole SanaPipeline of a text2image system."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sana_lab import architectures, foreign, keys
 from sana_lab.autoencoders import Autoencoder
+from sana_lab.autoencoders.folding import folded
 from sana_lab.diffusion.flow import Flow
 from sana_lab.dit import Dit
 from sana_lab.parts import SpecError, name_of
@@ -46,37 +48,46 @@ def write(model: nn.Module, folder: Path) -> list[str]:
         raise SpecError(
             f"a {type(model).__name__} cannot be exported; expected a text2image system, dit or autoencoder"
         )
-    component = _component(model)
-    _write_component(component, model, folder)
+    _write_component(_component(model), folder)
     return _dit_notes(model) if isinstance(model, Dit) else []
 
 
-def _component(part: nn.Module) -> Spec:
-    """The configuration of a part. SpecError where diffusers has no such model."""
-    given: Any = part.spec
-    spec = dict(given)
+class Component(NamedTuple):
+    """What a component's folder holds."""
+
+    config: Spec
+    state: Mapping[str, Tensor]  # under diffusers' names
+
+
+def _component(part: nn.Module) -> Component:
+    """A part as diffusers has it. SpecError where it has no such model."""
+    spec, state = _plain(part)
     supplied = {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}
-    if isinstance(part, Autoencoder):
-        spec |= {"shift": _one(part.shift, "shift"), "scale": _one(part.scale, "scale")}
     name, known = architectures.class_of(spec)
-    return {"_class_name": name, "_diffusers_version": VERSION, **known.write(spec, supplied)}
+    config = {"_class_name": name, "_diffusers_version": VERSION, **known.write(spec, supplied)}
+    return Component(config, keys.to_theirs(state, known.table(spec)))
 
 
-def _one(values: Tensor, name: str) -> float:
-    """The number that all channels share. SpecError where they differ."""
-    if not torch.allclose(values, values[:1].expand_as(values), rtol=1e-5, atol=1e-7):
-        low, high = values.min().item(), values.max().item()
-        raise SpecError(
-            f"the autoencoder normalises each channel by its own {name} ({low:.3g} to {high:.3g}), and diffusers has "
-            "one number for all; a DiT on a published autoencoder, such as dcae_f32c32_sana_1_1, can be exported"
-        )
-    return round(values[0].item(), 6)
+def _plain(part: nn.Module) -> tuple[Spec, dict[str, Tensor]]:
+    """Spec and state with one shift and one scale for all channels, as diffusers has them."""
+    given: Any = part.spec
+    if not isinstance(part, Autoencoder) or given["name"] not in architectures.NAMES:
+        return given, part.state_dict()
+    shift, scale = (_one(v) for v in (part.shift, part.scale))
+    if shift is None or scale is None:
+        return folded(part)
+    return {**given, "shift": shift, "scale": scale}, part.state_dict()
 
 
-def _write_component(config: Spec, part: nn.Module, folder: Path) -> None:
-    table = architectures.KNOWN[config["_class_name"]].table(part.spec)  # type: ignore[arg-type]
-    state = keys.to_theirs(part.state_dict(), table)
-    _write_json(folder / "config.json", config)
+def _one(values: Tensor) -> float | None:
+    """The number that all channels share, if they do."""
+    same = torch.allclose(values, values[:1].expand_as(values), rtol=1e-5, atol=1e-7)
+    return round(values[0].item(), 6) if same else None
+
+
+def _write_component(component: Component, folder: Path) -> None:
+    _write_json(folder / "config.json", component.config)
+    state = component.state
     whole = {k: v.detach().clone(memory_format=torch.contiguous_format).cpu() for k, v in state.items()}
     save_torch_state_dict(whole, folder, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
 
@@ -85,8 +96,8 @@ def _pipeline(system: TextToImage, folder: Path) -> list[str]:
     parts = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
     _check(system, parts)
     scheduler = _scheduler(system)
-    for kind, config in parts.items():
-        _write_component(config, getattr(system, kind), folder / foreign.FOLDERS[kind])
+    for kind, component in parts.items():
+        _write_component(component, folder / foreign.FOLDERS[kind])
     text: Any = system.text_encoder
     text.network.save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
@@ -95,8 +106,8 @@ def _pipeline(system: TextToImage, folder: Path) -> list[str]:
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", type(text.network).__name__],
         "tokenizer": ["transformers", type(text.tokenizer).__name__],
-        "transformer": ["diffusers", parts["dit"]["_class_name"]],
-        "vae": ["diffusers", parts["autoencoder"]["_class_name"]],
+        "transformer": ["diffusers", parts["dit"].config["_class_name"]],
+        "vae": ["diffusers", parts["autoencoder"].config["_class_name"]],
     }
     _write_json(folder / "model_index.json", {"_class_name": "SanaPipeline", "_diffusers_version": VERSION, **index})
     notes = _notes(system)
@@ -104,11 +115,11 @@ def _pipeline(system: TextToImage, folder: Path) -> list[str]:
     return notes
 
 
-def _check(system: TextToImage, parts: dict[str, Spec]) -> None:
+def _check(system: TextToImage, parts: dict[str, Component]) -> None:
     """SpecError where no SanaPipeline is made of such parts."""
     if not isinstance(system.text_encoder, Llm):
         raise SpecError("SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5")
-    if parts["autoencoder"]["_class_name"] != "AutoencoderDC":
+    if parts["autoencoder"].config["_class_name"] != "AutoencoderDC":
         raise SpecError(
             "SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; export its parts alone"
         )

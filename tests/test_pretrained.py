@@ -258,6 +258,48 @@ def test_an_autoencoder_dc_folder_there_and_back(tmp_path: Path, changes: PART):
     assert same(back.eval().decode(latents).sample, model.decode(latents).sample)
 
 
+@torch.no_grad()
+def normalised(part: Any, shift: bool) -> Any:
+    """With a scale, and maybe a shift, for each channel, as training fits them."""
+    random = torch.Generator().manual_seed(5)
+    part.scale.copy_(0.2 + 3 * torch.rand(part.channels, generator=random))
+    part.shift.copy_(torch.randn(part.channels, generator=random) * shift)
+    return part.double().eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shift"),
+    [
+        ("AutoencoderDC", {}, False),
+        ("AutoencoderDC", {"latent_channels": 4}, False),
+        ("AutoencoderKL", {}, True),
+        ("AutoencoderKL", {"use_quant_conv": True, "use_post_quant_conv": True}, True),
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_scale_of_each_channel_is_taken_into_the_convolutions(tmp_path: Path, kind: str, changes: PART, shift: bool):
+    """At borders too: the latents, images and, of the KL autoencoder, deviations of the normalised model itself."""
+    import diffusers
+
+    make = peers.dc_autoencoder if kind == "AutoencoderDC" else peers.kl_autoencoder
+    ours = normalised(pretrained.load(peers.saved(make(**changes), tmp_path / "a")), shift)
+    assert pretrained.export(ours, tmp_path / "b") == []
+    theirs = getattr(diffusers, kind).from_pretrained(tmp_path / "b", low_cpu_mem_usage=False, dtype=torch.float64)
+    assert theirs.config.scaling_factor == 1.0
+    assert kind == "AutoencoderDC" or theirs.config.shift_factor is None
+    images = torch.randn(1, 3, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    encoded = theirs.encode(images)
+    latents = encoded.latent if kind == "AutoencoderDC" else encoded.latent_dist.mean
+    assert (ours.encode(images) - latents).abs().max() <= 1e-6 * latents.abs().max()  # diffusers' attention: float32
+    image = theirs.decode(latents).sample
+    assert (ours.decode(latents) - image).abs().max() <= 1e-6 * image.abs().max()
+    if kind == "AutoencoderKL":
+        deviation = (0.5 * ours.posterior(images)[1]).exp() * ours.scale[:, None, None]
+        assert torch.allclose(encoded.latent_dist.std, deviation)
+    back = pretrained.load(tmp_path / "b").double()
+    assert torch.allclose(back.encode(images), ours.encode(images), rtol=1e-10)
+
+
 @pytest.mark.parametrize("changes", [{}, {"use_quant_conv": True, "use_post_quant_conv": True, "shift_factor": None}])
 @torch.no_grad()
 def test_an_autoencoder_kl_folder_there_and_back(tmp_path: Path, changes: PART):
@@ -434,8 +476,8 @@ def test_our_own_models_leave_where_diffusers_has_their_like(tmp_path: Path):
     tokens, mask, *_ = pipe.encode_prompt("a red circle", do_classifier_free_guidance=False, max_sequence_length=20)
     text = own.text_encoder(["a red circle"])
     assert same(text.tokens[text.mask], tokens[mask.bool()])
-    own.autoencoder.scale[0] = 0.7
-    with pytest.raises(SpecError, match=r"each channel by its own scale \(0.5 to 0.7\)"):
+    own.autoencoder.shift[0] = 0.7
+    with pytest.raises(SpecError, match=r"shifts its latents, by up to 0.7, .* train the autoencoder with system.norm"):
         pretrained.export(own, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -532,8 +574,8 @@ def test_export_verb(sana_folder: Path, here: Path, capsys: pytest.CaptureFixtur
     run("export", "sana.safetensors", "out")
     assert "note: Prompts were read with an instruction" in capsys.readouterr().out
     assert pretrained.load("out").experiment["sampling"] == pretrained.load(sana_folder).experiment["sampling"]
-    assert cli.main(["export", "shapes_dcae_f32", "own"]) == 1
-    assert "normalises each channel by its own" in capsys.readouterr().err
+    run("export", "shapes_dcae_f32", "own")
+    assert pretrained.load("own").spec["scale"] == 1.0
 
 
 def test_our_own_files(here: Path):

@@ -134,8 +134,8 @@ class TextToImage(L.LightningModule):
     ) -> Tensor:
         """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
 
-        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt. Latents and solver
-        are in float32, whatever dtypes the parts have.
+        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt. Latents and
+        solver are in float32, whatever dtypes the parts have.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
