@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sana_lab import parts
+from sana_lab import digests, parts
 from sana_lab.parts import RUNTIME, AsBefore, Spec, SpecError, nearest
 
 Config = dict[str, Any]
+
+REFERENCES = ("weights", "model", "lpips_weights")
+"""Options that may name a file or folder of other people's; beside them, anything that says `file:PATH`."""
 
 
 @dataclass
@@ -221,12 +224,20 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def part_of(reference: str, kind: str) -> Config:
-    """The spec of that kind inside `experiment:NAME`'s system."""
+    """The spec of that kind inside `experiment:NAME`'s system. SpecError, also for a ring of experiments."""
     name = reference.removeprefix("experiment:")
+    _check_ring(name)
     system = load(name)["system"]
     if not isinstance(system.get(kind), dict):
         raise SpecError(f"experiment {name!r} trains a {system['name']!r} system, which holds no {kind}")
     return {k: v for k, v in system[kind].items() if k != "weights"}
+
+
+def _check_ring(name: str, seen: tuple[str, ...] = ()) -> None:
+    if name in seen:
+        raise SpecError(f"experiments take weights from each other: {' -> '.join([*seen, name])}")
+    for other in experiments_named(compose(name)):
+        _check_ring(other, (*seen, name))
 
 
 def image_size(data: Config) -> int:
@@ -274,19 +285,28 @@ def _without_later(record: type, values: Config) -> Config:
 
 
 def _content(data: Config) -> str | None:
-    """A digest of what a data set holds, where the part offers one (`digest`); files may change under one name."""
-    source = data.get("source", data)
-    part = parts.build("data", source)
+    """A digest of what a data set holds, where the part offers one (`digest`); files may change under one name.
+
+    Of data made from other data it is that of the first source: what is made of it follows, and need not be made.
+    """
+    while "source" in data:
+        data = data["source"]
+    part = parts.build("data", data)
     return part.digest() if hasattr(part, "digest") else None
 
 
-def _with_hashes(value: Any) -> Any:
-    """`experiment:NAME` replaced by that experiment's hash, so that retraining it differently is noticed."""
+def _with_hashes(value: Any, key: str = "") -> Any:
+    """`experiment:NAME` replaced by that experiment's hash, files and folders by a digest of what they hold, so that
+    other numbers under the same name are noticed. Hub ids stay."""
     if isinstance(value, dict):
-        return {k: _with_hashes(v) for k, v in value.items()}
-    if isinstance(value, str) and value.startswith("experiment:"):
+        return {k: _with_hashes(v, k) for k, v in value.items()}
+    if not isinstance(value, str):
+        return value
+    if value.startswith("experiment:"):
         return "experiment:" + experiment_hash(load(value.removeprefix("experiment:")))
-    return value
+    path = Path(value.removeprefix("file:")).expanduser()
+    named = key in REFERENCES or value.startswith("file:")
+    return f"content:{digests.content(path)}" if named and path.exists() else value
 
 
 def _digest(value: Any) -> str:
