@@ -20,12 +20,16 @@ def parser() -> argparse.ArgumentParser:
     train = _experiment(verbs, "train", "train an experiment, or finish training it")
     train.add_argument("--dry-run", action="store_true", help="print the resolved experiment and stop")
     _sample(verbs)
-    evaluate = _experiment(verbs, "eval", "judge a trained experiment: GenEval-shapes, or PSNR and SSIM")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    _evaluate(verbs)
     bench = _experiment(verbs, "bench", "measure what an image costs: parameters, MACs, latency, memory")
     bench.add_argument("--size", type=int, help="pixels a side (the experiment's own)")
     bench.add_argument("--batch", type=int, default=1, help="images at a time for throughput (1)")
     bench.add_argument("--repeats", type=int, default=5, help="timed repeats (5)")
+    bench.add_argument(
+        "--sweep", type=int, metavar="N", help="find the throughput: batches 1, 2, 4 ... N, or until memory is full"
+    )
+    bench.add_argument("--steps", type=int, help="of a diffusers pipeline (its own)")
+    bench.add_argument("--guidance", type=float, help="of a diffusers pipeline (its own)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
     _ablate(verbs)
     _exchange(verbs)
@@ -43,6 +47,22 @@ def _experiment(
     return sub
 
 
+def _evaluate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = _experiment(
+        verbs, "eval", "measure quality: of an experiment, a diffusers pipeline, a folder of pictures"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    text = "statistics of real images, for distances to compare with"
+    stats = verbs.add_parser("stats", help=text, description=text, allow_abbrev=False)
+    stats.add_argument("folder", type=Path, metavar="FOLDER")
+    stats.add_argument("--extractor", required=True, metavar="SPEC", help="such as '{name: inception, weights: FILE}'")
+    stats.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file")
+    stats.add_argument("--features", action="store_true", help="keep them too, for kernel and neighbour measures")
+    stats.add_argument("--layout", choices=("folder", "mjhq"), default="folder", help="mjhq: MJHQ-30K as it unpacks")
+    stats.add_argument("--coco", type=Path, metavar="JSON", help="COCO's captions, FOLDER holds their images")
+    stats.add_argument("--batch", type=int, default=64, help="pictures at a time (64)")
+
+
 def _sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     sub = verbs.add_parser("sample", help="draw images from prompts", allow_abbrev=False)
     sub.add_argument("prompts", nargs="+", metavar="PROMPT")
@@ -51,6 +71,7 @@ def _sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     sub.add_argument("--seed", type=int, default=0, help="of the noise; image i uses (seed, i) (0)")
     sub.add_argument("--size", type=int, help="pixels a side (the model's own)")
     sub.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
+    sub.add_argument("--variant", metavar="NAME", help="of a diffusers folder's files, such as fp16")
     sub.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
 
 
@@ -137,13 +158,11 @@ def _run(options: argparse.Namespace) -> int | None:
 
             judging.main(options.experiment, options.overrides, options.json)
         case "bench":
-            from sana_lab import bench, config, train
+            _bench(options)
+        case "stats":
+            from sana_lab import subjects
 
-            experiment = config.load(options.experiment, options.overrides)
-            train.check(experiment)
-            bench.main(
-                experiment, size=options.size, batch=options.batch, repeats=options.repeats, json_file=options.json
-            )
+            subjects.main_stats(options)
         case "ablate":
             from sana_lab import sweep
 
@@ -168,3 +187,17 @@ def _run(options: argparse.Namespace) -> int | None:
 
             ui.serve(HOME, port=options.port)
     return None
+
+
+def _bench(options: argparse.Namespace) -> None:
+    """Of an experiment's untrained system, or of a diffusers pipeline as it is."""
+    from sana_lab import bench, config, pretrained, train
+
+    how = {"batch": options.batch, "repeats": options.repeats, "json_file": options.json, "most": options.sweep}
+    if pretrained.is_model(options.experiment):
+        asked = {"steps": options.steps, "guidance": options.guidance}
+        bench.main_peer(options.experiment, size=options.size or 1024, **how, **asked)
+    else:
+        experiment = config.load(options.experiment, options.overrides)
+        train.check(experiment)
+        bench.main(experiment, size=options.size, **how)

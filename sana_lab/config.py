@@ -28,7 +28,7 @@ class TrainerOptions:
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: float = 1.0
     accumulate: int = 1
-    accelerator: Annotated[str, RUNTIME] = "auto"
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
     devices: Annotated[int | str, RUNTIME] = "auto"
     threads: Annotated[int | None, RUNTIME] = None  # CPU threads of torch; None leaves torch's choice
     log_every: Annotated[int, RUNTIME] = 25
@@ -50,7 +50,15 @@ class EvaluationOptions:
     bench_repeats: int = 5
     bench_steps: int | None = None  # denoiser evaluations that are timed; None times all of them
     fid_weights: str | None = None  # torch-fidelity's Inception .pth; without it there is no FID column
-    fid_images: int = 1000
+    held_out: int = 1000  # held-out pictures and captions, for measures that bring no prompts
+    measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
+    captions: Annotated[str | None, AsBefore(None)] = None  # a folder of images that stands for held-out data
+    lpips_weights: Annotated[str | None, AsBefore(None)] = None  # torchvision's .pth; without it there is no LPIPS
+    lpips_net: Annotated[Literal["vgg", "alex"], AsBefore("alex")] = "alex"
+    rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None
+    reconstruction_folder: Annotated[str | None, AsBefore(None)] = None  # its images, at their own sizes
+    worst: Annotated[int, AsBefore(0)] = 0  # of the worst reconstructions so many are drawn
+    worst_picture: Annotated[str | None, AsBefore(None)] = None  # their .png
 
 
 @dataclass
@@ -104,7 +112,7 @@ class Ablation:
 
     `published` names a file of eval/published, whose numbers stand beside those measured in rows of the same label.
     `scales` holds, by name, what takes the place of the file's own keys (`--scale toy`); `stand_in` says which metric
-    takes the place of one that a scale cannot measure.
+    takes the place of one that a scale cannot measure. `baseline` is the label that other rows are tested against.
     """
 
     title: str
@@ -119,6 +127,7 @@ class Ablation:
     published: str | None = None
     expect: list[Expectation] = field(default_factory=list)
     stand_in: dict[str, str] = field(default_factory=dict)
+    baseline: str | None = None
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -261,6 +270,7 @@ def trial_hash(trial: Trial) -> str:
     """The name of a finished trial: what was trained, and how it was sampled and judged."""
     rest = {k: trial.experiment[k] for k in ("sampling", "eval", "prompts")}
     rest["sampling"] = _without_later(SamplingOptions, rest["sampling"])
+    rest["eval"] = _without_later(EvaluationOptions, rest["eval"])
     return _digest({"model": experiment_hash(trial.experiment), **rest})
 
 
@@ -322,6 +332,12 @@ def experiments_named(value: Any) -> list[str]:
             [value.removeprefix("experiment:")] if isinstance(value, str) and value.startswith("experiment:") else []
         )
     return list(dict.fromkeys(found))
+
+
+def needed(experiment: Config) -> list[str]:
+    """The experiments whose weights its system or data takes, and those that they take in turn; the innermost first."""
+    named = [*experiments_named(experiment["system"]), *experiments_named(experiment["data"])]
+    return list(dict.fromkeys(n for name in named for n in (*needed(load(name)), name)))
 
 
 def load_ablation(name: str, overrides: Sequence[str] = (), scale: str | None = None) -> tuple[Ablation, list[Trial]]:

@@ -1,115 +1,201 @@
-"""Quality of a trained system: GenEval on the embedded world, FID, and PSNR and SSIM of autoencoders."""
+"""The verb `eval`: every measure of a suite, of a trained system, a diffusers pipeline, or pictures in a folder."""
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from sana_lab import config, draw, parts, tracking
-from sana_lab.diffusion.sampling import Sampling
-from sana_lab.evaluation import geneval
-from sana_lab.evaluation.judge import ShapesJudge
-from sana_lab.parts import SpecError
+from sana_lab import config, draw, parts, pretrained, subjects, tracking
+from sana_lab.evaluation import Measure, Report, geneval, reconstruction, suite
+from sana_lab.evaluation.extractors.inception import hint
+from sana_lab.evaluation.geneval_measure import GenEval
+from sana_lab.parts import Spec, SpecError
+from sana_lab.systems import attributes, clip
 from sana_lab.systems.autoencoder import AutoencoderSystem
+from sana_lab.systems.peer import Peer, is_pipeline
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
+sampler = subjects.sampler
+
 
 def evaluate(model: str | Any, overrides: Sequence[str] = ()) -> Json:
-    """Every quality measure of a trained experiment (its name, or a system from `load`), as plain data.
+    """Every measure that `eval:` asks for, as plain data, with what it was measured with.
 
-    A text2image system: `geneval` (tasks, overall, 95 % interval, per prompt) and `fid` where `eval.fid_weights` is
-    given. An autoencoder: `reconstruction` (PSNR, SSIM). Beside them what they were measured with.
+    `model` is an experiment's name, what `load` makes or reads, a diffusers pipeline's folder, or a folder of pictures;
+    of the last two `eval.*`, `sampling.*` and `size` can be given. A text2image system of the embedded world gets
+    `geneval` (tasks, overall, interval, per prompt), an autoencoder `reconstruction`; `measures` holds all others, and
+    `per_image` the numbers that paired tests need. SpecError, ValueError.
     """
-    system = draw.load(model, overrides) if isinstance(model, str) else model
-    experiment = getattr(system, "experiment", None)
-    if experiment is None or not isinstance(system, TextToImage | AutoencoderSystem):
-        raise SpecError(
-            f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
-            "expected the name of a text2image or autoencoder experiment, or what `load` makes of it"
-        )
     began = time.perf_counter()
-    measures = _text2image(system) if isinstance(system, TextToImage) else _autoencoder(system)
-    settings = {k: experiment[k] for k in ("sampling", "eval", "seed")}
+    found = _of_name(model, overrides) if isinstance(model, str) else _of_system(model)
     return {
-        **measures,
-        "settings": settings,
-        "model": config.experiment_hash(experiment),
+        **found,
         "seconds": round(time.perf_counter() - began, 1),
         "environment": tracking.environment(),
     }
 
 
-def _text2image(system: TextToImage) -> Json:
-    """GenEval where the data is the embedded world, whose judge is exact; FID where its weights are given."""
-    options, draw_images = system.experiment["eval"], sampler(system)
-    source = system.experiment["data"].get("source", system.experiment["data"])
-    found: Json = {}
-    if source["name"] == "shapes":
-        rows = geneval.prompts(options["prompts_per_task"], seed=options["seed"])
-        repeat, batch = options["images_per_prompt"], options["batch"]
-        found["geneval"] = geneval.evaluate_geneval(draw_images, rows, ShapesJudge(), repeat, batch)
+def _of_name(name: str, overrides: Sequence[str]) -> Json:
+    if not pretrained.is_model(name):
+        return _of_system(draw.load(name, overrides))
+    given = config.apply({}, overrides)
+    if odd := given.keys() - {"eval", "sampling", "size"}:
+        raise SpecError(f"{name!r} is no experiment: eval.*, sampling.* and size can be given, not {', '.join(odd)}")
+    options = parts.complete(parts.fields(config.EvaluationOptions), given.get("eval", {}), "eval", "eval")
+    if subjects.is_pictures(Path(name)):
+        measures = chosen(options, Path(name))
+        return told(subjects.judge_folder(Path(name), measures, options), measures) | {"settings": {"eval": options}}
+    if is_pipeline(name) and not _ours(Path(name)):
+        return _of_peer(Peer.load(name), options, given)
+    system = draw.load(name, [o for o in overrides if o.startswith("sampling.")])
+    if isinstance(system, TextToImage) and hasattr(system, "experiment"):
+        data = {**system.experiment["data"], **({"size": given["size"]} if "size" in given else {})}
+        system.experiment = {"seed": None, **system.experiment, "eval": options, "data": data}
+    return _of_system(system)
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a pipeline is one that the lab reads as its own system."""
+    index = folder / "model_index.json"
+    return index.is_file() and json.loads(index.read_text()).get("_class_name") in pretrained.PIPELINES
+
+
+def _of_peer(peer: Peer, options: Json, given: Json) -> Json:
+    if "size" not in given:
+        raise SpecError(f"{peer.name} draws at any size; expected pixels a side, such as size=1024")
+    sampling, size = given.get("sampling", {}), given["size"]
+    measures, subject = chosen(options), subjects.of_peer(peer, options, sampling, size)
+    found = told(suite.run(measures, subject, options["batch"]), measures, subject.captions, options["seed"])
+    settings = {"eval": options, "sampling": sampling, "size": size}
+    return {**found, "settings": settings, "model": peer.identity()}
+
+
+def _of_system(system: Any) -> Json:
+    experiment = getattr(system, "experiment", None)
+    if experiment is None or not isinstance(system, KINDS):
+        raise SpecError(
+            f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
+            "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
+        )
+    found = _measured(system, experiment["eval"])
+    settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}
+    model = config.experiment_hash(experiment) if "trainer" in experiment else experiment["system"]
+    return {**found, "settings": settings, "model": model}
+
+
+KINDS = (TextToImage, AutoencoderSystem, attributes.AttributesSystem, clip.ClipSystem)
+
+
+def _measured(system: Any, options: Json) -> Json:
+    match system:
+        case TextToImage():
+            source = system.experiment["data"].get("source", system.experiment["data"])
+            measures = chosen(options, world=source.get("name") == "shapes")
+            subject = subjects.of_system(system, options)
+            reports = suite.run(measures, subject, options["batch"]) if measures else {}
+            return told(reports, measures, subject.captions, options["seed"])
+        case AutoencoderSystem():
+            return {"reconstruction": _reconstruction(system, options)}
+        case attributes.AttributesSystem():
+            return told({"held_out": attributes.held_out(system, options["held_out"])}, {})
+        case _:
+            return told({"held_out": clip.held_out(system, options["held_out"])}, {})
+
+
+def chosen(options: Json, folder: Path | None = None, world: bool = False) -> dict[str, Measure]:
+    """The measures of a suite, by name: those it lists, GenEval on the embedded world, and FID where it has weights."""
+    specs: list[Spec] = list(options["measures"])
+    named = [parts.name_of(spec) for spec in specs]
+    if world and "geneval" not in named:
+        keys = ("prompts_per_task", "images_per_prompt", "seed")
+        specs.insert(0, {"name": "geneval", "detector": "shapes", **{k: options[k] for k in keys}})
     if options["fid_weights"]:
-        found["fid"] = _fid(system, draw_images)
+        specs.append({"name": "distances", "extractor": {"name": "inception", "weights": options["fid_weights"]}})
+    if not specs and not world and folder is not None:
+        raise SpecError(f"nothing to measure of {folder}; expected a suite with measures, such as eval=shapes_full")
+    made: dict[str, Measure] = {}
+    for spec in specs:
+        name = parts.name_of(spec)
+        made[name if name not in made else f"{name}_{len(made)}"] = parts.build("measure", spec)
+    return made
+
+
+def _reconstruction(system: AutoencoderSystem, options: Json) -> Json:
+    from sana_lab.autoencoders.losses import Lpips
+
+    lpips, rfid, picture = options["lpips_weights"], options["rfid"], options["worst_picture"]
+    asked = reconstruction.Suite(
+        Lpips(lpips, options["lpips_net"]) if lpips else None,
+        parts.build("extractor", rfid) if rfid else None,
+        options["worst"],
+        Path(picture) if picture else None,
+    )
+    if folder := options["reconstruction_folder"]:
+        return reconstruction.evaluate_folder(system.autoencoder, folder, options["reconstructions"], asked)
+    data = parts.build("data", system.experiment["data"])
+    data.setup("validate")
+    batches, limit = data.val_dataloader(), options["reconstructions"]
+    return reconstruction.evaluate_reconstruction(system.autoencoder, batches, limit, asked)
+
+
+def told(
+    reports: Mapping[str, Report],
+    measures: Mapping[str, Measure],
+    captions: Sequence[Json] = (),
+    seed: int | None = None,
+) -> Json:
+    """Reports as plain data: GenEval's by tasks and prompts, values and settings of all, and numbers per image.
+
+    Numbers of two reports can be paired where `drawn` agrees: a hash of the prompts, of how often, and of the noise.
+    """
+    drawn = {name: _drawn(m, captions, seed) for name, m in measures.items()} if seed is not None else {}
+    found: Json = {
+        "measures": {
+            name: {"values": {k: v._asdict() for k, v in report.values.items()}, "settings": report.settings}
+            for name, report in reports.items()
+        },
+        "per_image": {
+            column: {"values": list(values), "drawn": drawn.get(name), "images_per_prompt": _each(measures.get(name))}
+            for name, report in reports.items()
+            for column, values in report.per_image.items()
+        },
+    }
+    whole = next((m for m in measures.values() if isinstance(m, GenEval)), None)
+    if whole is not None:
+        outcomes = whole.outcomes()
+        extra = {"images_per_prompt": whole.images_per_prompt, "outcomes": outcomes}
+        found["geneval"] = {**geneval.summarise(outcomes), **extra}
     return found
 
 
-def sampler(system: TextToImage) -> Callable[[list[str], list[int]], Tensor]:
-    """(prompts, image indices) -> images uint8; what `evaluation` needs of a system, so it can judge any other too."""
-    sampling = Sampling(**system.experiment["sampling"])
-    size, seed = config.image_size(system.experiment["data"]), system.experiment["eval"]["seed"]
-    return lambda prompts, indices: system.sample(
-        prompts, size=size, sampling=sampling, seed=seed, indices=indices, batch=system.experiment["eval"]["batch"]
-    )
+def _drawn(measure: Measure, captions: Sequence[Json], seed: int) -> str:
+    rows = captions if measure.rows is None else measure.rows
+    facts = [[row["prompt"] for row in rows], measure.images_per_prompt, seed]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _fid(system: TextToImage, draw_images: Callable[[list[str], list[int]], Tensor]) -> Json:
-    """FID between held-out images and images drawn from their captions."""
-    from sana_lab.evaluation import fidelity
-
-    options = system.experiment["eval"]
-    data = parts.build("data", system.experiment["data"].get("source", system.experiment["data"]))
-    data.setup("validate")
-    n = min(options["fid_images"], data.len_val)
-    chunks = [list(range(i, min(i + options["batch"], n))) for i in range(0, n, options["batch"])]
-    batches = [data.batch_at(chunk, "val") for chunk in chunks]
-    real = (to_uint8(batch.images) for batch in batches)
-    fake = (draw_images(batch.prompts, chunk) for batch, chunk in zip(batches, chunks, strict=True))
-    return fidelity.fid(real, fake, weights=options["fid_weights"], batch=options["batch"])
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def _autoencoder(system: Any) -> Json:
-    from sana_lab.evaluation import reconstruction
-
-    options = system.experiment["eval"]
-    data = parts.build("data", system.experiment["data"])
-    data.setup("validate")
-    return {
-        "reconstruction": reconstruction.evaluate_reconstruction(
-            system.autoencoder, data.val_dataloader(), options["reconstructions"]
-        )
-    }
+def _each(measure: Measure | None) -> int:
+    return 1 if measure is None else measure.images_per_prompt
 
 
 def flat(report: Json) -> dict[str, float]:
     """A report's headline numbers under the names of table columns."""
     found: dict[str, float] = {}
+    for measure in report.get("measures", {}).values():
+        for name, value in measure["values"].items():
+            ends = {f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            found |= {name: value["value"]} | {k: v for k, v in ends.items() if v is not None}
     if "geneval" in report:
-        g = report["geneval"]
-        found |= {"geneval": g["overall"], "geneval_low": g["interval"][0], "geneval_high": g["interval"][1]}
-        found |= {f"geneval_{task}": t["value"] for task, t in g["tasks"].items()}
-        found |= {"prompts": g["prompts"], "images": g["images"]}
-    if "reconstruction" in report:
-        found |= {k: report["reconstruction"][k] for k in ("psnr", "ssim")}
-    return found | ({"fid": report["fid"]["value"]} if "fid" in report else {})
+        found |= {k: report["geneval"][k] for k in ("prompts", "images")}
+    if r := report.get("reconstruction"):
+        for name in ("psnr", "ssim", "lpips", "rfid"):
+            if name in r:
+                low, high = r[f"{name}_interval"]
+                found |= {name: r[name], f"{name}_low": low, f"{name}_high": high}
+    return found
 
 
 def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
@@ -124,23 +210,24 @@ def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
 
 def lines(report: Json) -> list[str]:
     """A report for a reader."""
-    from sana_lab.evaluation import fidelity
-
     out = []
     if g := report.get("geneval"):
+        title = report["measures"]["geneval"]["settings"]["title"]
         low, high = g["interval"]
         counts = f"{g['prompts']} prompts, {g['images']} images"
-        out += [f"GenEval-shapes overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  ({counts})"]
-        out += [_line(task, t) for task, t in g["tasks"].items()]
+        name = "GenEval-shapes" if "shapes" in title else title
+        out += [f"{name} overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  ({counts})"]
+        out += [_line(task, t["value"], *t["interval"]) for task, t in g["tasks"].items()]
+    for name, measure in report.get("measures", {}).items():
+        shown = {k: v for k, v in measure["values"].items() if name != "geneval" or "correct" in k or "partial" in k}
+        out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
     if r := report.get("reconstruction"):
-        out += [f"PSNR {r['psnr']:.2f} dB, SSIM {r['ssim']:.4f} on {r['n']} held-out images"]
-    elif f := report.get("fid"):
-        out += [f"FID {f['value']:.2f} on {f['n_fake']} images"]
-    else:
-        out += [f"{fidelity.fid_hint()}: eval.fid_weights=FILE"]
+        out += reconstruction.lines(r)
+    elif "fid" not in flat(report) and "held_out" not in report.get("measures", {}):
+        out += [f"{hint()}: eval.fid_weights=FILE"]
     return out
 
 
-def _line(task: str, measured: Json) -> str:
-    low, high = measured["interval"]
-    return f"  {task:<14}{measured['value']:.3f}  [{low:.3f}, {high:.3f}]"
+def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:
+    interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"  {name:<24}{value:.3f}{interval}{f'  n {n}' if n else ''}"

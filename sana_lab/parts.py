@@ -66,6 +66,30 @@ TABLE: dict[str, dict[str, str]] = {
         "attributes": "sana_lab.systems.attributes:AttributesSystem",
         "clip": "sana_lab.systems.clip:ClipSystem",
     },
+    "extractor": {
+        "inception": "sana_lab.evaluation.extractors.inception:Inception",
+        "dinov2": "sana_lab.evaluation.extractors.dinov2:Dinov2",
+        "clip": "sana_lab.evaluation.extractors.clip:Clip",
+        "shapes": "sana_lab.evaluation.extractors.shapes:Shapes",
+        "function": "sana_lab.evaluation.extractors.function:Function",
+    },
+    "detector": {
+        "shapes": "sana_lab.evaluation.judge:ShapesJudge",
+        "mask2former": "sana_lab.evaluation.detectors.mask2former:Mask2Former",
+        "owlv2": "sana_lab.evaluation.detectors.owlv2:Owlv2",
+    },
+    "vqa": {
+        "blip": "sana_lab.evaluation.vqa.blip:Blip",
+    },
+    "measure": {
+        "geneval": "sana_lab.evaluation.geneval_measure:GenEval",
+        "distances": "sana_lab.evaluation.distances:Distances",
+        "clip_score": "sana_lab.evaluation.clip_score:ClipScore",
+        "clip_shapes": "sana_lab.evaluation.clip_shapes:ClipShapes",
+        "dpg": "sana_lab.evaluation.dpg:Dpg",
+        "image_reward": "sana_lab.evaluation.rewards:ImageReward",
+        "hps": "sana_lab.evaluation.rewards:Hps",
+    },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
@@ -81,6 +105,10 @@ BASES: dict[str, str] = {
     "optimizer": "torch.optim:Optimizer",
     "data": "lightning:LightningDataModule",
     "system": "lightning:LightningModule",
+    "extractor": "sana_lab.evaluation:Extractor",
+    "detector": "sana_lab.evaluation.detectors:Detector",
+    "vqa": "sana_lab.evaluation.vqa:Vqa",
+    "measure": "sana_lab.evaluation:Measure",
 }
 """What a part of this kind must subclass. Kinds that are not here are functions, known by their first parameters."""
 
@@ -191,14 +219,15 @@ def complete(schema: dict[str, Option], given: dict[str, Any], title: str, where
 def build(kind: str, spec: Spec, **supplied: Any) -> Any:
     """The part that a spec names, its weights loaded where it says `weights`; a function gets its options bound."""
     resolved = resolve(kind, spec)
-    arguments = {k: v for k, v in resolved.items() if k not in ("name", "weights")}
+    weighted = kind in WEIGHTED
+    arguments = {k: v for k, v in resolved.items() if k != "name" and not (weighted and k == "weights")}
     target = find(kind, resolved["name"])
     if not inspect.isclass(target):
         return functools.partial(target, **arguments, **supplied)
     part: Any = target(**arguments, **supplied)
-    if kind in WEIGHTED:
+    if weighted:
         part.spec = resolved
-    if resolved.get("weights"):
+    if weighted and resolved.get("weights"):
         importlib.import_module("sana_lab.weights").load_into(part, resolved["weights"], kind)
     return part
 
@@ -358,12 +387,19 @@ def _fits(value: Any, annotation: Any, where: str) -> tuple[bool, Any]:
 
 
 def _fits_union(value: Any, members: tuple[Any, ...], where: str) -> tuple[bool, Any]:
-    for member in members:
+    scalars = [m for m in members if m in (int, float, str, bool)]
+    for member in [m for m in members if not (scalars and _is_guest(m))]:
         try:
             return True, check(value, member, where)
         except SpecError:
             continue
     return False, value
+
+
+def _is_guest(member: Any) -> bool:
+    """A type of torch's or a user's own (float | Tensor): where plain numbers may stand, no spec can mean it."""
+    plain = (int, float, str, bool, dict, list, tuple, type(None))
+    return isinstance(member, type) and member not in plain and not is_dataclass(member)
 
 
 def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...], where: str) -> tuple[bool, Any]:

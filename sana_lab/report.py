@@ -145,8 +145,12 @@ def _published_cell(table: Table, row: Row, column: Column) -> Cell | None:
 
 def _place_text(table: Table, place: _Place, row: Row) -> str:
     cell = _published_cell(table, row, place.column) if place.published else row.cells.get(place.column.name)
-    column = replace(place.column, printed=True) if place.published else place.column
-    return _cell_text(column, cell) if cell else HOLE
+    if cell is None:
+        return HOLE
+    if place.published:
+        return _cell_text(replace(place.column, printed=True), cell)
+    mark = table.differences.get(row.label, {}).get(place.column.name, {}).get("mark", "")
+    return f"{_cell_text(place.column, cell)} {mark}".strip()
 
 
 def _bold(table: Table, start: int) -> set[tuple[int, int]]:
@@ -211,7 +215,8 @@ LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "\u00d7": r"$\times$", "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$^{+}$", "▼": r"$^{-}$", "≠": r"$^{\neq}$",
+    "≤": r"$\leq$", "≥": r"$\geq$",
     "—": "---", "\u2013": "--", "…": r"\ldots{}",
 }  # fmt: skip
 
@@ -243,7 +248,8 @@ def _tree(table: Table) -> dict[str, Any]:
         "rows": [_row_tree(row) for row in table.published.rows],
     }
     tree = {"title": table.title, "axes": table.axes, "columns": [asdict(c) for c in table.columns]}
-    return tree | {"rows": [_row_tree(r) for r in table.rows], "notes": _all_notes(table), "published": published}
+    rows = [_row_tree(r) for r in table.rows]
+    return tree | {"rows": rows, "notes": _all_notes(table), "published": published, "differences": table.differences}
 
 
 def _row_tree(row: Row) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """From an ablation's runs in MLflow to its table, plots and same-noise pictures."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sana_lab import config, plots, report, tracking
+from sana_lab import config, plots, report, significance, tracking
 from sana_lab.config import Ablation
 from sana_lab.expectations import verdicts
 from sana_lab.ledger import Item
@@ -19,7 +21,8 @@ from sana_lab.types import Json
 
 def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], folder: Path) -> None:
     """table.{md,tex,csv,json}, *.png in `folder`, and the same on the sweep's run; prints the Markdown."""
-    table = tabulate(ablation, [record(i) for i in found], measured_on(store, found))
+    reports = {label: report for label, report in judged(store, found).items() if report}
+    table = tabulate(ablation, [record(i) for i in found], measured_on(store, found), reports)
     paths = report.write(table, folder)
     paths += draw_plots(store, ablation, found, table, folder)
     for parent in store.find(name, {"sana.kind": "sweep"})[:1]:
@@ -29,8 +32,21 @@ def write(store: Store, name: str, ablation: Ablation, found: Sequence[Item], fo
     print("\n".join(str(path) for path in paths))
 
 
-def tabulate(ablation: Ablation, records: Sequence[Json], notes: Sequence[str] = ()) -> Table:
-    """The ablation's table, with what others published and whether what they found is found here too."""
+def judged(store: Store, found: Sequence[Item]) -> dict[str, Json]:
+    """label -> what `eval` found of the first seed that has finished."""
+    reports: dict[str, Json] = {}
+    for item in found:
+        if item.run is not None and item.done and item.trial.label not in reports:
+            with contextlib.suppress(FileNotFoundError):
+                reports[item.trial.label] = json.loads(store.file(item.run.id, "report.json").read_text())
+    return reports
+
+
+def tabulate(
+    ablation: Ablation, records: Sequence[Json], notes: Sequence[str] = (), reports: Mapping[str, Json] | None = None
+) -> Table:
+    """The ablation's table, with what others published, whether what they found is found here too, and which rows
+    differ from the baseline (the first row where none is named)."""
     published = ablation.published and load_published(config.locate("eval/published", ablation.published))
     table = build_table(
         records,
@@ -40,8 +56,11 @@ def tabulate(ablation: Ablation, records: Sequence[Json], notes: Sequence[str] =
         machine=f"{tracking.cores()} x {tracking.cpu_model()}",
         published=published or None,
     )
-    judged = [str(v) for v in verdicts(table.rows, ablation.expect, ablation.stand_in)]
-    return replace(table, notes=[*judged, *table.notes])
+    held = [str(v) for v in verdicts(table.rows, ablation.expect, ablation.stand_in)]
+    baseline = ablation.baseline or table.rows[0].label
+    apart = significance.differences(table.rows, reports or {}, baseline)
+    lines = [*held, *significance.note(apart, baseline), *table.notes]
+    return replace(table, notes=lines, differences=significance.marked(apart))
 
 
 def record(item: Item) -> Json:

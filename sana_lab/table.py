@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -63,6 +63,8 @@ COLUMNS = (
     Column("speedup", "Speed-up"),
     Column("peak_mib", "Peak memory", "MiB", "lower", 0),
     Column("peak_gib", "Peak memory", "GiB", "lower", 2),
+    Column("reserved_mib", "Reserved memory", "MiB", "lower", 0),
+    Column("energy_j", "Energy", "J", "lower"),
     Column("geneval", "GenEval", "", "higher", 2, interval=True),
     Column("geneval_single_object", "Single", "", "higher", 2),
     Column("geneval_two_object", "Two", "", "higher", 2),
@@ -70,16 +72,45 @@ COLUMNS = (
     Column("geneval_colors", "Colors", "", "higher", 2),
     Column("geneval_position", "Position", "", "higher", 2),
     Column("geneval_color_attr", "Attribution", "", "higher", 2),
-    Column("dpg", "DPG", "", "higher", 1),
-    Column("image_reward", "ImageReward", "", "higher", 2),
-    Column("clip", "CLIP", "", "higher", 2),
+    Column("geneval_partial", "GenEval, PARTIAL", "", "higher", 2, interval=True),
+    Column("geneval_no_exclude", "GenEval, counting as at least", "", "higher", 2, interval=True),
+    Column("geneval_partial_no_exclude", "GenEval, PARTIAL, counting as at least", "", "higher", 2, interval=True),
+    Column("geneval_correct_images", "Correct images", "", "higher", 2),
+    Column("geneval_correct_prompts", "Correct prompts", "", "higher", 2),
+    Column("dpg", "DPG", "", "higher", 1, interval=True),
+    Column("dpg_partial", "DPG, PARTIAL", "", "higher", 1, interval=True),
+    Column("dpg_global", "Global", "", "higher", 1),
+    Column("dpg_entity", "Entity", "", "higher", 1),
+    Column("dpg_attribute", "Attribute", "", "higher", 1),
+    Column("dpg_relation", "Relation", "", "higher", 1),
+    Column("dpg_other", "Other", "", "higher", 1),
+    Column("image_reward", "ImageReward", "", "higher", 2, interval=True),
+    Column("image_reward_truncated", "Prompts over 35 tokens", "%", None, 1),
+    Column("hps", "HPS", "", "higher", 2, interval=True),
+    Column("hps_truncated", "Prompts cut for HPS", "%", None, 1),
+    Column("clip", "CLIP", "", "higher", 2, interval=True),
+    Column("clip_truncated", "Prompts cut for CLIP", "%", None, 1),
+    Column("clip_chunks", "CLIP (chunks)", "", "higher", 2, interval=True),
+    Column("clip_shapes", "CLIP-shapes", "", "higher", 1, interval=True),
     Column("fid", "FID", "", "lower", 2, interval=True),
-    Column("rfid", "rFID", "", "lower", 2),
-    Column("kid", "KID", "", "lower", 4),
-    Column("cmmd", "CMMD", "", "lower", 3),
+    Column("fid_infinity", "FID∞", "", "lower", 2, interval=True),
+    Column("fd_shapes", "FD-shapes", "", "lower", 3, interval=True),
+    Column("fd_dinov2", "FD-DINOv2", "", "lower", 1, interval=True),
+    Column("fd_clip", "FD-CLIP", "", "lower", 2, interval=True),
+    Column("kid", "KID", "", "lower", 4, interval=True),
+    Column("kd_shapes", "KD-shapes", "", "lower", 4, interval=True),
+    Column("cmmd", "CMMD", "", "lower", 3, interval=True),
+    Column("cmmd_biased", "CMMD (biased)", "", "lower", 3, interval=True),
+    Column("inception_score", "IS", "", "higher", 2, interval=True),
+    *(
+        Column(f"{name}{of}", name.capitalize(), "", "higher", 2)
+        for of in ("", "_dinov2", "_clip", "_shapes")
+        for name in ("precision", "recall", "density", "coverage")
+    ),
+    Column("rfid", "rFID", "", "lower", 2, interval=True),
     Column("psnr", "PSNR", "dB", "higher", 2, interval=True),
     Column("ssim", "SSIM", "", "higher", 3, interval=True),
-    Column("lpips", "LPIPS", "", "lower", 3),
+    Column("lpips", "LPIPS", "", "lower", 3, interval=True),
     Column("val_loss", "Val. loss", "", "lower", 4),
     Column("train_loss", "Train loss", "", "lower", 4),
     Column("train_s", "Training", "s", None, 0),
@@ -143,6 +174,8 @@ class Table:
     rows: list[Row]
     notes: list[str]
     published: Published | None = None
+    differences: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """row -> column -> its tested difference from the baseline: value, low, high, test, mark"""
 
     def best(self, column: Column) -> frozenset[str]:
         """The texts of the best mean among the rows (ties included); empty where nothing is better than the rest."""

@@ -109,9 +109,9 @@ def test_the_batch_changes_no_verdict(report):
 def test_headline_numbers_under_the_names_of_columns(report):
     flat = judging.flat(report)
     assert flat["geneval"] == report["geneval"]["overall"]
-    assert flat.keys() == {"geneval", "geneval_low", "geneval_high", "prompts", "images"} | {
-        f"geneval_{task}" for task in geneval.TASKS
-    }
+    shown = {"geneval", "geneval_correct_images", "geneval_correct_prompts"} | {f"geneval_{t}" for t in geneval.TASKS}
+    ends = {f"{name}{end}" for name in shown for end in ("_low", "_high")}
+    assert flat.keys() == shown | ends | {"prompts", "images"}
     assert flat["geneval_low"] <= flat["geneval"] <= flat["geneval_high"]
 
 
@@ -125,7 +125,7 @@ def test_an_autoencoder_is_judged_by_what_it_gives_back():
     expected = np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(*pairs, strict=True)])
     assert report["reconstruction"]["psnr"] == pytest.approx(expected, abs=1e-3)
     assert report["reconstruction"]["n"] == 10
-    assert judging.flat(report).keys() == {"psnr", "ssim"}
+    assert judging.flat(report).keys() == {f"{name}{end}" for name in ("psnr", "ssim") for end in ("", "_low", "_high")}
 
 
 class TestVerb:
@@ -135,7 +135,8 @@ class TestVerb:
         overall, (low, high) = report["geneval"]["overall"], report["geneval"]["interval"]
         assert said[0] == f"GenEval-shapes overall {overall:.3f}  95 % [{low:.3f}, {high:.3f}]  (12 prompts, 24 images)"
         assert [line.split()[0] for line in said[1:7]] == list(geneval.TASKS)
-        assert "eval.fid_weights" in said[7]
+        assert [line.split()[0] for line in said[7:9]] == ["geneval_correct_images", "geneval_correct_prompts"]
+        assert "eval.fid_weights" in said[9]
         assert json.loads((tmp_path / "a.json").read_text())["geneval"] == report["geneval"]
 
     def test_an_autoencoder_in_one_line(self, capsys):

@@ -17,18 +17,18 @@ from sana_lab import config, parts, train
 ROOT = Path(sana_lab.__file__).parent
 PARTS = ("attention", "dit", "autoencoders", "text", "data")
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("parts", "types", "digests"),
-    ("config",),
+    ("parts", "types", "digests", "outputs"),
+    ("config", "ranges"),
     ("layers", "ops"),
     (*PARTS, "evaluation"),  # the interfaces: each package's __init__
     ("diffusion",),
     tuple(f"{name}." for name in PARTS),
     ("evaluation.",),
     ("keys", "files", "architectures", "foreign"),
-    ("weights", "tracking", "table", "expectations"),
+    ("weights", "tracking", "table", "expectations", "significance"),
     ("systems",),
-    ("checkpoints", "export", "pretrained"),
-    ("train", "draw", "judging", "bench", "logger", "ledger", "plots", "report", "results", "ui"),
+    ("checkpoints", "checks", "export", "pretrained"),
+    ("train", "draw", "subjects", "judging", "bench", "logger", "ledger", "plots", "report", "results", "ui"),
     ("sweep", "worker"),
     ("cli",),
     ("", "__main__"),
@@ -174,10 +174,14 @@ def test_every_name_of_the_table_resolves(kind: str, name: str):
     assert parts.canonical(kind, resolved)["name"] == name
 
 
-def stand_in(option: parts.Option) -> str:
-    """Something for an option without a default: the first part of its kind, or any text."""
+def stand_in(option: parts.Option) -> Any:
+    """Something for an option without a default: the first part of its kind, likewise, or any text."""
     kind = next(iter(option.marks(str)), None)
-    return next(iter(parts.TABLE[kind])) if kind else "x"
+    if kind is None:
+        return "x"
+    name = next(iter(parts.TABLE[kind]))
+    schema = parts.options(kind, parts.find(kind, name))
+    return {"name": name, **{key: stand_in(inner) for key, inner in schema.items() if inner.required}}
 
 
 def test_every_kind_is_known_by_a_class_or_by_its_first_parameters():
@@ -208,7 +212,9 @@ def test_every_shipped_ablation_is_right(name: str, here: Path):
 def test_every_shipped_suite_is_right(name: str, here: Path):
     given = config.read(config.locate("eval", name))
     suite = config.load("shapes", [f"eval={name}"])["eval"]
+    measures = given.pop("measures", [])
     assert {key: suite[key] for key in given} == given
+    assert suite["measures"] == [parts.resolve("measure", spec) for spec in measures]
 
 
 def test_recipes_are_data():

@@ -1,11 +1,12 @@
 """Measures: what a model draws, and what drawing costs.
 
-A measure takes images once, in batches, and reports numbers with intervals. An extractor turns images into features. Both
-are parts: a suite in `eval/` names them, and a user's own serve as well.
+A measure takes images once, in batches, and reports numbers with intervals. An extractor turns images into features.
+Both are parts: a suite in `eval/` names them, and a user's own serve as well.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -34,7 +35,7 @@ class Report(NamedTuple):
 
     values: dict[str, Value]
     settings: Json
-    per_image: dict[str, list[float]] = {}
+    per_image: Mapping[str, list[float]] = MappingProxyType({})
 
 
 class Measure(ABC):

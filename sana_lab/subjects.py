@@ -1,0 +1,168 @@
+"""What `eval` can judge: a trained system, a diffusers pipeline, or pictures that lie in a folder already."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sana_lab import config, parts
+from sana_lab.data import captions, importers, pictures
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.evaluation import Measure, Report, dpg, geneval_folder, reference
+from sana_lab.evaluation.dpg import Dpg
+from sana_lab.evaluation.geneval_measure import GenEval
+from sana_lab.evaluation.reconstruction import to_uint8
+from sana_lab.evaluation.suite import Draw, Subject, refer
+from sana_lab.parts import SpecError
+from sana_lab.systems.peer import Peer
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.types import Json
+
+
+class HeldOut(NamedTuple):
+    """Real pictures with captions that nothing was trained on."""
+
+    rows: list[Json]  # {"prompt"}
+    real: Callable[[], Iterable[Tensor]] | None
+
+
+def sampler(system: TextToImage) -> Draw:
+    """(prompts, image indices) -> images uint8; what `evaluation` needs of a system, so it can judge any other too."""
+    sampling = Sampling(**system.experiment["sampling"])
+    size, options = config.image_size(system.experiment["data"]), system.experiment["eval"]
+    return lambda prompts, indices: system.sample(
+        prompts, size=size, sampling=sampling, seed=options["seed"], indices=indices, batch=options["batch"]
+    )
+
+
+def of_system(system: TextToImage, options: Json) -> Subject:
+    """A text2image system under its experiment's options; held-out data are its own, or `eval.captions`."""
+    if options["captions"] or "name" not in system.experiment["data"]:
+        return Subject(sampler(system), *folder_data(options, config.image_size(system.experiment["data"])))
+    data = parts.build("data", system.experiment["data"].get("source", system.experiment["data"]))
+    return Subject(sampler(system), *held_out(data, options))
+
+
+def of_peer(peer: Peer, options: Json, sampling: Json, size: int) -> Subject:
+    """A diffusers pipeline; its steps and guidance are its own where `sampling` says nothing."""
+    told = {k: sampling.get(k) for k in ("steps", "guidance")}
+    return Subject(
+        lambda prompts, indices: peer.sample(
+            prompts, size=size, seed=options["seed"], indices=indices, batch=options["batch"], **told
+        ),
+        *folder_data(options, size),
+    )
+
+
+def held_out(data: Any, options: Json) -> HeldOut:
+    """Up to `held_out` of a data module's held-out pictures, read when they are needed."""
+    data.setup("validate")
+    n = min(options["held_out"], data.len_val)
+    chunks = [range(i, min(i + options["batch"], n)) for i in range(0, n, options["batch"])]
+    prompts = [prompt for chunk in chunks for prompt in _prompts(data, chunk)]
+    return HeldOut(
+        [{"prompt": prompt} for prompt in prompts],
+        (lambda: (to_uint8(data.batch_at(chunk, "val").images) for chunk in chunks)) if n else None,
+    )
+
+
+def folder_data(options: Json, size: int) -> HeldOut:
+    """The folder that `eval.captions` names, at that size; nothing where it names none."""
+    if not options["captions"]:
+        return HeldOut([], None)
+    spec = {"name": "folder", "root": options["captions"], "size": size, "held_out": 0}
+    data: Any = parts.build("data", spec)
+    data.setup("fit")
+    n = min(options["held_out"], data.len_train)
+    rows = [{"prompt": prompt} for prompt in data.prompts_at(range(n))]
+    chunks = [range(i, min(i + options["batch"], n)) for i in range(0, n, options["batch"])]
+    return HeldOut(rows, lambda: (to_uint8(data.batch_at(chunk).images) for chunk in chunks))
+
+
+def main_stats(options: argparse.Namespace) -> None:
+    """`sana-lab stats FOLDER`: reference statistics of its pictures, with what they are of."""
+    spec = config.apply({}, [f"extractor={options.extractor}"])["extractor"]
+    extractor = parts.build("extractor", spec)
+    found = reference.make(real_pictures(options), extractor, features=options.features, batch=options.batch)
+    reference.save(found, options.out)
+    print(f"{options.out}: {found.record['n']} pictures, sha256 {found.record['images_sha256'][:16]}")
+
+
+def real_pictures(options: argparse.Namespace) -> Iterator[Tensor]:
+    """The pictures of a folder, of MJHQ-30K or of COCO, at their own sizes, in batches."""
+    if options.layout == "mjhq":
+        importers.mjhq(options.folder)
+    if options.coco:
+        importers.coco(options.coco, options.folder)
+    return (images for images, _ in batches(plain_pictures(options.folder), options.batch))
+
+
+def _prompts(data: Any, indices: Sequence[int]) -> list[str]:
+    found = data.prompts_at(indices, "val") if hasattr(data, "prompts_at") else data.batch_at(indices, "val").prompts
+    return list(found)
+
+
+# Pictures that are there already
+
+
+def is_pictures(folder: Path) -> bool:
+    """Whether a folder holds pictures to be judged, of GenEval's layout or any other."""
+    return folder.is_dir() and not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file()
+
+
+def is_geneval(folder: Path) -> bool:
+    """GenEval's layout: numbered folders with metadata."""
+    return any(p.name.isdigit() and (p / geneval_folder.METADATA).is_file() for p in folder.iterdir() if p.is_dir())
+
+
+def judge_folder(folder: Path, measures: Mapping[str, Measure], options: Json) -> dict[str, Report]:
+    """Each measure's report on the pictures of a folder, at their own sizes; each file is read once.
+
+    DPG-Bench's grids are cut by its own measure. ValueError where a measure cannot use the folder.
+    """
+    refer(measures, Subject(_nothing, (), folder_data(options, 256).real))
+    grids = {name: dpg.score_folder(folder, m) for name, m in measures.items() if isinstance(m, Dpg)}
+    rest = {name: m for name, m in measures.items() if name not in grids}
+    if not rest:
+        return grids
+    if any(isinstance(m, GenEval) for m in rest.values()) and not is_geneval(folder):
+        raise SpecError(f"geneval needs {folder} in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png")
+    stream = geneval_pictures(folder) if is_geneval(folder) else plain_pictures(folder)
+    for images, rows in batches(stream, options["batch"]):
+        for measure in rest.values():
+            measure.add(images, rows)
+    return grids | {name: measure.report() for name, measure in rest.items()}
+
+
+def _nothing(prompts: list[str], indices: list[int]) -> Tensor:
+    raise AssertionError("a folder draws nothing")
+
+
+def geneval_pictures(folder: Path) -> Iterator[tuple[Path, Json]]:
+    """(file, its row) in order."""
+    return ((path, one.row) for one in geneval_folder.read(folder) for path in one.images)
+
+
+def plain_pictures(folder: Path) -> Iterator[tuple[Path, Json]]:
+    """(file, {"prompt"}) by name; a picture without a caption has an empty one."""
+    return ((folder / e.name, {"prompt": e.captions[0]}) for e in captions.entries(folder, default=""))
+
+
+def batches(stream: Iterable[tuple[Path, Json]], most: int) -> Iterator[tuple[Tensor, list[Json]]]:
+    """Neighbours of one size together. ValueError names a file that cannot be read."""
+    read = ((_picture(path), row) for path, row in stream)
+    for _, group in groupby(read, key=lambda one: one[0].shape):
+        while part := list(islice(group, most)):
+            yield torch.stack([image for image, _ in part]), [row for _, row in part]
+
+
+def _picture(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(pictures.read(path))).permute(2, 0, 1)
+    except pictures.UnreadableError as error:
+        raise ValueError(f"{path} is broken: {error}") from error
