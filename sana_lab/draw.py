@@ -17,13 +17,13 @@ from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Any:
+def load(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:
     """The trained system of an experiment (averaged weights), or what a file, folder or hub id holds, for evaluation.
 
     SpecError where it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.load` reads.
-    `system.experiment` is its resolved configuration, where that is known.
+    `system.experiment` is its resolved configuration, where that is known; `variant` is diffusers', such as fp16.
     """
-    return pretrained.opened(name, overrides)
+    return pretrained.opened(name, overrides, variant)
 
 
 def sample(
@@ -68,7 +68,7 @@ def main(options: argparse.Namespace) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SpecError(f"cannot write to {options.out}: {error.strerror}") from error
-    system = load(options.model, options.set)
+    system = load(options.model, options.set, options.variant)
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         about = {

@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from sana_lab import architectures, foreign, keys
+from sana_lab import architectures, config, foreign, keys
 from sana_lab.autoencoders import Autoencoder
 from sana_lab.autoencoders.folding import folded
 from sana_lab.diffusion.flow import Flow
@@ -64,8 +64,8 @@ def _component(part: nn.Module) -> Component:
     spec, state = _plain(part)
     supplied = {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}
     name, known = architectures.class_of(spec)
-    config = {"_class_name": name, "_diffusers_version": VERSION, **known.write(spec, supplied)}
-    return Component(config, keys.to_theirs(state, known.table(spec)))
+    said = {"_class_name": name, "_diffusers_version": VERSION, **known.write(spec, supplied)}
+    return Component(said, keys.to_theirs(state, known.table(spec)))
 
 
 def _plain(part: nn.Module) -> tuple[Spec, dict[str, Tensor]]:
@@ -94,6 +94,8 @@ def _write_component(component: Component, folder: Path) -> None:
 
 def _pipeline(system: TextToImage, folder: Path) -> list[str]:
     parts = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
+    if system.dit.spec["position"] == "none":  # else the size is that of the position embedding
+        parts["dit"].config["sample_size"] = _side(system)
     _check(system, parts)
     scheduler = _scheduler(system)
     for kind, component in parts.items():
@@ -130,39 +132,78 @@ def _check(system: TextToImage, parts: dict[str, Component]) -> None:
 
 
 def _scheduler(system: TextToImage) -> Spec:
-    flow, solver = system.flow, _sampling(system).get("solver", "dpmpp")
-    assert isinstance(flow, Flow)
+    solver, given = _sampling(system)["solver"], {"_diffusers_version": VERSION}
     if name_of(solver) == "euler":
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": VERSION, "shift": flow.shift}
-    order = solver.get("order", 2) if isinstance(solver, dict) else 2
-    given = {"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": VERSION, **SCHEDULER}
-    return {**given, "flow_shift": flow.shift, "solver_order": order}
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **given, "shift": _shift(system)}
+    order = solver.get("order", 2) if isinstance(solver, dict) and solver["name"] == "dpmpp" else 2
+    given |= {"_class_name": "DPMSolverMultistepScheduler", **SCHEDULER}
+    return {**given, "flow_shift": _shift(system), "solver_order": order}
+
+
+def _shift(system: TextToImage) -> float:
+    assert isinstance(system.flow, Flow)
+    return system.flow.shift if (given := _sampling(system)["shift"]) is None else given
 
 
 def _sampling(system: TextToImage) -> Spec:
-    return getattr(system, "experiment", {}).get("sampling", {})
+    return config.check_sampling(getattr(system, "experiment", {}).get("sampling", {}))
+
+
+def _side(system: TextToImage) -> int:
+    """Latents a side of the pictures that it was trained on; of a bare system, of its position embedding."""
+    known = getattr(system, "experiment", None)
+    if known is None:
+        return system.dit.spec["base"] * system.dit.patch
+    return config.image_size(known["data"]) // system.autoencoder.downsample
 
 
 def _notes(system: TextToImage) -> list[str]:
     """What SanaPipeline does otherwise, unless it is told when it is called."""
-    text, flow = system.text_encoder, system.flow
+    text = system.text_encoder
     assert isinstance(text, Llm)
-    assert isinstance(flow, Flow)
-    said = repr([text.instruction] if text.instruction else None)
-    solver = name_of(_sampling(system).get("solver", "dpmpp"))
-    known = solver in ("dpmpp", "euler")
+    nvlabs = "the lab's null condition is seen through the prompt's mask (nvlabs), SanaPipeline's through its own."
+    cut = f"Prompts have at most {text.max_tokens} tokens: pass max_sequence_length={text.max_tokens}."
     return [
-        f"Prompts were read with an instruction of their own: pass complex_human_instruction={said}.",
-        *(
-            [f"Prompts have at most {text.max_tokens} tokens: pass max_sequence_length."]
-            if text.max_tokens != 300
-            else []
-        ),
+        _instruction_note(text),
+        *([cut] if text.max_tokens != 300 else []),
         *([] if text.lowercase else ["diffusers writes every prompt in lower case; the lab did not."]),
-        *([] if flow.start == 0.999 else ["diffusers begins at t = 0.999, the lab at 1; times are rounded to 1/1000."]),
-        *([] if known else [f"The lab samples with {solver}, this folder with Flow-DPM-Solver."]),
+        *([f"In guidance {nvlabs}"] if text.null == "nvlabs" else []),
+        *_sampling_notes(system),
         *_dit_notes(system.dit),
     ]
+
+
+def _instruction_note(text: Llm) -> str:
+    if text.asked == "released":
+        return "Prompts were read with an instruction, SanaPipeline's own default of complex_human_instruction."
+    said = repr([text.instruction] if text.instruction else None)
+    return f"Prompts were read with an instruction of their own: pass complex_human_instruction={said}."
+
+
+def _sampling_notes(system: TextToImage) -> list[str]:
+    flow, how = system.flow, _sampling(system)
+    assert isinstance(flow, Flow)
+    solver, interval, euler = name_of(how["solver"]), how["guidance_interval"], name_of(how["solver"]) == "euler"
+    grid = "flow_match" if euler else "even"
+    said = {
+        f"diffusers begins at t = 0.999, the lab at {flow.start:g}.": not euler and flow.start != 0.999,
+        "diffusers tells the network times rounded down to 1/1000, the lab exact ones.": (
+            not euler and flow.model_time == "exact"
+        ),
+        "diffusers' Flow-Euler has a grid of its own, the lab sampled on an even one (grid: flow_match is theirs).": (
+            euler and how["grid"] != grid
+        ),
+        "The lab sampled on the grid flow_match, diffusers' Flow-DPM-Solver on an even one.": (
+            not euler and how["grid"] != grid
+        ),
+        "The lab guided from t {:g} to {:g} alone, SanaPipeline does everywhere.".format(*interval or (0, 1)): (
+            interval is not None
+        ),
+        f"The lab samples with {solver}, this folder with Flow-DPM-Solver of order 2.": (
+            solver not in ("dpmpp", "euler")
+        ),
+    }
+    return [note for note, true in said.items() if true]
 
 
 def _dit_notes(dit: Dit) -> list[str]:
@@ -173,8 +214,8 @@ def _dit_notes(dit: Dit) -> list[str]:
 
 
 def _readme(system: TextToImage, notes: list[str]) -> str:
-    settings, size = _sampling(system), system.dit.spec["base"] * system.autoencoder.downsample
-    steps, guidance = settings.get("steps", 20), settings.get("guidance", 4.5)
+    settings, size = _sampling(system), _side(system) * system.autoencoder.downsample
+    steps, guidance = settings["steps"], settings["guidance"]
     call = f"    pipe('a red circle', height={size}, width={size}, use_resolution_binning=False,\n"
     call += f"         num_inference_steps={steps}, guidance_scale={guidance})"
     lines = ["# A model of sana_lab for diffusers' SanaPipeline", "", *(f"- {note}" for note in notes), ""]

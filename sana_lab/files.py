@@ -46,6 +46,11 @@ def opened(path: Path) -> AbstractContextManager[Any]:
         raise SpecError(f"{path} is cut short or is no safetensors file: {error}") from error
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file's name is that of an index of shards, maybe of a variant."""
+    return re.search(r"\.safetensors\.index\.(\w+\.)?json$", path.name) is not None
+
+
 def names(path: Path) -> list[str]:
     with opened(path) as file:
         return list(file.keys())
@@ -53,7 +58,7 @@ def names(path: Path) -> list[str]:
 
 def read_safetensors(path: Path) -> Tensors:
     """The tensors of one file, or of the shards that an `.index.json` names. SpecError where a shard is missing."""
-    if path.suffix != ".json":
+    if not is_index(path):
         return Tensors(dict.fromkeys(names(path), path))
     shards = {name: path.parent / file for name, file in read_json(path).get("weight_map", {}).items()}
     if lost := sorted({p.name for p in shards.values() if not p.is_file()}):
@@ -62,6 +67,17 @@ def read_safetensors(path: Path) -> Tensors:
     if wrong := [name for name, p in shards.items() if name not in held[p]]:
         raise SpecError(f"{path.name} looks for {wrong[0]} in {shards[wrong[0]].name}, which does not hold it")
     return Tensors({name: p for p, known in held.items() for name in sorted(known)})
+
+
+def whole(path: Path) -> Path:
+    """The index of the shards of which a path is one, else the path. SpecError where it is not beside it."""
+    shard = re.fullmatch(r"(\w+)(?:\.(\w+))?-\d{5}-of-(\d{5})\.safetensors", path.name)
+    if shard is None:
+        return path
+    name = f"{shard[1]}.safetensors.index.{f'{shard[2]}.' if shard[2] else ''}json"
+    if not (path.parent / name).is_file():
+        raise SpecError(f"{path} is one of {int(shard[3])} shards, and their index {name} is not beside it")
+    return path.parent / name
 
 
 def read_torch(path: Path) -> Any:

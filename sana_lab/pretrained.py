@@ -18,7 +18,6 @@ from sana_lab.systems.text2image import TextToImage
 
 Spec = dict[str, Any]
 
-PIPELINES = ("SanaPipeline", "SanaPAGPipeline")
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -39,20 +38,27 @@ def load(
     copied, unless `dtype` is given. `hints` are options of the part that a file does not hold, such as cross_heads. A
     loaded pipeline is frozen: to train on, give it as `weights:` in an experiment. SpecError where it is other.
     """
-    found = _load(files.find(str(reference)), kind, ema=ema, variant=variant, **hints)
+    found = _load(files.whole(files.find(str(reference))), kind, ema=ema, variant=variant, **hints)
     return found if dtype is None else found.to(dtype)
 
 
-def _load(path: Path, kind: str | None, text: bool = True, **options: Any) -> Any:
+def _load(path: Path, kind: str | None, **options: Any) -> Any:
     if path.suffix == ".ckpt":
         return _part(checkpoints.from_checkpoint(path), kind, path)
     if path.suffix == ".safetensors" and (card := weights.card(path)):
-        return _part(imported(path, card, text) if "parts" in card else checkpoints.from_weights(path), kind, path)
+        told = options.get("text_encoder")
+        return _part(imported(path, card, told) if "parts" in card else checkpoints.from_weights(path), kind, path)
+    return _released(path, kind, **options)[0]
+
+
+def _released(path: Path, kind: str | None, text: bool = True, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """What lies there in other people's formats, and what is to be said of it."""
     if kind == "text_encoder":
-        return parts.build("text_encoder", text_spec(path))
+        return parts.build("text_encoder", text_spec(path, options.get("variant"))), ()
     if kind is None and (path / "model_index.json").is_file():
-        return pipeline(path, text=text, **options)
-    return built(foreign.find(path, kind, **options), kind)
+        return pipeline(path, text=text, **options), ()
+    found = foreign.find(path, kind, **options)
+    return built(found, kind), found.notes
 
 
 def _part(found: Any, kind: str | None, path: Path) -> Any:
@@ -96,7 +102,7 @@ def pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = None,
         foreign.find(path, "dit", **options),
         foreign.find(path, "autoencoder", variant=variant, ema=None),
     )
-    spoken = {**text_spec(path), **(text_encoder or {})}
+    spoken = {**text_spec(path, variant), **(text_encoder or {})}
     _check_widths(path, dit, autoencoder)
     flow, sampling = read_scheduler(files.read_json(path / "scheduler" / "scheduler_config.json"), path)
     spec = {"name": "text2image", "dit": dit.spec, "autoencoder": autoencoder.spec, "text_encoder": spoken, **flow}
@@ -109,17 +115,23 @@ def check_pipeline(path: Path) -> None:
     name = files.read_json(path / "model_index.json").get("_class_name")
     if name == "SanaSprintPipeline":
         raise SpecError(f"{path} is a SanaSprintPipeline, whose sampler the lab has not; load its DiT: kind='dit'")
-    if name not in PIPELINES:
-        raise SpecError(f"{path} is a {name}, another architecture; the lab reads {', '.join(PIPELINES)}")
+    if name == "SanaPAGPipeline":
+        raise SpecError(
+            f"{path} is a SanaPAGPipeline, which draws with perturbed-attention guidance, and the lab has none; load "
+            "its DiT: kind='dit', or to draw without it write SanaPipeline as _class_name in model_index.json"
+        )
+    if name != "SanaPipeline":
+        raise SpecError(f"{path} is a {name}, another architecture; the lab reads SanaPipeline")
     if lost := [c for c in COMPONENTS if not (path / c).is_dir()]:
         raise SpecError(f"{path} lacks {', '.join(f'{c}/' for c in lost)}; a {name} has {', '.join(COMPONENTS)}")
 
 
-def text_spec(path: Path) -> Spec:
+def text_spec(path: Path, variant: str | None = None) -> Spec:
     """How a SanaPipeline reads its prompts: the released instruction, lower-cased."""
+    spec = {"name": "llm", "model": str(path.resolve()), **({"variant": variant} if variant else {})}
     if not (path / "text_encoder").is_dir():
-        return {"name": "llm", "model": str(path.resolve())}
-    return {"name": "llm", "model": str(path.resolve()), "instruction": "released", "lowercase": True}
+        return spec
+    return {**spec, "instruction": "released", "lowercase": True}
 
 
 def _check_widths(path: Path, dit: foreign.Found, autoencoder: foreign.Found) -> None:
@@ -158,14 +170,21 @@ DPM: Spec = {
     "use_dynamic_shifting": False,
     "num_train_timesteps": 1000,
 }
-EULER: Spec = {"use_dynamic_shifting": False, "stochastic_sampling": False, "num_train_timesteps": 1000}
+EULER: Spec = {
+    "use_dynamic_shifting": False,
+    "stochastic_sampling": False,
+    "num_train_timesteps": 1000,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+}
+GRIDS: Spec = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), False)
 """What the schedulers must say for ours to do the same; what is left out is so by default, but for DPM's first two."""
 
 
 def _expect(given: Mapping[str, Any], path: Path, expected: Spec) -> None:
-    for key, value in expected.items():
+    for key, value in {**expected, **GRIDS}.items():
         said = given.get(key, {"prediction_type": "epsilon", "use_flow_sigmas": False}.get(key, value))
-        if said != value:
+        if said != value and (said or value):  # null is false
             raise SpecError(f"{path}: the scheduler has {key} {said!r}; the lab's has {value!r} alone")
 
 
@@ -193,7 +212,7 @@ def assemble(spec: Spec, made: Mapping[str, nn.Module], sampling: Spec, size: in
 # Files that `import` writes
 
 
-def imported(path: Path, card: Mapping[str, Any], text: bool = True) -> Any:
+def imported(path: Path, card: Mapping[str, Any], text_encoder: Spec | None = None) -> Any:
     """What `write_import` wrote: a part, or a system whose text encoder lies where it lay."""
     for part in card["parts"].values():
         checkpoints.known_names(part["spec"], str(path))
@@ -202,7 +221,8 @@ def imported(path: Path, card: Mapping[str, Any], text: bool = True) -> Any:
     made = {kind: _from_import(path, tensors, kind, **part) for kind, part in card["parts"].items()}
     if "system" not in card:
         return next(iter(made.values()))
-    return assemble(card["system"], made, card["sampling"], card["size"], text)
+    system = config.merge(card["system"], {"text_encoder": text_encoder or {}})
+    return assemble(system, made, card["sampling"], card["size"])
 
 
 def _from_import(path: Path, tensors: Mapping[str, Tensor], kind: str, spec: Spec, supplied: Spec) -> nn.Module:
@@ -217,14 +237,17 @@ def _from_import(path: Path, tensors: Mapping[str, Tensor], kind: str, spec: Spe
 def write_import(reference: str | Path, out: Path, kind: str | None = None, **options: Any) -> Spec:
     """Write a released model as one weights file of the lab, in its own dtype; its card, which rebuilds the model.
 
-    Of a pipeline that is the DiT and the autoencoder; the text encoder is read from its folder.
+    Of a pipeline that is the DiT and the autoencoder; the text encoder is read from its folder. SpecError where the
+    file is the lab's already.
     """
-    path = files.find(str(reference))
-    model = _load(path, kind, text=False, **options)
+    path = files.whole(files.find(str(reference)))
+    _check_foreign(path)
+    model, notes = _released(path, kind, text=False, **options)
     whole = isinstance(model, TextToImage)
     made = {"dit": model.dit, "autoencoder": model.autoencoder} if whole else {_kind(model): model}
     card: Spec = {
         "imported": str(reference),
+        "notes": list(notes),
         "parts": {k: {"spec": p.spec, "supplied": _supplied(p)} for k, p in made.items()},
     }
     if whole:
@@ -232,6 +255,14 @@ def write_import(reference: str | Path, out: Path, kind: str | None = None, **op
         card |= {"system": model.spec, "sampling": model.experiment["sampling"], "size": size}
     weights.write(out, {f"{k}.{name}": v for k, p in made.items() for name, v in p.state_dict().items()}, card)
     return card
+
+
+def _check_foreign(path: Path) -> None:
+    own = path.suffix == ".safetensors" and weights.card(path)
+    if path.suffix != ".ckpt" and not own:
+        return
+    use = f"as it is, such as `weights: {path}` in an experiment" if own else f"with `--model {path}`"
+    raise SpecError(f"{path} is the lab's already, nothing to import: use it {use}, or export it for diffusers")
 
 
 def _kind(part: nn.Module) -> str:
@@ -245,31 +276,41 @@ def _supplied(part: nn.Module) -> Spec:
 # The verbs
 
 
-def opened(name: str, overrides: Sequence[str] = ()) -> Any:
-    """A trained experiment, or a file, folder or hub id that `load` reads. Of the latter only sampling can change."""
+def opened(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:
+    """A trained experiment, or a file, folder or hub id that `load` reads, and `variant` of its files.
+
+    Of the latter only sampling, and how a pipeline reads its prompts, can change.
+    """
     if not is_model(name):
         experiment = config.load(name, overrides)
         return checkpoints.restore(experiment, weights.find_trained(experiment, name))
-    system = load(name)
+    told = config.apply({}, (o for o in overrides if o.startswith("text_encoder.")))
+    changes = [o for o in overrides if not o.startswith("text_encoder.")]
+    system = load(name, variant=variant, **told)
     if not overrides:
         return system
-    if not hasattr(system, "experiment") or any(not o.startswith("sampling.") for o in overrides):
+    if not hasattr(system, "experiment") or any(not o.startswith("sampling.") for o in changes):
         raise SpecError(
             f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is: of a "
-            "system, sampling.* alone can change"
+            "system, sampling.* alone can change, and of a pipeline text_encoder.*"
         )
-    changed = config.apply({"sampling": system.experiment["sampling"]}, overrides)["sampling"]
+    changed = config.apply({"sampling": system.experiment["sampling"]}, changes)["sampling"]
     system.experiment = {**system.experiment, "sampling": config.check_sampling(changed)}
     return system
 
 
 def is_model(name: str) -> bool:
-    """Whether a name means a file, folder or hub id, rather than an experiment."""
-    if name.endswith((*files.TORCH, ".safetensors")) or Path(name).is_dir():
+    """Whether a name means a file, folder or hub id, rather than an experiment.
+
+    A folder beside an experiment of that name, such as its pictures, is meant where it looks like a model's, or where
+    the name has a slash.
+    """
+    path = Path(name)
+    if name.endswith((*files.TORCH, ".safetensors")) or files.is_index(path):
         return True
-    known = name in config.available("experiments") or any(
-        (r / f"{name}.yaml").is_file() for r in config.roots("experiments")
-    )
+    known = any((root / f"{name}.yaml").is_file() for root in config.roots("experiments"))
+    if path.is_dir():
+        return not known or "/" in name or any((path / f).is_file() for f in ("model_index.json", "config.json"))
     return files.is_hub_id(name) and not known
 
 
@@ -290,7 +331,7 @@ def main_import(options: argparse.Namespace) -> None:
     card = write_import(
         options.path, out, options.part, variant=options.variant, ema=False if options.raw else None, **hints
     )
-    print(out)
+    print("\n".join([str(out), *card["notes"]]))
     if "system" in card:
         print(f"draw:  sana-lab sample 'a red circle' --out DIR --model {out}")
     print("train: in an experiment's system")

@@ -35,7 +35,7 @@ def is_released(reference: str) -> bool:
         return False
     if path.suffix == ".safetensors":
         return path.name.startswith("diffusion_pytorch_model") or foreign.NVLABS[0] in files.names(path)
-    return path.is_dir() or path.suffix in (".pth", ".pt", ".bin") or files.is_hub_id(reference)
+    return path.is_dir() or files.is_index(path) or path.suffix in (".pth", ".pt", ".bin") or files.is_hub_id(reference)
 
 
 def _load_released(module: nn.Module, reference: str, kind: str) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sana_lab import cli, draw, foreign, keys, parts, pretrained, weights
+from sana_lab.diffusion.flow import Flow
 from sana_lab.dit import Dit
 from sana_lab.layers import sincos_positions
 from sana_lab.parts import SpecError
@@ -163,7 +164,7 @@ def test_a_pipeline_draws(sana_folder: Path, here: Path, capsys: pytest.CaptureF
     )
     assert (here / "out/000-a-red-circle.png").is_file()
     with pytest.raises(
-        SpecError, match=r"is a checkpoint, which is as it is: of a system, sampling.\* alone can change"
+        SpecError, match=r"which is as it is: of a system, sampling.\* alone can change, and of a pipeline text_encoder"
     ):
         draw.load(str(sana_folder), ["system.dit.depth=1"])
 
@@ -396,8 +397,8 @@ def test_sprint_and_1_5_are_seen_by_their_tensors(tmp_path: Path):
     assert (dit.spec["guidance"], dit.spec["time_scale"], dit.spec["cross_norm"]) == (0.1, 1.0, True)
     assert dit.spec["cross_norm_eps"] == 1e-6
     assert dit.guidance_embed is not None
-    with_norms = foreign.find(tmp_path / "sprint.pth", cross_heads=2).spec["attention"]
-    assert with_norms == {"name": "linear", "head_dim": 32, "qk_norm": True}
+    with_norms = foreign.find(tmp_path / "sprint.pth", cross_heads=2, attention={"head_dim": 8}).spec["attention"]
+    assert with_norms == {"name": "linear", "head_dim": 8, "qk_norm": True}
 
 
 @pytest.mark.parametrize(("width", "heads"), [(1152, 16), (2240, 20)])
@@ -410,10 +411,37 @@ def test_cross_attention_heads_follow_from_the_released_widths(width: int, heads
     assert supplied == {"channels": 32, "text_dim": 2304}
 
 
-def test_other_widths_do_not_say_how_many_heads(tmp_path: Path):
+def test_other_widths_do_not_say_how_many_heads_nor_how_wide(tmp_path: Path):
     torch.save({"state_dict": nvlabs(peers.sana_transformer())}, tmp_path / "a.pth")
-    with pytest.raises(SpecError, match=r"a.pth is 32 wide.*16 of width 1152, 20 of width 2240.*option cross_heads"):
-        pretrained.load(tmp_path / "a.pth")
+    said = r"a.pth is 32 wide.*16 of width 1152, 20 of width 2240.*options cross_heads and attention.head_dim"
+    for hints in ({}, {"cross_heads": 2}, {"attention": {"head_dim": 8}}, {"cross_heads": 2, "attention": {}}):
+        with pytest.raises(SpecError, match=said):
+            pretrained.load(tmp_path / "a.pth", **hints)
+
+
+def test_norms_alone_do_not_say_what_the_network_reads_of_the_time(tmp_path: Path):
+    """SANA-1.5 has them and reads 1000 t, Sprint's teachers have them and read t."""
+    state = nvlabs(peers.sana_transformer(qk_norm="rms_norm_across_heads"))
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    with pytest.raises(
+        SpecError, match=r"norms q and k, and does not hold .*expected the option time_scale, 1000 or 1"
+    ):
+        pretrained.load(tmp_path / "a.pth", **HEADS)
+    assert pretrained.load(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec["time_scale"] == 1.0
+    spec = parts.resolve("dit", {**foreign.find(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec})
+    assert parts.build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=8, text_dim=32) is not None
+    wide = {"name": "sana", "dim": 2240, "depth": 1, "cross_heads": 20, "cross_norm": True}
+    with torch.device("meta"):
+        dit = parts.build("dit", {**wide, "attention": {"qk_norm": True}}, channels=32, text_dim=2304)
+    found = foreign.nvlabs(keys.to_theirs(dit.state_dict(), keys.sana_nvlabs(dit.spec)), "a.pth")
+    assert found.spec["time_scale"] == 1000.0
+    assert found.notes == ("time_scale: 1000 is taken, as in SANA-1.5; a teacher of Sprint has 1 (--set time_scale=1)",)
+
+
+def test_an_option_is_laid_over_what_the_file_shows(tmp_path: Path):
+    torch.save({"state_dict": nvlabs(peers.sana_transformer(qk_norm="rms_norm_across_heads"))}, tmp_path / "a.pth")
+    spec = foreign.find(tmp_path / "a.pth", cross_heads=2, attention={"head_dim": 8}, time_scale=1.0).spec
+    assert spec["attention"] == {"name": "linear", "head_dim": 8, "qk_norm": True}
 
 
 # --- out again
@@ -542,6 +570,8 @@ def test_import_of_a_pth_is_weights_for_an_experiment(here: Path, capsys: pytest
         "attention.head_dim=8",
     )
     printed = capsys.readouterr().out
+    assert "taken: state_dict, the raw weights\n" in printed
+    assert "left out: pos_embed, y_embedder.y_embedding, optimizer, scheduler, epoch, step, rng_state\n" in printed
     spec = OmegaConf.to_container(OmegaConf.create(printed.split("system\n")[1]))["dit"]
     assert set(spec) == {"name", "dim", "depth", "attention", "cross_heads", "weights"}
     assert same(*velocities(parts.build("dit", spec, channels=8, text_dim=32), model))
@@ -560,6 +590,15 @@ def test_weights_of_a_spec_may_be_a_released_model(tmp_path: Path, sana_folder: 
     bare = {k: v for k, v in autoencoder.items() if k != "scale"}
     built = parts.build("autoencoder", {**bare, "weights": str(sana_folder)})
     assert built.scale.tolist() == pytest.approx([0.41407] * 8)
+    for kind, sound, change, supplied in (
+        ("dit", spec, {"position": "sincos"}, {"channels": 8, "text_dim": 32}),
+        ("autoencoder", autoencoder, {"head_dim": 16}, {}),
+        ("autoencoder", autoencoder, {"last": "silu"}, {}),
+    ):
+        with pytest.raises(
+            SpecError, match=f"has {next(iter(change))} .*and the spec says '?{next(iter(change.values()))}"
+        ):
+            parts.build(kind, {**sound, **change, "weights": str(sana_folder)}, **supplied)
     with pytest.raises(SpecError, match="has cross_heads 2, and the spec says 4"):
         parts.build("dit", {**spec, "cross_heads": 4, "weights": str(sana_folder)}, channels=8, text_dim=32)
     wide = {**spec["attention"], "head_dim": 16}
@@ -567,6 +606,125 @@ def test_weights_of_a_spec_may_be_a_released_model(tmp_path: Path, sana_folder: 
         parts.build("dit", {**spec, "attention": wide, "weights": str(sana_folder)}, channels=8, text_dim=32)
     with pytest.raises(SpecError, match=r"x_embedder.proj.weight is \(32, 8, 1, 1\), expected \(32, 4, 1, 1\)"):
         parts.build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=4, text_dim=32)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "changes"),
+    [
+        (lambda: peers.sana_transformer(interpolation_scale=2.0), "dit", {"base": 4}),
+        (lambda: peers.sana_transformer(interpolation_scale=2.0), "dit", {"interpolation": 1.0}),
+        (lambda: peers.sana_transformer(qk_norm="rms_norm_across_heads"), "dit", {"cross_norm_eps": 1e-6}),
+        (peers.kl_autoencoder, "autoencoder", {"groups": 8}),
+    ],
+)
+def test_weights_are_not_read_otherwise_than_they_were_trained(
+    tmp_path: Path, make: Callable[[], nn.Module], kind: str, changes: PART
+):
+    folder = peers.saved(make(), tmp_path / "a")
+    spec = pretrained.load(folder).spec
+    supplied = {"channels": 8, "text_dim": 32} if kind == "dit" else {}
+    assert parts.build(kind, {**spec, "weights": str(folder)}, **supplied) is not None
+    with pytest.raises(SpecError, match=f"has {next(iter(changes))} .*, and the spec says"):
+        parts.build(kind, {**spec, **changes, "weights": str(folder)}, **supplied)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_pipeline_of_one_variant(tmp_path: Path, sharded: bool):
+    """Every component of it in fp16 files; with others beside them it is chosen by name."""
+    pipe = peers.sana_pipeline()
+    options: PART = {"max_shard_size": "100KB"} if sharded else {}
+    for part in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        part.half()
+    folder = peers.saved(pipe, tmp_path / "p", variant="fp16", **options)
+    assert list((folder / "text_encoder").glob("model*fp16*"))
+    assert next(pretrained.load(folder).text_encoder.parameters()).dtype == torch.float16
+    peers.saved(peers.gemma(), folder / "text_encoder")
+    whole, half = (pretrained.load(folder, variant=v).text_encoder.state_dict() for v in (None, "fp16"))
+    assert all(torch.equal(v.half().to(v), half[k]) for k, v in whole.items())
+    assert not all(torch.equal(v, half[k]) for k, v in whole.items())
+    run(
+        "sample",
+        "a red circle",
+        "--model",
+        folder,
+        "--out",
+        tmp_path / "out",
+        "--variant",
+        "fp16",
+        "--set",
+        "sampling.steps=1",
+    )
+
+
+def test_shards_by_their_index_or_by_one_of_them(tmp_path: Path):
+    model = peers.sana_transformer()
+    folder = peers.saved(model, tmp_path / "t", max_shard_size="100KB")
+    shards = sorted(folder.glob("*.safetensors"))
+    for path in (folder / "diffusion_pytorch_model.safetensors.index.json", shards[1]):
+        assert pretrained.is_model(str(path))
+        assert same(*velocities(pretrained.load(path), model))
+    (folder / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.raises(
+        SpecError, match=r"is one of 3 shards, and their index diffusion_pytorch_model.safetensors.index"
+    ):
+        pretrained.load(shards[1])
+
+
+def test_an_experiment_is_not_hidden_by_a_folder_of_its_name(here: Path, sana_folder: Path):
+    (here / "photographs").mkdir()
+    assert not pretrained.is_model("photographs")
+    assert pretrained.is_model("./photographs")
+    shutil.copy(sana_folder / "model_index.json", here / "photographs")
+    assert pretrained.is_model("photographs")
+    (here / "mine").mkdir()
+    assert pretrained.is_model("mine")
+
+
+def test_what_is_the_labs_is_not_imported(here: Path, sana_folder: Path):
+    shipped = weights.find("experiment:shapes_dcae_f32")
+    with pytest.raises(
+        SpecError, match=r"is the lab's already, nothing to import: use it as it is, such as `weights: "
+    ):
+        pretrained.write_import(shipped, here / "out.safetensors")
+    torch.save({"hyper_parameters": {}, "average": {}}, here / "a.ckpt")
+    with pytest.raises(
+        SpecError, match=r"a.ckpt is the lab's already, nothing to import: use it with `--model a.ckpt`"
+    ):
+        pretrained.write_import("a.ckpt", here / "out.safetensors")
+
+
+def test_a_pipeline_loads_without_diffusers_and_takes_another_instruction(
+    sana_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    system = pretrained.load(sana_folder)
+    with pytest.raises(SpecError, match=r"for a pipeline: --set text_encoder.instruction=file:PATH"):
+        system.text_encoder(["a red circle"])
+    assert draw.load(str(sana_folder), ["text_encoder.instruction=sana_lab"]).text_encoder(["a red circle"]).mask.any()
+
+
+def test_export_says_what_is_sampled_otherwise(system: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The scheduler has the shift and order of the sampling; what it cannot have is said."""
+    default = system.experiment["sampling"]
+    told: dict[str, tuple[PART, str]] = {
+        "euler": ({"solver": "euler", "grid": "even", "shift": 5.0}, "grid of its own"),
+        "interval": ({"guidance_interval": [0.2, 0.8]}, "guided from t 0.2 to 0.8 alone"),
+        "unipc": ({"solver": {"name": "unipc", "order": 3}}, "samples with unipc, this folder with Flow-DPM-Solver"),
+    }
+    for name, (change, said) in told.items():
+        monkeypatch.setitem(system.experiment, "sampling", {**default, **change})
+        monkeypatch.setitem(system.experiment, "data", {"size": 48})
+        notes = pretrained.export(system, tmp_path / name)
+        assert [said in note for note in notes].count(True) == 1, notes
+        scheduler = json.loads((tmp_path / name / "scheduler/scheduler_config.json").read_text())
+        assert scheduler.get("shift", scheduler.get("flow_shift")) == change.get("shift", 3.0)
+        assert scheduler.get("solver_order", 2) == 2
+        assert json.loads((tmp_path / name / "transformer/config.json").read_text())["sample_size"] == 12
+        assert "height=48, width=48" in (tmp_path / name / "README.md").read_text()
+    monkeypatch.setattr(system.text_encoder, "null", "nvlabs")
+    monkeypatch.setattr(system, "flow", Flow(2.0, 1.0))
+    said = "\n".join(pretrained.export(system, tmp_path / "own"))
+    assert all(words in said for words in ("(nvlabs)", "the lab at 1.", "rounded down to 1/1000, the lab exact"))
 
 
 def test_export_verb(sana_folder: Path, here: Path, capsys: pytest.CaptureFixture[str]):
@@ -602,6 +760,7 @@ def test_our_own_files(here: Path):
         ("StableDiffusion3Pipeline", "is a StableDiffusion3Pipeline, another architecture"),
         ("PixArtSigmaPipeline", "is a PixArtSigmaPipeline, another architecture"),
         ("SanaSprintPipeline", "whose sampler the lab has not; load its DiT: kind='dit'"),
+        ("SanaPAGPipeline", "with perturbed-attention guidance, and the lab has none; load its DiT: kind='dit'"),
     ],
 )
 def test_pipelines_of_another_architecture(tmp_path: Path, name: str, message: str):
@@ -766,6 +925,19 @@ def test_parts_of_a_pipeline_that_do_not_fit_each_other(tmp_path: Path, sana_fol
         ({"use_flow_sigmas": False}, "the scheduler has use_flow_sigmas False; the lab's has True alone"),
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'sde-dpmsolver\\+\\+'"),
         ({"_class_name": "DDIMScheduler"}, "samples with DDIMScheduler"),
+        *(
+            ({f"use_{x}": True}, f"use_{x} True")
+            for x in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+        ),
+        *(
+            ({"_class_name": "FlowMatchEulerDiscreteScheduler", **x}, next(iter(x)))
+            for x in (
+                {"shift_terminal": 0.1},
+                {"invert_sigmas": True},
+                {"stochastic_sampling": True},
+                {"use_karras_sigmas": True},
+            )
+        ),
     ],
 )
 def test_a_scheduler_that_the_lab_has_not(sana_folder: Path, change: PART, message: str):

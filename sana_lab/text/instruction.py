@@ -53,7 +53,7 @@ def _released() -> str:
     except ImportError as error:
         raise SpecError(
             "instruction 'released' is read from diffusers, which is not installed: pip install 'sana_lab[diffusers]', "
-            "or put the text into a file and say file:PATH"
+            "or put the text into a file and say file:PATH (for a pipeline: --set text_encoder.instruction=file:PATH)"
         ) from error
     lines = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Decoder-only language models as text encoders, with a complex human instruction in front (SANA, section 2.3)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, final
 
 import torch
@@ -23,7 +24,8 @@ class Llm(TextEncoder):
     released code, BOS and the last `max_tokens` - 1 of the (instruction + max_tokens - 2) positions are kept, so that
     the kept window begins at the instruction's last token. It is `sana_lab`, `released`, `file:PATH` or a text
     (`instruction.read_instruction`). `lowercase` also strips: diffusers does so with each prompt, NVlabs does not.
-    `pretrained` says whether `model` was given; `width`, `layers` and `heads` are the tiny one's.
+    `pretrained` says whether `model` was given, and `variant` which of its files are read, such as fp16; `width`,
+    `layers` and `heads` are the tiny one's.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Llm(TextEncoder):
         pad_to_max: Annotated[bool, RUNTIME] = False,
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
         lowercase: Annotated[bool, AsBefore(False)] = False,
+        variant: Annotated[str | None, AsBefore(None)] = None,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -47,12 +50,23 @@ class Llm(TextEncoder):
             self.tokenizer = offline_tokenizer(start=True)
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
+            self.network, self.tokenizer = _pretrained(model, dtype, variant), load_tokenizer(model)
         self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
         self.null, self.lowercase = null, lowercase
-        self.instruction = read_instruction(instruction)
-        self.first = max(1, self._length(self.instruction) - 1)  # kept position, after BOS
+        self.asked = instruction
+        if instruction != "released":  # that is read with the first prompt: a system loads without diffusers
+            read_instruction(instruction)
+
+    @cached_property
+    def instruction(self) -> str:
+        """What is put before each prompt."""
+        return read_instruction(self.asked)
+
+    @cached_property
+    def first(self) -> int:
+        """The first kept position after BOS."""
+        return max(1, self._length(self.instruction) - 1)
 
     def forward(self, prompts: Sequence[str]) -> Text:
         texts = [self.instruction + prompt if prompt else "" for prompt in self._checked(prompts)]
@@ -79,12 +93,12 @@ class Llm(TextEncoder):
         return len(self.tokenizer([text])["input_ids"][0])
 
 
-def _pretrained(model: str, dtype: Dtype) -> Any:
+def _pretrained(model: str, dtype: Dtype, variant: str | None) -> Any:
     config = read_config(model)
     if config.model_type in T5_FAMILY or config.is_encoder_decoder:
         kind = config.model_type
         raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
-    return load_network(AutoModel, model, dtype).get_decoder()  # without what a multimodal model has beside it
+    return load_network(AutoModel, model, dtype, variant).get_decoder()  # without what a multimodal model has beside it
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:

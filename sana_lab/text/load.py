@@ -1,5 +1,6 @@
 """Pretrained text models of the transformers library: from a folder, the local cache or the hub, in this order."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -32,16 +33,18 @@ def read_config(model: str) -> PreTrainedConfig:
         return _fetch(AutoConfig, _places(model)[0])
 
 
-def load_network(auto: Any, model: str, dtype: Dtype) -> Any:
+def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None) -> Any:
     """The network that the transformers class `auto` reads, for evaluation; without weights on the meta device.
 
-    SpecError also where the files lack weights, which transformers would draw at random.
+    `variant` chooses among several files, such as fp16; where there is one alone it is taken. SpecError also where the
+    files lack weights, which transformers would draw at random.
     """
     place = _places(model)[0]
+    variant = variant or _sole_variant(Path(place))
     with _quiet():
         if torch.get_default_device().type == "meta":
             return auto.from_config(_fetch(AutoConfig, place))
-        network, info = _fetch(auto, place, dtype=dtype, output_loading_info=True)
+        network, info = _fetch(auto, place, dtype=dtype, variant=variant, output_loading_info=True)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise SpecError(f"the weights of {place!r} are incomplete: there is no {missing}")
@@ -51,6 +54,8 @@ def load_network(auto: Any, model: str, dtype: Dtype) -> Any:
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or hub id, cutting at the right. SpecError where its vocabulary is missing."""
     place = _places(model)[1]
+    if Path(place).name == "tokenizer" and Path(place).parent.is_dir() and not Path(place).is_dir():
+        raise SpecError(f"{model!r} lacks tokenizer/; expected tokenizer.json and tokenizer_config.json in it")
     with _quiet():
         tokenizer = _fetch(AutoTokenizer, place)
     red, blue = tokenizer(["red", "blue"])["input_ids"]
@@ -79,6 +84,7 @@ def _fetch(part: Any, place: str, **options: Any) -> Any:
         return part.from_pretrained(place, local_files_only=True, **options)
     except _FAILURES as error:
         if Path(place).is_dir():
+            _check_whole(Path(place))
             raise SpecError(f"{place!r} lacks a text model's config, weights or tokenizer: {_line(error)}") from error
     try:
         HfApi().model_info(place, timeout=_SECONDS)
@@ -89,6 +95,22 @@ def _fetch(part: Any, place: str, **options: Any) -> Any:
             f"{_line(error)}; get it with `hf download {place}` (where it is gated: accept its licence and "
             "`hf auth login` first), or give the folder that holds it"
         ) from error
+
+
+def _sole_variant(folder: Path) -> str | None:
+    """The variant of which all weights in a folder are, as `model.fp16.safetensors`; None where there is another."""
+    named = (re.fullmatch(r"model(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors", p.name) for p in folder.glob("*"))
+    found = {match[1] for match in named if match}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _check_whole(folder: Path) -> None:
+    """SpecError where a file of weights is cut short."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            safe_open(path, "pt").__enter__().__exit__(None, None, None)
+        except SafetensorError as error:
+            raise SpecError(f"{path} is cut short or is no safetensors file: {error}") from error
 
 
 def _line(error: Exception) -> str:

@@ -240,8 +240,16 @@ def test_weights_that_are_cut_short_or_lack_a_tensor(
     with pytest.raises(SpecError, match=r"incomplete: there is no layers.1.mlp.up_proj.weight"):
         Llm(str(folder))
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(SpecError, match="lacks"):
+    with pytest.raises(SpecError, match=r"model.safetensors is cut short or is no safetensors file"):
         Llm(str(folder))
+
+
+def test_a_pipeline_folder_without_its_tokenizer(
+    models: tuple[Path, dict[str, PreTrainedModel]], tmp_path: Path
+) -> None:
+    models[1]["gemma2"].model.save_pretrained(tmp_path / "text_encoder")
+    with pytest.raises(SpecError, match=rf"'{tmp_path}' lacks tokenizer/; expected tokenizer.json"):
+        Llm(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["no such model", "--"])
