@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sana_lab import config, results, tracking, train, weights
 from sana_lab.config import Ablation, Trial
 from sana_lab.ledger import Item, items
+from sana_lab.outputs import check_folder
 from sana_lab.tracking import Run, Store
 
 JUDGED, BENCHED = 400, 150
@@ -44,7 +45,8 @@ def main(
     if dry_run:
         print("\n".join(_plan(ablation, items(store, name, trials))))
         return 0
-    train.prepare_folder(weights.HOME)
+    check_folder(weights.HOME)
+    check_folder(out or weights.HOME / "tables" / name)
     with _alone(name):
         run(store, name, ablation, trials, workers or _workers())
     write_table(recipe, overrides, out, scale)
@@ -160,9 +162,10 @@ def write_table(recipe: str, overrides: Sequence[str], out: Path | None, scale: 
     """Table, plots and pictures of what has finished, from the runs in MLflow."""
     ablation, trials = config.load_ablation(recipe, overrides, scale)
     name = sweep_name(recipe, scale)
+    folder = out or weights.HOME / "tables" / name
+    check_folder(folder)
     store = Store(weights.HOME)
     found = items(store, name, trials)
-    folder = out or weights.HOME / "tables" / name
     results.write(store, name, ablation, found, folder)
 
 

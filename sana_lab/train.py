@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from sana_lab import config, parts, tracking, weights
-from sana_lab.diffusion.flow import Flow
+from sana_lab.checks import check
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
-from sana_lab.parts import SpecError
+from sana_lab.outputs import check_folder
 from sana_lab.systems.text2image import TextToImage
 
 Progress = Callable[[int, int], None]
@@ -34,33 +34,6 @@ class Diverged(RuntimeError):
 
 def folder(experiment: config.Config) -> Path:
     return weights.HOME / "models" / config.experiment_hash(experiment)
-
-
-def check(experiment: config.Config) -> None:
-    """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ValueError."""
-    for name in config.experiments_named(experiment["system"]):
-        config.load(name)
-    try:
-        with torch.device("meta"):
-            system = parts.build("system", experiment["system"])
-            system.configure_optimizers()
-        Sampling(**experiment["sampling"]).times(getattr(system, "flow", Flow()))
-    except ValueError as error:  # ours or torch's: what a part says of its options
-        raise SpecError(str(error)) from error
-    if hasattr(system, "autoencoder"):
-        patch = getattr(getattr(system, "dit", None), "patch", 1)
-        divides(config.image_size(experiment["data"]), system.autoencoder.downsample, patch)
-
-
-def divides(size: int, downsample: int, patch: int) -> None:
-    """SpecError where images of that size do not make whole latents and patches."""
-    unit = downsample * patch
-    if size % unit:
-        near = max(1, round(size / unit)) * unit
-        raise SpecError(
-            f"data.size {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); "
-            f"the nearest is {near}"
-        )
 
 
 def train(
@@ -75,22 +48,10 @@ def train(
     A second process that asks for the same model waits for the first.
     """
     home = folder(experiment)
-    prepare_folder(home)
+    check_folder(home)
     with FileLock(home / "lock"):
         done = weights.trained(experiment)
         return done or _fit(experiment, home, name, logger, progress)
-
-
-def prepare_folder(home: Path) -> None:
-    """Make the folder; ValueError that says what cannot be written."""
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "writable").touch()
-        (home / "writable").unlink()
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {home.absolute()}: {error.strerror}; run from a folder you can write"
-        ) from error
 
 
 def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None, progress: Progress | None) -> Path:
@@ -266,7 +227,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         print(OmegaConf.to_yaml(OmegaConf.create(experiment)), end="")
         print(f"# hash {config.experiment_hash(experiment)}; trained: {'yes' if weights.trained(experiment) else 'no'}")
         return
-    for needed in config.experiments_named(experiment["system"]):
+    for needed in config.needed(experiment):
         required = config.load(needed)
         if weights.trained(required) is None and weights.shipped(required) is None:
             main(needed, [], False)
@@ -278,7 +239,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
 
 def _tracked(experiment: config.Config, name: str) -> Path:
     """Train under a run of its own, which ends as FINISHED, KILLED or FAILED."""
-    prepare_folder(folder(experiment))
+    check_folder(folder(experiment))
     store = tracking.Store(weights.HOME)
     run = store.start_run(
         "training", name, {"sana.model": config.experiment_hash(experiment), **tracking.environment()}

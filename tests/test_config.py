@@ -287,7 +287,8 @@ def test_a_hub_id_enters_the_hash_as_it_is(folder: Path):
 def test_data_made_from_other_data_is_known_before_it_is_made(folder: Path):
     """By the first source's content, and by the weights that make it."""
     squeeze = "{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2, weights: vae.safetensors}"
-    latents = f"{{name: latents, items: 4, source: {{name: folder, root: photos, caption: a colour, size: 16}}, autoencoder: {squeeze}}}"
+    photos = "{name: folder, root: photos, caption: a colour, size: 16}"
+    latents = f"{{name: latents, items: 4, source: {photos}, autoencoder: {squeeze}}}"
     overrides = [f"data={{name: features, source: {latents}, text_encoder: {{name: t5, model: owner/name}}}}"]
     write(folder, "vae.safetensors", "no tensors")
     (folder / "photos").mkdir()

@@ -184,7 +184,9 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_may_be_pressed_again(folder, ctrl_c)
 
 def test_a_folder_that_cannot_be_written(folder):
     Path("runs").touch()
-    with pytest.raises(ValueError, match=r"cannot write to .*/runs/models/\w+: .*; run from a folder you can write"):
+    with pytest.raises(
+        ValueError, match=r"cannot write to .*/runs/models/\w+: .*; expected a folder that you can write"
+    ):
         train.train(config.load("tiny"))
 
 

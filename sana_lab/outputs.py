@@ -1,0 +1,32 @@
+"""Places to write to, looked at before the work whose results they are to hold."""
+
+from pathlib import Path
+
+
+def check_file(path: Path | None) -> None:
+    """ValueError where no file of that name can be written; None is none. What is there stays as it is."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a folder, expected a file, such as {path / 'results.json'}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.absolute().parent}")
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from error
+    if new:
+        path.unlink()
+
+
+def check_folder(path: Path) -> None:
+    """Make the folder; ValueError that says what cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "writable").touch()
+        (path / "writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {path.absolute()}: {error.strerror}; expected a folder that you can write"
+        ) from error
