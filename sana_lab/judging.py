@@ -60,7 +60,7 @@ def _of_name(name: str, overrides: Sequence[str]) -> Json:
 def _ours(folder: Path) -> bool:
     """Whether a pipeline is one that the lab reads as its own system."""
     index = folder / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") in pretrained.PIPELINES
+    return index.is_file() and json.loads(index.read_text()).get("_class_name") == "SanaPipeline"
 
 
 def _of_peer(peer: Peer, options: Json, given: Json) -> Json:

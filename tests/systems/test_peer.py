@@ -23,58 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 """diffusers' schedulers hand tensors to NumPy in a way that NumPy 2 is about to refuse."""
 
 
-def stable_diffusion() -> Any:
-    """A StableDiffusionPipeline of the smallest parts that go together; its scheduler draws noise at every step."""
-    from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        norm_num_groups=4,
-        attention_head_dim=4,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=4,
-        norm_num_groups=4,
-    )
-    tokenizer = peers.offline_tokenizer(start=True)
-    tokenizer.model_max_length = 12
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=EulerAncestralDiscreteScheduler(steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
 @pytest.fixture(scope="module", params=["sana", "stable diffusion"])
 def peer(request: pytest.FixtureRequest) -> Peer:
-    return Peer(peers.sana_pipeline() if request.param == "sana" else stable_diffusion())
+    return Peer(peers.sana_pipeline() if request.param == "sana" else peers.stable_diffusion())
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +72,7 @@ def test_the_pipelines_own_call_with_our_latents_draws_the_same(sana: Peer):
 
 
 def test_the_first_noise_is_ours_and_later_noise_is_other():
-    peer, seen = Peer(stable_diffusion()), []
+    peer, seen = Peer(peers.stable_diffusion()), []
     prepare = peer.pipeline.prepare_latents
 
     def watched(*args: Any) -> torch.Tensor:
