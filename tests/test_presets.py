@@ -10,6 +10,7 @@ from encoders import ENCODERS, offline, stand_in
 from sana_lab import config, parts, train
 from sana_lab.bench import pair_tmacs
 from sana_lab.systems.text2image import TextToImage
+from sana_lab.text import load
 
 SIZES = {
     "sana_600m_512": 591.75,
@@ -65,6 +66,27 @@ def test_parameters(name: str):
 @pytest.mark.parametrize("name", ["sana_600m_512", "sana_600m_4096", "sana_600m_f8_256", "sana_600m_t5_large"])
 def test_a_whole_system_builds_from_the_encoders_configuration(name: str, home: Path):
     train.check(offline(config.load(name), home))
+
+
+@pytest.mark.parametrize("name", [*SIZES, *OTHERS])
+def test_a_whole_system_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load, "HfApi", None)  # asking the hub would raise
+    train.check(config.load(name))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("small", 35), ("base", 110), ("large", 341), ("xl", 1224), ("xxl", 4762)]
+)
+def test_encoders_that_are_known_are_as_large_as_the_paper_says(size: str, expected: int):
+    """Its Table 13."""
+    assert round(millions(bare("text_encoder", {"name": "t5", "model": f"google/t5-v1_1-{size}"}))) == expected
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_a_known_encoder_has_the_shape_of_its_configuration(model: str, home: Path):
+    kind = "t5" if "t5" in model else "llm"
+    known, read = (bare("text_encoder", {"name": kind, "model": m}) for m in (model, stand_in(model, home)))
+    assert {k: v.shape for k, v in known.state_dict().items()} == {k: v.shape for k, v in read.state_dict().items()}
 
 
 @pytest.mark.parametrize(("name", "depth"), [("sana1_5_1600m_1024", 20), ("sana1_5_4800m_1024", 60)])

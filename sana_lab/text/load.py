@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging
 
 from sana_lab.parts import SpecError, nearest
+from sana_lab.text.known import KNOWN
+from sana_lab.text.tokenizer import offline_tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """`auto` is what the weights are stored in, and float32 for a tiny model."""
@@ -28,9 +30,19 @@ def tiny_dtype(dtype: Dtype) -> torch.dtype:
 
 
 def read_config(model: str) -> PreTrainedConfig:
-    """The configuration of a folder or hub id. SpecError says what was tried and how to get the model."""
+    """The configuration of a folder or hub id, on the meta device as known here, if it is.
+
+    SpecError says what was tried and how to get the model.
+    """
+    if _only_shape(model):
+        return AutoConfig.for_model(**KNOWN[model])
     with _quiet():
         return _fetch(AutoConfig, _places(model)[0])
+
+
+def _only_shape(model: str) -> bool:
+    """Whether the shape is all that is asked for, and is known without any file."""
+    return torch.get_default_device().type == "meta" and model in KNOWN and not Path(model).is_dir()
 
 
 def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None) -> Any:
@@ -43,7 +55,7 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
     variant = variant or _sole_variant(Path(place))
     with _quiet():
         if torch.get_default_device().type == "meta":
-            return auto.from_config(_fetch(AutoConfig, place))
+            return auto.from_config(read_config(model))
         network, info = _fetch(auto, place, dtype=dtype, variant=variant, output_loading_info=True)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -52,7 +64,10 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, cutting at the right. SpecError where its vocabulary is missing."""
+    """The tokenizer of a folder or hub id, cutting at the right; the offline one where the network has no numbers and
+    its shape is known here. SpecError where its vocabulary is missing."""
+    if _only_shape(model):
+        return offline_tokenizer(start=True)
     place = _places(model)[1]
     if Path(place).name == "tokenizer" and Path(place).parent.is_dir() and not Path(place).is_dir():
         raise SpecError(f"{model!r} lacks tokenizer/; expected tokenizer.json and tokenizer_config.json in it")
