@@ -12,6 +12,7 @@ import torch
 
 from sana_lab import config, plots, report, significance, tracking
 from sana_lab.config import Ablation
+from sana_lab.evaluation.flops import PAIR
 from sana_lab.expectations import verdicts
 from sana_lab.ledger import Item
 from sana_lab.table import Table, build_table, load_published
@@ -59,7 +60,8 @@ def tabulate(
     held = [str(v) for v in verdicts(table.rows, ablation.expect, ablation.stand_in)]
     baseline = ablation.baseline or table.rows[0].label
     apart = significance.differences(table.rows, reports or {}, baseline)
-    lines = [*held, *significance.note(apart, baseline), *table.notes]
+    counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
+    lines = [*held, *significance.note(apart, baseline), *counted, *table.notes]
     return replace(table, notes=lines, differences=significance.marked(apart))
 
 

@@ -48,7 +48,9 @@ class Column:
 
 COLUMNS = (
     Column("params_m", "Params", "M"),
-    Column("params_b", "Params", "B"),
+    Column("dit_params_m", "DiT params", "M"),
+    Column("dit_params_b", "DiT params", "B"),
+    Column("text_params_m", "Text params", "M"),
     Column("gmacs", "MACs", "G", "lower"),
     Column("tmacs_pair", "MACs of a guided pair", "T", "lower"),
     Column("tokens", "Tokens", decimals=0),

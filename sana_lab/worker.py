@@ -101,27 +101,43 @@ def cost(store: Store, trial: Json) -> None:
             repeats=options["bench_repeats"],
             measured_steps=options["bench_steps"],
         )
-        store.log_metrics(trial["run"], {k: v for k, v in record.items() if isinstance(v, int | float)})
+        store.log_metrics(trial["run"], costs(record))
         store.log_dict(trial["run"], record, "bench.json")
     store.finish(trial["run"])
     tell(BENCHED, f"measured {trial['label']}")
+
+
+def costs(record: Json) -> dict[str, float]:
+    """The numbers of a bench record, with those of single networks that papers print: the DiT's and the text encoder's
+    parameters, and the time of text."""
+    text, dit = record["stages"]["text"], record["stages"]["denoise"]
+    alone = {
+        "dit_params_m": dit["params_m"],
+        "dit_params_b": dit["params_m"] / 1000,
+        "text_params_m": text["params_m"],
+        "text_s": text["latency_s"],
+    }
+    return {**{k: v for k, v in record.items() if isinstance(v, int | float)}, **alone}
 
 
 class Steps:
     """Training progress as lines for the sweep's bar."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.told = label, 0
+        self.label = label
+        self.told: int | None = None
 
     def __call__(self, step: int, steps: int) -> None:
-        tell(step - self.told, f"{self.label}: step {step} of {steps}")
+        """The first steps told of may have been done before a resume: they say nothing of the speed."""
+        mark = "+" if self.told is None else "@"
+        tell(step - (self.told or 0), f"{self.label}: step {step} of {steps}", mark)
         self.told = step
 
 
-def tell(steps: int, text: str) -> None:
+def tell(steps: int, text: str, mark: str = "@") -> None:
     """A line for the sweep. Where nobody listens it was killed: that is no failure of the trial, and work ends here."""
     try:
-        print(f"@ {steps} {text}", flush=True)
+        print(f"{mark} {steps} {text}", flush=True)
     except BrokenPipeError:
         os._exit(1)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from encoders import offline
 
-from sana_lab import cli, config, sweep, train
+from sana_lab import cli, config, sweep, train, worker
+from sana_lab.evaluation.flops import PAIR
 from sana_lab.results import tabulate
 from sana_lab.table import column, load_published
+from sana_lab.text import load
 
 NAMES = config.available("ablations", "paper")
 BY_SCALE = [(name, scale) for name in NAMES for scale in (None, "toy")]
@@ -73,6 +75,37 @@ def test_a_table_says_what_is_reproduced_beside_what_was_published():
     assert table.published.cell("DDPM", "fid").mean == 19.5
     worse = [{**r, "metrics": {"geneval": -r["metrics"]["geneval"]}} for r in records]
     assert "Not reproduced: difference -0.5" in tabulate(ablation, worse).notes[0]
+
+
+def test_macs_of_a_guided_pair_come_with_how_they_are_counted():
+    """Whatever the bench size: the column's own definition stands under the table, and under no other's."""
+    ablation, trials = loaded("paper/block_speed")
+    base = {"labels": {}, "seed": 0, "status": "finished", "error": None, "commit": None, "run_id": None}
+    records = [{**base, "label": t.label, "metrics": {"tmacs_pair": 1.0, "images_per_s": 2.0}} for t in trials]
+    assert any(note == f"MACs of a guided pair: {PAIR}." for note in tabulate(ablation, records).notes)
+    bare = [{**r, "metrics": {"images_per_s": 2.0}} for r in records]
+    assert not any(PAIR in note for note in tabulate(ablation, bare).notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("paper/text_encoder", "text_params_m"), ("paper/model_size", "dit_params_b")]
+)
+def test_parameters_stand_beside_those_of_the_same_network(name: str, published: str):
+    ablation, _ = loaded(name)
+    theirs = load_published(config.locate("eval/published", ablation.published))
+    assert published in ablation.columns
+    assert all("params_m" not in row.cells for row in theirs.rows)
+    assert any(published in row.cells for row in theirs.rows)
+    stage = {"params_m": 5.0, "latency_s": 0.2}
+    flat = worker.costs({"params_m": 12.0, "stages": {"text": {"params_m": 7.0, "latency_s": 0.1}, "denoise": stage}})
+    assert flat == {"params_m": 12.0, "dit_params_m": 5.0, "dit_params_b": 0.005, "text_params_m": 7.0, "text_s": 0.1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trial_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load, "HfApi", None)
+    for trial in {str(t.experiment["system"]): t for t in loaded(name)[1]}.values():
+        train.check(trial.experiment)
 
 
 def test_a_scale_is_an_option_of_the_verb_and_part_of_the_sweeps_name(here: Path, capsys: pytest.CaptureFixture[str]):
