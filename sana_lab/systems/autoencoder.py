@@ -90,7 +90,9 @@ class AutoencoderSystem(L.LightningModule):
         self.log("train/kl", kl.detach())
         return loss if self.automatic_optimization else None
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.average.update(self.autoencoder)
 
     def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -153,6 +155,7 @@ class AutoencoderSystem(L.LightningModule):
         if started:
             loss = loss + self.adversarial * hinge_generator(critic(made))
         self._step(optimizers[0], loss)
+        self.average.update(self.autoencoder)  # stepped by hand, it passes `optimizer_step` by
         if started:
             self._step(optimizers[1], hinge_discriminator(critic(images), critic(made.detach())))
         return loss

@@ -52,6 +52,9 @@ class Average:
         if values.keys() != self.values.keys():
             odd = sorted(values.keys() ^ self.values.keys())
             raise ValueError(f"the checkpoint's average is of other parameters: {', '.join(odd[:5])}")
+        shapes = {k: (tuple(values[k].shape), tuple(v.shape)) for k, v in self.values.items()}
+        if odd := [f"{k} {given}, expected {own}" for k, (given, own) in shapes.items() if given != own]:
+            raise ValueError(f"the checkpoint's average is of other shapes: {'; '.join(odd[:5])}")
         self.values, self.updates = {k: v.float().clone() for k, v in values.items()}, updates
 
 

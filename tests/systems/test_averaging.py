@@ -141,6 +141,13 @@ def test_state_of_another_module_is_refused():
         Average(made, 0.9).load(Average(other, 0.9).state())
 
 
+def test_state_of_other_shapes_is_refused():
+    made, wide = module(), Average(module(), 0.9).state()
+    wide["values"] = {k: torch.zeros(9, *v.shape) for k, v in wide["values"].items()}
+    with pytest.raises(ValueError, match=r"of other shapes: 0\.weight \(9, .*, expected \("):
+        Average(made, 0.9).load(wide)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
 def test_decay_has_a_range(decay: float):
     with pytest.raises(ValueError, match=f"decay is {decay}, expected 0 <= decay < 1"):
