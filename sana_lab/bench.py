@@ -21,6 +21,7 @@ from sana_lab.evaluation.driver import Driver
 from sana_lab.evaluation.efficiency import clock_of, energy, enough_for
 from sana_lab.evaluation.flops import DEFINITION, PAIR, count_pair_macs
 from sana_lab.evaluation.throughput import Rung, host_room, sweep
+from sana_lab.outputs import check_file
 from sana_lab.parts import Spec, SpecError, build
 from sana_lab.systems.costs import Costs, by_stage, device_name, headline, machine, table
 from sana_lab.systems.peer import Peer
@@ -150,7 +151,7 @@ def main(
     experiment: Json, *, size: int | None, batch: int, repeats: int, json_file: Path | None, most: int | None = None
 ) -> None:
     """`sana-lab bench`: measure a resolved experiment's system, untrained; a table, and JSON where asked."""
-    _check_file(json_file)
+    check_file(json_file)
     _tell(
         bench_experiment(experiment, size=size, batch=batch, repeats=repeats, most=most, energy_s=ENERGY_S), json_file
     )
@@ -169,7 +170,7 @@ def main_peer(
     half: bool = True,
 ) -> None:
     """`sana-lab bench` of a diffusers pipeline's folder or hub id; on CUDA in bfloat16 unless `half` is false."""
-    _check_file(json_file)
+    check_file(json_file)
     cuda = torch.cuda.is_available()
     peer = Peer.load(reference, dtype=torch.bfloat16 if cuda and half else torch.float32)
     how: Json = {"steps": steps, "guidance": guidance, "repeats": repeats, "most": most, "energy_s": ENERGY_S}
@@ -309,11 +310,6 @@ def _check(batch: int, prompts: Sequence[str]) -> None:
         raise ValueError(f"bench batch is {batch}, expected at least 1")
     if not prompts or isinstance(prompts, str):
         raise ValueError(f"bench prompts are {prompts!r}, expected a list of at least one text")
-
-
-def _check_file(json_file: Path | None) -> None:
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {json_file}: there is no folder {json_file.absolute().parent}")
 
 
 def _tell(record: Json, json_file: Path | None) -> None:

@@ -111,8 +111,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status is 0, 1 for an error that a person can mend, 130 for Ctrl-C."""
     options = parse(arguments)
     try:
+        _look_up(options)
         return _run(options) or 0
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except OSError as error:  # wherever it was raised: a file, a disk, a network
+        print(f"sana-lab: {_told(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, RuntimeError, ImportError) as error:
         if _unforeseen(error):
             raise
         print(f"sana-lab: {error}", file=sys.stderr)
@@ -141,6 +145,27 @@ def _unforeseen(error: BaseException) -> bool:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     return last is None or Path(__file__).parent not in Path(last.tb_frame.f_code.co_filename).parents
+
+
+def _told(error: OSError) -> str:
+    if error.filename is not None and error.strerror is not None:
+        return f"{error.filename}: {error.strerror}"
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _look_up(options: argparse.Namespace) -> None:
+    """Names and overrides that nobody can mean, said before torch is imported, which takes seconds."""
+    from sana_lab import config
+
+    match options.verb:
+        case "ablate" | "table":
+            config.locate("ablations", options.ablation)
+        case "train":
+            config.apply(config.compose(options.experiment), options.overrides)
+        case "eval" | "bench" | "sample":
+            name = options.model if options.verb == "sample" else options.experiment
+            if not Path(name).exists() and "/" not in name and not Path(name).suffix:  # else it may be a model
+                config.locate("experiments", name)
 
 
 def _run(options: argparse.Namespace) -> int | None:

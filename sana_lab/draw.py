@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sana_lab import config, pretrained
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.outputs import check_folder
 from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 
@@ -64,10 +65,7 @@ def main(options: argparse.Namespace) -> None:
     """`sana-lab sample`: DIR/000-a-red-circle.png ..., the prompt and settings inside each file."""
     if blank := [p for p in options.prompts if not p.strip()]:
         raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SpecError(f"cannot write to {options.out}: {error.strerror}") from error
+    check_folder(options.out)
     system = load(options.model, options.set, options.variant)
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):

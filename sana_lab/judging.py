@@ -11,6 +11,7 @@ from sana_lab import config, draw, parts, pretrained, subjects, tracking
 from sana_lab.evaluation import Measure, Report, geneval, reconstruction, suite
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.evaluation.geneval_measure import GenEval
+from sana_lab.outputs import check_file
 from sana_lab.parts import Spec, SpecError
 from sana_lab.systems import attributes, clip
 from sana_lab.systems.autoencoder import AutoencoderSystem
@@ -200,8 +201,7 @@ def flat(report: Json) -> dict[str, float]:
 
 def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
     """`sana-lab eval`: print the measures with their intervals, and write everything to `json_file`."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise ValueError(f"cannot write {json_file}: there is no folder {json_file.absolute().parent}")
+    check_file(json_file)
     report = evaluate(name, overrides)
     print("\n".join(lines(report)))
     if json_file is not None:

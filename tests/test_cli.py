@@ -20,6 +20,7 @@ system:
 data: {name: shapes, size: 16, batch: 4}
 trainer: {max_steps: 2, accelerator: cpu}
 """
+TWO = "title: Two\nbase: tiny\naxes: {attention: {softmax: {system.dit.attention: softmax}, linear: }}\n"
 HELP = """
 import sys, time
 from sana_lab.cli import main
@@ -36,6 +37,8 @@ print(json.dumps([time.process_time(), sorted(name for name in sys.modules if ".
 def folder(here: Path) -> Path:
     (here / "experiments").mkdir()
     (here / "experiments/tiny.yaml").write_text(TINY)
+    (here / "ablations").mkdir()
+    (here / "ablations/two.yaml").write_text(TWO)
     return here
 
 
@@ -134,7 +137,7 @@ def test_dry_run_prints_the_resolved_experiment_and_leaves_nothing(folder: Path,
     assert OmegaConf.to_container(OmegaConf.create(said)) == expected
     assert config.experiment_hash(expected) in said
     assert "trained: no" in said
-    assert [p.name for p in folder.iterdir()] == ["experiments"]
+    assert sorted(p.name for p in folder.iterdir()) == ["ablations", "experiments"]
 
 
 def test_what_a_dry_run_printed_is_an_experiment_again(folder: Path, capsys):
@@ -147,10 +150,6 @@ def test_what_a_dry_run_printed_is_an_experiment_again(folder: Path, capsys):
 
 
 def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
-    (folder / "ablations").mkdir()
-    (folder / "ablations/two.yaml").write_text(
-        "title: Two\nbase: tiny\naxes: {attention: {softmax: {system.dit.attention: softmax}, linear: }}\n"
-    )
     assert cli.main(["ablate", "two", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "softmax" in said
@@ -180,6 +179,13 @@ def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
         (["sample", " ", "--out", "o", "--model", "tiny"], ("prompt ' ' is empty",)),
         (["sample", "a", "--out", "experiments/tiny.yaml/o", "--model", "tiny"], ("cannot write to",)),
         (["sample", "a", "--out", "o", "--model", "no.ckpt"], ("there is no checkpoint 'no.ckpt'",)),
+        (["sample", "a", "--out", "/sys", "--model", "tiny"], ("cannot write to /sys",)),
+        (["eval", "tiny", "--json", "/proc/x.json"], ("cannot write /proc/x.json",)),
+        (["eval", "tiny", "--json", "experiments"], ("cannot write experiments: it is a folder, expected a file",)),
+        (["bench", "tiny", "--json", "experiments"], ("cannot write experiments: it is a folder",)),
+        (["table", "two", "--out", "/proc/x"], ("cannot write to /proc/x",)),
+        (["ablate", "two", "--out", "/proc/x"], ("cannot write to /proc/x",)),
+        (["train", "tiny", "trainer.max_steps=-1"], ("trainer.max_steps is -1, expected at least 0",)),
         (["ui"], ("runs",)),
     ],
 )
@@ -197,6 +203,39 @@ def test_ctrl_c_is_no_error_of_ours(folder: Path, monkeypatch, capsys):
     assert "the same command goes on" in capsys.readouterr().err
 
 
+MISTYPED = """
+import sys
+from sana_lab.cli import main
+assert main({arguments!r}) == 1
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "tyni"],
+        ["train", "tiny", "seed"],
+        ["eval", "tyni"],
+        ["bench", "tyni"],
+        ["sample", "a", "--out", "o", "--model", "tyni"],
+        ["ablate", "tow"],
+        ["table", "tow"],
+    ],
+)
+def test_a_mistyped_name_is_told_before_torch_is_imported(folder: Path, arguments: list[str]):
+    done = subprocess.run([sys.executable, "-c", MISTYPED.format(arguments=arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("sana-lab: ")
+    assert not (folder / "o").exists()
+
+
+def test_a_disk_that_fails_is_told_in_one_line(folder: Path, monkeypatch, capsys):
+    """Also where a library writes."""
+    monkeypatch.setattr(cli, "_run", lambda _: json.loads(Path("/proc/nothing").read_text()))
+    assert failing(["train", "tiny"], capsys) == "sana-lab: /proc/nothing: No such file or directory\n"
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch):
     """Also where the folder above happens to be called sana_lab."""
     path = tmp_path / "sana_lab" / "library.py"
@@ -206,4 +245,4 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch):
     exec(compile(path.read_text(), path, "exec"), scope)
     monkeypatch.setattr(cli, "_run", scope["run"])
     with pytest.raises(ValueError, match="deep inside"):
-        cli.main(["train", "tiny"])
+        cli.main(["train", "shapes"])
