@@ -20,7 +20,8 @@ class ClipShapes(Measure):
     """100 times the mean cosine between pictures and prompts, not clamped; the interval is over prompts.
 
     The CLIP is `shapes_clip`, which has seen nothing but the embedded world, so that its numbers compare with no other
-    CLIP's. It knows what there is and how many, but neither where nor which colour is whose. `weights` is `experiment:NAME` or the weights file of an experiment that trains such a network. SpecError.
+    CLIP's. It knows what there is and how many, but neither where nor which colour is whose. `weights` is
+    `experiment:NAME` or the weights file of an experiment that trains such a network. SpecError.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,9 +20,11 @@ from sana_lab.evaluation.frechet import frechet
 from sana_lab.evaluation.moments import Gaussian, moments
 from sana_lab.evaluation.negatives import meaning, one_word_off, truths
 from sana_lab.evaluation.networks import Attributes, Clip, as_input, trained
+from sana_lab.evaluation.prompted import Scored
 from sana_lab.parts import SpecError
 
-N = 256  # held-out scenes on each side; the reference are the 256 after them
+N = 512  # held-out scenes for fd_shapes; the reference are the 512 after them. With 192 slight blur is lost in chance
+M = 128  # of them for clip_shapes
 
 # --- fd_shapes ------------------------------------------------------------------------------------------------------
 
@@ -65,12 +68,8 @@ def noisy(sigma: float) -> Tensor:
 
 def blurred(sigma: float) -> Tensor:
     """Gaussian blur of that deviation in pixels."""
-    x = torch.arange(-9.0, 10.0)
-    kernel = torch.exp(-(x**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    padded = F.pad(clean().float(), (9,) * 4, mode="replicate")
-    once = F.conv2d(padded, kernel, groups=3)
-    return F.conv2d(once, kernel.mT, groups=3).round().clamp(0, 255).to(torch.uint8)
+    soft = ndimage.gaussian_filter(clean().numpy().astype(np.float32), (0, 0, sigma, sigma), mode="nearest")
+    return torch.from_numpy(soft.round().astype(np.uint8))
 
 
 def only(shapes: int, colors: int) -> Tensor:
@@ -94,9 +93,9 @@ def test_clean_pictures_are_near_clean_ones() -> None:
 @pytest.mark.parametrize(
     ("corrupt", "levels"),
     [
-        (noisy, [(10,), (20,), (40,), (80,)]),
-        (blurred, [(1.0,), (1.5,), (2.5,), (4.0,)]),
-        (only, [(4, 5), (2, 5), (1, 5), (1, 1)]),
+        (noisy, [(20,), (40,), (80,)]),
+        (blurred, [(1.5,), (2.5,), (4.0,)]),
+        (only, [(4, 5), (2, 5), (1, 1)]),
     ],
     ids=["noise", "blur", "modes"],
 )
@@ -140,13 +139,24 @@ def test_identity_names_the_weights() -> None:
 
 
 def score(images: Tensor, prompts: list[str]) -> float:
-    measure = ClipShapes(device="cpu")
+    measure = clip()
+    measure.scored = Scored()
     measure.add(images, [{"prompt": prompt} for prompt in prompts])
     return measure.report().values["clip_shapes"].value
 
 
+@cache
+def clip() -> ClipShapes:
+    return ClipShapes(device="cpu")
+
+
+@cache
+def right() -> float:
+    return score(clean()[:M], prompts())
+
+
 def prompts() -> list[str]:
-    return held_out()[1][:N]
+    return held_out()[1][:M]
 
 
 def one_word(kind: str) -> tuple[float, float]:
@@ -157,7 +167,7 @@ def one_word(kind: str) -> tuple[float, float]:
 
 
 def test_captions_of_other_pictures_score_lower() -> None:
-    assert score(clean(), [*prompts()[1:], prompts()[0]]) < 0.3 * score(clean(), prompts())
+    assert score(clean()[:M], [*prompts()[1:], prompts()[0]]) < 0.3 * right()
 
 
 @pytest.mark.parametrize("kind", ["color", "shape", "shapes", "number"])
@@ -168,17 +178,16 @@ def test_one_wrong_word_scores_lower(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("corrupt", "levels"), [(noisy, (20, 40, 80, 160)), (blurred, (1.5, 2.5, 4.0, 8.0))], ids=["noise", "blur"]
+    ("corrupt", "levels"), [(noisy, (10, 20, 40)), (blurred, (1.5, 2.5, 4.0))], ids=["noise", "blur"]
 )
 def test_corruption_scores_lower(corrupt: Callable[[float], Tensor], levels: tuple[float, ...]) -> None:
-    scores = [score(clean(), prompts()), *(score(corrupt(level), prompts()) for level in levels)]
-    assert scores[1:] == sorted(scores[1:], reverse=True)
-    assert scores[0] > scores[2]
+    scores = [right(), *(score(corrupt(level)[:M], prompts()) for level in levels)]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_one_picture_for_all_prompts_scores_lower() -> None:
     """What a precision-only measure would miss: modes that were dropped do not fit what was asked for."""
-    assert score(red_circles(), prompts()) < 0.3 * score(clean(), prompts())
+    assert score(red_circles()[:M], prompts()) < 0.3 * right()
 
 
 def test_the_report_says_what_was_measured() -> None:
