@@ -4,6 +4,7 @@ A trial is known by the hash of what trains, samples and judges it; a run of tha
 again, a model that another trial trained is not trained again, and a failed trial is a hole with its error.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,16 +13,17 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from sana_lab import config, results, tracking, train, weights
 from sana_lab.config import Ablation, Trial
 from sana_lab.ledger import Item, items
 from sana_lab.outputs import check_folder
+from sana_lab.progress import Bar
 from sana_lab.tracking import Run, Store
 
 JUDGED, BENCHED = 400, 150
@@ -38,7 +40,7 @@ def main(
 ) -> int:
     """Run what is missing of an ablation, then write its table; the exit status is 1 where a trial failed."""
     ablation, trials = config.load_ablation(recipe, overrides, scale)
-    name = sweep_name(recipe, scale)
+    name = sweep_name(recipe, scale, overrides)
     for trial in trials:
         train.check(trial.experiment)
     store = Store(weights.HOME)
@@ -62,36 +64,71 @@ def run(store: Store, name: str, ablation: Ablation, trials: Sequence[Trial], wo
     store.create(name)
     parent = _parent(store, name, ablation)
     todo = [i._replace(run=_child(store, name, parent, i)) for i in todo]
+    _end(store, name, keep=todo)  # what another process left open when it was killed, and is no trial of now
+    try:
+        _work_off(store, name, todo, workers)
+    except BaseException as error:
+        _end(store, name)
+        store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    store.finish(parent, "FINISHED" if all(i.done for i in items(store, name, trials)) else "FAILED")
+
+
+def _work_off(store: Store, name: str, todo: Sequence[Item], workers: int) -> None:
     judging, frozen = [i for i in todo if not i.judged], _frozen(todo)
     with _progress(name, judging, frozen, todo) as bar, ThreadPoolExecutor(workers) as pool:
         jobs = Jobs(store, name, bar, _cores() // workers or 1)
         try:
-            _all(pool.map(jobs.frozen, frozen))
-            _all(pool.map(jobs.judge, _by_model(judging)))
+            for group in _ranks(frozen):
+                _all(pool.map(jobs.frozen, group))
+            _all(pool.map(jobs.judge, _by_model([i for i in judging if not jobs.lacks(i)])))
             jobs.threads = _cores()
             jobs.bench([i for i in todo if _judged(store, i)])
         except BaseException:
             jobs.stop()
             raise
-    store.finish(parent, "FINISHED" if all(i.done for i in items(store, name, trials)) else "FAILED")
+
+
+def _end(store: Store, name: str, keep: Sequence[Item] = ()) -> None:
+    """End the trials' runs that are open as killed; those to keep go on."""
+    kept = {i.run.id for i in keep if i.run}
+    for run in store.find(name, {"sana.kind": "trial"}):
+        if run.status == "RUNNING" and run.id not in kept:
+            store.finish(run.id, "KILLED")
 
 
 class Jobs:
     """Work in processes of its own, so that a crash costs one trial; `stop` ends them all."""
 
-    def __init__(self, store: Store, name: str, bar: "tqdm[Any]", threads: int) -> None:
+    def __init__(self, store: Store, name: str, bar: "Bar", threads: int) -> None:
         self.store, self.name, self.bar, self.threads = store, name, bar, threads
         self.folder = weights.HOME / "sweeps" / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.running: set[subprocess.Popen[str]] = set()
+        self.lost: dict[str, str] = {}  # experiments that could not be trained, and why
         self.stopped = False
 
     def frozen(self, experiment: str) -> None:
-        """Train an experiment whose weights trials take."""
-        status = self._work(f"train-{experiment}", {"kind": "train", "name": experiment, "trials": []})
-        if status:
-            log = self.folder / f"train-{experiment}.log"
-            raise RuntimeError(f"training {experiment!r}, which trials take weights from, failed; see {log}")
+        """Train an experiment whose weights trials take; where that fails, those trials will."""
+        if why := self._without(config.load(experiment)):
+            self.lost[experiment] = why
+            return
+        title = f"train-{experiment.replace('/', '-')}"
+        if self._work(title, {"kind": "train", "name": experiment, "trials": []}):
+            log = (self.folder / f"{title}.log").absolute()
+            self.lost[experiment] = f"training {experiment!r}, which it takes weights from, failed; see {log}"
+
+    def lacks(self, item: Item) -> bool:
+        """Whether a trial takes weights that could not be trained; then its run has failed."""
+        why = self._without(item.trial.experiment)
+        if why:
+            assert item.run is not None
+            self.store.set_tags(item.run.id, {"sana.error": why})
+            self.store.finish(item.run.id, "FAILED")
+        return why is not None
+
+    def _without(self, experiment: config.Config) -> str | None:
+        return next((self.lost[n] for n in config.needed(experiment) if n in self.lost), None)
 
     def judge(self, group: list[Item]) -> None:
         """Train one model and judge every trial of it."""
@@ -134,11 +171,11 @@ class Jobs:
         return process.returncode
 
     def _told(self, line: str) -> None:
-        """A worker's line: `@ steps text` moves the bar; anything else is its own talk."""
+        """A worker's line: `@ steps text` moves the bar, `+` also, by what was done before; anything else is talk."""
         mark, _, rest = line.partition(" ")
-        if mark == "@":
+        if mark in ("@", "+"):
             steps, _, text = rest.strip().partition(" ")
-            self.bar.update(int(steps))
+            self.bar.advance(int(steps), counts=mark == "@")
             self.bar.set_postfix_str(text)
 
     def _finish(self, group: Iterable[Item], status: int, title: str) -> None:
@@ -153,15 +190,19 @@ class Jobs:
                 self.store.finish(item.run.id, "FAILED")
 
 
-def sweep_name(recipe: str, scale: str | None) -> str:
-    """What a sweep of that ablation is called among the runs; folders of its name become part of one word."""
-    return recipe.replace("/", "-") + (f"-{scale}" if scale else "")
+def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = ()) -> str:
+    """What a sweep of that ablation is called among the runs; folders of its name become part of one word.
+
+    With overrides it is another sweep, whose runs and table do not mix with the plain one's.
+    """
+    changed = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]
+    return "-".join([recipe.replace("/", "-"), *([scale] if scale else []), *([changed] if overrides else [])])
 
 
 def write_table(recipe: str, overrides: Sequence[str], out: Path | None, scale: str | None = None) -> None:
     """Table, plots and pictures of what has finished, from the runs in MLflow."""
     ablation, trials = config.load_ablation(recipe, overrides, scale)
-    name = sweep_name(recipe, scale)
+    name = sweep_name(recipe, scale, overrides)
     folder = out or weights.HOME / "tables" / name
     check_folder(folder)
     store = Store(weights.HOME)
@@ -189,9 +230,18 @@ def _by_model(group: Sequence[Item]) -> list[list[Item]]:
 
 
 def _frozen(group: Sequence[Item]) -> list[str]:
-    """Experiments that trials take weights from and that are neither trained nor shipped."""
-    names = dict.fromkeys(n for i in group for n in config.experiments_named(i.trial.experiment["system"]))
+    """Experiments that trials take weights from, at once or in turn, and that are neither trained nor shipped."""
+    names = dict.fromkeys(n for i in group for n in config.needed(i.trial.experiment))
     return [n for n in names if weights.trained(e := config.load(n)) is None and weights.shipped(e) is None]
+
+
+def _ranks(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Experiments in groups, each of which needs only those before it."""
+    order = TopologicalSorter({n: set(config.needed(config.load(n))) & set(names) for n in names})
+    order.prepare()
+    while group := order.get_ready():
+        yield group
+        order.done(*group)
 
 
 def _judged(store: Store, item: Item) -> bool:
@@ -233,13 +283,12 @@ def _child(store: Store, name: str, parent: str, item: Item) -> Run:
 
 
 @contextmanager
-def _progress(name: str, judging: Sequence[Item], frozen: Sequence[str], todo: Sequence[Item]) -> Iterator["tqdm[Any]"]:
+def _progress(name: str, judging: Sequence[Item], frozen: Sequence[str], todo: Sequence[Item]) -> Iterator[Bar]:
     models = {i.model: i.trial.experiment for i in judging}
     models |= {f"frozen {n}": config.load(n) for n in frozen}
     steps = sum(e["trainer"]["max_steps"] for e in models.values() if weights.trained(e) is None)
     total = steps + JUDGED * len(judging) + BENCHED * len(todo)
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
-    with tqdm(total=total, desc=name, bar_format=layout, dynamic_ncols=True, mininterval=1.0) as bar:
+    with Bar(name, total) as bar:
         yield bar
 
 

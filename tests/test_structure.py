@@ -17,7 +17,7 @@ from sana_lab import config, parts, train
 ROOT = Path(sana_lab.__file__).parent
 PARTS = ("attention", "dit", "autoencoders", "text", "data")
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("parts", "types", "digests", "outputs"),
+    ("parts", "types", "digests", "outputs", "progress"),
     ("config", "ranges"),
     ("layers", "ops"),
     (*PARTS, "evaluation"),  # the interfaces: each package's __init__

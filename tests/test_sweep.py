@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tqdm import tqdm
 
 from sana_lab import cli, config, sweep, train, weights
 from sana_lab.ledger import Item, items
 from sana_lab.parts import SpecError
+from sana_lab.progress import Bar
 from sana_lab.tracking import Store
 
 pytestmark = pytest.mark.filterwarnings(
@@ -73,7 +73,7 @@ def start(store: Store, item: Item, **tags: str) -> str:
 
 @pytest.fixture
 def jobs(store) -> sweep.Jobs:
-    return sweep.Jobs(store, "grid", tqdm(total=100, file=io.StringIO()), 1)
+    return sweep.Jobs(store, "grid", Bar("grid", 100, file=io.StringIO()), 1)
 
 
 def test_rows_that_differ_in_sampling_share_a_model(folder):
@@ -150,10 +150,24 @@ class TestJobs:
         assert jobs._work("later", {"kind": "judge", "trials": []}) == 0
         assert not (jobs.folder / "later.json").exists()
 
-    def test_frozen_parts_that_cannot_be_trained_end_the_sweep(self, jobs, monkeypatch):
-        monkeypatch.setattr(jobs, "_work", lambda *_: 1)
-        with pytest.raises(RuntimeError, match=r"training 'squeeze'.* failed; see runs/sweeps/grid/train-squeeze\.log"):
-            jobs.frozen("squeeze")
+    def test_frozen_parts_that_cannot_be_trained_fail_what_takes_them_and_nothing_else(self, jobs, store, monkeypatch):
+        Path("experiments/again.yaml").write_text(
+            "base: squeeze\nsystem: {autoencoder: 'experiment:squeeze'}\nseed: 1\n"
+        )
+        tried = []
+        monkeypatch.setattr(jobs, "_work", lambda title, job: tried.append(title) or 1)
+        jobs.frozen("squeeze")
+        jobs.frozen("again")
+        assert tried == ["train-squeeze"]
+        with_it = [f"system.autoencoder=experiment:{name}" for name in ("squeeze", "again")]
+        first, second = (trials()[0]._replace(experiment=config.load("tiny", [o])) for o in with_it)
+        made = [Item(t, config.trial_hash(t), "m", None) for t in (first, second, trials()[2])]
+        made = [i._replace(run=store.run(start(store, i))) for i in made]
+        assert [jobs.lacks(i) for i in made] == [True, True, False]
+        runs = [store.run(i.run.id) for i in made]
+        assert [r.status for r in runs] == ["FAILED", "FAILED", "RUNNING"]
+        assert runs[0].tags["sana.error"].startswith("training 'squeeze', which it takes weights from, failed; see /")
+        assert runs[1].tags["sana.error"] == runs[0].tags["sana.error"]
 
 
 def test_experiments_that_trials_take_weights_from_come_first_and_once(folder, store):
@@ -167,6 +181,50 @@ def test_experiments_that_trials_take_weights_from_come_first_and_once(folder, s
     assert sweep._frozen(found[2:]) == []
     train.train(config.load("squeeze"))
     assert sweep._frozen(found) == []
+
+
+def test_experiments_inside_experiments_are_trained_innermost_first(folder, store):
+    inner = "base: squeeze\nsystem: {autoencoder: 'experiment:inner'}\n"
+    for name, text in (("inner", "base: squeeze\nseed: 5\n"), ("outer", inner), ("side", "base: squeeze\nseed: 6\n")):
+        Path(f"experiments/{name}.yaml").write_text(text)
+    Path("ablations/deep.yaml").write_text(
+        "title: Deep\nbase: tiny\naxes: {a: {"
+        "one: {system.autoencoder: 'experiment:outer'}, two: {system.autoencoder: 'experiment:side'}}}\n"
+    )
+    names = sweep._frozen(items(store, "deep", trials("deep")))
+    assert names == ["inner", "outer", "side"]
+    assert [sorted(group) for group in sweep._ranks(names)] == [["inner", "side"], ["outer"]]
+
+
+class TestStopped:
+    @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (OSError, "FAILED")])
+    def test_runs_end_with_the_sweep(self, folder, store, monkeypatch, error, status):
+        def stop(*_: object) -> None:
+            raise error
+
+        name = f"stopped-{status}"
+        monkeypatch.setattr(sweep, "_work_off", stop)
+        ablation, made = config.load_ablation("grid")
+        with pytest.raises(error):
+            sweep.run(store, name, ablation, made, 1)
+        assert [r.status for r in store.find(name, {"sana.kind": "sweep"})] == [status]
+        assert [r.status for r in store.find(name, {"sana.kind": "trial"})] == ["KILLED"] * 4
+
+    def test_what_a_kill_left_open_goes_on_or_is_ended(self, folder, store, monkeypatch):
+        ablation, made = config.load_ablation("grid")
+        key = config.trial_hash(made[0])
+        kept, old = (store.start_run("left", k, {"sana.kind": "trial", "sana.trial": k}) for k in (key, "another"))
+        monkeypatch.setattr(sweep, "_work_off", lambda *_: None)
+        sweep.run(store, "left", ablation, made[:1], 1)
+        assert [store.run(r).status for r in (kept, old)] == ["RUNNING", "KILLED"]
+
+
+def test_a_sweep_with_overrides_is_another_one(folder):
+    plain = sweep.sweep_name("paper/grid", None)
+    changed = {sweep.sweep_name("paper/grid", None, [f"seed={i}"]) for i in (0, 1)}
+    assert plain == "paper-grid"
+    assert len(changed | {plain, sweep.sweep_name("paper/grid", "toy", ["seed=0"])}) == 4
+    assert all(name.startswith("paper-grid-") for name in changed)
 
 
 def test_one_sweep_of_a_name_at_a_time(folder):
