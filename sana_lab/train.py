@@ -12,17 +12,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from sana_lab import config, parts, tracking, weights
+from sana_lab import config, files, parts, tracking, weights
 from sana_lab.checks import check
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
 from sana_lab.outputs import check_folder
+from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 
 Progress = Callable[[int, int], None]
@@ -45,13 +46,23 @@ def train(
 ) -> Path:
     """Train (or finish training) an experiment; its weights file. One that is trained already returns at once.
 
-    A second process that asks for the same model waits for the first.
+    A second process that asks for the same model says so and waits for the first.
     """
     home = folder(experiment)
     check_folder(home)
-    with FileLock(home / "lock"):
+    with _alone(home, name):
         done = weights.trained(experiment)
         return done or _fit(experiment, home, name, logger, progress)
+
+
+def _alone(home: Path, name: str) -> AcquireReturnProxy:
+    """The folder's lock, once it is free."""
+    lock = FileLock(home / "lock")
+    try:
+        return lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another process trains {name} in {home.absolute()}; waiting for it", file=sys.stderr, flush=True)
+        return lock.acquire()
 
 
 def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None, progress: Progress | None) -> Path:
@@ -62,18 +73,19 @@ def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None
     (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
     data = parts.build("data", experiment["data"])
     system = parts.build("system", experiment["system"])
-    began = time.perf_counter()
+    clock = Clock()
     if options["max_steps"] > 0:
-        trainer = _trainer(experiment, home, logger, progress)
+        start = resumable(home)
+        trainer = _trainer(experiment, home, logger, progress, clock)
         with warnings.catch_warnings():
             quiet()
             try:
-                trainer.fit(system, datamodule=data, ckpt_path=latest(home), weights_only=True)
+                trainer.fit(system, datamodule=data, ckpt_path=start, weights_only=True)
             except SystemExit as error:  # what Lightning makes of Ctrl-C, which it then switches off
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 raise KeyboardInterrupt from error
     path = home / "weights.safetensors"
-    weights.write(path, system.trained(), card(experiment, name, time.perf_counter() - began, metrics(system)))
+    weights.write(path, system.trained(), card(experiment, name, clock.seconds, metrics(system)))
     return path
 
 
@@ -88,6 +100,7 @@ def card(experiment: config.Config, name: str, seconds: float, measured: dict[st
     return {
         "experiment": name,
         "hash": config.experiment_hash(experiment),
+        "config": experiment,
         "command": command,
         "seed": experiment["seed"],
         "steps": experiment["trainer"]["max_steps"],
@@ -99,9 +112,29 @@ def card(experiment: config.Config, name: str, seconds: float, measured: dict[st
 
 
 def latest(home: Path) -> str | None:
-    """The checkpoint to resume from."""
-    found = sorted(home.glob("*.ckpt"), key=lambda p: p.stat().st_mtime)
-    return str(found[-1]) if found else None
+    """The newest checkpoint."""
+    found = _checkpoints(home)
+    return str(found[0]) if found else None
+
+
+def resumable(home: Path) -> str | None:
+    """The newest checkpoint that is whole. SpecError where there are some, and none is: it names what to delete."""
+    found = _checkpoints(home)
+    for path in found:
+        try:
+            files.read_torch(path)
+            return str(path)
+        except SpecError as error:
+            print(f"sana-lab: left out: {error}", file=sys.stderr)
+    if found:
+        named = " ".join(str(path) for path in found)
+        raise SpecError(f"no checkpoint in {home} can be read; to train from the beginning, delete {named}")
+    return None
+
+
+def _checkpoints(home: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(home.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
 
 
 def quiet() -> None:
@@ -116,16 +149,19 @@ def quiet() -> None:
         ".*litlogger.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start of training.*",
+        ".*no pre-optimization state was saved.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
-def _trainer(experiment: config.Config, home: Path, logger: Logger | None, progress: Progress | None) -> L.Trainer:
+def _trainer(
+    experiment: config.Config, home: Path, logger: Logger | None, progress: Progress | None, clock: "Clock"
+) -> L.Trainer:
     options = experiment["trainer"]
     keep = ModelCheckpoint(
         home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False
     )
-    callbacks: list[Callback] = [keep, Guard(home, options["log_every"])]
+    callbacks: list[Callback] = [keep, Guard(home, options["log_every"]), clock]
     if experiment["prompts"] and experiment["system"]["name"] == "text2image":
         callbacks.append(SampleGrid(experiment))
     if progress is not None:
@@ -184,6 +220,23 @@ class Guard(Callback):
             f"{what} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
             "try a lower learning rate or gradient clip"
         )
+
+
+class Clock(Callback):
+    """Counts the seconds of training, those before a resume too, as far as the checkpoint knows of them."""
+
+    def __init__(self) -> None:
+        self.before, self.began = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.before = state_dict["seconds"]
 
 
 class Report(Callback):

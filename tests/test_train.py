@@ -1,8 +1,10 @@
 """Training: one model to a folder that its hash names; resumed after a kill, stopped at NaN, recorded in MLflow."""
 
+import fcntl
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,66 @@ def test_a_killed_training_ends_as_an_unbroken_one(folder, monkeypatch):
     monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
     assert same(resumed, weights.read(train.train(experiment)))
     assert began == [10, 12]
+
+
+def unfinished() -> tuple[config.Config, Path]:
+    """An experiment whose training was interrupted after the checkpoint of step 8, and its folder."""
+    experiment = config.load("tiny")
+    with pytest.raises(Stop):
+        train.train(experiment, progress=stop)
+    return experiment, train.folder(experiment)
+
+
+class Stop(Exception):
+    """Power is cut."""
+
+
+def stop(step: int, steps: int) -> None:
+    raise Stop
+
+
+def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(folder, capsys):
+    experiment, home = unfinished()
+    whole = home / "step=8.ckpt"
+    cut = home / "step=9.ckpt"
+    cut.write_bytes(whole.read_bytes()[:2000])
+    assert train.latest(home) == str(cut)
+    assert train.resumable(home) == str(whole)
+    assert f"left out: {cut} is cut short" in capsys.readouterr().err
+    whole.unlink()
+    with pytest.raises(SpecError, match=f"no checkpoint in .* can be read; .* delete {cut}$"):
+        train.train(experiment)
+    cut.unlink()
+    train.train(experiment)
+
+
+def test_the_seconds_of_training_add_up_over_a_resume(folder, monkeypatch):
+    _, home = unfinished()
+    held = torch.load(home / "step=8.ckpt", weights_only=True)
+    assert 0 < held["callbacks"]["Clock"]["seconds"] < 1000
+    held["callbacks"]["Clock"]["seconds"] = 5000.0
+    torch.save(held, home / "step=8.ckpt")
+    path = train.train(config.load("tiny"))
+    assert 5000 < weights.card(path)["seconds"] < 6000
+
+
+def test_a_card_holds_all_that_rebuilds_the_system(folder):
+    """Whatever the row of a table was called that trained it."""
+    experiment = config.load("tiny", ["trainer.max_steps=0", "seed=3"])
+    card = weights.card(train.train(experiment, name="+ a row"))
+    assert config.complete(card["config"]) == experiment
+
+
+def test_a_second_process_says_that_it_waits(folder, capsys):
+    experiment = config.load("tiny", ["trainer.max_steps=0"])
+    home = train.folder(experiment)
+    home.mkdir(parents=True)
+    with (home / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        timer = threading.Timer(1.0, fcntl.flock, (held, fcntl.LOCK_UN))
+        timer.start()
+        train.train(experiment, name="tiny")
+    assert f"another process trains tiny in {home.absolute()}; waiting for it\n" in capsys.readouterr().err
 
 
 class TestNan:
