@@ -1,5 +1,6 @@
 """Our own trained models: an experiment's weights file, or a Lightning checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,21 @@ def from_checkpoint(path: Path) -> Any:
         raise SpecError(f"{path} is no checkpoint of the lab: it holds no specs; for NVlabs' weights call it .pth")
     given = checkpoint["hyper_parameters"]
     known_names(given, str(path))
-    kind = "text2image" if "train_text" in given else "dit" if "dit" in given else "autoencoder"
+    kind = _kind_of(given, path)
     system = parts.build("system", {"name": kind, **given})
     system.load_state_dict(checkpoint["state_dict"], strict=False)
     system.on_load_checkpoint(checkpoint)
     system.average.write(system.autoencoder if kind == "autoencoder" else system)
     return system.eval()
+
+
+def _kind_of(given: Mapping[str, Any], path: Path) -> str:
+    """The system whose options those are: the one with the fewest where several have them all."""
+    known = {name: parts.options("system", parts.find("system", name)) for name in parts.TABLE["system"]}
+    fitting = [name for name, options in known.items() if given.keys() <= options.keys()]
+    if not fitting:
+        raise SpecError(f"{path} is of no system of the lab: no one has the options {', '.join(given)}")
+    return min(fitting, key=lambda name: len(known[name]))
 
 
 def from_weights(path: Path) -> Any:
