@@ -82,7 +82,9 @@ def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     ):
         sub = verbs.add_parser(verb, help=text, description=text, allow_abbrev=False)
         sub.add_argument("ablation", metavar="ABLATION")
-        sub.add_argument("overrides", nargs="*", metavar="key=value", help="applied to every trial")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="applied to every trial, of a sweep of its own name"
+        )
         sub.add_argument("--scale", help="a scale that the ablation offers, such as toy (its own)")
         sub.add_argument(
             "--out", type=Path, metavar="DIR", help="where table, plots and pictures go (runs/tables/ABLATION)"

@@ -1,0 +1,46 @@
+"""The built wheel carries recipes and weights, and finds them from any folder (slow)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sana_lab
+
+ROOT = Path(sana_lab.__file__).parents[1]
+LOOK = """
+import json
+from pathlib import Path
+import sana_lab
+from sana_lab import config, weights
+files = [config.locate("experiments", "shapes_sana"), config.locate("ablations", "paper/block_design")]
+files += [config.locate("eval", "shapes"), weights.shipped(config.load("shapes_vae_f8"))]
+kinds = {kind: len(config.available(kind)) for kind in ("experiments", "ablations", "eval")}
+print(json.dumps([sana_lab.__file__, [str(path) for path in files], kinds]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="runs in the checkout")
+def test_a_built_wheel_finds_its_recipes_and_weights_from_elsewhere(tmp_path: Path):
+    """Without a network: hatchling, which builds it, is installed already, and so are the dependencies."""
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", str(ROOT), "--no-build-isolation", *offline, "--wheel-dir", tmp_path], check=True)
+    (wheel,) = tmp_path.glob("sana_lab-*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", tmp_path / "site", wheel], check=True)
+    (tmp_path / "elsewhere").mkdir()
+    told = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        cwd=tmp_path / "elsewhere",
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    package, files, kinds = json.loads(told.stdout)
+    assert [p for p in (package, *files) if not Path(p).is_relative_to(tmp_path / "site")] == []
+    assert kinds == {kind: len(list((ROOT / kind).glob("*.yaml"))) for kind in kinds}
