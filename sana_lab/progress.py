@@ -8,7 +8,7 @@ from tqdm import tqdm
 LAYOUT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """The time left is what is left over the mean rate since work began: since the first thing that was told, for
     processes take seconds to start. It is hidden until `settle` seconds of work were seen."""
 
