@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.evaluation import Measure, Report
+from sana_lab.evaluation import Measure, Report, ranks
 from sana_lab.types import Json
 
 Draw = Callable[[list[str], list[int]], Tensor]
@@ -75,14 +75,22 @@ def refer(measures: Mapping[str, Measure], subject: Subject) -> None:
 
 
 def drawn(draw: Draw, one: Pass, batch: int) -> Iterator[tuple[Tensor, list[Json]]]:
-    """(images, their rows) in order. ValueError for images of another kind than was asked for."""
+    """(images, their rows) in order, of every process; each draws a batch of them in turn."""
     owners = one.owners
-    for first in range(0, len(owners), batch):
-        rows = [one.rows[i] for i in owners[first : first + batch]]
-        images = draw([row["prompt"] for row in rows], list(range(first, first + len(rows))))
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(rows), 3):
-            raise ValueError(f"expected {len(rows)} uint8 images (B, 3, H, W); given {images.dtype} {images.shape}")
-        yield images, rows
+    for first in range(0, len(owners), batch * ranks.size()):
+        together = range(first, min(first + batch * ranks.size(), len(owners)))
+        mine = together[ranks.rank() * batch : (ranks.rank() + 1) * batch]
+        images = _drawn(draw, [one.rows[owners[i]]["prompt"] for i in mine], list(mine)) if mine else None
+        yield ranks.gather(images), [one.rows[owners[i]] for i in together]
+
+
+def _drawn(draw: Draw, prompts: list[str], indices: list[int]) -> Tensor:
+    """ValueError for images of another kind than was asked for."""
+    images = draw(prompts, indices)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(prompts), 3):
+        given = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"expected {len(prompts)} uint8 images (B, 3, H, W); given {given}")
+    return images
 
 
 def _check(name: str, measure: Measure, subject: Subject) -> None:
