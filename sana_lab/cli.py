@@ -52,6 +52,10 @@ def _evaluate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
         verbs, "eval", "measure quality: of an experiment, a diffusers pipeline, a folder of pictures"
     )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    text = "what two evaluations differ in, paired over the images that they share"
+    compare = verbs.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    for which in ("first", "second"):
+        compare.add_argument(which, type=Path, metavar=f"{which.upper()}.json", help="what `eval --json` wrote")
     text = "statistics of real images, for distances to compare with"
     stats = verbs.add_parser("stats", help=text, description=text, allow_abbrev=False)
     stats.add_argument("folder", type=Path, metavar="FOLDER")
@@ -186,6 +190,10 @@ def _run(options: argparse.Namespace) -> int | None:
             judging.main(options.experiment, options.overrides, options.json)
         case "bench":
             _bench(options)
+        case "compare":
+            from sana_lab import compare
+
+            return compare.main(options.first, options.second)
         case "stats":
             from sana_lab import subjects
 

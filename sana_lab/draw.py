@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sana_lab import config, pretrained
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.evaluation.extractors import place
 from sana_lab.outputs import check_folder
 from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
@@ -66,7 +67,7 @@ def main(options: argparse.Namespace) -> None:
     if blank := [p for p in options.prompts if not p.strip()]:
         raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
     check_folder(options.out)
-    system = load(options.model, options.set, options.variant)
+    system = load(options.model, options.set, options.variant).to(place("auto"))
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         about = {
@@ -86,5 +87,5 @@ def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
     text.add_itxt("sana_lab", json.dumps(about))
     slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
     path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path, pnginfo=text)
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path, pnginfo=text)
     return path

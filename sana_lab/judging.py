@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sana_lab import config, draw, parts, pretrained, subjects, tracking
-from sana_lab.evaluation import Measure, Report, geneval, reconstruction, suite
+from sana_lab import config, draw, parts, pretrained, subjects, tracking, weights
+from sana_lab.evaluation import Measure, Report, geneval, ranks, reconstruction, suite
+from sana_lab.evaluation.extractors import place
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.evaluation.geneval_measure import GenEval
-from sana_lab.outputs import check_file
+from sana_lab.outputs import check_file, check_folder
 from sana_lab.parts import Spec, SpecError
 from sana_lab.systems import attributes, clip
 from sana_lab.systems.autoencoder import AutoencoderSystem
@@ -81,6 +82,8 @@ def _of_system(system: Any) -> Json:
             f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
             "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
         )
+    if isinstance(system, TextToImage | AutoencoderSystem):
+        system.to(place("auto"))
     found = _measured(system, experiment["eval"])
     settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}
     model = config.experiment_hash(experiment) if "trainer" in experiment else experiment["system"]
@@ -202,10 +205,25 @@ def flat(report: Json) -> dict[str, float]:
 def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
     """`sana-lab eval`: print the measures with their intervals, and write everything to `json_file`."""
     check_file(json_file)
-    report = evaluate(name, overrides)
+    check_folder(weights.HOME)
+    with ranks.joined() as reports:
+        report = evaluate(name, overrides)
+        if not reports:
+            return
     print("\n".join(lines(report)))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=2) + "\n")
+    record(name, report)
+
+
+def record(name: str, report: Json) -> None:
+    """The report on a finished run of MLflow's experiment `evaluation`: numbers, settings, versions, all of it."""
+    store = tracking.Store(weights.HOME)
+    run = store.start_run("evaluation", name, {"sana.kind": "evaluation", **report["environment"]})
+    store.log_params(run, {"model": report["model"] if isinstance(report.get("model"), str) else name})
+    store.log_metrics(run, {k: v for k, v in flat(report).items() if v is not None})
+    store.log_dict(run, report, "report.json")
+    store.finish(run)
 
 
 def lines(report: Json) -> list[str]:

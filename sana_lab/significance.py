@@ -47,8 +47,7 @@ def differences(rows: Sequence[Row], reports: Mapping[str, Json], baseline: str)
 def marked(found: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, Json]]:
     """The same as plain data, with the mark that a table shows: ▲ better, ▼ worse, ≠ where neither is better."""
     return {
-        label: {name: {**d._asdict(), "mark": _mark(name, d)} for name, d in row.items()}
-        for label, row in found.items()
+        label: {name: {**d._asdict(), "mark": mark(name, d)} for name, d in row.items()} for label, row in found.items()
     }
 
 
@@ -60,7 +59,8 @@ def note(found: Mapping[str, Mapping[str, Difference]], baseline: str) -> list[s
     return [f"▲ better, ▼ worse than {baseline!r} at the 5 % level, each by itself: {', '.join(tests)}."]
 
 
-def _mark(name: str, difference: Difference) -> str:
+def mark(name: str, difference: Difference) -> str:
+    """▲ better, ▼ worse, ≠ other where neither is better; nothing where it is within the noise."""
     better = column(name).better
     if not difference.significant:
         return ""

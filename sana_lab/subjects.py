@@ -37,7 +37,7 @@ def sampler(system: TextToImage) -> Draw:
     size, options = config.image_size(system.experiment["data"]), system.experiment["eval"]
     return lambda prompts, indices: system.sample(
         prompts, size=size, sampling=sampling, seed=options["seed"], indices=indices, batch=options["batch"]
-    )
+    ).cpu()
 
 
 def of_system(system: TextToImage, options: Json) -> Subject:
@@ -54,7 +54,7 @@ def of_peer(peer: Peer, options: Json, sampling: Json, size: int) -> Subject:
     return Subject(
         lambda prompts, indices: peer.sample(
             prompts, size=size, seed=options["seed"], indices=indices, batch=options["batch"], **told
-        ),
+        ).cpu(),
         *folder_data(options, size),
     )
 

@@ -19,6 +19,8 @@ from sana_lab.evaluation import geneval
 from sana_lab.parts import SpecError
 from sana_lab.systems.text2image import TextToImage
 
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's
+
 AUTOENCODER = """
 system:
   name: autoencoder

@@ -15,7 +15,10 @@ from sana_lab.data.shapes import Shapes
 from sana_lab.evaluation import geneval, geneval_folder
 from sana_lab.parts import SpecError
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # of MLflow
+]
 
 MEANS = "{name: function, function: 'features:means'}"
 
