@@ -45,11 +45,14 @@ def _kind_of(given: Mapping[str, Any], path: Path) -> str:
 
 
 def from_weights(path: Path) -> Any:
-    """The system of a weights file that training left behind, by the experiment that its card names."""
+    """The system of a weights file that training left behind, by the experiment that its card holds or names."""
     card = weights.card(path)
     name = card.get("experiment")
     if name is None:
         raise SpecError(f"{path} has no card that says what it holds; expected a file that train or import wrote")
+    if "config" in card:
+        known_names(card["config"], str(path))
+        return restore(config.complete(card["config"], str(path)), path)
     experiment = config.load(name)
     if config.experiment_hash(experiment) != card["hash"]:
         raise SpecError(

@@ -139,7 +139,8 @@ def _reconstruction(system: AutoencoderSystem, options: Json) -> Json:
     )
     if folder := options["reconstruction_folder"]:
         return reconstruction.evaluate_folder(system.autoencoder, folder, options["reconstructions"], asked)
-    data = parts.build("data", system.experiment["data"])
+    experiment: Any = system.experiment
+    data = parts.build("data", experiment["data"])
     data.setup("validate")
     batches, limit = data.val_dataloader(), options["reconstructions"]
     return reconstruction.evaluate_reconstruction(system.autoencoder, batches, limit, asked)

@@ -12,6 +12,7 @@ import torch
 
 from sana_lab import config, plots, report, significance, tracking
 from sana_lab.config import Ablation
+from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.evaluation.flops import PAIR
 from sana_lab.expectations import verdicts
 from sana_lab.ledger import Item
@@ -96,6 +97,8 @@ def measured_on(store: Store, found: Sequence[Item]) -> list[str]:
             f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
             f"input, batch {evals[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance."
         )
+    if any("geneval" in i.run.metrics and "fid" not in i.run.metrics for i in found if i.run is not None):
+        notes.append(f"FID is not measured: {hint()}, eval.fid_weights=FILE.")
     return notes
 
 

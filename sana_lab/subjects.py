@@ -18,6 +18,7 @@ from sana_lab.evaluation.dpg import Dpg
 from sana_lab.evaluation.geneval_measure import GenEval
 from sana_lab.evaluation.reconstruction import to_uint8
 from sana_lab.evaluation.suite import Draw, Subject, refer
+from sana_lab.outputs import check_file
 from sana_lab.parts import SpecError
 from sana_lab.systems.peer import Peer
 from sana_lab.systems.text2image import TextToImage
@@ -50,7 +51,7 @@ def of_system(system: TextToImage, options: Json) -> Subject:
 
 def of_peer(peer: Peer, options: Json, sampling: Json, size: int) -> Subject:
     """A diffusers pipeline; its steps and guidance are its own where `sampling` says nothing."""
-    told = {k: sampling.get(k) for k in ("steps", "guidance")}
+    told: Json = {k: sampling.get(k) for k in ("steps", "guidance")}
     return Subject(
         lambda prompts, indices: peer.sample(
             prompts, size=size, seed=options["seed"], indices=indices, batch=options["batch"], **told
@@ -86,6 +87,7 @@ def folder_data(options: Json, size: int) -> HeldOut:
 
 def main_stats(options: argparse.Namespace) -> None:
     """`sana-lab stats FOLDER`: reference statistics of its pictures, with what they are of."""
+    check_file(options.out)
     spec = config.apply({}, [f"extractor={options.extractor}"])["extractor"]
     extractor = parts.build("extractor", spec)
     found = reference.make(real_pictures(options), extractor, features=options.features, batch=options.batch)
