@@ -1,6 +1,7 @@
 """Interface of the autoencoders: images to normalised latents and back."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,19 +17,26 @@ class Autoencoder(nn.Module, ABC):
 
     Latents leave normalised, (z - shift) * scale per channel, and nobody else knows these numbers: a published model's
     own are options, and one that is trained here fits them. A subclass gives `channels`, `downsample`, `posterior` and
-    `reconstruct`.
+    `reconstruct`. Where `tile` is set, images of more than `tile` latents on a side go through it tile by tile, to the
+    same result in less memory; not while training, where all activations are kept anyway.
     """
 
     channels: int
     downsample: int
+    tile: int | None
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int, downsample: int, shift: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(
+        self, channels: int, downsample: int, shift: float = 0.0, scale: float = 1.0, tile: int | None = None
+    ) -> None:
         super().__init__()
         if scale <= 0:
             raise ValueError(f"autoencoder: scale is {scale}, expected more than 0: one over the latents' deviation")
+        if tile is not None and tile < 1:
+            raise ValueError(f"autoencoder: tile is {tile}, expected null or at least 1: latents on a tile's side")
         self.channels, self.downsample, self.given = channels, downsample, {"shift": shift, "scale": scale}
+        self.tile = tile
         self.register_buffer("shift", torch.full((channels,), shift))
         self.register_buffer("scale", torch.full((channels,), scale))
 
@@ -39,6 +47,10 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def reconstruct(self, z: Tensor) -> Tensor:
         """Raw latents (B, channels, h, w) -> images (B, 3, H, W), not clamped."""
+
+    def tile_of(self, latents: Sequence[int]) -> int | None:
+        """The side of a tile for a grid of (h, w) latents, or None where it goes through whole."""
+        return None if self.tile is None or self.training or max(latents) <= self.tile else self.tile
 
     def encode(self, images: Tensor) -> Tensor:
         """Normalised latents of the posterior's mean (deterministic). ValueError where H or W is not a multiple."""

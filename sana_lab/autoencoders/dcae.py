@@ -3,6 +3,7 @@
 Shapes: B batch, C channels, h x w grid, G heads, D head width, N = h * w.
 """
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -12,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_lab.autoencoders import Autoencoder
-from sana_lab.parts import AsBefore
+from sana_lab.autoencoders.tiling import Tiled, convolving_first, doubling, flat, halving, through, within
+from sana_lab.parts import RUNTIME, AsBefore
 
 Down = Literal["conv", "unshuffle"]
 Up = Literal["interpolate", "shuffle"]
 Activation = Literal["relu", "silu"]
 
+FINEST = 3  # halvings from full resolution on that are tiled together; on coarser grids margins would be wide
 GAIN = 0.1  # initial weight of the norm that ends a residual branch, so that blocks start near the identity
 
 
@@ -29,6 +32,9 @@ class DcAe(Autoencoder):
     stem, so that nothing runs at full resolution (its width is then unused). The decoder may have its own number of
     attention stages; its first `batch_norm_stages` end their residual blocks with batch norm and have ReLU in them,
     where all others have RMSNorm and SiLU. `last` is its last activation; `shift` and `scale` normalise latents.
+
+    `tile` bounds the memory: images of more latents on a side go through tile by tile, to the same result. From full
+    resolution down to an eighth the layers are local and run in one pass; attention sums its state over the tiles.
     """
 
     def __init__(
@@ -47,8 +53,9 @@ class DcAe(Autoencoder):
         last: Annotated[Activation, AsBefore("relu")] = "relu",
         shift: Annotated[float, AsBefore(0.0)] = 0.0,
         scale: Annotated[float, AsBefore(1.0)] = 1.0,
+        tile: Annotated[int | None, RUNTIME] = None,
     ) -> None:
-        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale)
+        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale, tile)
         decoder_stages = attention_stages if decoder_attention_stages is None else decoder_attention_stages
         _check_depths(widths, encoder_depths, decoder_depths, attention_stages)
         _check_decoder(widths, decoder_stages, batch_norm_stages)
@@ -59,11 +66,12 @@ class DcAe(Autoencoder):
         self.decoder = Decoder(widths, decoder_depths, back, latent, up, last)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean = self.encoder(images)
+        tile = self.tile_of([n // self.downsample for n in images.shape[-2:]])
+        mean = self.encoder(images, tile and tile * self.downsample)
         return mean, torch.full_like(mean, -30.0)
 
     def reconstruct(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
+        return self.decoder(z, self.tile_of(z.shape[-2:]))
 
 
 class Blocks:
@@ -82,7 +90,7 @@ class Blocks:
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> raw latents (B, latent, H / f, W / f)."""
+    """Images (B, 3, H, W) -> raw latents (B, latent, H / f, W / f). `tile` is in pixels."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, down: Down) -> None:
         super().__init__()
@@ -98,15 +106,28 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], latent, 3, padding=1)
         self.latent = latent
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, tile: int | None = None) -> Tensor:
+        x = self.tiled(images, tile) if tile else self.whole(images)
+        return self.head(x) + average_channels(x, self.latent)
+
+    def whole(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
-        return self.head(x) + average_channels(x, self.latent)
+        return x
+
+    def tiled(self, images: Tensor, tile: int) -> Tensor:
+        blocks = [self.stem, *flat(self.stages)]
+        local = local_blocks(blocks)
+        x = through(Tiled(images, tile), blocks[:local]).settled()
+        for block in blocks[local:]:
+            x = through(x, [block]).settled()
+        return x.source
 
 
 class Decoder(nn.Module):
-    """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). The last stage runs first, on the smallest grid."""
+    """Raw latents (B, latent, h, w) -> images (B, 3, f h, f w). The last stage runs first, on the smallest grid. `tile`
+    is in latents."""
 
     def __init__(
         self, widths: Sequence[int], depths: Sequence[int], blocks: Blocks, latent: int, up: Up, activation: Activation
@@ -126,11 +147,36 @@ class Decoder(nn.Module):
         self.head = Upsample(width, 3, up, shortcut=False) if folded else nn.Conv2d(width, 3, 3, padding=1)
         self.width, self.activation = widths[-1], getattr(F, activation)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, tile: int | None = None) -> Tensor:
         x = self.stem(z) + repeat_channels(z, self.width)
+        return self.tiled(x, tile) if tile else self.whole(x)
+
+    def whole(self, x: Tensor) -> Tensor:
         for stage in reversed(self.stages):
             x = stage(x)
-        return self.head(self.activation(self.norm(x)))
+        return self.head(self.activate(x))
+
+    def tiled(self, x: Tensor, tile: int) -> Tensor:
+        blocks = [*flat(reversed(self.stages)), self.head]
+        coarse = len(blocks) - local_blocks(blocks[::-1])
+        grid = Tiled(x, tile)
+        for block in blocks[:coarse]:
+            grid = through(grid, [block]).settled()
+        last = through(grid, blocks[coarse:-1]).then(self.activate, within(0))
+        return through(last, [self.head]).whole()
+
+    def activate(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(x))
+
+
+def local_blocks(blocks: Sequence[nn.Module]) -> int:
+    """How many of these, full resolution first, are tiled together: up to an eighth of it or the first attention."""
+    halvings = 0
+    for i, block in enumerate(blocks):
+        if isinstance(block, EfficientViTBlock) or halvings == FINEST:
+            return i
+        halvings += isinstance(block, Downsample | Upsample)
+    return len(blocks)
 
 
 class Downsample(nn.Module):
@@ -140,6 +186,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, out, 3, 2, 1) if how == "conv" else nn.Conv2d(width, out // 4, 3, padding=1)
         self.unshuffle, self.shortcut, self.out = how == "unshuffle", shortcut, out
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, halving, down=2)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -155,6 +204,9 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, out if how == "interpolate" else 4 * out, 3, padding=1)
         self.shuffle, self.shortcut, self.out = how == "shuffle", shortcut, out
 
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, convolving_first if self.shuffle else doubling, up=2)
+
     def forward(self, x: Tensor) -> Tensor:
         y = F.pixel_shuffle(self.conv(x), 2) if self.shuffle else self.conv(F.interpolate(x, scale_factor=2.0))
         return y + F.pixel_shuffle(repeat_channels(x, 4 * self.out), 2) if self.shortcut else y
@@ -169,6 +221,9 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm = batch_norm_2d(width) if batch_norm else RmsNorm2d(width, GAIN)
         self.activation = F.relu if batch_norm else F.silu
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, within(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.conv2(self.activation(self.conv1(x))))
@@ -186,6 +241,11 @@ class EfficientViTBlock(nn.Module):
         x = x + self.attention(x)
         return x + self.ffn(x)
 
+    def tiled(self, x: Tiled) -> Tiled:
+        state = self.attention.state(x)
+        x = x.then(lambda t: t + self.attention.read(t, state), within(self.attention.around)).settled()
+        return x.then(lambda t: t + self.ffn(t), within(1))
+
 
 class MultiscaleAttention(nn.Module):
     """ReLU attention over (B, C, h, w). Channels of `qkv` come head by head, q then k then v, D of each."""
@@ -194,7 +254,7 @@ class MultiscaleAttention(nn.Module):
         super().__init__()
         heads = width // head_dim
         inner = heads * head_dim
-        self.head_dim = head_dim
+        self.head_dim, self.around = head_dim, max(multiscales, default=1) // 2
         self.qkv = nn.Conv2d(width, 3 * inner, 1, bias=False)
         self.scales = nn.ModuleList(
             nn.Sequential(
@@ -207,12 +267,31 @@ class MultiscaleAttention(nn.Module):
         self.norm = RmsNorm2d(width, GAIN)
 
     def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.split(self.project(x))
+        return self.merge(relu_attention(q, k, v), x)
+
+    def state(self, x: Tiled) -> Tensor:
+        """What all of x tells each query, (B, G, D + 1, D), summed over its tiles."""
+        parts = x.then(self.project, within(self.around)).parts()
+        kv = (self.split(values)[1:] for _, values in parts)
+        return functools.reduce(Tensor.add, (wide(attention_state(k, v)) for k, v in kv))
+
+    def read(self, x: Tensor, state: Tensor) -> Tensor:
+        """The attention of a part of the grid to the whole, whose state is given."""
+        return self.merge(read_state(self.split(self.project(x))[0], state), x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3 G D, h, w)."""
         qkv = self.qkv(x)
-        qkv = torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
-        heads = qkv.reshape(x.shape[0], -1, 3 * self.head_dim, x.shape[2] * x.shape[3])  # (B, G, 3 D, N)
-        q, k, v = heads.chunk(3, dim=2)
-        y = relu_attention(q, k, v).to(x.dtype)
-        return self.norm(self.out(y.reshape(x.shape[0], -1, *x.shape[2:])))
+        return torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, each (B, G, D, N)."""
+        return qkv.flatten(2).unflatten(1, (-1, 3 * self.head_dim)).chunk(3, dim=2)
+
+    def merge(self, y: Tensor, x: Tensor) -> Tensor:
+        """(B, G, D, N) -> (B, C, h, w), as x is."""
+        return self.norm(self.out(y.to(x.dtype).reshape(x.shape[0], -1, *x.shape[2:])))
 
 
 def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tensor:
@@ -220,11 +299,20 @@ def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-15) -> Tenso
 
     The products are taken in the cheaper order: D x D when there are more tokens than D, else N x N.
     """
-    q, k, v = F.relu(wide(q)), F.relu(wide(k)), wide(v)
     if q.shape[-1] <= q.shape[-2]:
-        weights = k.mT @ q
-        return v @ (weights / (weights.sum(-2, keepdim=True) + eps))
-    y = F.pad(v, (0, 0, 0, 1), value=1.0) @ k.mT @ q  # a row of ones makes the normaliser
+        weights = F.relu(wide(k)).mT @ F.relu(wide(q))
+        return wide(v) @ (weights / (weights.sum(-2, keepdim=True) + eps))
+    return read_state(q, attention_state(k, v), eps)
+
+
+def attention_state(k: Tensor, v: Tensor) -> Tensor:
+    """Values (B, G, D, N) summed with weights relu(k): (B, G, D + 1, D), whose last row makes the normaliser."""
+    return F.pad(wide(v), (0, 0, 0, 1), value=1.0) @ F.relu(wide(k)).mT
+
+
+def read_state(q: Tensor, state: Tensor, eps: float = 1e-15) -> Tensor:
+    """What queries (B, G, D, N) find in a state of keys and values -> same."""
+    y = state @ F.relu(wide(q))
     return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
 

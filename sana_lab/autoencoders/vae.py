@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_lab.autoencoders import Autoencoder
-from sana_lab.parts import AsBefore
+from sana_lab.autoencoders.tiling import Tiled, doubling, flat, group_norm, halving, through, within
+from sana_lab.parts import RUNTIME, AsBefore
 
 EPS = 1e-6
 
@@ -20,6 +21,9 @@ class Vae(Autoencoder):
 
     `depth` residual blocks per encoder stage and one more per decoder stage. `quant` adds the 1x1 convolutions on both
     sides of the latent, which SD and SDXL have and SD3 and FLUX have not. `shift` and `scale` normalise latents.
+
+    `tile` bounds the memory: images of more latents on a side go through tile by tile, to the same result. Each norm
+    needs the whole stage's statistics, so that a stage is computed again for each of its norms, up to it.
     """
 
     def __init__(
@@ -32,8 +36,9 @@ class Vae(Autoencoder):
         quant: bool = True,
         shift: Annotated[float, AsBefore(0.0)] = 0.0,
         scale: Annotated[float, AsBefore(1.0)] = 1.0,
+        tile: Annotated[int | None, RUNTIME] = None,
     ) -> None:
-        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale)
+        super().__init__(latent, 2 ** (len(widths) - 1), shift, scale, tile)
         _check(widths, depth, groups)
         self.encoder = Encoder(widths, depth, latent, groups, middle_attention)
         self.decoder = Decoder(widths, depth, latent, groups, middle_attention)
@@ -41,15 +46,17 @@ class Vae(Autoencoder):
         self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.quant(self.encoder(images)).chunk(2, dim=1)
+        tile = self.tile_of([n // self.downsample for n in images.shape[-2:]])
+        moments = self.encoder(images, tile and tile * self.downsample)
+        mean, log_variance = self.quant(moments).chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def reconstruct(self, z: Tensor) -> Tensor:
-        return self.decoder(self.post_quant(z))
+        return self.decoder(self.post_quant(z), self.tile_of(z.shape[-2:]))
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> (B, 2 latent, H / f, W / f), mean and log-variance."""
+    """Images (B, 3, H, W) -> (B, 2 latent, H / f, W / f), mean and log-variance. `tile` is in pixels."""
 
     def __init__(self, widths: Sequence[int], depth: int, latent: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -62,15 +69,22 @@ class Encoder(nn.Module):
         self.middle = middle(widths[-1], groups, attention)
         self.head = head(widths[-1], 2 * latent, groups)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, tile: int | None = None) -> Tensor:
+        return self.head(self.middle(self.tiled(images, tile) if tile else self.whole(images)))
+
+    def whole(self, images: Tensor) -> Tensor:
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
-        return self.head(self.middle(x))
+        return x
+
+    def tiled(self, images: Tensor, tile: int) -> Tensor:
+        return through(Tiled(images, tile), [self.stem, *flat(self.stages)]).whole()
 
 
 class Decoder(nn.Module):
-    """Latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first."""
+    """Latents (B, latent, h, w) -> images (B, 3, f h, f w). Stage i works on the encoder's grid i, last stage first.
+    `tile` is in latents."""
 
     def __init__(self, widths: Sequence[int], depth: int, latent: int, groups: int, attention: bool) -> None:
         super().__init__()
@@ -83,11 +97,17 @@ class Decoder(nn.Module):
         )
         self.head = head(widths[0], 3, groups)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, tile: int | None = None) -> Tensor:
         x = self.middle(self.stem(z))
+        return self.tiled(x, tile) if tile else self.whole(x)
+
+    def whole(self, x: Tensor) -> Tensor:
         for stage in reversed(self.stages):
             x = stage(x)
         return self.head(x)
+
+    def tiled(self, x: Tensor, tile: int) -> Tensor:
+        return through(Tiled(x, tile), [*flat(reversed(self.stages)), *self.head.children()]).whole()
 
 
 def res_blocks(width: int, out: int, depth: int, groups: int) -> list[nn.Module]:
@@ -118,6 +138,12 @@ class ResBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(y)))
 
+    def tiled(self, x: Tiled) -> Tiled:
+        norm1 = group_norm(self.norm1, x)
+        y = x.then(lambda t: self.conv1(F.silu(norm1(t))), within(1))
+        norm2 = group_norm(self.norm2, y)
+        return x.then(lambda t: self.skip(t) + self.conv2(F.silu(norm2(self.conv1(F.silu(norm1(t)))))), within(2))
+
 
 class AttentionBlock(nn.Module):
     """One-headed softmax self-attention over the grid, with its residual."""
@@ -145,6 +171,9 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, halving, down=2).settled()
+
 
 class Upsample(nn.Module):
     """Nearest neighbour twice as large, then a 3x3 convolution."""
@@ -155,6 +184,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0))
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.settled().then(self, doubling, up=2)
 
 
 def _check(widths: Sequence[int], depth: int, groups: int) -> None:
