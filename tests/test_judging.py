@@ -157,7 +157,29 @@ def test_what_has_no_experiment_is_refused():
         sana_lab.evaluate(system)
 
 
+SHIPPED = sorted((Path(config.__file__).parent.parent / "experiments" / "weights").glob("*.safetensors"))
+
+
 class TestShipped:
+    @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+    def test_every_file_is_what_its_recipe_trains(self, path):
+        card = weights.card(path)
+        assert card["hash"] == config.experiment_hash(config.load(path.stem))
+        assert card["experiment"] == path.stem
+        assert card["measured"]
+        assert {"seed", "steps", "environment"} <= card.keys()
+
+    def test_they_are_small(self):
+        size = {path.stem: path.stat().st_size / 1e6 for path in SHIPPED}
+        assert size["shapes_vae_f8"] + size["shapes_dcae_f32"] <= 6
+        assert size["shapes_sana"] <= 8
+        assert size["shapes_attributes"] + size["shapes_clip"] <= 4
+
+    def test_shapes_sana_draws_what_it_is_told(self):
+        report = sana_lab.evaluate("shapes_sana", ["eval.prompts_per_task=8", "eval.images_per_prompt=1"])
+        assert report["geneval"]["prompts"] == 44
+        assert report["geneval"]["overall"] >= 0.5
+
     @pytest.mark.parametrize(("name", "least"), [("shapes_vae_f8", 31.0), ("shapes_dcae_f32", 26.0)])
     def test_autoencoders_hold_their_bars(self, name, least):
         experiment = config.load(name)

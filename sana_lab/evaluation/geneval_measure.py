@@ -15,6 +15,7 @@ from sana_lab.evaluation import Measure, Report, Value, geneval
 from sana_lab.evaluation.color import ColorNamer
 from sana_lab.evaluation.detectors import Detector
 from sana_lab.evaluation.prompted import Roster, clustered_mean
+from sana_lab.evaluation.statistics import wilson
 from sana_lab.parts import RUNTIME, Spec, SpecError, nearest
 from sana_lab.types import Json
 
@@ -94,7 +95,7 @@ class GenEval(Measure):
         right = [float(right) for _, right, _ in self.verdicts]
         values[f"{name}_correct_images"] = clustered_mean(right, [i for i, _, _ in self.verdicts])
         anything = [float(any(one["correct"])) for one in self.outcomes()]
-        values[f"{name}_correct_prompts"] = clustered_mean(anything, range(len(anything)))
+        values[f"{name}_correct_prompts"] = Value(*wilson(anything))
         tasks = [self.rows[i]["tag"] for i, _, _ in self.verdicts]
         per_image = {name: influences(right, tasks), f"{name}_correct_images": right}
         return Report(values, self._settings(), per_image)
