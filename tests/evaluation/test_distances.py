@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from sana_lab import parts
 from sana_lab.evaluation import kernel, reference
 from sana_lab.evaluation.distances import KINDS, Distances
 from sana_lab.evaluation.extractors.function import Function
@@ -23,15 +22,6 @@ EXTRACTOR = {"name": "function", "function": f"{__name__}:tiles"}
 def tiles(pictures: torch.Tensor) -> torch.Tensor:
     """12 features of a picture: the mean of each quarter and colour."""
     return torch.nn.functional.adaptive_avg_pool2d(pictures.float() / 255, 2).flatten(1)
-
-
-@pytest.fixture(autouse=True)
-def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kind and its names, until the table has them."""
-    inside = "sana_lab.evaluation.extractors."
-    names = {"function": f"{inside}function:Function", "inception": f"{inside}inception:Inception"}
-    monkeypatch.setitem(parts.TABLE, "extractor", {**names, **parts.TABLE.get("extractor", {})})
-    monkeypatch.setitem(parts.BASES, "extractor", "sana_lab.evaluation:Extractor")
 
 
 def images(count: int, seed: int, dark: float = 0.0) -> torch.Tensor:
@@ -177,7 +167,6 @@ class Small(torch.nn.Module):
         self.fc = torch.nn.Linear(2048, 1008)
 
 
-@pytest.mark.xfail(raises=FileNotFoundError, reason="parts.build keeps `weights` from this kind", strict=False)
 class TestInception:
     @pytest.fixture
     def spec(self, inception_weights: Path) -> dict:

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, BlipImageProcessor
 
-from sana_lab import parts
 from sana_lab.evaluation.dpg import Dpg, by_prompt, cut, holds, read_items, score_folder
 from sana_lab.evaluation.vqa import Vqa
 from sana_lab.evaluation.vqa.blip import Blip
@@ -47,12 +46,6 @@ class Scripted(Vqa):
 
     def identity(self) -> Json:
         return {"vqa": "scripted"}
-
-
-@pytest.fixture(autouse=True)
-def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parts.TABLE, "vqa", {"blip": "sana_lab.evaluation.vqa.blip:Blip"})
-    monkeypatch.setitem(parts.BASES, "vqa", "sana_lab.evaluation.vqa:Vqa")
 
 
 def written(path: Path, lines: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sana_lab import parts
 from sana_lab.data import scenes as world
 from sana_lab.evaluation.geneval_folder import read, score_folder, write
 from sana_lab.evaluation.geneval_measure import GenEval
-
-
-@pytest.fixture(autouse=True)
-def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parts.TABLE, "detector", {"shapes": "sana_lab.evaluation.judge:ShapesJudge"})
-    monkeypatch.setitem(parts.BASES, "detector", "sana_lab.evaluation.detectors:Detector")
 
 
 def measure(**options: bool) -> GenEval:

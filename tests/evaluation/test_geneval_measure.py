@@ -23,12 +23,6 @@ DETECTORS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(parts.TABLE, "detector", DETECTORS)
-    monkeypatch.setitem(parts.BASES, "detector", "sana_lab.evaluation.detectors:Detector")
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     home = tmp_path_factory.mktemp("models")
