@@ -49,7 +49,9 @@ def _of_name(name: str, overrides: Sequence[str]) -> Json:
     options = parts.complete(parts.fields(config.EvaluationOptions), given.get("eval", {}), "eval", "eval")
     if subjects.is_pictures(Path(name)):
         measures = chosen(options, Path(name))
-        return told(subjects.judge_folder(Path(name), measures, options), measures) | {"settings": {"eval": options}}
+        skipped: dict[str, str] = {}
+        found = told(subjects.judge_folder(Path(name), measures, options, skipped), measures)
+        return {**found, "settings": {"eval": options}, "skipped": skipped}
     if is_pipeline(name) and not _ours(Path(name)):
         return _of_peer(Peer.load(name), options, given)
     system = draw.load(name, [o for o in overrides if o.startswith("sampling.")])
@@ -240,6 +242,7 @@ def lines(report: Json) -> list[str]:
     for name, measure in report.get("measures", {}).items():
         shown = {k: v for k, v in measure["values"].items() if name != "geneval" or "correct" in k or "partial" in k}
         out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
+    out += [f"skipped {name}: {why}" for name, why in report.get("skipped", {}).items()]
     if r := report.get("reconstruction"):
         out += reconstruction.lines(r)
     elif "fid" not in flat(report) and "held_out" not in report.get("measures", {}):

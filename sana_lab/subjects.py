@@ -24,6 +24,9 @@ from sana_lab.systems.peer import Peer
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
+TOLERATED = 0.05
+"""The share of a folder's pictures that may be unreadable."""
+
 
 class HeldOut(NamedTuple):
     """Real pictures with captions that nothing was trained on."""
@@ -90,18 +93,21 @@ def main_stats(options: argparse.Namespace) -> None:
     check_file(options.out)
     spec = config.apply({}, [f"extractor={options.extractor}"])["extractor"]
     extractor = parts.build("extractor", spec)
-    found = reference.make(real_pictures(options), extractor, features=options.features, batch=options.batch)
+    skipped: dict[str, str] = {}
+    images = real_pictures(options, skipped)
+    found = reference.make(images, extractor, features=options.features, batch=options.batch)
     reference.save(found, options.out)
     print(f"{options.out}: {found.record['n']} pictures, sha256 {found.record['images_sha256'][:16]}")
+    print("\n".join(f"skipped {name}: {why}" for name, why in skipped.items()), end="")
 
 
-def real_pictures(options: argparse.Namespace) -> Iterator[Tensor]:
+def real_pictures(options: argparse.Namespace, skipped: dict[str, str]) -> Iterator[Tensor]:
     """The pictures of a folder, of MJHQ-30K or of COCO, at their own sizes, in batches."""
     if options.layout == "mjhq":
         importers.mjhq(options.folder)
     if options.coco:
         importers.coco(options.coco, options.folder)
-    return (images for images, _ in batches(plain_pictures(options.folder), options.batch))
+    return (images for images, _ in batches(plain_pictures(options.folder), options.batch, skipped))
 
 
 def _prompts(data: Any, indices: Sequence[int]) -> list[str]:
@@ -122,10 +128,13 @@ def is_geneval(folder: Path) -> bool:
     return any(p.name.isdigit() and (p / geneval_folder.METADATA).is_file() for p in folder.iterdir() if p.is_dir())
 
 
-def judge_folder(folder: Path, measures: Mapping[str, Measure], options: Json) -> dict[str, Report]:
+def judge_folder(
+    folder: Path, measures: Mapping[str, Measure], options: Json, skipped: dict[str, str]
+) -> dict[str, Report]:
     """Each measure's report on the pictures of a folder, at their own sizes; each file is read once.
 
-    DPG-Bench's grids are cut by its own measure. ValueError where a measure cannot use the folder.
+    DPG-Bench's grids are cut by its own measure. Files that cannot be read go into `skipped`, by name with the reason.
+    ValueError where they are more than TOLERATED of all, or a measure cannot use the folder.
     """
     refer(measures, Subject(_nothing, (), folder_data(options, 256).real))
     grids = {name: dpg.score_folder(folder, m) for name, m in measures.items() if isinstance(m, Dpg)}
@@ -135,7 +144,7 @@ def judge_folder(folder: Path, measures: Mapping[str, Measure], options: Json) -
     if any(isinstance(m, GenEval) for m in rest.values()) and not is_geneval(folder):
         raise SpecError(f"geneval needs {folder} in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png")
     stream = geneval_pictures(folder) if is_geneval(folder) else plain_pictures(folder)
-    for images, rows in batches(stream, options["batch"]):
+    for images, rows in batches(stream, options["batch"], skipped):
         for measure in rest.values():
             measure.add(images, rows)
     return grids | {name: measure.report() for name, measure in rest.items()}
@@ -155,16 +164,23 @@ def plain_pictures(folder: Path) -> Iterator[tuple[Path, Json]]:
     return ((folder / e.name, {"prompt": e.captions[0]}) for e in captions.entries(folder, default=""))
 
 
-def batches(stream: Iterable[tuple[Path, Json]], most: int) -> Iterator[tuple[Tensor, list[Json]]]:
-    """Neighbours of one size together. ValueError names a file that cannot be read."""
-    read = ((_picture(path), row) for path, row in stream)
-    for _, group in groupby(read, key=lambda one: one[0].shape):
+def batches(
+    stream: Iterable[tuple[Path, Json]], most: int, skipped: dict[str, str]
+) -> Iterator[tuple[Tensor, list[Json]]]:
+    """Neighbours of one size together; what cannot be read goes into `skipped`. ValueError where that is too much."""
+    total = 0
+    for _, group in groupby(_readable(stream, skipped), key=lambda one: one[0].shape):
         while part := list(islice(group, most)):
+            total += len(part)
             yield torch.stack([image for image, _ in part]), [row for _, row in part]
+    if len(skipped) > TOLERATED * (total + len(skipped)):
+        told = "; ".join(f"{name}: {why}" for name, why in [*skipped.items()][:5])
+        raise ValueError(f"{len(skipped)} of {total + len(skipped)} pictures cannot be read ({told})")
 
 
-def _picture(path: Path) -> Tensor:
-    try:
-        return torch.from_numpy(np.array(pictures.read(path))).permute(2, 0, 1)
-    except pictures.UnreadableError as error:
-        raise ValueError(f"{path} is broken: {error}") from error
+def _readable(stream: Iterable[tuple[Path, Json]], skipped: dict[str, str]) -> Iterator[tuple[Tensor, Json]]:
+    for path, row in stream:
+        try:
+            yield torch.from_numpy(np.array(pictures.read(path))).permute(2, 0, 1), row
+        except pictures.UnreadableError as error:
+            skipped[str(path)] = str(error)

@@ -58,6 +58,21 @@ def test_a_folder_of_real_captions_stands_for_held_out_data(photos, here):
     assert sana_lab.evaluate(str(other), asked)["measures"]["distances"]["values"]["fd_means"]["value"] > 100
 
 
+def test_broken_pictures_are_named_and_counted_and_too_many_are_an_error(photos):
+    asked = [f"eval.measures=[{{name: distances, extractor: {MEANS}}}]", f"eval.captions={photos}"]
+    other = photos.parent / "mixed"
+    other.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((16 + i % 2, 16, 3), i, np.uint8)).save(other / f"{i}.png")
+    (other / "cut.png").write_bytes((other / "1.png").read_bytes()[:40])
+    report = sana_lab.evaluate(str(other), asked)
+    assert [Path(name).name for name in report["skipped"]] == ["cut.png"]
+    assert report["measures"]["distances"]["values"]["fd_means"]["n"] == 20
+    (other / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"2 of 22 pictures cannot be read .*cut.png"):
+        sana_lab.evaluate(str(other), asked)
+
+
 def test_genevals_layout_is_judged_as_it_lies(here, capsys):
     """One right picture of each single object: the other tasks have none, so the score is partial and says so."""
     rows = [r for r in geneval.prompts(4) if r["tag"] == "single_object"]
