@@ -102,7 +102,7 @@ def left_by(name: str) -> Path | None:
     """The weights that an experiment has left, if any; where its data are not here it cannot be known."""
     experiment = config.load(name)
     try:
-        return weights.trained(experiment) or weights.shipped(experiment)
+        return weights.ready(experiment)
     except ValueError:
         return None
 

@@ -27,7 +27,7 @@ class Item(NamedTuple):
     @property
     def state(self) -> str:
         if self.run is None:
-            return "to run" if weights.trained(self.trial.experiment) is None else "trained, to judge"
+            return "to run" if weights.ready(self.trial.experiment) is None else "trained, to judge"
         return {"FINISHED": "done", "FAILED": f"failed: {self.run.tags.get('sana.error', '')}"}.get(
             self.run.status, "unfinished"
         )

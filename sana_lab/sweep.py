@@ -232,7 +232,7 @@ def _by_model(group: Sequence[Item]) -> list[list[Item]]:
 def _frozen(group: Sequence[Item]) -> list[str]:
     """Experiments that trials take weights from, at once or in turn, and that are neither trained nor shipped."""
     names = dict.fromkeys(n for i in group for n in config.needed(i.trial.experiment))
-    return [n for n in names if weights.trained(e := config.load(n)) is None and weights.shipped(e) is None]
+    return [n for n in names if weights.ready(config.load(n)) is None]
 
 
 def _ranks(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -286,7 +286,7 @@ def _child(store: Store, name: str, parent: str, item: Item) -> Run:
 def _progress(name: str, judging: Sequence[Item], frozen: Sequence[str], todo: Sequence[Item]) -> Iterator[Bar]:
     models = {i.model: i.trial.experiment for i in judging}
     models |= {f"frozen {n}": config.load(n) for n in frozen}
-    steps = sum(e["trainer"]["max_steps"] for e in models.values() if weights.trained(e) is None)
+    steps = sum(e["trainer"]["max_steps"] for e in models.values() if weights.ready(e) is None)
     total = steps + JUDGED * len(judging) + BENCHED * len(todo)
     with Bar(name, total) as bar:
         yield bar

@@ -282,7 +282,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         return
     for needed in config.needed(experiment):
         required = config.load(needed)
-        if weights.trained(required) is None and weights.shipped(required) is None:
+        if weights.ready(required) is None:
             main(needed, [], False)
     if (done := weights.trained(experiment)) is not None:
         print(f"{name} is trained already: {done}")

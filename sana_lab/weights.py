@@ -60,13 +60,18 @@ def find(reference: str) -> Path:
 
 def find_trained(experiment: config.Config, name: str) -> Path:
     """The weights of an experiment, trained here or shipped. SpecError says what to run when there are none."""
-    found = trained(experiment) or shipped(experiment)
+    found = ready(experiment)
     if found is None:
         raise SpecError(
             f"experiment {name!r} is not trained yet and ships no weights for these settings; "
             f"run: sana-lab train {name}"
         )
     return found
+
+
+def ready(experiment: config.Config) -> Path | None:
+    """The weights of what this experiment trains, trained here or shipped, where there are any."""
+    return trained(experiment) or shipped(experiment)
 
 
 def trained(experiment: config.Config) -> Path | None:

@@ -59,6 +59,9 @@ def judge(store: Store, trials: list[Json], threads: int) -> None:
 
 
 def fit(store: Store, trial: Json) -> None:
+    """Train the model, unless it is there already: trained before, or shipped."""
+    if weights.ready(trial["experiment"]) is not None:
+        return
     tracker = Tracker(store, trial["run"])
     train.train(trial["experiment"], name=trial["label"], logger=tracker, progress=Steps(trial["label"]))
     tracker.finalize("success")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sana_lab import cli, config, sweep, train, weights
+from sana_lab import cli, config, sweep, train, weights, worker
 from sana_lab.ledger import Item, items
 from sana_lab.parts import SpecError
 from sana_lab.progress import Bar
@@ -250,3 +250,11 @@ def test_a_mistake_in_any_row_is_found_before_the_first_runs(folder, text, words
     with pytest.raises(SpecError, match=words):
         sweep.main("wrong", [], 1, False, None)
     assert not (weights.HOME / "sweeps/wrong").exists()
+
+
+def test_a_model_that_ships_is_not_trained_again(here, monkeypatch):
+    """`sampler` asks one trained model for many samplings, and that model comes with the lab."""
+    _, trials = config.load_ablation("sampler")
+    assert {i.state for i in items(Store(weights.HOME), "sampler", trials)} == {"trained, to judge"}
+    monkeypatch.setattr(worker.train, "train", lambda *args, **options: pytest.fail("it was trained"))
+    worker.fit(None, {"experiment": trials[0].experiment, "label": trials[0].label, "run": "none"})
