@@ -1,52 +1,65 @@
-"""Side by side on the CPU, in under ten minutes: python benchmarks/cpu.py [--threads N] [--clock wall|thread] [--quick]
+"""Side by side on the CPU, in under ten minutes: python benchmarks/cpu.py [--full] [--only CASE ...] [--quick]
 
-Attention: softmax against linear, and ours against diffusers' processor; then a SANA-0.6B step against diffusers.
+Attention cores, a step of SANA-0.6B, DC-AE's decoder, text encoding and a whole pipeline, against diffusers with the
+same random weights. `--full` takes every piece at its full size, for half an hour, and adds up an image of 512 px.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
+import cores
+import models
 import torch
 from common import (
+    EXACT,
     OTHER,
     SAME,
     Case,
+    Pair,
     Protocol,
-    Step,
-    diffusers_core,
+    Side,
     environment,
-    naive_linear,
-    naive_softmax,
     run_case,
     save,
-    split,
     table,
 )
+from models import SIZES
 from torch import Tensor
 
-from sana_lab.attention.linear import LinearAttention
-from sana_lab.attention.softmax import SoftmaxAttention
+from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.evaluation.efficiency import thread_clock
+from sana_lab.types import Json, Text
 
 HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads
+TOKENS, PADDED = 80, 300  # real tokens of a caption, and what diffusers pads it to
+STEPS = 20
+CPU = torch.device("cpu")
+PEER, LAST = "diffusers", "diffusers, channels last"
 
 
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1 if options.clock == "thread" else options.threads)
     clock = thread_clock if options.clock == "thread" else None
-    device = torch.device("cpu")
-    protocol = Protocol(device, warmup=3, repeats=3 if options.quick else 9, clock=clock)
-    print(environment(device))
-    records = [run_case(case, protocol) for case in cases(options.quick)]
+    protocol = Protocol(CPU, warmup=0 if options.quick else 1, repeats=3 if options.quick else 9, clock=clock)
+    print(environment(CPU))
+    records = []
+    for name in options.only or CASES:
+        for case in CASES[name](Extent.of(options)):
+            records += run_case(case, protocol)
     print("\n" + table(records))
-    settings = {"clock": options.clock, "warmup": protocol.warmup, "repeats": protocol.repeats}
-    if not options.quick:
-        print(f"\nwritten to {save('cpu', settings, records, device)}")
+    extra = {"image": image(records)} if options.full and not options.only else {}
+    settings = {"clock": options.clock, "warmup": protocol.warmup, "repeats": protocol.repeats, "full": options.full}
+    if not options.quick and not options.only:
+        print(f"\nwritten to {save('cpu-full' if options.full else 'cpu', settings, records, CPU, extra)}")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every piece at full size and depth: half an hour, 16 GB")
+    parser.add_argument("--only", nargs="+", choices=CASES, help="these cases alone; nothing is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument(
         "--clock", choices=["wall", "thread"], default="wall", help="thread: one thread, its processor time"
@@ -57,32 +70,183 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    for tokens in (64, 256) if quick else (64, 256, 1024, 4096):
-        yield from attention_cases(tokens)
-    for side in (8,) if quick else (16, 32):
-        yield from Step(2, side, torch.float32, torch.device("cpu"), tolerance=1e-4).cases()
+class Extent:
+    """How large the cases are."""
+
+    def __init__(self, quick: bool, full: bool) -> None:
+        self.quick, self.full = quick, full
+        self.tokens = (64, 256) if quick else (64, 256, 1024, 4096)
+        self.blocks = 1 if quick else SIZES["0.6B"].depth
+        self.decoded = (64,) if quick else (256, 512) if full else (256,)
+        self.layers = 1 if quick else 26 if full else 4
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> "Extent":
+        return cls(options.quick, options.full)
 
 
-def attention_cases(tokens: int) -> Iterable[Case]:
-    """Cores on a fused projection, without projections: only the mixing differs."""
+def attention(extent: Extent) -> Iterator[Case]:
+    for tokens in extent.tokens:
+        yield attention_case(tokens)
+
+
+def attention_case(tokens: int) -> Case:
     torch.manual_seed(0)
     inputs = [torch.randn(1, tokens, 3 * HEADS * WIDTH) for _ in range(3)]
-    softmax, linear = SoftmaxAttention(dim=HEADS * WIDTH), LinearAttention(dim=HEADS * WIDTH)
-    by_softmax, by_linear = naive_softmax(inputs[0], HEADS), naive_linear(inputs[0], HEADS)
-    name = f"attention core, {tokens} tokens, {HEADS} heads of {WIDTH}, float32"
+    linear, by_softmax = cores.naive_linear(inputs[0], HEADS), cores.naive_softmax(inputs[0], HEADS)
+    sides = {
+        "linear": Side(partial(cores.ours, heads=HEADS), linear),
+        "softmax (fused)": Side(partial(cores.softmax, heads=HEADS), by_softmax),
+        "diffusers linear": Side(partial(cores.diffusers, heads=HEADS), linear),
+    }
+    pairs = [Pair(OTHER, "softmax (fused)", "linear"), Pair(SAME, "diffusers linear", "linear")]
+    return Case(f"attention core, {tokens} tokens, {HEADS} heads of {WIDTH}, float32", sides, pairs, inputs)
 
-    def ours(qkv: Tensor) -> Tensor:
-        return linear.mix(*split(qkv, HEADS)).flatten(2)
 
-    def fused(qkv: Tensor) -> Tensor:
-        return softmax.mix(*split(qkv, HEADS)).flatten(2)
+def step(extent: Extent) -> Iterator[Case]:
+    yield step_case(extent.blocks, 8 if extent.quick else 16)
+    if not extent.quick:
+        yield step_case(2, 32)
 
-    def theirs(qkv: Tensor) -> Tensor:
-        return diffusers_core(qkv, HEADS)
 
-    yield Case(name, OTHER, "softmax (fused)", "linear", fused, ours, inputs, by_softmax, by_linear)
-    yield Case(name, SAME, "diffusers linear", "linear", theirs, ours, inputs, by_linear, by_linear)
+@torch.no_grad()
+def step_case(blocks: int, side: int) -> Case:
+    """A guided step (batch 2) of SANA-0.6B; diffusers reads the padded captions in every step."""
+    theirs = models.transformer(SIZES["0.6B"], blocks)
+    ours, t = models.ours_of(theirs), torch.full((2,), 0.5)
+    text = Text(torch.randn(2, PADDED, models.TEXT), torch.arange(PADDED).expand(2, -1) < TOKENS)
+    cut = Text(text.tokens[:, :TOKENS], text.mask[:, :TOKENS])
+    once, trimmed = ours.prepare(text), ours.prepare(cut)
+    inputs = [torch.randn(2, 32, side, side) for _ in range(3)]
+    truth = models.peer_step(theirs, inputs[0], *text)
+    mine = {"ours": text, "ours, text prepared once": once, "ours, prepared once, padding cut": trimmed}
+    sides = {name: Side(lambda x, how=how: ours(x, t, how), truth) for name, how in mine.items()}
+    sides[PEER] = Side(lambda x: models.peer_step(theirs, x, *text), truth)
+    pairs = [Pair(SAME if how is text else EXACT, PEER, name) for name, how in mine.items()]
+    name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} of {PADDED} caption tokens, float32"
+    return Case(name, sides, pairs, inputs, repeats=5)
+
+
+def decode(extent: Extent) -> Iterator[Case]:
+    for size in extent.decoded:
+        yield decode_case(size, 1 if extent.quick else 3)
+
+
+@torch.no_grad()
+def decode_case(size: int, blocks: int) -> Case:
+    """DC-AE f32c32's decoder, batch 1."""
+    theirs = models.autoencoder(blocks)
+    ours = models.ours_of(theirs)
+    inputs = [torch.randn(1, 32, size // 32, size // 32) for _ in range(3)]
+    truth = theirs.decode(inputs[0], return_dict=False)[0]
+    last = models.channels_last(models.autoencoder(blocks))
+    sides = {
+        "ours": Side(ours.reconstruct, truth),
+        PEER: Side(lambda z: theirs.decode(z, return_dict=False)[0], truth),
+        LAST: Side(lambda z: last.decode(z.to(memory_format=torch.channels_last), return_dict=False)[0], truth),
+    }
+    pairs = [Pair(EXACT, PEER, "ours"), Pair(EXACT, LAST, "ours")]
+    whole = "" if blocks == 3 else f", {blocks} blocks a stage"
+    return Case(f"DC-AE f32c32 decode{whole}, {size} px, float32", sides, pairs, inputs, repeats=3 + 2 * (size < 512))
+
+
+def text(extent: Extent) -> Iterator[Case]:
+    yield text_case(extent.layers)
+
+
+@torch.no_grad()
+def text_case(layers: int) -> Case:
+    """A prompt and the empty prompt through Gemma-2-2B, the instruction in front; no prompt is seen twice."""
+    theirs = models.pipeline(layers, 1, 1)
+    ours = models.encoder_of(theirs)
+    inputs = [models.prompt(i) for i in range(64)]
+    truth = encoded(theirs, inputs[0])
+    sides = {"ours": Side(lambda p: features(ours, p), truth), PEER: Side(partial(encoded, theirs), truth)}
+    name = f"text encoding, Gemma-2-2B's widths, {layers} of 26 layers, prompt and empty prompt, float32"
+    return Case(name, sides, [Pair(EXACT, PEER, "ours")], inputs, repeats=3 if layers > 4 else 5)
+
+
+def encoded(pipeline: Any, prompt: str) -> Tensor:
+    """diffusers' features at the tokens that are real, of the prompt and of the empty prompt: (L + L0, D)."""
+    chi = CHI(pipeline)
+    found = pipeline.encode_prompt([prompt], True, max_sequence_length=PADDED, complex_human_instruction=chi)
+    tokens, mask, null, null_mask = found
+    return torch.cat([tokens[mask.bool()], null[null_mask.bool()]])
+
+
+def CHI(pipeline: Any) -> list[str]:  # noqa: N802
+    """The instruction that the pipeline's call puts in front."""
+    import inspect
+
+    return list(inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default)
+
+
+def features(encoder: Any, prompt: str) -> Tensor:
+    found = encoder([prompt])
+    null = encoder.against([""], found)
+    return torch.cat([t.tokens[t.mask] for t in (found, null)])
+
+
+def whole(extent: Extent) -> Iterator[Case]:
+    small = extent.quick
+    yield whole_case(1 if small else 4, 1 if small else 4, 1, 64 if small else 512, 2 if small else STEPS)
+
+
+@torch.no_grad()
+def whole_case(layers: int, blocks: int, stage: int, size: int, steps: int) -> Case:
+    """Prompt to picture through Flow-DPM-Solver with guidance, from the same noise, at SANA-0.6B's widths."""
+    theirs = models.pipeline(layers, blocks, stage)
+    ours = models.system_of(theirs)
+    how = Sampling(**{**ours.experiment["sampling"], "steps": steps, "guidance": 4.5})
+    inputs = list(range(64))
+
+    def drawn(i: int) -> Tensor:
+        return ours.sample([models.prompt(i)], size=size, sampling=how, seed=i)
+
+    def peer(i: int) -> Tensor:
+        noise = noise_like((32, size // 32, size // 32), i, [0])
+        given = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
+        made = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **given)
+        return made.images.mul(255).round()
+
+    sides = {"ours": Side(drawn, peer(0)), PEER: Side(peer, peer(0))}
+    name = (
+        f"whole pipeline, {size} px, {steps} steps, guidance, 0.6B's widths at reduced depth "
+        f"({layers} of 26 text layers, {blocks} of 28 blocks, {stage} of 3 a decoder stage), float32"
+    )
+    return Case(name, sides, [Pair(EXACT, PEER, "ours")], inputs, tolerance=1e-2, repeats=3)
+
+
+CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
+    "attention": attention,
+    "step": step,
+    "decode": decode,
+    "text": text,
+    "whole": whole,
+}
+
+
+def image(records: list[Json]) -> Json:
+    """An image of 512 px in 20 guided steps, added up from the pieces at full size; None where a piece has no ratio."""
+    wanted = {
+        "text": ("text encoding", "ours", 1),
+        "denoise": ("0.6B step, 28", "ours, prepared once, padding cut", STEPS),
+        "decode": ("DC-AE f32c32 decode, 512", "ours", 1),
+    }
+    found = {stage: piece(records, start, ours, times) for stage, (start, ours, times) in wanted.items()}
+    if not all(found.values()):
+        return {"ratio": None, "why": "a piece has no ratio", "stages": found}
+    peer, ours = (sum(stage[side] for stage in found.values()) for side in ("peer_s", "ours_s"))
+    print(f"\nan image of 512 px, {STEPS} steps, added up from full-size pieces: {peer:.1f} s / {ours:.1f} s")
+    print(f"  = {peer / ours:.2f}x")
+    return {"ratio": peer / ours, "peer_s": peer, "ours_s": ours, "stages": found, "how": "sum of pieces at full size"}
+
+
+def piece(records: list[Json], start: str, ours: str, times: int) -> Json | None:
+    for r in records:
+        if r["case"].startswith(start) and r["ours"] == ours and r["peer"] == PEER and r["ratio"]:
+            return {f"{side}_s": times * r["times"][side]["median_s"] for side in ("peer", "ours")}
+    return None
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ Call = Callable[[], Any]
 Clock = Callable[[Call], tuple[float, float | None]]
 """Runs a call; its seconds on the host, and on the device where it has a clock of its own."""
 
-NOISE = 0.05
-"""A against A may differ by this much; above it, a machine is too busy for a ratio to mean anything."""
+NOISE, PAIRS = 0.05, 3
+"""A against A, the least time of so many interleaved pairs or more, may differ by this much; above it, or with fewer
+pairs, a machine is too busy for a ratio to mean anything."""
 
 
 class Timing(NamedTuple):
@@ -30,11 +31,17 @@ class Timing(NamedTuple):
     iqr_s: float  # between the quartiles
     n: int
     device_s: float | None = None  # median between CUDA events: without what the host adds before and after
+    device_min_s: float | None = None
 
     @property
     def typical_s(self) -> float:
         """What ratios are made of: the device's own time where it has a clock."""
         return self.median_s if self.device_s is None else self.device_s
+
+    @property
+    def least_s(self) -> float:
+        """The least time, likewise: what the machine cannot have made longer."""
+        return self.min_s if self.device_min_s is None else self.device_min_s
 
     @classmethod
     def of(cls, seconds: Sequence[float], device: Sequence[float] = ()) -> "Timing":
@@ -52,6 +59,7 @@ class Timing(NamedTuple):
             iqr_s=quantile(ordered, 0.75) - quantile(ordered, 0.25),
             n=len(ordered),
             device_s=quantile(device, 0.5) if device else None,
+            device_min_s=min(device) if device else None,
         )
 
 
@@ -115,14 +123,15 @@ class Comparison(NamedTuple):
 
     peer: Timing
     ours: Timing
-    noise: float  # |peer / peer again - 1|, of medians
+    noise: float  # |peer / peer again - 1|, of the least times
     ratio: float | None
 
     @classmethod
     def of(cls, peer: Timing, ours: Timing, again: Timing) -> "Comparison":
-        """Of medians; `again` is the peer a second time."""
-        noise = abs(peer.typical_s / again.typical_s - 1)
-        return cls(peer, ours, noise, peer.typical_s / ours.typical_s if noise <= NOISE else None)
+        """Of medians; `again` is the peer a second time, in the same rounds."""
+        noise = abs(peer.least_s / again.least_s - 1)
+        fit = noise <= NOISE and min(peer.n, ours.n, again.n) >= PAIRS
+        return cls(peer, ours, noise, peer.typical_s / ours.typical_s if fit else None)
 
 
 def measure(call: Call, warmup: int, repeats: int, device: torch.device | str) -> Timing:

@@ -176,19 +176,23 @@ def test_clocks_by_device():
 
 
 def test_a_ratio_of_medians():
-    found = Comparison.of(Timing.of([6.0, 6.0, 9.0]), Timing.of([3.0]), Timing.of([6.3, 6.2, 6.2]))
+    found = Comparison.of(Timing.of([6.0, 6.0, 9.0]), Timing.of([3.0] * 3), Timing.of([6.3, 6.2, 6.2]))
     assert found.ratio == 2
     assert found.noise == pytest.approx(0.2 / 6.2)
 
 
-def test_no_ratio_when_a_differs_from_a():
-    found = Comparison.of(Timing.of([6.0]), Timing.of([3.0]), Timing.of([6.5]))
+def test_no_ratio_when_the_least_times_of_a_and_a_differ():
+    found = Comparison.of(Timing.of([6.0] * 3), Timing.of([3.0] * 3), Timing.of([6.5, 6.5, 6.4]))
     assert found.ratio is None
-    assert found.noise == pytest.approx(0.5 / 6.5)
+    assert found.noise == pytest.approx(0.4 / 6.4)
+
+
+def test_no_ratio_from_two_pairs():
+    assert Comparison.of(Timing.of([6.0] * 2), Timing.of([3.0] * 2), Timing.of([6.0] * 2)).ratio is None
 
 
 def test_a_ratio_is_of_device_time_where_there_is_one():
-    found = Comparison.of(Timing.of([9.0], [4.0]), Timing.of([9.0], [2.0]), Timing.of([1.0], [4.0]))
+    found = Comparison.of(*(Timing.of([9.0, 5.0, 1.0], [device] * 3) for device in (4.0, 2.0, 4.0)))
     assert found.ratio == 2
     assert found.noise == 0
 

@@ -1,0 +1,198 @@
+"""diffusers' SANA and ours with the same random weights: transformer, autoencoder, text encoder, whole pipeline."""
+
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    DPMSolverMultistepScheduler,
+    SanaPipeline,
+    SanaTransformer2DModel,
+)
+from diffusers.utils import logging
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+
+from sana_lab import architectures, foreign, pretrained
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.guidance import join, pad
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.text.instruction import read_instruction
+from sana_lab.text.llm import Llm
+from sana_lab.types import Text, Velocity
+
+PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
+TEXT = 2304  # width of Gemma-2-2B
+
+
+class Size(NamedTuple):
+    """SANA's transformer by width, blocks, self- and cross-attention heads."""
+
+    name: str
+    dim: int
+    depth: int
+    heads: int
+    cross_heads: int
+
+
+SIZES = {"0.6B": Size("0.6B", 1152, 28, 36, 16), "1.6B": Size("1.6B", 2240, 20, 70, 20)}
+
+
+def transformer(size: Size, depth: int | None = None) -> SanaTransformer2DModel:
+    """diffusers' transformer at that size, or of fewer blocks."""
+    torch.manual_seed(0)
+    made = SanaTransformer2DModel(
+        num_attention_heads=size.heads,
+        num_layers=depth or size.depth,
+        num_cross_attention_heads=size.cross_heads,
+        cross_attention_head_dim=size.dim // size.cross_heads,
+        cross_attention_dim=size.dim,
+        caption_channels=TEXT,
+        sample_size=16,
+    )
+    return made.eval()
+
+
+def autoencoder(blocks: int = 3) -> AutoencoderDC:
+    """DC-AE f32c32 as SANA has it, with so many blocks in every stage of the decoder (3 in the released one)."""
+    torch.manual_seed(1)
+    stages = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+    widths, scales = (128, 256, 512, 512, 1024, 1024), ((), (), (), (5,), (5,), (5,))
+    made = AutoencoderDC(
+        latent_channels=32,
+        encoder_block_types=stages,
+        decoder_block_types=stages,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(blocks,) * 6,
+        encoder_qkv_multiscales=scales,
+        decoder_qkv_multiscales=scales,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.41407,
+    )
+    return made.eval()
+
+
+def ours_of(theirs: Any) -> Any:
+    """Our part with the numbers of one of diffusers': the same memory, but where several tensors are one of ours."""
+    known, spec, supplied = architectures.read({"_class_name": type(theirs).__name__, **plain(theirs)}, "diffusers")
+    found = foreign.Found(known.kind, spec, supplied, theirs.state_dict(), known.table, "diffusers")
+    return pretrained.built(found)
+
+
+def plain(model: Any) -> dict[str, Any]:
+    return {k: v for k, v in model.config.items() if not k.startswith("_")}
+
+
+def gemma(layers: int) -> Gemma2Model:
+    """Gemma-2-2B's decoder of so many layers (26 in the released one), with a vocabulary of the benchmark's own."""
+    config = Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=TEXT,
+        intermediate_size=9216,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    torch.manual_seed(2)
+    return Gemma2Model(config).eval()
+
+
+VOCABULARY = 1000
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte pairs learned on the released instruction and on `PROMPTS`: their words are one token or two, as in Gemma's,
+    whose file cannot be had here. (Gemma's own count of the instruction's tokens is not known here.)"""
+    core = Tokenizer(models.BPE(unk_token=PAD))
+    core.normalizer = normalizers.NFC()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learn = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[PAD, EOS, BOS], initial_alphabet=alphabet)
+    core.train_from_iterator([read_instruction("released"), *(prompt(i) for i in range(100))], learn)
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=EOS, bos_token=BOS)
+
+
+def prompt(i: int) -> str:
+    """A caption of some forty words; no two are the same, so that no whole prompt is found in a cache."""
+    return (
+        f"picture {i}: a wide photograph of {i % 7 + 2} old bicycles leaning against a brick wall in the evening light, "
+        "a sleeping cat on the window sill above them, wet cobblestones in front, and far behind a church tower in fog"
+    )
+
+
+def pipeline(text_layers: int, depth: int, blocks: int) -> SanaPipeline:
+    """A SanaPipeline at SANA-0.6B's widths, of so many layers of text encoder, transformer and decoder stages."""
+    made = SanaPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=gemma(text_layers),
+        vae=autoencoder(blocks),
+        transformer=transformer(SIZES["0.6B"], depth),
+        scheduler=DPMSolverMultistepScheduler(
+            flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2
+        ),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def system_of(theirs: SanaPipeline) -> TextToImage:
+    """Our system of one of diffusers' pipelines, through the folder that it writes."""
+    logging.disable_progress_bar()
+    with TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        return pretrained.load(folder)
+
+
+def encoder_of(theirs: SanaPipeline) -> Llm:
+    """Our text encoder around the network and tokenizer of one of diffusers' pipelines."""
+    made = Llm(instruction="released", lowercase=True)
+    made.network, made.tokenizer, made.pretrained = theirs.text_encoder, theirs.tokenizer, True
+    made.dim = theirs.text_encoder.config.hidden_size
+    return made.requires_grad_(False).eval()
+
+
+def peer_step(model: Callable[..., Any], x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    """diffusers' transformer at t = 0.5."""
+    t = torch.full((len(x),), 500.0, device=x.device)
+    keep = mask.to(tokens.dtype)
+    return model(x, tokens, timestep=t, encoder_attention_mask=keep, return_dict=False)[0]
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)
+
+
+FLOW = Flow()
+
+
+def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: float) -> Velocity:
+    """Guidance as diffusers' pipeline has it: both captions padded and read again in every step."""
+    both = join(pad(prompt, padded), pad(null, padded))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        x2, t2 = torch.cat([x, x]).to(both.tokens.dtype), torch.cat([t, t]) * 1000
+        keep = both.mask.to(both.tokens.dtype)
+        made = model(x2, both.tokens, timestep=t2, encoder_attention_mask=keep, return_dict=False)[0]
+        with_text, without = made.to(x.dtype).chunk(2)
+        return without + scale * (with_text - without)
+
+    return velocity
+
+
+def compiled_peer(model: Any, mode: str) -> Any:
+    """diffusers' transformer with each of its blocks compiled, as its documentation advises."""
+    copy = type(model).from_config(model.config).to(next(model.parameters()))
+    copy.load_state_dict(model.state_dict())
+    copy.eval().compile_repeated_blocks(fullgraph=True, mode=mode)
+    return copy
