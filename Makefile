@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test road slow check lint types clean
+.PHONY: quickstart bench test road slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
+
+bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minutes; wants the machine to itself
+	$(BIN)/python benchmarks/cpu.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest -m "not gpu and not network and not slow"

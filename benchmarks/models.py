@@ -126,7 +126,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def prompt(i: int) -> str:
     """A caption of some forty words; no two are the same, so that no whole prompt is found in a cache."""
     return (
-        f"picture {i}: a wide photograph of {i % 7 + 2} old bicycles leaning against a brick wall in the evening light, "
+        f"picture {i}: a wide photograph of {i % 7 + 2} old bicycles leaning against a brick wall in evening light, "
         "a sleeping cat on the window sill above them, wet cobblestones in front, and far behind a church tower in fog"
     )
 
