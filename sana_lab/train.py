@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -164,8 +164,7 @@ def _trainer(
     callbacks: list[Callback] = [keep, Guard(home, options["log_every"]), clock]
     if experiment["prompts"] and experiment["system"]["name"] == "text2image":
         callbacks.append(SampleGrid(experiment))
-    if progress is not None:
-        callbacks.append(Report(progress))
+    callbacks.append(Report(progress) if progress is not None else Bar(options["log_every"]))
     return L.Trainer(
         max_steps=options["max_steps"],
         max_epochs=-1,
@@ -248,6 +247,20 @@ class Report(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
             self.progress(trainer.global_step, trainer.max_steps)
+
+
+class Bar(RichProgressBar):
+    """Lightning's bar with the loss of every so many steps: for that of each the host would wait for the device."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every, self.shown = every, {"loss": float("nan")}
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and trainer.global_step % self.every == 0:
+            self.shown = {"loss": float(loss)}
+        return {**super().get_metrics(trainer, pl_module), **self.shown}
 
 
 class SampleGrid(Callback):

@@ -208,6 +208,14 @@ def test_a_second_process_says_that_it_waits(folder, capsys):
     assert f"another process trains tiny in {home.absolute()}; waiting for it\n" in capsys.readouterr().err
 
 
+def test_the_bar_shows_the_loss_of_the_last_logging_point(folder, monkeypatch):
+    shown = []
+    monkeypatch.setattr(train.Bar, "_update_metrics", lambda bar, *given: shown.append(bar.get_metrics(*given)["loss"]))
+    train.train(config.load("tiny", ["trainer.log_every=5", "trainer.max_steps=7", "trainer.validate_every=100"]))
+    assert len({*map(str, shown)}) == 2  # NaN before the first, then that of step 5
+    assert str(shown[0]) == "nan"
+
+
 class TestNan:
     def test_of_the_loss_names_step_and_last_good_checkpoint(self, folder):
         experiment = poisoned(6, checkpoint_every=2)

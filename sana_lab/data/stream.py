@@ -49,7 +49,8 @@ class Endless:
 
     def __iter__(self) -> Iterator[Batch]:
         rank, ranks = _place(self.trainer)
-        return _deliver(self.make, range(_processed(self.trainer) * ranks + rank, sys.maxsize, ranks), self.workers)
+        numbers = range(_processed(self.trainer) * ranks + rank, sys.maxsize, ranks)
+        return _deliver(self.make, numbers, self.workers, _pinned(self.trainer))
 
 
 class Finite:
@@ -64,7 +65,8 @@ class Finite:
         return len(self._starts())
 
     def __iter__(self) -> Iterator[Batch]:
-        return _deliver(_Rows(self.make, self.items, self.batch), self._starts(), self.workers)
+        rows = _Rows(self.make, self.items, self.batch)
+        return _deliver(rows, self._starts(), self.workers, _pinned(self.trainer))
 
     def _starts(self) -> range:
         """First row of each batch of this rank; with fewer batches than ranks, each rank takes them all."""
@@ -95,8 +97,14 @@ class _Numbered(IterableDataset[Batch]):
         return map(self.make, mine)
 
 
-def _deliver(make: Callable[[int], Batch], numbers: range, workers: int) -> Iterator[Batch]:
-    return iter(DataLoader(_Numbered(make, numbers), batch_size=None, num_workers=workers, collate_fn=_same))
+def _deliver(make: Callable[[int], Batch], numbers: range, workers: int, pinned: bool) -> Iterator[Batch]:
+    data = _Numbered(make, numbers)
+    return iter(DataLoader(data, batch_size=None, num_workers=workers, collate_fn=_same, pin_memory=pinned))
+
+
+def _pinned(trainer: L.Trainer | None) -> bool:
+    """Whether batches go to a CUDA device, whose copies from pinned memory the host need not wait for."""
+    return trainer is not None and trainer.strategy.root_device.type == "cuda"
 
 
 def _place(trainer: L.Trainer | None) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.diffusion.flow import Grid
+from sana_lab.layers import queued
 from sana_lab.types import Velocity
 
 
@@ -34,8 +35,9 @@ class Ddpm:
 
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_k for times k / steps (B,)."""
-        k = (t.double() * self.steps).round().long().cpu()
-        a, s = (v[k].to(data).view(-1, *[1] * (data.ndim - 1)) for v in (self.signal, self.sigma))
+        k = (t.double() * self.steps).round().long()
+        signal, sigma = (queued(v, k.device)[k] for v in (self.signal, self.sigma))
+        a, s = (v.to(data).view(-1, *[1] * (data.ndim - 1)) for v in (signal, sigma))
         return a * data + s * noise
 
     def target(self, data: Tensor, noise: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class AttributesSystem(L.LightningModule):
         rows = training_scenes(self.trainer, batch)
         cells, counts = self.network(pictures(batch).contiguous(memory_format=torch.channels_last))
         loss = attribute_loss(cells, counts, rows)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.prompts))
+        self.log("train/loss", loss.detach(), batch_size=len(batch.prompts))
         return loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

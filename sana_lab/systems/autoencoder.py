@@ -14,6 +14,7 @@ from sana_lab.autoencoders import Autoencoder, Normalise
 from sana_lab.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.diffusion.sampling import generator
+from sana_lab.layers import queued
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.types import Batch
@@ -86,7 +87,7 @@ class AutoencoderSystem(L.LightningModule):
         loss = self.distance(made, images) + self.kl * kl
         if self.discriminator is not None:
             loss = self._play(self.discriminator, images, made, loss)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss.detach())
         self.log("train/kl", kl.detach())
         return loss if self.automatic_optimization else None
 
@@ -102,7 +103,7 @@ class AutoencoderSystem(L.LightningModule):
         if self.latent_noise:
             spread = mean.detach().std((0, 2, 3), keepdim=True)
             deviation = (deviation.square() + (self.latent_noise * spread).square()).sqrt()
-        noise = torch.randn(mean.shape, generator=random).to(mean)
+        noise = queued(torch.randn(mean.shape, generator=random), mean.device, mean.dtype)
         made = self.autoencoder.reconstruct(mean + deviation * noise)
         return made, kl_divergence(mean, log_variance).sum() / images.numel()
 

@@ -80,7 +80,7 @@ class ClipSystem(L.LightningModule):
         matched = contrastive(self.network.scale * cosines, spare)
         loss = matched + self.settings.attributes * learned
         self.log("train/contrastive", matched.detach())
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(spare))
+        self.log("train/loss", loss.detach(), batch_size=len(spare))
         return loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

@@ -11,6 +11,7 @@ from sana_lab import parts
 from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.dit import Dit
+from sana_lab.layers import queued
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
@@ -69,7 +70,7 @@ class DitSystem(L.LightningModule):
         random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
         text = without(text, torch.rand(len(latents), generator=random) < self.settings.text_dropout, null)
         loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        self.log("train/loss", loss.detach(), batch_size=len(latents))
         return loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -107,6 +108,6 @@ def features(batch: Batch) -> tuple[Tensor, Text, Text]:
 def without(text: Text, dropped: Tensor, null: Text) -> Text:
     """Rows `dropped` (B,) bool replaced by the empty prompt (1, L0, D); both are padded to one length."""
     length = max(text.tokens.shape[1], null.tokens.shape[1])
-    text, null, dropped = pad(text, length), pad(null, length), dropped.to(text.mask.device)
+    text, null, dropped = pad(text, length), pad(null, length), queued(dropped, text.mask.device)
     tokens = torch.where(dropped[:, None, None], null.tokens, text.tokens)
     return Text(tokens, torch.where(dropped[:, None], null.mask, text.mask))

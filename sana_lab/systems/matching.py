@@ -11,6 +11,7 @@ from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
 from sana_lab.dit import Dit, Prepared
+from sana_lab.layers import queued
 from sana_lab.types import Text
 
 BINS = 4
@@ -36,8 +37,9 @@ def velocity_losses(
 ) -> Tensor:
     """Squared error of the velocity, or the noise that `Ddpm` predicts (B,), mean over a latent (B, C, h, w), at
     random or given times (B,)."""
-    noise = torch.randn(latents.shape, generator=random).to(latents)
-    times = (flow.sample_times(len(latents), generator=random) if times is None else times).to(latents)
+    noise = queued(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
+    times = flow.sample_times(len(latents), generator=random) if times is None else times
+    times = queued(times, latents.device, latents.dtype)
     predicted = dit(flow.mix(latents, noise, times), flow.seen(times), text)
     return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
 

@@ -88,7 +88,7 @@ class TextToImage(L.LightningModule):
         dropped = torch.rand(len(latents), generator=random) < self.settings.text_dropout
         text = self.encode_text(batch.prompts, dropped.tolist())
         loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        self.log("train/loss", loss.detach(), batch_size=len(latents))
         return loss
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sana_lab.layers import queued
 from sana_lab.types import Text
 
 Null = Literal["diffusers", "nvlabs"]
@@ -54,7 +55,7 @@ class TextEncoder(nn.Module, ABC):
         if self.null == "diffusers":
             return self(["" if gone else prompt for prompt, gone in zip(prompts, drop, strict=True)])
         text = self(prompts)
-        rows = torch.tensor(drop, device=text.mask.device)[:, None, None]
+        rows = queued(torch.tensor(drop), text.mask.device)[:, None, None]
         return Text(torch.where(rows, self.against([""], text).tokens, text.tokens), text.mask)
 
     def report(self, cut: Mapping[int, int]) -> None:

@@ -7,10 +7,12 @@ from typing import Annotated, Any, final
 import torch
 from transformers import AutoModel, GemmaConfig, GemmaModel
 
+from sana_lab.layers import queued
 from sana_lab.parts import RUNTIME, AsBefore, SpecError
 from sana_lab.text import Null, TextEncoder
 from sana_lab.text.instruction import read_instruction
 from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.text.masks import attention_mask
 from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
 from sana_lab.types import Text
 
@@ -85,9 +87,10 @@ class Llm(TextEncoder):
         rows = token_rows(self.tokenizer, texts, room)
         self.report(tokens_cut(self.tokenizer, texts, rows, room))
         ids, mask = padded(rows, padding(self.tokenizer), room if self.pad_to_max else length)
-        ids, mask = ids.to(self.network.device), mask.to(self.network.device)
-        hidden = self.network(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return Text(*(torch.cat([x[:, :1], x[:, first:]], 1) for x in (hidden, mask)))
+        ids, there = queued(ids, self.network.device), queued(mask, self.network.device)
+        seen = attention_mask(self.network, mask, there)
+        hidden = self.network(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
+        return Text(*(torch.cat([x[:, :1], x[:, first:]], 1) for x in (hidden, there)))
 
     def _length(self, text: str) -> int:
         return len(self.tokenizer([text])["input_ids"][0])

@@ -6,9 +6,11 @@ from typing import Annotated, Any, final
 from torch import nn
 from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
+from sana_lab.layers import queued
 from sana_lab.parts import RUNTIME, AsBefore, SpecError
 from sana_lab.text import Null, TextEncoder
 from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.text.masks import attention_mask
 from sana_lab.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
 from sana_lab.types import Text
 
@@ -53,8 +55,9 @@ class T5(TextEncoder):
         rows = token_rows(self.tokenizer, texts, self.max_tokens)
         self.report(tokens_cut(self.tokenizer, texts, rows, self.max_tokens))
         ids, mask = padded(rows, padding(self.tokenizer), self.max_tokens if self.pad_to_max else length)
-        ids, mask = ids.to(self.network.device), mask.to(self.network.device)
-        return Text(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+        ids, there = queued(ids, self.network.device), queued(mask, self.network.device)
+        hidden = self.network(input_ids=ids, attention_mask=attention_mask(self.network, mask, there)).last_hidden_state
+        return Text(hidden, there)
 
 
 def _pretrained(model: str, dtype: Dtype) -> Any:
