@@ -40,7 +40,18 @@ from sana_lab.systems.stages import (
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
-__all__ = ["bench", "bench_experiment", "bench_peer", "build_untrained", "device_name", "main", "main_peer", "table"]
+__all__ = [
+    "bench",
+    "bench_experiment",
+    "bench_peer",
+    "build_untrained",
+    "device_name",
+    "draw_untrained",
+    "main",
+    "main_peer",
+    "table",
+    "without_weights",
+]
 
 PROMPTS = ("a photo of a red circle left of a blue square", "a photo of three green triangles")
 ENERGY_S = 2.0
@@ -75,7 +86,7 @@ def bench(
         timer = Timer(sampling, evaluations, repeats, measured_steps, warmup, system.device)
         seconds = timer.stages(one)
         many = one if batch == 1 else work(system, sampling, size, batch, prompts)
-        total = seconds["total"].median if batch == 1 else timer.total(many).median
+        total = seconds["total"] if batch == 1 else timer.total(many)
         costs = Costs(
             seconds,
             count_stages(one, evaluations),
@@ -92,7 +103,9 @@ def bench(
         "text_tokens": one.text_tokens,
         "prompt_tokens": one.prompt_tokens,
         "latent": list(one.latents[1:]),
-        **headline(components(system), costs, batch / total),
+        **headline(components(system), costs, batch / total.median),
+        "images_per_s_low": batch / total.high,
+        "images_per_s_high": batch / total.low,
         "tmacs_pair": pair_tmacs(cast("Spec", system.dit.spec), one.latents[1:], system.text_encoder.dim),
         "stages": by_stage(components(system), COMPONENT, costs),
         **swept,
@@ -234,14 +247,23 @@ def build_untrained(experiment: Json) -> TextToImage:
     spec = experiment["system"]
     if not all(isinstance(spec.get(name), dict) for name in COMPONENT.values()):
         raise SpecError(f"bench measures a text2image system, but this experiment trains {spec['name']!r}")
-    bare = {
-        k: {o: v for o, v in s.items() if o != "weights"} if k in COMPONENT.values() else s for k, s in spec.items()
-    }
     cuda = torch.cuda.is_available()
     half = {"bf16": torch.bfloat16, "16-": torch.float16}
     precision = experiment["trainer"]["precision"]
     dtype = next((d for p, d in half.items() if cuda and precision.startswith(p)), torch.float32)
-    return build("system", bare).to("cuda" if cuda else "cpu", dtype)
+    return draw_untrained(spec, torch.device("cuda" if cuda else "cpu"), dtype)
+
+
+def draw_untrained(spec: Json, device: torch.device, dtype: torch.dtype) -> TextToImage:
+    """The system of a resolved spec without its weights, made on the device where it is to run."""
+    with device:
+        return build("system", without_weights(spec)).to(device, dtype)
+
+
+def without_weights(spec: Json) -> Json:
+    """A system's spec, its parts as they are made and not as they were trained."""
+    parts = COMPONENT.values()
+    return {k: {o: v for o, v in s.items() if o != "weights"} if k in parts else s for k, s in spec.items()}
 
 
 def _more_notes(repeats: int, energy: str, swept: bool) -> list[str]:

@@ -199,15 +199,12 @@ def _run(options: argparse.Namespace) -> int | None:
 
             subjects.main_stats(options)
         case "ablate":
-            from sana_lab import sweep
-
-            return sweep.main(
-                options.ablation, options.overrides, options.workers, options.dry_run, options.out, options.scale
-            )
+            return _ablated(options)
         case "table":
-            from sana_lab import sweep
+            from sana_lab import speed, sweep
 
-            sweep.write_table(options.ablation, options.overrides, options.out, options.scale)
+            write = speed.write if speed.is_speed(options.ablation) else sweep.write_table
+            write(options.ablation, options.overrides, options.out, options.scale)
         case "import":
             from sana_lab import pretrained
 
@@ -222,6 +219,16 @@ def _run(options: argparse.Namespace) -> int | None:
 
             ui.serve(HOME, port=options.port)
     return None
+
+
+def _ablated(options: argparse.Namespace) -> int:
+    """An efficiency table is counted and timed; any other ablation trains and judges."""
+    from sana_lab import speed, sweep
+
+    given = (options.ablation, options.overrides)
+    if speed.is_speed(options.ablation):
+        return speed.main(*given, options.dry_run, options.out, options.scale)
+    return sweep.main(*given, options.workers, options.dry_run, options.out, options.scale)
 
 
 def _bench(options: argparse.Namespace) -> None:

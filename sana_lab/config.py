@@ -342,7 +342,7 @@ def needed(experiment: Config) -> list[str]:
 
 def load_ablation(name: str, overrides: Sequence[str] = (), scale: str | None = None) -> tuple[Ablation, list[Trial]]:
     """An ablation at a scale, and its trials, each a complete experiment; all are checked before the first runs."""
-    raw = _at_scale(read(locate("ablations", name)), scale, name)
+    raw = at_scale(read(locate("ablations", name)), scale, name)
     checked = parts.complete(parts.fields(Ablation), raw, f"ablation {name!r}", name)
     ablation = Ablation(**{**checked, "expect": [Expectation(**e) for e in checked["expect"]]})
     if not ablation.axes or not all(ablation.axes.values()):
@@ -350,11 +350,12 @@ def load_ablation(name: str, overrides: Sequence[str] = (), scale: str | None = 
             f"ablation {name!r} has no axes with labels; expected axes: {{attention: {{softmax: ..., ...}}}}"
         )
     trials = [t for seed in ablation.seeds for t in _trials(ablation, seed, overrides)]
-    _check_order(ablation, {t.label for t in trials}, name)
+    check_order(ablation.expect, {t.label for t in trials}, name)
     return ablation, trials
 
 
-def _at_scale(raw: Config, scale: str | None, name: str) -> Config:
+def at_scale(raw: Config, scale: str | None, name: str) -> Config:
+    """An ablation's YAML with what a scale puts in the place of its own keys. SpecError for an unknown one."""
     scales = raw.get("scales") or {}
     if scale is None or not isinstance(scales, dict):
         return raw
@@ -363,8 +364,9 @@ def _at_scale(raw: Config, scale: str | None, name: str) -> Config:
     return {**raw, **scales[scale]}
 
 
-def _check_order(ablation: Ablation, labels: set[str], name: str) -> None:
-    for label in (label for e in ablation.expect for label in e.order):
+def check_order(expect: Sequence[Expectation], labels: set[str], name: str) -> None:
+    """SpecError where something is expected of a row that is none."""
+    for label in (label for e in expect for label in e.order):
         if label not in labels:
             raise SpecError(
                 f"ablation {name!r} expects something of {label!r}, which is no row; {nearest(label, labels)}"

@@ -12,7 +12,10 @@ from sana_lab.table import Cell, Row, column
 
 Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
 
-COUNTED = ("params_m", "dit_params_m", "dit_params_b", "text_params_m", "gmacs", "gmacs_image", "tmacs_pair", "tokens")
+COUNTED = (
+    *("params_m", "params_b", "dit_params_m", "dit_params_b", "text_params_m", "tokens"),
+    *("gmacs", "gmacs_image", "text_gmacs", "tmacs", "tmacs_pair", "tmacs_image"),
+)
 """Metrics that are counted, not sampled: any difference is real."""
 
 

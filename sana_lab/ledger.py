@@ -35,10 +35,16 @@ class Item(NamedTuple):
 
 def items(store: Store, name: str, trials: Sequence[Trial]) -> list[Item]:
     """Each trial with its newest run, a finished one first."""
+    runs = runs_by_key(store, name)
+    keyed = [(trial, config.trial_hash(trial)) for trial in trials]
+    return [Item(trial, key, config.experiment_hash(trial.experiment), runs.get(key)) for trial, key in keyed]
+
+
+def runs_by_key(store: Store, name: str) -> dict[str, Run]:
+    """The newest run of each trial of a sweep, a finished one first."""
     runs: dict[str, Run] = {}
     for found in reversed(store.find(name)):
         key = found.tags.get("sana.trial", "")
         if runs.get(key) is None or runs[key].status != "FINISHED":
             runs[key] = found
-    keyed = [(trial, config.trial_hash(trial)) for trial in trials]
-    return [Item(trial, key, config.experiment_hash(trial.experiment), runs.get(key)) for trial, key in keyed]
+    return runs

@@ -90,6 +90,9 @@ TABLE: dict[str, dict[str, str]] = {
         "image_reward": "sana_lab.evaluation.rewards:ImageReward",
         "hps": "sana_lab.evaluation.rewards:Hps",
     },
+    "probe": {
+        "image": "sana_lab.probes.image:Image",
+    },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
@@ -109,6 +112,7 @@ BASES: dict[str, str] = {
     "detector": "sana_lab.evaluation.detectors:Detector",
     "vqa": "sana_lab.evaluation.vqa:Vqa",
     "measure": "sana_lab.evaluation:Measure",
+    "probe": "sana_lab.probes:Probe",
 }
 """What a part of this kind must subclass. Kinds that are not here are functions, known by their first parameters."""
 

@@ -49,7 +49,7 @@ def main(
         return 0
     check_folder(weights.HOME)
     check_folder(out or weights.HOME / "tables" / name)
-    with _alone(name):
+    with alone(name):
         run(store, name, ablation, trials, workers or _workers())
     write_table(recipe, overrides, out, scale)
     return 0 if all(i.done for i in items(store, name, trials)) else 1
@@ -62,7 +62,7 @@ def run(store: Store, name: str, ablation: Ablation, trials: Sequence[Trial], wo
         print(f"{name}: all {len(trials)} trials are done")
         return
     store.create(name)
-    parent = _parent(store, name, ablation)
+    parent = parent_run(store, name, ablation.title)
     todo = [i._replace(run=_child(store, name, parent, i)) for i in todo]
     _end(store, name, keep=todo)  # what another process left open when it was killed, and is no trial of now
     try:
@@ -250,13 +250,13 @@ def _judged(store: Store, item: Item) -> bool:
     return run.status == "RUNNING" and run.tags.get("sana.judged") == item.key
 
 
-def _parent(store: Store, name: str, ablation: Ablation) -> str:
+def parent_run(store: Store, name: str, title: str) -> str:
     """The sweep's own run, the same one when a sweep goes on."""
     old = store.find(name, {"sana.kind": "sweep"})
     if old:
         store.resume(old[0].id)
         return old[0].id
-    return store.start_run(name, ablation.title, {"sana.kind": "sweep", "sana.sweep": name})
+    return store.start_run(name, title, {"sana.kind": "sweep", "sana.sweep": name})
 
 
 def _child(store: Store, name: str, parent: str, item: Item) -> Run:
@@ -293,7 +293,7 @@ def _progress(name: str, judging: Sequence[Item], frozen: Sequence[str], todo: S
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def alone(name: str) -> Iterator[None]:
     """Only one process at a time runs a sweep of this name in this folder."""
     lock = FileLock(weights.HOME / f"{name}.sweep.lock")
     try:

@@ -228,12 +228,12 @@ def test_a_sweep_with_overrides_is_another_one(folder):
 
 
 def test_one_sweep_of_a_name_at_a_time(folder):
-    with sweep._alone("grid"):
+    with sweep.alone("grid"):
         with pytest.raises(ValueError, match=r"another process is running the ablation 'grid' in /.*runs"):
-            sweep._alone("grid").__enter__()
-        with sweep._alone("other"):
+            sweep.alone("grid").__enter__()
+        with sweep.alone("other"):
             pass
-    with sweep._alone("grid"):
+    with sweep.alone("grid"):
         pass
 
 

@@ -26,8 +26,9 @@ class Llm(TextEncoder):
     released code, BOS and the last `max_tokens` - 1 of the (instruction + max_tokens - 2) positions are kept, so that
     the kept window begins at the instruction's last token. It is `sana_lab`, `released`, `file:PATH` or a text
     (`instruction.read_instruction`). `lowercase` also strips: diffusers does so with each prompt, NVlabs does not.
-    `pretrained` says whether `model` was given, and `variant` which of its files are read, such as fp16; `width`,
-    `layers` and `heads` are the tiny one's.
+    `pretrained` says whether `model` was given, and `variant` which of its files are read, such as fp16; `drawn` takes
+    its shape alone, with random weights and the offline tokenizer, for speed. `width`, `layers`, `heads` are the tiny
+    one's.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Llm(TextEncoder):
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
         lowercase: Annotated[bool, AsBefore(False)] = False,
         variant: Annotated[str | None, AsBefore(None)] = None,
+        drawn: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -52,7 +54,7 @@ class Llm(TextEncoder):
             self.tokenizer = offline_tokenizer(start=True)
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = _pretrained(model, dtype, variant), load_tokenizer(model)
+            self.network, self.tokenizer = _pretrained(model, dtype, variant, drawn), load_tokenizer(model, drawn)
         self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
         self.null, self.lowercase = null, lowercase
@@ -96,12 +98,14 @@ class Llm(TextEncoder):
         return len(self.tokenizer([text])["input_ids"][0])
 
 
-def _pretrained(model: str, dtype: Dtype, variant: str | None) -> Any:
-    config = read_config(model)
+def _pretrained(model: str, dtype: Dtype, variant: str | None, drawn: bool) -> Any:
+    config = read_config(model, drawn)
     if config.model_type in T5_FAMILY or config.is_encoder_decoder:
         kind = config.model_type
         raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
-    return load_network(AutoModel, model, dtype, variant).get_decoder()  # without what a multimodal model has beside it
+    return load_network(
+        AutoModel, model, dtype, variant, drawn
+    ).get_decoder()  # without what a multimodal model has beside it
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:

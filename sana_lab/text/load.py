@@ -29,28 +29,37 @@ def tiny_dtype(dtype: Dtype) -> torch.dtype:
     return torch.float32 if dtype == "auto" else getattr(torch, dtype)
 
 
-def read_config(model: str) -> PreTrainedConfig:
-    """The configuration of a folder or hub id, on the meta device as known here, if it is.
+def read_config(model: str, drawn: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder or hub id; on the meta device, and where weights are drawn, as known here.
 
     SpecError says what was tried and how to get the model.
     """
-    if _only_shape(model):
+    if _only_shape(model, drawn):
         return AutoConfig.for_model(**KNOWN[model])
     with _quiet():
         return _fetch(AutoConfig, _places(model)[0])
 
 
-def _only_shape(model: str) -> bool:
-    """Whether the shape is all that is asked for, and is known without any file."""
-    return torch.get_default_device().type == "meta" and model in KNOWN and not Path(model).is_dir()
+def _only_shape(model: str, drawn: bool) -> bool:
+    """Whether the shape is all that is asked for, and is known without any file. SpecError where it should be."""
+    if drawn and model not in KNOWN:
+        raise SpecError(
+            f"the shape of {model!r} is not known here, so its weights cannot be drawn; {nearest(model, KNOWN)}"
+        )
+    shape = drawn or torch.get_default_device().type == "meta"
+    return shape and model in KNOWN and not Path(model).is_dir()
 
 
-def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None) -> Any:
+def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None, drawn: bool = False) -> Any:
     """The network that the transformers class `auto` reads, for evaluation; without weights on the meta device.
 
     `variant` chooses among several files, such as fp16; where there is one alone it is taken. SpecError also where the
-    files lack weights, which transformers would draw at random.
+    files lack weights, which transformers would draw at random; `drawn` asks for that, for a known shape.
     """
+    if drawn:
+        return auto.from_config(
+            read_config(model, drawn), dtype=None if dtype == "auto" else getattr(torch, dtype)
+        ).eval()
     place = _places(model)[0]
     variant = variant or _sole_variant(Path(place))
     with _quiet():
@@ -63,10 +72,10 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
     return network
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, cutting at the right; the offline one where the network has no numbers and
-    its shape is known here. SpecError where its vocabulary is missing."""
-    if _only_shape(model):
+def load_tokenizer(model: str, drawn: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or hub id, cutting at the right; the offline one where the network has no numbers, or
+    drawn ones, and its shape is known here. SpecError where its vocabulary is missing."""
+    if _only_shape(model, drawn):
         return offline_tokenizer(start=True)
     place = _places(model)[1]
     if Path(place).name == "tokenizer" and Path(place).parent.is_dir() and not Path(place).is_dir():

@@ -20,6 +20,7 @@ class T5(TextEncoder):
     """A pretrained T5, mT5 or UMT5 encoder (`model`: folder or hub id), or without one a tiny T5 to train with the DiT.
 
     `pretrained` says which; `width`, `layers` and `heads` are the tiny one's. Features come in the network's own dtype.
+    `drawn` takes the shape of `model` alone, with random weights and the offline tokenizer, for speed.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class T5(TextEncoder):
         heads: int = 2,
         pad_to_max: Annotated[bool, RUNTIME] = False,
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
+        drawn: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -41,7 +43,7 @@ class T5(TextEncoder):
             self.tokenizer = offline_tokenizer(start=False)
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = _pretrained(model, dtype), load_tokenizer(model)
+            self.network, self.tokenizer = _pretrained(model, dtype, drawn), load_tokenizer(model, drawn)
         self.null = null
         self.train(not self.pretrained)
         self.dim = self.network.config.d_model
@@ -60,12 +62,14 @@ class T5(TextEncoder):
         return Text(hidden, there)
 
 
-def _pretrained(model: str, dtype: Dtype) -> Any:
-    kind = read_config(model).model_type
+def _pretrained(model: str, dtype: Dtype, drawn: bool) -> Any:
+    kind = read_config(model, drawn).model_type
     if kind not in T5_FAMILY:
         expected = ", ".join(T5_FAMILY)
         raise SpecError(f"{model!r} holds a {kind} model, expected {expected}; did you mean text_encoder 'llm'?")
-    return load_network(AutoModelForTextEncoding, model, dtype).encoder  # its embedding once, not under two names
+    return load_network(
+        AutoModelForTextEncoding, model, dtype, drawn=drawn
+    ).encoder  # its embedding once, not under two names
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:

@@ -262,3 +262,20 @@ def test_a_name_that_can_be_no_model(name: str) -> None:
 def test_a_model_that_the_hub_does_not_have() -> None:
     with pytest.raises(SpecError, match=r"the hub says: .*; get it with `hf download"):
         Llm("sana-lab/there-is-no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"), [("t5", {"model_type": "t5", **ENCODER}), ("llm", {"model_type": "gemma2", **DECODER})]
+)
+def test_a_known_shape_is_drawn_without_any_file(kind: str, config: dict[str, object], monkeypatch: pytest.MonkeyPatch):
+    """Random weights and the offline tokenizer, for speed; a shape that is not known is refused."""
+    known = {**config, "vocab_size": 2000, "head_dim": 16, "num_key_value_heads": 1}
+    monkeypatch.setattr("sana_lab.text.load.KNOWN", {"org/small": known})
+    monkeypatch.setattr("sana_lab.text.load.HfApi", None)
+    encoder = build("text_encoder", {"name": kind, "model": "org/small", "drawn": True, "dtype": "bfloat16"})
+    assert encoder.pretrained
+    text = encoder(PROMPTS)
+    assert (text.tokens.shape[-1], text.tokens.dtype) == (encoder.dim, torch.bfloat16)
+    assert text.tokens.isfinite().all()
+    with pytest.raises(SpecError, match=r"shape of 'org/smal' is not known here.*did you mean 'org/small'"):
+        build("text_encoder", {"name": kind, "model": "org/smal", "drawn": True})

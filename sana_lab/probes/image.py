@@ -1,0 +1,125 @@
+"""An image of a text2image experiment: what it costs, untrained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from sana_lab import bench, config, parts
+from sana_lab.diffusion.guidance import within
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.evaluation.flops import count_macs, count_pair_macs, parameters
+from sana_lab.parts import SpecError
+from sana_lab.probes import PROMPT, Dtype, How, Probe
+from sana_lab.systems.stages import components, evaluation_times
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.types import Text
+
+
+@final
+class Image(Probe):
+    """`experiment` with what `system` and `sampling` change of it, at `size` pixels; throughput is at `batch`.
+
+    With `measured_steps` the denoiser's time is the median of so many evaluations, times their number.
+    """
+
+    inside = "tokenizing, text encoder, all denoising steps with guidance, decoding to floats"
+
+    def __init__(
+        self,
+        experiment: str,
+        system: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
+        size: int = 1024,
+        batch: int = 1,
+        dtype: Dtype = "float32",
+        measured_steps: int | None = None,
+    ) -> None:
+        changes = {"system": system or {}, "sampling": sampling or {}}
+        complete = config.complete(config.merge(config.compose(experiment), changes), experiment)
+        if complete["system"]["name"] != "text2image":
+            raise SpecError(
+                f"an image needs a text2image system, but {experiment!r} trains {complete['system']['name']!r}"
+            )
+        self.experiment = {**complete, "system": drawn(complete["system"])}
+        self.sampling = Sampling(**complete["sampling"])
+        self.size, self.batch, self.dtype, self.measured_steps = size, batch, dtype, measured_steps
+
+    def count(self) -> dict[str, float]:
+        with torch.device("meta"):
+            system: TextToImage = parts.build("system", self.experiment["system"])
+            shape = system.latent_shape(self.size)
+            x, t = torch.empty(1, *shape), torch.empty(1)
+        with torch.no_grad(), whole_masks(system.text_encoder):
+            text = system.text_encoder([PROMPT])
+            texts = count_macs(partial(system.text_encoder, [PROMPT]))
+            null = count_macs(partial(system.text_encoder.plain, [""])) if self.sampling.guidance != 1 else 0
+        image = texts + null + self._denoise(system, x, t, text) + count_macs(lambda: system.autoencoder.decode(x))
+        dit = parameters(system.dit)["total"]
+        return {
+            "params_b": parameters(nn.ModuleDict(components(system)))["total"] / 1e9,
+            "dit_params_b": dit / 1e9,
+            "dit_params_m": dit / 1e6,
+            "tokens": shape[1] * shape[2] / system.dit.patch**2,
+            "text_tokens": text.tokens.shape[1],
+            "steps": self.sampling.steps,
+            "evaluations": sum(evaluation_times(self.sampling, system.flow).values()),
+            "tmacs": count_macs(lambda: system.dit(x, t, text)) / 1e12,
+            "tmacs_pair": count_pair_macs(system.dit, shape, system.text_encoder.dim) / 1e12,
+            "tmacs_image": image / 1e12,
+        }
+
+    def measure(self, how: How) -> dict[str, float]:
+        system = bench.draw_untrained(self.experiment["system"], how.device, getattr(torch, self.dtype))
+        timed: dict[str, Any] = {"repeats": how.repeats, "warmup": how.warmup, "measured_steps": self.measured_steps}
+        record = bench.bench(system, self.sampling, self.size, self.batch, **timed)
+        stages = record["stages"]
+        return {
+            "latency_s": record["latency_s"],
+            "latency_s_low": stages["total"]["low_s"],
+            "latency_s_high": stages["total"]["high_s"],
+            **{key: record[key] for key in ("images_per_s", "images_per_s_low", "images_per_s_high")},
+            "peak_gib": record["peak_mib"] / 1024,
+            **{f"{name}_s": stages[name]["latency_s"] for name in ("text", "denoise", "decode")},
+        }
+
+    def _denoise(self, system: TextToImage, x: Tensor, t: Tensor, text: Text) -> int:
+        """MACs of all steps, captions prepared once; a guided evaluation is one forward of two rows."""
+        caption = count_macs(lambda: system.dit.prepare(text))
+        row = count_macs(lambda: system.dit(x, t, text)) - caption
+        times = evaluation_times(self.sampling, system.flow)
+        return max(map(self._rows, times)) * caption + sum(n * self._rows(time) * row for time, n in times.items())
+
+    def _rows(self, time: float) -> int:
+        interval = self.sampling.guidance_interval
+        return 2 if self.sampling.guidance != 1 and (interval is None or within(interval, time)) else 1
+
+
+def drawn(system: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a system without its weights: a pretrained text encoder by its shape alone."""
+    bare = bench.without_weights(system)
+    encoder = bare["text_encoder"]
+    return {**bare, "text_encoder": {**encoder, "drawn": True}} if encoder.get("model") else bare
+
+
+@contextmanager
+def whole_masks(module: nn.Module) -> Iterator[None]:
+    """Within, every network of transformers on the meta device takes its mask (B, L) as (B, 1, L, L), which it looks
+    at less: what a mask holds cannot be asked there. Masked attention counts in full either way."""
+
+    def widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            return args, kwargs
+        rows, length = mask.shape
+        return args, {**kwargs, "attention_mask": mask.new_ones(rows, 1, length, length, dtype=torch.bool)}
+
+    hooks = [m.register_forward_pre_hook(widen, with_kwargs=True) for m in module.modules() if hasattr(m, "config")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,237 @@
+"""Efficiency tables: rows are counted from shapes and timed where a device is, and nothing else stands in them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sana_lab import cli, config, parts, speed, speed_table, weights
+from sana_lab.config import Trial
+from sana_lab.parts import SpecError
+from sana_lab.probes import How, Probe
+from sana_lab.speed_spec import Speed
+from sana_lab.table import Table, column, load_published
+from sana_lab.tracking import Store
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
+)
+
+NAMES = [name for folder in (".", "paper") for name in config.available("ablations", folder) if speed.is_speed(name)]
+BY_SCALE = [
+    (name, scale) for name in NAMES for scale in (None, *config.read(config.locate("ablations", name))["scales"])
+]
+CPU = torch.device("cpu")
+
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
+data: {name: shapes, size: 16, batch: 4, held_out: 4}
+sampling: {steps: 2}
+"""
+TABLE = """
+title: Two backends
+probe: {name: image, experiment: tiny, size: 32}
+repeats: 2
+axes:
+  attention:
+    softmax: {system.dit.attention: softmax}
+    linear: {system.dit.attention: {name: linear, backend: torch}}
+    linear, auto: {system.dit.attention: {name: linear, backend: auto}}
+columns: [dit_params_m, tmacs_image, fewer_macs, latency_s, images_per_s, speedup, peak_gib]
+over: softmax
+scales: {big: {gpu: true}}
+"""
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    for path, text in (("experiments/tiny", TINY), ("ablations/two", TABLE)):
+        Path(f"{path}.yaml").parent.mkdir(exist_ok=True)
+        Path(f"{path}.yaml").write_text(text)
+    return here
+
+
+def record(label: str, labels: dict[str, str] | None = None, **metrics: float) -> dict[str, Any]:
+    base = {"seed": 0, "status": "finished", "error": None, "commit": None, "run_id": None}
+    return {**base, "label": label, "labels": labels or {"model": label}, "metrics": metrics}
+
+
+def tabulated(records: list[dict[str, Any]], device: str | None = "a device", **options: Any) -> Table:
+    axes = {"model": {r["label"]: {} for r in records}}
+    given = {"title": "t", "probe": {}, "axes": axes, "columns": ["tmacs_image", "latency_s", "images_per_s"]}
+    unmeasured = options.pop("unmeasured", {})
+    return speed_table.tabulate(
+        Speed(**{**given, **options}),
+        records,
+        speed_table.Conditions(device, ["float32"], unmeasured),
+        ["x: all"],
+    )
+
+
+# --- what ships
+
+
+@pytest.mark.parametrize(("name", "scale"), BY_SCALE)
+def test_every_table_that_ships_loads_and_its_columns_are_known(name: str, scale: str | None, here: Path):
+    table, trials = speed.load(name, scale=scale)
+    assert len({t.label for t in trials}) == len(trials) == len({speed.row_hash(t, CPU) for t in trials})
+    assert not [c for c in table.columns if column(c).heading == c]
+    assert (
+        table.published is None
+        or scale
+        or {t.label for t in trials}
+        <= {row.label for row in load_published(config.locate("eval/published", table.published)).rows}
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("paper/")])
+def test_tables_of_the_paper_need_a_gpu_and_their_toys_do_not(name: str):
+    assert speed.load(name)[0].gpu
+    assert not speed.load(name, scale="toy")[0].gpu
+
+
+# --- rows
+
+
+def test_rows_that_differ_in_the_backend_alone_are_rows_of_their_own(folder: Path):
+    trials = speed.load("two")[1]
+    assert len({speed.row_hash(t, CPU) for t in trials}) == 3
+    assert speed.row_hash(trials[0], CPU) != speed.row_hash(trials[0], None)  # counted is not yet timed
+
+
+def test_an_image_is_counted_as_bench_counts_it(folder: Path):
+    """From shapes alone, on the meta device: the same MACs as those of the real modules at work."""
+    from sana_lab import bench
+
+    probe: Any = parts.build("probe", {"name": "image", "experiment": "tiny", "size": 32})
+    counted = probe.count()
+    system = bench.draw_untrained(probe.experiment["system"], CPU, torch.float32)
+    real = bench.bench(system, probe.sampling, 32, repeats=1, prompts=["a photo of a red circle left of a blue square"])
+    assert counted["tmacs"] * 1e3 == pytest.approx(real["gmacs"])
+    assert counted["tmacs_image"] * 1e3 == pytest.approx(real["gmacs_image"])
+    assert counted["tmacs_pair"] == pytest.approx(real["tmacs_pair"])
+    assert counted["params_b"] * 1e3 == pytest.approx(real["params_m"])
+    assert counted["text_tokens"] == real["text_tokens"]
+    assert (counted["tokens"], counted["steps"], counted["evaluations"]) == (16, 2, 2)
+
+
+def test_a_table_is_run_shown_and_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["ablate", "two", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("to run") == 3
+    assert cli.main(["ablate", "two"]) == 0
+    text = (weights.HOME / "tables" / "two" / "table.md").read_text()
+    assert "Not measured" not in text
+    assert "NOT MEASURED" not in text
+    assert "Inside the timer: image: tokenizing, text encoder" in text
+    assert "median of 2 calls after 1 to warm up, the extremes in brackets" in text
+    capsys.readouterr()
+    assert cli.main(["ablate", "two"]) == 0
+    assert "two: all 3 rows are done" in capsys.readouterr().out
+    assert cli.main(["table", "two", "--out", "again"]) == 0
+    assert (Path("again") / "table.md").read_text() == text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what is shown without CUDA")
+def test_without_a_gpu_large_rows_are_counted_and_the_table_says_that_nothing_was_timed(folder: Path):
+    assert cli.main(["ablate", "two", "--scale", "big"]) == 0
+    text = (weights.HOME / "tables" / "two-big" / "table.md").read_text()
+    assert "Latency, throughput and memory are NOT MEASURED" in text
+    assert "- Not measured: Latency, Throughput, Speed-up, Peak memory." in text
+    runs = [r for r in Store(weights.HOME).find("two-big") if r.tags["sana.kind"] == "trial"]
+    assert len(runs) == 3
+    assert not [m for r in runs for m in r.metrics if m.endswith("_s") or "per_s" in m or m.startswith("peak")]
+    assert all(r.metrics["tmacs_image"] > 0 for r in runs)
+
+
+class Broken(Probe):
+    """A probe that is counted, and then raises what it is told."""
+
+    dtype = "float32"
+    inside = "nothing"
+
+    def __init__(self, how: str = "memory") -> None:
+        self.how = how
+
+    def count(self) -> dict[str, float]:
+        return {"tmacs": 1.0}
+
+    def measure(self, how: How) -> dict[str, float]:
+        raise MemoryError("1 GB too much") if self.how == "memory" else KeyError("a bug")
+
+
+def broken(how: str) -> Trial:
+    probe = parts.resolve("probe", {"name": f"{__name__}:Broken", "how": how})
+    return Trial({"a": how}, 0, {"probe": probe, "repeats": 1, "warmup": 0})
+
+
+def test_a_row_that_does_not_fit_keeps_what_was_counted_and_says_why():
+    assert speed.probe_row(broken("memory"), CPU) == ({"tmacs": 1.0}, "out of memory: 1 GB too much")
+    with pytest.raises(KeyError):
+        speed.probe_row(broken("bug"), CPU)
+    rows = [record("a", tmacs_image=2.0), record("b", tmacs_image=1.0, latency_s=3.0, images_per_s=0.3)]
+    table = tabulated(rows, unmeasured={"a": "out of memory: 1 GB too much"})
+    assert "Not measured: a: out of memory: 1 GB too much." in table.notes
+    assert "latency_s" not in table.rows[0].cells
+
+
+def test_a_row_that_fails_is_a_hole_and_others_go_on(folder: Path, capsys: pytest.CaptureFixture[str]):
+    store = Store(weights.HOME)
+    trials = [broken("bug"), broken("memory")]
+    table = Speed("t", {}, {"a": {"bug": {}, "memory": {}}}, ["tmacs"])
+    speed.run(store, "broken", table, trials, CPU)
+    failed, kept = speed.found(store, "broken", trials, CPU)
+    assert failed.run is not None
+    assert kept.run is not None
+    assert (failed.run.status, failed.run.tags["sana.error"]) == ("FAILED", "KeyError: 'a bug'")
+    assert (kept.run.status, kept.run.metrics) == ("FINISHED", {"tmacs": 1.0})
+    assert kept.run.tags[speed.UNMEASURED] == "out of memory: 1 GB too much"
+
+
+# --- the table
+
+
+def test_a_ratio_is_over_the_row_that_is_named_or_the_row_before():
+    rows = [record("a", tmacs_image=8.0, latency_s=4.0), record("b", tmacs_image=2.0, latency_s=2.0), record("c")]
+    over = tabulated(rows, over="a", of="latency_s", columns=["speedup", "fewer_macs"])
+    assert [r.cells["speedup"].mean for r in over.rows[:2]] == [1.0, 2.0]
+    assert [r.cells["fewer_macs"].mean for r in over.rows[:2]] == [1.0, 4.0]
+    assert over.rows[2].cells == {}
+    before = tabulated(rows, over="before", of="latency_s", columns=["speedup"])
+    assert ["speedup" in r.cells for r in before.rows] == [False, True, False]
+
+
+def test_a_ratio_stays_within_its_size():
+    rows = [
+        record(f"{m} · {s}", {"model": m, "size": s}, images_per_s=v)
+        for (m, s), v in {("x", "512"): 1.0, ("y", "512"): 3.0, ("x", "1024"): 0.5, ("y", "1024"): 5.0}.items()
+    ]
+    table = tabulated(rows, axes={"model": {"x": {}, "y": {}}, "size": {"512": {}, "1024": {}}}, over="x",
+                      columns=["speedup"])  # fmt: skip
+    assert [r.cells["speedup"].mean for r in table.rows] == [1, 3, 1, 10]
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"probe: {name: image": "probe: {name: imag"}, "no probe is called 'imag'; did you mean 'image'?"),
+        ({"experiment: tiny": "experiment: tyny"}, "there is no experiment 'tyny'; did you mean 'tiny'?"),
+        ({"attention: softmax}": "attention: sofmax}"}, "no attention is called 'sofmax'; did you mean 'softmax'?"),
+        ({"size: 32": "sizes: 32"}, "has no option 'sizes'; did you mean 'size'?"),
+        ({"over: softmax": "over: sofmax"}, "compares with 'sofmax', which is no row; did you mean 'softmax'?"),
+        ({"columns:": "colums:"}, "has no option 'colums'; did you mean 'columns'?"),
+    ],
+)
+def test_wrong_tables(folder: Path, change: dict[str, str], words: str):
+    ((old, new),) = change.items()
+    Path("ablations/odd.yaml").write_text(TABLE.replace(old, new))
+    with pytest.raises(SpecError) as raised:
+        speed.load("odd")
+    assert words in str(raised.value)
