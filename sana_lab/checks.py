@@ -11,6 +11,7 @@ from sana_lab import config, files, foreign, parts, ranges, weights
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.parts import WEIGHTED, SpecError
+from sana_lab.systems import quantize
 
 ALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that can be built without another one to tell them sizes."""
@@ -20,7 +21,8 @@ SIZES = {"dim", "depth", "patch", "widths", "latent"}
 
 
 def check(experiment: config.Config) -> None:
-    """Build everything on the meta device, so that what cannot work is said before any work. SpecError."""
+    """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ImportError."""
+    quantize.check(experiment["sampling"]["quantize"])
     ranges.check_trainer(experiment["trainer"])
     ranges.check_evaluation(experiment["eval"])
     accelerator(experiment["trainer"]["accelerator"])

@@ -71,6 +71,8 @@ class SamplingOptions:
     shift: float | None = None
     guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
+    quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
+    offload: Annotated[bool, RUNTIME] = False
 
 
 @dataclass
@@ -289,9 +291,9 @@ def _canonical(config: Config) -> Config:
 
 
 def _without_later(record: type, values: Config) -> Config:
-    """Options added later left out at their as-before value, so that earlier trials keep their key."""
-    schema = parts.fields(record)
-    return {k: v for k, v in values.items() if not any(m.value == v for m in schema[k].marks(AsBefore))}
+    """Without options added later at their as-before value, so that earlier trials keep their key; runtime ones too."""
+    kept = {k: o for k, o in parts.fields(record).items() if not o.marks(parts.Runtime)}
+    return {k: v for k, v in values.items() if k in kept and not any(m.value == v for m in kept[k].marks(AsBefore))}
 
 
 def _content(data: Config) -> str | None:

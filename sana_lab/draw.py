@@ -67,7 +67,9 @@ def main(options: argparse.Namespace) -> None:
     if blank := [p for p in options.prompts if not p.strip()]:
         raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
     check_folder(options.out)
-    system = load(options.model, options.set, options.variant).to(place("auto"))
+    system = load(options.model, options.set, options.variant)
+    if isinstance(system, TextToImage):
+        system.settle(Sampling(**settings(system, {})), place("auto"))
     images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         about = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab import config, draw, parts, pretrained, subjects, tracking, weights
+from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import Measure, Report, geneval, ranks, reconstruction, suite
 from sana_lab.evaluation.extractors import place
 from sana_lab.evaluation.extractors.inception import hint
@@ -84,7 +85,9 @@ def _of_system(system: Any) -> Json:
             f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
             "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
         )
-    if isinstance(system, TextToImage | AutoencoderSystem):
+    if isinstance(system, TextToImage):
+        system.settle(Sampling(**experiment["sampling"]), place("auto"))
+    elif isinstance(system, AutoencoderSystem):
         system.to(place("auto"))
     found = _measured(system, experiment["eval"])
     settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}

@@ -27,6 +27,14 @@ class RmsNorm(nn.Module):
         return (normed * self.weight.to(wide.dtype)).to(x.dtype)
 
 
+def saturated(x: Tensor) -> Tensor:
+    """float16 within its range, as weights that were trained in it need after attention; other dtypes as they are.
+
+    The released models' output projections reach 10^6 (diffusers issue 10336), and infinity less infinity is NaN.
+    """
+    return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without parameters, then x * (1 + scale) + shift; x (B, h, w, C), shift and scale (B, C)."""
     normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)

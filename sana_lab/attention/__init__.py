@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from sana_lab.layers import RmsNorm
+from sana_lab.layers import RmsNorm, saturated
 from sana_lab.parts import SpecError
 
 
@@ -36,4 +36,4 @@ class Attention(nn.Module, ABC):
         """(B, h, w, C) -> (B, h, w, C)."""
         q, k, v = self.qkv(x).flatten(1, 2).chunk(3, -1)  # (B, N, C) each
         heads = [a.unflatten(-1, (self.heads, -1)) for a in (self.norm_q(q), self.norm_k(k), v)]
-        return self.proj(self.mix(*heads).flatten(2)).view_as(x)
+        return saturated(self.proj(self.mix(*heads).flatten(2))).view_as(x)

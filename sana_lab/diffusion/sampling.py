@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow, Grid
-from sana_lab.parts import AsBefore, Spec, build, name_of
+from sana_lab.dit import Quantize
+from sana_lab.parts import RUNTIME, AsBefore, Spec, build, name_of
 from sana_lab.types import Velocity
 
 WHOLE = ("dpmpp", "unipc")
@@ -22,6 +23,8 @@ class Sampling:
 
     `shift` None takes the flow's own. Guidance acts while the network's time is within `guidance_interval`, both ends
     included (arXiv 2404.07724); outside, the prompt is followed alone in half the work. `grid` is how times lie.
+    `quantize` rounds the products of the denoiser's blocks to eight bits (`systems.quantize`). With `offload` each
+    network is on the device only while it works: the same result in less of its memory.
     """
 
     solver: Annotated[Spec, "solver"] = "dpmpp"
@@ -30,6 +33,8 @@ class Sampling:
     shift: float | None = None
     guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
     grid: Annotated[Grid, AsBefore("even")] = "even"
+    quantize: Annotated[Quantize, AsBefore("none")] = "none"
+    offload: Annotated[bool, RUNTIME] = False
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval or (0, 1)
@@ -53,6 +58,23 @@ class Sampling:
         if isinstance(flow, Ddpm):
             raise ValueError(f"sampling shift is {self.shift}, but noise prediction has no shift; expected null")
         return replace(flow, shift=self.shift)
+
+
+class Overflow(RuntimeError):
+    """What was drawn is not finite."""
+
+
+def check_finite(latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """Latents (B, C, h, w) as they are, if all are finite; one look at the end of sampling. Overflow names the images
+    where not, and what to do: `dtype` is the denoiser's."""
+    bad = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if not bad:
+        return latents
+    named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    half = "float16 overflows above 65504: draw with the denoiser in bfloat16 or float32, such as system.dit.bfloat16()"
+    wide = f"{dtype} has the range, so look at the weights, the guidance and the number of steps"
+    said = half if dtype == torch.float16 else wide.removeprefix("torch.")
+    raise Overflow(f"latents are not finite in images {named} of {len(latents)}; {said}")
 
 
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:

@@ -1,11 +1,13 @@
 """Interface of the denoisers: (x_t, t, text) -> velocity."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from sana_lab.types import Text
+
+Quantize = Literal["none", "int8", "w8a8"]
 
 
 class Prepared(NamedTuple):
@@ -27,6 +29,7 @@ class Dit(nn.Module, ABC):
     channels: int
     text_dim: int
     patch: int
+    quantized: Quantize = "none"  # how the products of its blocks are stored and worked out
     spec: dict[str, Any]  # what it was built from, resolved
 
     @abstractmethod

@@ -3,7 +3,7 @@
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -234,10 +234,14 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operators read and write; a view adds nothing, and a freed storage leaves the sum."""
+    """Follows the storages that operators read and write; a view adds nothing, and a freed storage leaves the sum.
 
-    def __init__(self, resident: Iterable[Tensor]) -> None:
+    On the meta device, where nothing is worked out, it finds the same number for sizes that no machine here holds.
+    """
+
+    def __init__(self, resident: Iterable[Tensor], device: str = "cpu") -> None:
         super().__init__()
+        self.device = device
         self._known: dict[int, weakref.ref[Any]] = {}
         self.resident = self.live = self.peak = 0
         self._found(resident)
@@ -256,11 +260,11 @@ class LiveBytes(TorchDispatchMode):
         self.resident += sum(self._follow(tensor, counted=False) for tensor in self._unknown(values))
 
     def _unknown(self, values: Iterable[Any]) -> Iterable[Tensor]:
-        for value in values:
-            if isinstance(value, Tensor) and value.device.type == "cpu":
-                known = self._known.get(id(value.untyped_storage()))
-                if known is None or known() is not value.untyped_storage():
-                    yield value
+        for tensor in (t for value in values if isinstance(value, Tensor) for t in plain(value)):
+            if tensor.device.type == self.device:
+                known = self._known.get(id(tensor.untyped_storage()))
+                if known is None or known() is not tensor.untyped_storage():
+                    yield tensor
 
     def _follow(self, tensor: Tensor, counted: bool) -> int:
         storage = tensor.untyped_storage()
@@ -272,6 +276,16 @@ class LiveBytes(TorchDispatchMode):
 
         self._known[key] = weakref.ref(storage, freed)
         return size
+
+
+def plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that hold a quantised one's numbers; of any other, itself."""
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    if inner is None:
+        yield tensor
+    else:
+        for name in inner()[0]:
+            yield from plain(getattr(tensor, name))
 
 
 def host_clock(call: Call) -> tuple[float, None]:

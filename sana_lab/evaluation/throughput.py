@@ -1,7 +1,9 @@
 """Images per second by batch size, doubling until memory is full: the throughput of a device, and its batch."""
 
 import gc
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +81,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
+class OutOfMemory(RuntimeError):
+    """Memory is full, in one line that says what was being done."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """OutOfMemory, with what was being done, for an error that says that memory is full; all others as they are."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # what they hold is what memory is full of
+        release()
+        raise OutOfMemory(f"out of memory while {what}: {_first_line(error)}") from None
+
+
 def release() -> None:
     """Give back what a call that failed has left behind."""
     gc.collect()
@@ -111,4 +130,8 @@ def _attempt(run: Callable[[int], Rung], batch: int) -> tuple[Rung | None, str]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return None, next(iter(str(error).splitlines()), type(error).__name__)
+        return None, _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "").strip() or type(error).__name__

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sana_lab import tracking
 from sana_lab.evaluation.driver import Driver
-from sana_lab.evaluation.efficiency import Energy, Memory, Percentile, Samples
+from sana_lab.evaluation.efficiency import Energy, Memory, Percentile, Samples, plain
 from sana_lab.evaluation.flops import by_component
 from sana_lab.types import Json
 
@@ -190,4 +190,4 @@ def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def mib_of(tensors: Iterable[Tensor]) -> float:
-    return sum(t.numel() * t.element_size() for t in tensors) / 2**20
+    return sum(p.numel() * p.element_size() for t in tensors for p in plain(t)) / 2**20

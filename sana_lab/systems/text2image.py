@@ -1,22 +1,25 @@
 """The full system: prompts to images through a text encoder, a DiT and an autoencoder."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_lab import parts
 from sana_lab.autoencoders import Autoencoder
 from sana_lab.diffusion.guidance import guided
-from sana_lab.diffusion.sampling import Sampling, generator, noise_like
+from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
 from sana_lab.dit import Dit
+from sana_lab.evaluation.throughput import doing
 from sana_lab.layers import dtype_of
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.quantize import quantize, quantized
+from sana_lab.systems.residency import Offload
 from sana_lab.systems.schedule import set_rate
 from sana_lab.text import TextEncoder
 from sana_lab.types import Batch, Text
@@ -30,6 +33,7 @@ class TextToImage(L.LightningModule):
     """
 
     experiment: dict[str, Any]  # the resolved configuration, where `draw.load` knows it
+    offload: Offload | None = None  # where networks work, if they do not stay there
 
     def __init__(
         self,
@@ -120,6 +124,12 @@ class TextToImage(L.LightningModule):
 
     # Sampling
 
+    def settle(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
+        """Ready to draw so on a device: the denoiser quantised in place, and all networks there, or to visit it."""
+        quantize(self.dit, sampling.quantize)
+        self.offload = Offload(device) if sampling.offload else None
+        return self.to("cpu" if sampling.offload else device)
+
     @torch.no_grad()
     def sample(
         self,
@@ -135,15 +145,17 @@ class TextToImage(L.LightningModule):
         """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
 
         `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt. Latents and
-        solver are in float32, whatever dtypes the parts have.
+        solver are in float32, whatever dtypes the parts have. Where `settle` has not quantised the denoiser, a copy is
+        for this call. `Overflow` where what was drawn is not finite, `OutOfMemory` where it does not fit.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
         self._check(prompts, negatives, indices)
         shape = self.latent_shape(size)
-        noise = noise_like(shape, seed, indices).to(self.device)
+        noise = noise_like(shape, seed, indices).to(self.offload.device if self.offload else self.device)
+        dit = quantized(self.dit, sampling.quantize)
         made = [
-            self._draw(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling)
+            self._draw(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling, dit)
             for i in range(0, len(prompts), batch)
         ]
         return torch.cat(made)
@@ -160,17 +172,39 @@ class TextToImage(L.LightningModule):
             )
         return self.autoencoder.channels, height // self.autoencoder.downsample, width // self.autoencoder.downsample
 
-    def _draw(self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling) -> Tensor:
-        text = self.text_encoder(prompts)
-        null = (
-            text
-            if sampling.guidance == 1
-            else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
-        )
-        velocity = guided(self.dit, text, null, sampling.guidance, sampling.guidance_interval)
-        latents = sampling.run(velocity, noise, self.flow)
+    def _draw(
+        self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling, dit: Dit
+    ) -> Tensor:
+        with self.working(self.text_encoder, f"reading {len(prompts)} prompts"):
+            text = self.text_encoder(prompts)
+            null = (
+                text
+                if sampling.guidance == 1
+                else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
+            )
+        with self.working(dit, f"denoising {self._named(noise)}"):
+            velocity = guided(dit, text, null, sampling.guidance, sampling.guidance_interval)
+            latents = check_finite(sampling.run(velocity, noise, self.flow), dtype_of(dit))
+        with self.working(self.autoencoder, f"decoding {self._named(noise)}"):
+            return self.pixels(latents)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> images (B, 3, H, W) uint8."""
         images = self.autoencoder.decode(latents.to(dtype_of(self.autoencoder)))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def working(self, network: nn.Module, what: str) -> ExitStack:
+        """A network where it works, meanwhile; OutOfMemory says what it was doing."""
+        stack = ExitStack()
+        stack.enter_context(doing(what))
+        if self.offload:
+            stack.enter_context(self.offload.visit(network))
+        return stack
+
+    def _named(self, latents: Tensor) -> str:
+        count, _, *sides = latents.shape
+        size = " x ".join(str(side * self.autoencoder.downsample) for side in sides)
+        return f"{count} images of {size} pixels" if count > 1 else f"an image of {size} pixels"
 
     @staticmethod
     def _check(prompts: Sequence[str], negatives: Sequence[str], indices: Sequence[int]) -> None:

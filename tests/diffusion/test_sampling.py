@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sana_lab import config, parts
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.sampling import WHOLE, Sampling, generator, noise_like
+from sana_lab.diffusion.sampling import WHOLE, Overflow, Sampling, check_finite, generator, noise_like
 from sana_lab.diffusion.solvers import dpmpp, euler
 from sana_lab.parts import SpecError
 
@@ -120,3 +120,25 @@ def test_wrong_solvers_and_steps():
         Sampling(solver="eulr").run(toward_zero, noise, Flow())
     with pytest.raises(ValueError, match="steps is 0, expected at least 1"):
         Sampling(steps=0).run(toward_zero, noise, Flow())
+
+
+# --- overflow
+
+
+def test_finite_latents_are_as_they_were():
+    x = torch.randn(SHAPE)
+    assert check_finite(x, torch.float16) is x
+
+
+def test_latents_that_are_not_finite_are_named():
+    x = torch.zeros(7, 2, 2, 2)
+    x[1, 0, 0, 0], x[4, 1, 1, 1] = torch.nan, -torch.inf
+    half = (
+        "latents are not finite in images 1, 4 of 7; float16 overflows above 65504: draw with the denoiser in bfloat16"
+    )
+    with pytest.raises(Overflow, match=half):
+        check_finite(x, torch.float16)
+    with pytest.raises(Overflow, match="images 1, 4 of 7; bfloat16 has the range, so look at the weights"):
+        check_finite(x, torch.bfloat16)
+    with pytest.raises(Overflow, match="images 0, 1, 2, 3, 4 and 2 more of 7"):
+        check_finite(torch.full((7, 1, 1, 1), torch.nan), torch.float32)

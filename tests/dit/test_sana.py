@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sana_lab import architectures, keys, parts
 from sana_lab.dit import Dit
-from sana_lab.layers import MixFfn
+from sana_lab.layers import MixFfn, saturated
 from sana_lab.parts import SpecError, build
 from sana_lab.types import Text
 
@@ -336,3 +336,52 @@ def test_a_zero_head_begins_with_no_velocity_and_learns():
     (velocity - 1).square().mean().backward()
     assert dit.head.linear.weight.grad.abs().sum() > 0
     assert make().head.linear.weight.any()
+
+
+# --- float16
+
+
+def hot(half: bool) -> nn.Module:
+    """diffusers' network with a channel after attention that leaves float16's range, as in released ones."""
+    model = peer({**SMALL, "num_layers": 1})
+    with torch.no_grad():
+        attention = model.transformer_blocks[0].attn1
+        attention.to_v.weight *= 30
+        attention.to_out[0].weight[0] *= 1e4
+    return model.half() if half else model
+
+
+def drawn_by(net: nn.Module, x: Tensor, t: Tensor, text: Text) -> Tensor:
+    if isinstance(net, Dit):
+        return net(x, t, text)
+    told = {"encoder_hidden_states": text.tokens, "encoder_attention_mask": text.mask.long()}
+    return net(x, timestep=1000 * t, **told).sample
+
+
+@torch.no_grad()
+def test_float16_is_cut_where_diffusers_cuts_it():
+    """Without the cut, infinity less infinity is NaN; in other dtypes nothing is cut."""
+    x, t = noisy()
+    text = prompt()
+    inside: list[Tensor] = []
+    wide = ours_of(hot(False))
+    wide.blocks[0].attention.proj.register_forward_hook(lambda m, i, o: inside.append(o))
+    expected = drawn_by(hot(False), x, t, text)
+    assert error(wide(x, t, text), expected) <= 1e-5
+    assert inside[0].abs().max() > 1e5
+    halves = x.half(), t.half(), Text(text.tokens.half(), text.mask)
+    half = ours_of(hot(True))
+    for part in (half.blocks[0].attention.proj, half.blocks[0].attention):
+        part.register_forward_hook(lambda m, i, o: inside.append(o))
+    theirs, out = drawn_by(hot(True), *halves), half(*halves)
+    assert [x.abs().max().item() for x in inside[1:]] == [torch.inf, 65504]
+    assert theirs.isfinite().all()
+    assert error(out.float(), theirs.float()) <= 5e-3
+
+
+def test_only_float16_is_cut():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.tensor([1e6, -1e6], dtype=dtype)
+        assert saturated(x) is x
+    cut = saturated(torch.tensor([1e6, -1e6, 3.0]).half())
+    assert cut.tolist() == [65504, -65504, 3]

@@ -1,10 +1,21 @@
 """Sweeps over batches whose times and memory are scripted."""
 
+import weakref
+
 import pytest
 import torch
 
 from sana_lab.evaluation.efficiency import Energy, Memory
-from sana_lab.evaluation.throughput import Rung, available_bytes, batches, host_room, is_out_of_memory, sweep
+from sana_lab.evaluation.throughput import (
+    OutOfMemory,
+    Rung,
+    available_bytes,
+    batches,
+    doing,
+    host_room,
+    is_out_of_memory,
+    sweep,
+)
 
 MIB = 2**20
 
@@ -99,3 +110,47 @@ def test_on_the_host_a_batch_is_not_tried_that_would_not_fit():
 def test_available_memory_as_linux_says_it():
     assert available_bytes(["MemTotal:  100 kB", "MemAvailable:    64 kB"]) == 65536
     assert available_bytes([]) is None
+
+
+# --- what was being done
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB\nand more"), "CUDA out of memory. Tried 2 GiB"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: 99 bytes."), "DefaultCPUAllocator: not enough memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_full_memory_is_told_in_one_line(error: Exception, said: str):
+    with pytest.raises(OutOfMemory, match=f"^out of memory while decoding: {said}") as caught, doing("decoding"):
+        raise error
+    assert "\n" not in str(caught.value)
+    assert is_out_of_memory(caught.value)
+
+
+def test_what_filled_the_memory_is_let_go():
+    held = []
+
+    def work() -> None:
+        tensor = torch.zeros(9)
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    with pytest.raises(OutOfMemory) as caught, doing("working"):
+        work()
+    assert caught.value is not None
+    assert held[0]() is None
+
+
+def test_other_errors_and_what_was_told_already_stay():
+    for error in (RuntimeError("shapes do not match"), KeyError("x"), OutOfMemory("out of memory while reading: x")):
+        with pytest.raises(type(error)) as caught, doing("decoding"):
+            raise error
+        assert caught.value is error
+
+
+def test_nothing_is_said_of_what_went_well():
+    with doing("decoding"):
+        pass
