@@ -92,7 +92,7 @@ class Tiled:
         for place, values in self.parts():
             if out is None:
                 height, width = (n // self.down * self.up for n in self.source.shape[-2:])
-                out = values.new_empty(*values.shape[:2], height, width)
+                out = new(values, height, width)
             place.of(out).copy_(values)
         assert out is not None
         return out
@@ -100,6 +100,13 @@ class Tiled:
     def settled(self) -> "Tiled":
         """The result as a source of its own, whose tiles cover as much of the image."""
         return Tiled(self.whole(), max(1, self.tile * self.up // self.down)) if self.layers else self
+
+
+def new(values: Tensor, height: int, width: int) -> Tensor:
+    """Room for a grid of this size of the kind of values (B, C, h, w), with channels last where they are."""
+    last = values.stride(1) == 1 and values.shape[1] > 1
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(*values.shape[:2], height, width, dtype=values.dtype, device=values.device, memory_format=order)
 
 
 def through(x: Tiled, blocks: Iterable[nn.Module]) -> Tiled:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sana_lab import parts
-from sana_lab.autoencoders.dcae import DcAe, average_channels, relu_attention, repeat_channels
+from sana_lab.autoencoders.dcae import DcAe
+from sana_lab.autoencoders.dcae_blocks import average_channels, relu_attention, repeat_channels
 from sana_lab.autoencoders.published import SPECS
 
 TINY = {"widths": (8, 16, 16), "attention_stages": 1, "latent": 8, "head_dim": 8}
@@ -218,7 +219,7 @@ def test_full_size_has_the_keys_and_shapes_of_diffusers(name):
     assert model.channels == PUBLISHED[name]["latent_channels"]
 
 
-def reduced(name: str) -> tuple[dict[str, Any], DcAe]:
+def reduced(name: str, backend: str = "auto") -> tuple[dict[str, Any], DcAe]:
     """The same cuts made to diffusers' configuration and to our spec; the layout is the real one.
 
     Widths a sixteenth, heads and latents a quarter, at most two blocks a stage.
@@ -231,7 +232,8 @@ def reduced(name: str) -> tuple[dict[str, Any], DcAe]:
     latent = theirs["latent_channels"] // 4
     theirs |= {"latent_channels": latent, "attention_head_dim": 8}
     widths = [w // 16 for w in ours["widths"]]
-    return theirs, parts.build("autoencoder", {**ours, "widths": widths, "latent": latent, "head_dim": 8})
+    ours |= {"widths": widths, "latent": latent, "head_dim": 8, "backend": backend}
+    return theirs, parts.build("autoencoder", ours)
 
 
 class InFloat64(TorchFunctionMode):
@@ -245,11 +247,12 @@ class InFloat64(TorchFunctionMode):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_published_layouts_equal_diffusers(name, dtype, tolerance):
+@pytest.mark.parametrize("backend", ["torch", "fast"])
+def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     """Encode and decode."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    config, model = reduced(name)
+    config, model = reduced(name, backend)
     theirs = diffusers.AutoencoderDC(**config).to(dtype).eval()
     scatter(theirs)
     model = model.to(dtype).eval()
