@@ -103,11 +103,22 @@ class CrossAttention(nn.Module):
         k, v = self.kv(caption).chunk(2, -1)
         return self._split(self.norm_k(k)), self._split(v)
 
-    def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L) -> (B, h, w, C)."""
-        q = self._split(self.norm_q(self.q(x.flatten(1, 2))))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
-        return self.proj(out.transpose(1, 2).flatten(2)).view_as(x)
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, constant: Tensor | None = None
+    ) -> Tensor:
+        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L), None where all count -> (B, h, w, C).
+
+        Where k and v have fewer rows than x, the rest of its rows have what is `constant` (B', C) for them.
+        """
+        seen = x if constant is None else x[: len(k)]
+        q = self._split(self.norm_q(self.q(seen.flatten(1, 2))))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        out = self.proj(out.transpose(1, 2).flatten(2)).view_as(seen)
+        return out if constant is None else torch.cat([out, constant[:, None, None].expand_as(x[len(k) :])])
+
+    def constant(self, v: Tensor) -> Tensor:
+        """What values (B, H, 1, D) of one token give every query, (B, C): softmax over one key is 1."""
+        return self.proj(v.flatten(1))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

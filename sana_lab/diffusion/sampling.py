@@ -48,6 +48,20 @@ class Sampling:
         velocity = flow.velocity(model, whole=times if name_of(self.solver) in WHOLE else None)
         return build("solver", self.solver)(velocity, flow.begin(noise), times)
 
+    def told(self, flow: Flow | Ddpm, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The times that the network will be told for latents of `dtype`, one for each evaluation: of a run on zeros.
+
+        A solver of one's own may choose its times by the latents; then it may ask for others.
+        """
+        seen: list[Tensor] = []
+
+        def still(x: Tensor, t: Tensor) -> Tensor:
+            seen.append(t)
+            return torch.zeros_like(x)
+
+        self.run(still, torch.zeros(1, 1, 1, 1, dtype=dtype, device="cpu"), flow)
+        return torch.cat(seen)
+
     def times(self, flow: Flow | Ddpm) -> Tensor:
         """(steps + 1,) times that the solver visits. ValueError where an option is not one of this objective."""
         return self._shifted(flow).schedule(self.steps, self.grid)

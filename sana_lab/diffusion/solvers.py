@@ -67,8 +67,11 @@ def log_snr(t: float) -> float:
 
 
 def at(t: float, x: Tensor) -> Tensor:
-    """Times (B,) in float32 or wider: half precision would move them by a step of the schedule."""
-    return x.new_full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32))
+    """Times (B,) in float32 or wider: half precision would move them by a step of the schedule.
+
+    They lie on the host, where they are known without waiting for a device.
+    """
+    return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device="cpu")
 
 
 def _ceiling(grid: list[float], i: int) -> int:

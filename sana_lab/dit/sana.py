@@ -1,13 +1,14 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sana_lab.dit import Dit, Prepared
+from sana_lab.dit import Dit, Modulation, Prepared, Schedule
 from sana_lab.layers import (
     CaptionEmbed,
     CrossAttention,
@@ -21,6 +22,9 @@ from sana_lab.layers import (
 from sana_lab.parts import RUNTIME, AsBefore, Spec, build
 from sana_lab.types import Text
 
+MOST = 128
+"""Times whose modulation is kept at once: of SANA-0.6B 100 MB in float32. What comes after is computed when it does."""
+
 
 class Block(nn.Module):
     """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
@@ -32,11 +36,11 @@ class Block(nn.Module):
         self.cross = CrossAttention(dim, cross_heads, cross_norm, eps)
         self.ffn = build("ffn", ffn, dim=dim)
 
-    def forward(self, x: Tensor, time: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """x (B, h, w, C), time (B, 6, C), caption keys and values (B, H, L, D), mask (B, L)."""
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (self.table + time).unbind(1)
+    def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
+        """x (B, h, w, C), modulation with the table in it (B, 6, C), and the caption as cross-attention takes it."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
         x = x + gate_a[:, None, None] * self.attention(modulate(x, shift_a, scale_a))
-        x = x + self.cross(x, k, v, mask)
+        x = x + self.cross(x, *caption)
         return x + gate_f[:, None, None] * self.ffn(modulate(x, shift_f, scale_f))
 
 
@@ -123,12 +127,32 @@ class Sana(Dit):
 
     def forward(self, x: Tensor, t: Tensor, text: Text | Prepared, guidance: Tensor | None = None) -> Tensor:
         prepared = text if isinstance(text, Prepared) else self.prepare(text)
+        ready = prepared.modulation(t) if guidance is None else None
+        sixes, time = self.modulation(t, guidance) if ready is None else ready
+        constants: Sequence[Tensor | None] = prepared.constant or [None] * len(self.blocks)
         x = self.embed(x)
-        time = self.embed_time(t, guidance)
-        modulation = self.time_block(time).unflatten(-1, (6, -1))
-        for block, k, v in zip(self.blocks, prepared.keys, prepared.values, strict=True):
-            x = self._run(block, x, modulation, k, v, prepared.mask)
-        return unpatch(self.head(x, time), self.patch)
+        for block, six, k, v, constant in zip(
+            self.blocks, sixes, prepared.keys, prepared.values, constants, strict=True
+        ):
+            x = self._run(block, x, six.expand(len(x), -1, -1), k, v, prepared.mask, constant)
+        return unpatch(self.head(x, time.expand(len(x), -1)), self.patch)
+
+    def modulation(self, t: Tensor, guidance: Tensor | None = None) -> Modulation:
+        """Of times (B,), and of guidance in a distilled model."""
+        time = self.embed_time(t.to(self.head.table.device, non_blocking=True), guidance)
+        six = self.time_block(time).unflatten(-1, (6, -1))
+        return Modulation([block.table + six for block in self.blocks], time)
+
+    def schedule(self, times: Tensor) -> Schedule | None:
+        if self.guidance_embed is not None:
+            return None
+        each = [*dict.fromkeys(times.tolist())][:MOST]
+        rows = {t: i for i, t in enumerate(each)}
+        sixes, time = self.modulation(times.new_tensor(each))
+        return Schedule(rows, torch.stack([*sixes], 1)[:, :, None], time[:, None])
+
+    def constant(self, prepared: Prepared) -> Sequence[Tensor]:
+        return [block.cross.constant(v) for block, v in zip(self.blocks, prepared.values, strict=True)]
 
     def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
         """Times and, in a distilled model, guidance (B,) -> (B, dim)."""
@@ -150,7 +174,7 @@ class Sana(Dit):
             x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
         return x
 
-    def _run(self, block: nn.Module, *arguments: Tensor) -> Tensor:
+    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
         if self.checkpointing and self.training:
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)

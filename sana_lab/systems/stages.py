@@ -17,6 +17,7 @@ from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided, within
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.diffusion.solvers import at
 from sana_lab.evaluation.driver import Driver
 from sana_lab.evaluation.efficiency import Call, Energy, Memory, Samples, clock_of, energy, peak_memory, sample
 from sana_lab.evaluation.flops import count_macs
@@ -31,7 +32,7 @@ class Work(NamedTuple):
     """The calls that make a batch of images."""
 
     text: Call  # prompts, and the empty prompt where guidance needs it -> features
-    prepare: Callable[[], Velocity]  # features -> the guided velocity: caption projection, keys and values
+    prepare: Callable[[], Velocity]  # features -> the guided velocity: keys and values, and what times alone decide
     step: Callable[[float], Tensor]  # one evaluation of that at a time: one forward of 2 B where guided
     forward: Call  # one forward of B from text features, without guidance: what papers count
     denoise: Callable[[Sampling], Tensor]  # noise -> latents
@@ -105,11 +106,11 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
         found = system.text_encoder(texts)
         return found, system.text_encoder.against([""], found) if sampling.guidance != 1 else None
 
-    def prepare(pair: tuple[Any, Any]) -> Velocity:
-        return guided(system.dit, *pair, sampling.guidance, sampling.guidance_interval)
+    def prepare(pair: tuple[Any, Any], how: Sampling = sampling) -> Velocity:
+        return guided(system.dit, *pair, how.guidance, how.guidance_interval, how.told(system.flow))
 
     def denoise(pair: tuple[Any, Any], how: Sampling) -> Tensor:
-        return how.run(prepare(pair), noise, system.flow)
+        return how.run(prepare(pair, how), noise, system.flow)
 
     encoded: list[tuple[Any, Any]] = []
     first = sample({"": lambda: encoded.append(text())}, 0, 1, system.device)[""]
@@ -118,7 +119,7 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     return Work(
         text=text,
         prepare=lambda: prepare(pair),
-        step=lambda t: velocity(noise, torch.full_like(half, t)),
+        step=lambda t: velocity(noise, at(t, noise)),
         forward=lambda: system.dit(noise, half, pair[0]),
         denoise=lambda how: denoise(pair, how),
         decode=lambda: system.autoencoder.decode(noise),
@@ -133,17 +134,11 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
 def evaluation_times(sampling: Sampling, flow: Flow | Ddpm) -> dict[float, int]:
     """How often the solver asks for the velocity: by a time that stands for those that cost the same.
 
-    One time stands for all, but where guidance has an interval: one inside and one outside.
+    One time stands for all, the first, but where guidance has an interval: one inside and one outside.
     """
-    seen: list[float] = []
-
-    def still(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t[0].item())
-        return torch.zeros_like(x)
-
-    sampling.run(still, torch.zeros(1, 1, 1, 1), flow)
+    seen = sampling.told(flow).tolist()
     if sampling.guidance == 1 or sampling.guidance_interval is None:
-        return {0.5: len(seen)}
+        return {seen[0]: len(seen)}
     groups = [[t for t in seen if within(sampling.guidance_interval, t) is inside] for inside in (True, False)]
     return {group[0]: len(group) for group in groups if group}
 

@@ -183,7 +183,8 @@ class TextToImage(L.LightningModule):
                 else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
         with self.working(dit, f"denoising {self._named(noise)}"):
-            velocity = guided(dit, text, null, sampling.guidance, sampling.guidance_interval)
+            times = sampling.told(self.flow)
+            velocity = guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times)
             latents = check_finite(sampling.run(velocity, noise, self.flow), dtype_of(dit))
         with self.working(self.autoencoder, f"decoding {self._named(noise)}"):
             return self.pixels(latents)

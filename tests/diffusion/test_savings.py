@@ -1,0 +1,226 @@
+"""Sampling with all its savings against a plain loop that computes everything again at every step, from padded text."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sana_lab import parts
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.guidance import guided, pair, prepare, trim, within
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.dit import Dit, Schedule
+from sana_lab.dit.sana import MOST
+from sana_lab.parts import build
+from sana_lab.types import Text, Velocity
+
+TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
+MODELS: dict[str, dict[str, Any]] = {
+    "1.0": {},
+    "1.5": {"cross_norm": True, "attention": {"name": "linear", "head_dim": 8, "qk_norm": True}},
+    "2K": {"position": "sincos", "base": 4},
+    "patches": {"patch": 2, "ffn": "mlp"},
+}
+LENGTH, ROWS = 12, 3
+SCALE = 3.0
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> Dit:
+    torch.manual_seed(0)
+    return build("dit", {"name": "sana", **TINY, **MODELS[name]}, channels=4, text_dim=12).to(dtype).eval()
+
+
+def text(counts: list[int], seed: int, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> Text:
+    """Right-padded to `length`, as encoders do that pad to their longest; the padding's features are large."""
+    random = torch.Generator().manual_seed(seed)
+    mask = torch.arange(length) < torch.tensor(counts)[:, None]
+    tokens = torch.randn(len(counts), length, 12, generator=random, dtype=torch.float64)
+    return Text((tokens * (1 + 9 * ~mask[..., None])).to(dtype), mask)
+
+
+def noise(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(ROWS, 4, 4, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+
+
+def plain(dit: Dit, prompts: Text, null: Text, how: Sampling) -> Velocity:
+    """Two forwards with the text itself at every step; nothing is known beforehand, nothing is kept."""
+    null = Text(null.tokens.expand(ROWS, -1, -1), null.mask.expand(ROWS, -1))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        with_text = dit(x, t, prompts)
+        if how.guidance == 1 or not (how.guidance_interval is None or within(how.guidance_interval, t[0].item())):
+            return with_text
+        without = dit(x, t, null)
+        return without + how.guidance * (with_text - without)
+
+    return velocity
+
+
+def saved(dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Flow | Ddpm, dtype: torch.dtype) -> Velocity:
+    return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.told(flow, dtype))
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@torch.no_grad()
+def compare(
+    dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Flow | Ddpm, dtype: torch.dtype = torch.float64
+) -> float:
+    runs = plain(dit, prompts, null, how), saved(dit, prompts, null, how, flow, dtype)
+    expected, made = (how.run(velocity, noise(dtype), flow) for velocity in runs)
+    assert made.dtype == dtype
+    assert error(noise(dtype), expected) > 0.1
+    return error(made, expected)
+
+
+NULLS = {
+    "one token": text([1], 2),
+    "a negative prompt": text([4], 2),
+    "a longer negative prompt for each": text([5, 12, 2], 2),
+    "nvlabs": text([3, 7, 5], 2),
+}
+PROMPTS = text([3, 7, 5], 1)
+
+
+@pytest.mark.parametrize("solver", sorted(parts.TABLE["solver"]))
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"guidance": 1.0}, {"guidance_interval": (0.3, 0.8)}, {"grid": "flow_match"}],
+    ids=["guided", "alone", "interval", "grid"],
+)
+def test_every_solver(solver: str, change: dict[str, Any]):
+    """float64: 1e-12 of the latents."""
+    dit, how = make("1.0"), replace(Sampling(solver, 5, SCALE), **change)
+    flow = Flow(3.0, 0.999, model_time="released")
+    assert compare(dit, PROMPTS, NULLS["one token"], how, flow) <= 1e-12
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("null", NULLS)
+def test_every_model_and_null(model: str, null: str):
+    assert compare(make(model), PROMPTS, NULLS[null], Sampling("dpmpp", 4, SCALE), Flow()) <= 1e-12
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_in_single_precision(model: str):
+    """float32: 2e-6 of the latents."""
+    dit, how = make(model, torch.float32), Sampling("dpmpp", 5, SCALE)
+    prompts, null = text([3, 7, 5], 1, torch.float32), text([1], 2, torch.float32)
+    assert compare(dit, prompts, null, how, Flow(start=0.999, model_time="released"), torch.float32) <= 2e-6
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpmpp"])
+def test_noise_prediction(solver: str):
+    assert compare(make("1.0"), PROMPTS, NULLS["one token"], Sampling(solver, 6, SCALE), Ddpm()) <= 1e-12
+
+
+@torch.no_grad()
+def test_prompts_of_one_length_are_not_masked():
+    dit = make("1.0")
+    alone = prepare(dit, text([7, 7, 7], 1))
+    assert alone.mask is None
+    assert alone.size == (3, 7)
+    assert pair(dit, alone, NULLS["one token"]).mask is None
+    assert pair(dit, alone, text([7, 7, 7], 2)).mask is None
+    mixed = pair(dit, alone, text([2], 2))
+    assert mixed.mask is not None
+    assert mixed.mask.sum(1).tolist() == [7, 7, 7, 2, 2, 2]
+    how = Sampling("euler", 3, SCALE)
+    for null in (text([1], 2), text([7, 7, 7], 2), text([2], 2), text([12], 2)):
+        assert compare(dit, text([7, 7, 7], 1), null, how, Flow()) <= 1e-12
+
+
+@torch.no_grad()
+def test_a_prompt_without_padding_is_bitwise_the_text_itself():
+    dit, x, t = make("1.0"), noise(), torch.full((ROWS,), 0.4)
+    whole = text([12, 12, 12], 1)
+    assert torch.equal(guided(dit, whole, whole, 1.0)(x, t), dit(x, t, whole))
+
+
+def test_trim_cuts_what_no_row_uses():
+    whole = text([3, 7, 5], 1)
+    cut = trim(whole)
+    assert torch.equal(cut.tokens, whole.tokens[:, :7])
+    assert torch.equal(cut.mask, whole.mask[:, :7])
+    assert trim(cut) is cut
+    gap = Text(whole.tokens, torch.arange(LENGTH).expand(3, -1) % 5 == 0)
+    assert torch.equal(trim(gap).tokens, whole.tokens[:, ::5])
+
+
+# --- nothing is computed twice
+
+
+@pytest.mark.parametrize("solver", sorted(parts.TABLE["solver"]))
+@pytest.mark.parametrize("interval", [None, (0.3, 0.8)])
+@torch.no_grad()
+def test_what_the_steps_share_is_computed_once(solver: str, interval: tuple[float, float] | None):
+    """Each caption's projection, keys and values once; all times' vectors in one call; none of them in a step."""
+    dit, flow, how = make("1.0"), Flow(model_time="released"), Sampling(solver, 6, SCALE, guidance_interval=interval)
+    calls: list[tuple[str, int]] = []
+    watched = {"caption": dit.caption_embed, "time": dit.time_embed, "six": dit.time_block}
+    watched |= {f"kv {i}": block.cross.kv for i, block in enumerate(dit.blocks)}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda _, given, out, name=name: calls.append((name, len(given[0]))))
+    velocity = saved(dit, PROMPTS, NULLS["one token"], how, flow, torch.float64)
+    times = len(set(how.told(flow, torch.float64).tolist()))
+    once = [("caption", ROWS), ("kv 0", ROWS), ("kv 1", ROWS), ("time", times), ("six", times)]
+    assert sorted(calls) == sorted([*once, ("caption", 1), ("kv 0", 1), ("kv 1", 1)])
+    calls.clear()
+    queries: list[int] = []
+    dit.blocks[0].cross.q.register_forward_hook(lambda _, given, out: queries.append(len(given[0])))
+    how.run(velocity, noise(), flow)
+    assert calls == []
+    assert set(queries) == {ROWS}, "the empty prompt's half has nothing to ask"
+
+
+@torch.no_grad()
+def test_a_time_that_was_not_foretold_is_computed():
+    dit, x = make("1.0"), noise()
+    velocity = guided(dit, PROMPTS, NULLS["nvlabs"], SCALE, times=torch.tensor([0.5, 0.25], dtype=torch.float64))
+    bare = guided(dit, PROMPTS, NULLS["nvlabs"], SCALE)
+    calls: list[int] = []
+    dit.time_block.register_forward_hook(lambda _, given, out: calls.append(len(given[0])))
+    for t in (0.5, 0.3, 0.25):
+        times = torch.full((ROWS,), t, dtype=torch.float64)
+        assert error(velocity(x, times), bare(x, times)) <= 1e-12
+    mixed = torch.tensor([0.5, 0.25, 0.5], dtype=torch.float64)
+    assert error(velocity(x, mixed), bare(x, mixed)) <= 1e-12
+    assert calls == [6] * 6, "three known to none of `bare`, one unknown, one mixed by both"
+
+
+@torch.no_grad()
+def test_so_many_steps_that_their_vectors_are_not_all_kept():
+    dit = make("1.0")
+    schedule = dit.schedule(torch.linspace(1, 0, 2 * MOST))
+    assert schedule is not None
+    assert len(schedule.rows) == len(schedule.blocks) == MOST
+    assert schedule.at(torch.ones(2)) is not None
+    assert schedule.at(torch.zeros(2)) is None
+
+
+def test_a_schedule_answers_for_the_host_alone():
+    schedule = Schedule({0.5: 0}, torch.zeros(1, 2, 1, 6, 4), torch.zeros(1, 1, 4))
+    assert schedule.at(torch.full((3,), 0.5)) is not None
+    assert schedule.at(torch.full((3,), 0.5, device="meta")) is None
+    assert schedule.at(torch.tensor([0.5, 0.25])) is None
+
+
+def test_what_was_distilled_with_guidance_computes_its_vectors_itself():
+    torch.manual_seed(0)
+    dit = build("dit", {"name": "sana", **TINY, "guidance": 0.1}, channels=4, text_dim=12)
+    assert dit.schedule(torch.ones(3)) is None
+
+
+def test_told_is_what_each_solver_asks_for():
+    flow = Flow(model_time="released")
+    for solver, count in (("euler", 4), ("heun", 7), ("rf_solver", 8), ("dpmpp", 4), ("unipc", 4)):
+        seen: list[float] = []
+        how = Sampling(solver, 4)
+        how.run(lambda x, t, seen=seen: seen.append(t[0].item()) or x.tanh(), noise(torch.float32), flow)
+        assert how.told(flow).tolist() == seen
+        assert len(seen) == count
