@@ -103,6 +103,7 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
 
     def text() -> tuple[Any, Any]:
+        system.text_encoder.forget()
         found = system.text_encoder(texts)
         return found, system.text_encoder.against([""], found) if sampling.guidance != 1 else None
 

@@ -42,6 +42,9 @@ class TextEncoder(nn.Module, ABC):
         """Features without an instruction, right-padded to `length` at least; an encoder that can pad overrides it."""
         return self(prompts)
 
+    def forget(self) -> None:
+        """Read each prompt anew, also one that was read lately; a measurement asks for it. Here nothing is kept."""
+
     def against(self, negatives: Sequence[str], text: Text) -> Text:
         """What guidance leads away from, one row for all prompts or one each, as `null` has it masked."""
         if self.null == "diffusers":

@@ -1,15 +1,17 @@
 """Decoder-only language models as text encoders, with a complex human instruction in front (SANA, section 2.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, final
 
 import torch
+from torch import Tensor
 from transformers import AutoModel, GemmaConfig, GemmaModel
 
 from sana_lab.layers import queued
 from sana_lab.parts import RUNTIME, AsBefore, SpecError
 from sana_lab.text import Null, TextEncoder
+from sana_lab.text.cache import Memory, Row, Shelf
 from sana_lab.text.instruction import read_instruction
 from sana_lab.text.load import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
 from sana_lab.text.masks import attention_mask
@@ -29,6 +31,9 @@ class Llm(TextEncoder):
     `pretrained` says whether `model` was given, and `variant` which of its files are read, such as fp16; `drawn` takes
     its shape alone, with random weights and the offline tokenizer, for speed. `width`, `layers`, `heads` are the tiny
     one's.
+
+    With `cache` a frozen network reads the instruction once, and a prompt that it has read lately not again: the same
+    features, up to rounding, in less work. Where padding is, there are then zeros.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Llm(TextEncoder):
         lowercase: Annotated[bool, AsBefore(False)] = False,
         variant: Annotated[str | None, AsBefore(None)] = None,
         drawn: Annotated[bool, AsBefore(False)] = False,
+        cache: Annotated[bool, RUNTIME] = True,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
@@ -58,6 +64,7 @@ class Llm(TextEncoder):
         self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
         self.null, self.lowercase = null, lowercase
+        self.memory = Memory() if cache else None
         self.asked = instruction
         if instruction != "released":  # that is read with the first prompt: a system loads without diffusers
             read_instruction(instruction)
@@ -70,7 +77,7 @@ class Llm(TextEncoder):
     @cached_property
     def first(self) -> int:
         """The first kept position after BOS."""
-        return max(1, self._length(self.instruction) - 1)
+        return max(1, len(self._ids(self.instruction)) - 1)
 
     def forward(self, prompts: Sequence[str]) -> Text:
         texts = [self.instruction + prompt if prompt else "" for prompt in self._checked(prompts)]
@@ -78,6 +85,10 @@ class Llm(TextEncoder):
 
     def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
         return self._encoded(self._checked(prompts), 1, length)
+
+    def forget(self) -> None:
+        if self.memory is not None:
+            self.memory.forget("prompt")
 
     def _checked(self, prompts: Sequence[str]) -> list[str]:
         checked = check_prompts(prompts)
@@ -88,14 +99,57 @@ class Llm(TextEncoder):
         room = first + self.max_tokens - 1
         rows = token_rows(self.tokenizer, texts, room)
         self.report(tokens_cut(self.tokenizer, texts, rows, room))
-        ids, mask = padded(rows, padding(self.tokenizer), room if self.pad_to_max else length)
+        least = room if self.pad_to_max else length
+        if self.memory is None or not self.memory.serves(self.network):
+            return self._read(rows, first, least)
+        shelf: Shelf = "whole" if length else "prompt" if first > 1 else "plain"
+        features = self._recalled(self.memory, shelf, [tuple(row) for row in rows], first)
+        return _stacked(features, [_real(row, first) for row in rows], 1 + least - first)
+
+    def _read(self, rows: Sequence[Sequence[int]], first: int, least: int = 0) -> Text:
+        ids, mask = padded(rows, padding(self.tokenizer), least)
         ids, there = queued(ids, self.network.device), queued(mask, self.network.device)
         seen = attention_mask(self.network, mask, there)
         hidden = self.network(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
         return Text(*(torch.cat([x[:, :1], x[:, first:]], 1) for x in (hidden, there)))
 
-    def _length(self, text: str) -> int:
-        return len(self.tokenizer([text])["input_ids"][0])
+    def _recalled(self, memory: Memory, shelf: Shelf, rows: list[Row], first: int) -> list[Tensor]:
+        """Each row's features, of padding too on the shelf `whole`, where they are as many as there can be."""
+        if shelf == "whole":
+            return memory.recall(shelf, rows, lambda new: self._read(new, first, self.max_tokens).tokens.clone())
+        return memory.recall(shelf, rows, lambda new: self._new(memory, new, first))
+
+    def _new(self, memory: Memory, rows: list[Row], first: int) -> Iterator[Tensor]:
+        """The real tokens' features of rows that were not read before, after the instruction where they begin so."""
+        begun = memory.begun(self.network, self._ids(self.instruction)[:first])
+        behind = [] if begun is None else [row for row in rows if 2 * begun.shared(row) >= len(begun.ids)]
+        found: dict[Row, Tensor] = {}
+        if begun is not None and behind:
+            n, hidden = begun.after(self.network, behind, padding(self.tokenizer))
+            for row, features in zip(behind, hidden[:, first - n :], strict=True):
+                found[row] = torch.cat([begun.first[0], features[: _real(row, first) - 1]])
+        if others := [row for row in rows if row not in found]:
+            tokens = self._read(others, first).tokens
+            found |= {row: features[: _real(row, first)].clone() for row, features in zip(others, tokens, strict=True)}
+        return iter([found[row] for row in rows])
+
+    def _ids(self, text: str) -> Row:
+        return tuple(self.tokenizer([text])["input_ids"][0])
+
+
+def _real(row: Sequence[int], first: int) -> int:
+    """How many positions of a row are kept and are no padding: one at least, as `padded` has it."""
+    return 1 + max(0, len(row) - first)
+
+
+def _stacked(features: Sequence[Tensor], counts: Sequence[int], least: int) -> Text:
+    """Rows (n, D), of which so many positions are real, right-padded to `least` at least."""
+    longest = max(least, *counts)
+    tokens = features[0].new_zeros(len(features), longest, features[0].shape[-1])
+    for row, found in zip(tokens, features, strict=True):
+        row[: len(found)] = found[:longest]
+    mask = torch.arange(longest) < torch.tensor(counts)[:, None]
+    return Text(tokens, queued(mask, tokens.device))
 
 
 def _pretrained(model: str, dtype: Dtype, variant: str | None, drawn: bool) -> Any:

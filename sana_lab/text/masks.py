@@ -16,15 +16,17 @@ BOTH_WAYS = ("t5",)
 """Encoders whose attention sees all real tokens."""
 
 
-def attention_mask(network: Any, mask: Tensor, there: Tensor) -> Tensor | None:
+def attention_mask(network: Any, mask: Tensor, there: Tensor, before: int = 0) -> Tensor | None:
     """What to give the network as `attention_mask`: what transformers makes of a mask (B, L) bool, which is on the CPU
-    and `there`, on the network's device; the mask itself where that is not known here."""
-    if not _known(network.config, mask.shape[1]):
-        return there
+    and `there`, on the network's device; the mask itself where that is not known here. `before` tokens, all real, were
+    read earlier."""
+    whole = torch.cat([there.new_ones(len(there), before), there], 1) if before else there
+    if not _known(network.config, whole.shape[1]):
+        return whole
     exact = network.config._attn_implementation == "eager"
-    if not exact and bool(mask.all()):
+    if not exact and not before and bool(mask.all()):
         return None
-    seen = _seen(there, network.config.model_type in CAUSAL)
+    seen = _seen(whole, network.config.model_type in CAUSAL)[:, :, before:]
     return _additive(seen, network.dtype) if exact else seen
 
 
