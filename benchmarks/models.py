@@ -181,7 +181,7 @@ def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: floa
     both = join(pad(prompt, padded), pad(null, padded))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        x2, t2 = torch.cat([x, x]).to(both.tokens.dtype), torch.cat([t, t]) * 1000
+        x2, t2 = torch.cat([x, x]).to(both.tokens.dtype), 1000 * torch.cat([t, t]).to(x.device)
         keep = both.mask.to(both.tokens.dtype)
         made = model(x2, both.tokens, timestep=t2, encoder_attention_mask=keep, return_dict=False)[0]
         with_text, without = made.to(x.dtype).chunk(2)

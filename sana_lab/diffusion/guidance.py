@@ -75,6 +75,15 @@ def trim(text: Text) -> Text:
     return text if bool(used.all()) else Text(text.tokens[:, used], text.mask[:, used])
 
 
+def join(a: Text, b: Text) -> Text:
+    """Two texts on one batch axis; b (one row or as many as a) is repeated and both are padded to one length."""
+    rows, length = a.tokens.shape[0], max(a.tokens.shape[1], b.tokens.shape[1])
+    if b.tokens.shape[0] == 1:
+        b = Text(b.tokens.expand(rows, -1, -1), b.mask.expand(rows, -1))
+    a, b = pad(a, length), pad(b, length)
+    return Text(torch.cat([a.tokens, b.tokens]), torch.cat([a.mask, b.mask]))
+
+
 def pad(text: Text, length: int) -> Text:
     """Right-padded with zeros to `length` tokens."""
     extra = length - text.tokens.shape[1]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sana_lab.diffusion.guidance import guided, pad
+from sana_lab.diffusion.guidance import guided, join, pad
 from sana_lab.dit import Dit
 from sana_lab.parts import build
 from sana_lab.types import Text
@@ -77,14 +77,24 @@ def test_guidance_within_an_interval_alone(dit: Dit, t: float, rows: int, dtype:
     assert torch.equal(made, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
 
 
+def test_join_pads_both_to_one_length():
+    a, b = text(3, 5, 1), text(1, 2, 2)
+    both = join(a, b)
+    assert both.tokens.shape == (6, 5, 12)
+    assert torch.equal(both.tokens[:3], a.tokens)
+    assert torch.equal(both.mask[:3], a.mask)
+    for row in range(3, 6):
+        assert torch.equal(both.tokens[row, :2], b.tokens[0])
+        assert both.mask[row].tolist() == [*b.mask[0].tolist(), False, False, False]
+
+
 @pytest.mark.parametrize(("rows", "other_rows", "length"), [(3, 1, 3), (3, 3, 7), (1, 1, 5)])
 @torch.no_grad()
-def test_one_beside_the_other_is_both_padded_to_one_length(dit: Dit, rows: int, other_rows: int, length: int):
+def test_prepared_texts_beside_one_another_are_the_joined_text_prepared(
+    dit: Dit, rows: int, other_rows: int, length: int
+):
     first, other = text(rows, 5, 1), text(other_rows, length, 2)
-    both = dit.prepare(first).beside(dit.prepare(other))
-    every = Text(other.tokens.expand(rows, -1, -1), other.mask.expand(rows, -1))
-    halves = [pad(half, max(5, length)) for half in (first, every)]
-    expected = dit.prepare(Text(torch.cat([h.tokens for h in halves]), torch.cat([h.mask for h in halves])))
+    both, expected = dit.prepare(first).beside(dit.prepare(other)), dit.prepare(join(first, other))
     assert both.size == (2 * rows, max(5, length))
     assert torch.equal(both.mask, expected.mask)
     seen = both.mask[:, None, :, None]
