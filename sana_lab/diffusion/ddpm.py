@@ -63,7 +63,7 @@ class Ddpm:
         """The flow's dx/dt by a network that predicts the noise: (noise - x) / (1 - t)."""
 
         def flow(x: Tensor, t: Tensor) -> Tensor:
-            rest = (1 - t).to(x, non_blocking=True).view(-1, *[1] * (x.ndim - 1))
+            rest = queued(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
             both = (rest**2 + (1 - rest) ** 2).rsqrt()  # a + s
             return (model(both * x, self._told(t)) - x) / rest
 

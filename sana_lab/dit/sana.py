@@ -16,6 +16,7 @@ from sana_lab.layers import (
     PatchEmbed,
     TimeEmbed,
     modulate,
+    queued,
     sincos_positions,
     unpatch,
 )
@@ -139,7 +140,7 @@ class Sana(Dit):
 
     def modulation(self, t: Tensor, guidance: Tensor | None = None) -> Modulation:
         """Of times (B,), and of guidance in a distilled model."""
-        time = self.embed_time(t.to(self.head.table.device, non_blocking=True), guidance)
+        time = self.embed_time(queued(t, self.head.table.device), guidance)
         six = self.time_block(time).unflatten(-1, (6, -1))
         return Modulation([block.table + six for block in self.blocks], time)
 
