@@ -11,7 +11,7 @@ from sana_lab import config, files, foreign, parts, ranges, weights
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.parts import WEIGHTED, SpecError
-from sana_lab.systems import quantize
+from sana_lab.systems import compiling, quantize
 
 ALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that can be built without another one to tell them sizes."""
@@ -30,10 +30,11 @@ def check(experiment: config.Config) -> None:
     try:
         with torch.device("meta"):
             system = parts.build("system", experiment["system"])
-            system.configure_optimizers()
+            used = system.configure_optimizers()
         Sampling(**experiment["sampling"]).times(getattr(system, "flow", Flow()))
     except ValueError as error:  # ours or torch's: what a part says of its options
         raise SpecError(str(error)) from error
+    how(experiment["trainer"], system, used)
     if hasattr(system, "autoencoder"):
         sizes(experiment, system)
     for kind, part in loaded(experiment, system):
@@ -45,6 +46,19 @@ def accelerator(name: str) -> None:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, name != "gpu" or any(there.values())):
         raise SpecError(f"trainer.accelerator is {name!r}, which this machine does not have; expected auto or cpu")
+
+
+def how(options: config.Config, system: Any, used: Any) -> None:
+    """SpecError for ways to train that cannot be had together, or not on this machine."""
+    if options["compile"]:
+        cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
+        compiling.check(system, "cuda" if cuda else "cpu")
+    groups = [g for o in (used if isinstance(used, list) else [used]) for g in o.param_groups]
+    if options["precision"] == "16-mixed" and options["gradient_clip"] and any(g.get("fused") for g in groups):
+        raise SpecError(
+            "a fused optimizer unscales the gradients of precision 16-mixed itself, after they were to be clipped; "
+            "expected system.optimizer.fused null, precision bf16-mixed, or trainer.gradient_clip 0"
+        )
 
 
 def sizes(experiment: config.Config, system: Any) -> None:

@@ -34,6 +34,7 @@ class TrainerOptions:
     log_every: Annotated[int, RUNTIME] = 25
     validate_every: Annotated[int, RUNTIME] = 500
     checkpoint_every: Annotated[int, RUNTIME] = 250
+    compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of a DiT
 
 
 @dataclass

@@ -24,6 +24,7 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
 from sana_lab.outputs import check_folder
 from sana_lab.parts import SpecError
+from sana_lab.systems.compiling import compile_blocks
 from sana_lab.systems.text2image import TextToImage
 
 Progress = Callable[[int, int], None]
@@ -73,6 +74,8 @@ def _fit(experiment: config.Config, home: Path, name: str, logger: Logger | None
     (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
     data = parts.build("data", experiment["data"])
     system = parts.build("system", experiment["system"])
+    if options["compile"]:
+        compile_blocks(system.dit)
     clock = Clock()
     if options["max_steps"] > 0:
         start = resumable(home)

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from sana_lab.dit import Dit, Modulation, Prepared, Schedule
+from sana_lab.dit.recompute import Checkpointing, run
 from sana_lab.layers import (
     CaptionEmbed,
     CrossAttention,
@@ -82,7 +82,7 @@ class Sana(Dit):
         position: Literal["none", "sincos"] = "none",
         base: int = 32,
         interpolation: float = 1.0,
-        checkpointing: Annotated[bool, RUNTIME] = False,
+        checkpointing: Annotated[Checkpointing, RUNTIME] = False,
         cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,
         time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,
         guidance: Annotated[float | None, AsBefore(None)] = None,
@@ -176,6 +176,4 @@ class Sana(Dit):
         return x
 
     def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
-        if self.checkpointing and self.training:
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+        return run(block, self.training and self.checkpointing, *arguments)

@@ -17,6 +17,7 @@ from sana_lab.diffusion.sampling import generator
 from sana_lab.layers import queued
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
+from sana_lab.systems.optimizers import fused
 from sana_lab.types import Batch
 
 Schedule = Literal["constant", "cosine"]
@@ -69,7 +70,10 @@ class AutoencoderSystem(L.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
         low, high = self.betas
-        return [torch.optim.AdamW(p.parameters(), self.lr, (low, high), weight_decay=0.0) for p in players]
+        return [
+            torch.optim.AdamW(own, self.lr, (low, high), weight_decay=0.0, fused=fused(own, self))
+            for own in (list(player.parameters()) for player in players)
+        ]
 
     def on_fit_start(self) -> None:
         if self.schedule == "cosine" and self.trainer.max_steps < 1:

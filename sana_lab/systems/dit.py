@@ -15,6 +15,7 @@ from sana_lab.layers import queued
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.optimizers import optimizer
 from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch, Text
 
@@ -60,7 +61,7 @@ class DitSystem(L.LightningModule):
         self.average = Average(self, ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return parts.build("optimizer", self.settings.optimizer, params=self.dit.parameters())
+        return optimizer(self.settings.optimizer, self.dit.parameters(), self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         set_rate(self.trainer, self.settings.warmup, self.settings.decay)

@@ -18,6 +18,7 @@ from sana_lab.layers import dtype_of
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.optimizers import optimizer
 from sana_lab.systems.quantize import quantize, quantized
 from sana_lab.systems.residency import Offload
 from sana_lab.systems.schedule import set_rate
@@ -79,9 +80,7 @@ class TextToImage(L.LightningModule):
     # Training
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return parts.build(
-            "optimizer", self.settings.optimizer, params=[p for p in self.parameters() if p.requires_grad]
-        )
+        return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         set_rate(self.trainer, self.settings.warmup, self.settings.decay)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from sana_lab import architectures, keys, parts
 from sana_lab.dit import Dit
+from sana_lab.evaluation.efficiency import LiveBytes
 from sana_lab.layers import MixFfn, saturated
 from sana_lab.parts import SpecError, build
 from sana_lab.types import Text
@@ -127,11 +128,33 @@ def test_swapping_the_mixing_leaves_the_initial_weights():
 def test_checkpointing_changes_no_gradient():
     x, t = noisy()
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, "selective", True):
         dit = make(checkpointing=checkpointing)
         dit(x, t, prompt()).square().sum().backward()
         gradients.append([p.grad for p in dit.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+def test_checkpointing_keeps_less(attention):
+    """Bytes that live between forward and backward: all, the results of products and attention, the blocks' inputs."""
+    x, t = noisy(2, 16, 16)
+    kept = {}
+    for checkpointing in (False, "selective", True):
+        dit = make(checkpointing=checkpointing, attention=attention)
+        with LiveBytes(dit.parameters()) as mode:
+            loss = dit(x, t, prompt()).square().sum()
+            kept[checkpointing] = mode.live
+            loss.backward()
+    grid = 2 * 16 * 16 * TINY["dim"] * 4  # bytes of a block's tokens
+    assert kept[False] - kept["selective"] > 2 * 15 * grid  # in two blocks; of Mix-FFN alone 5 + 5 + 2.5 + 2.5
+    assert kept["selective"] - kept[True] > 2 * 8 * grid  # 3 of qkv, 5 of Mix-FFN and more
+    assert kept[True] < 12 * grid
+
+
+def test_checkpointing_has_three_names():
+    with pytest.raises(SpecError, match=r"checkpointing is 'selektive' .*selective"):
+        make(checkpointing="selektive")
 
 
 @torch.no_grad()
