@@ -34,6 +34,11 @@ class Attention(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        q, k, v = self.qkv(x).flatten(1, 2).chunk(3, -1)  # (B, N, C) each
-        heads = [a.unflatten(-1, (self.heads, -1)) for a in (self.norm_q(q), self.norm_k(k), v)]
-        return saturated(self.proj(self.mix(*heads).flatten(2))).view_as(x)
+        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+        return saturated(self.proj(self.mix_fused(qkv).flatten(2))).view_as(x)
+
+    def mix_fused(self, qkv: Tensor) -> Tensor:
+        """Norms and `mix` of the projection (B, N, 3, H, D) -> (B, N, H, D), for a subclass that takes it whole."""
+        q, k, v = qkv.unbind(2)
+        q, k = self.norm_q(q.flatten(2)).view_as(q), self.norm_k(k.flatten(2)).view_as(k)
+        return self.mix(q, k, v)

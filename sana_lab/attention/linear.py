@@ -2,16 +2,20 @@
 
 from typing import Annotated, Literal, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_lab.attention import Attention
-from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.layers import RmsNorm
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 from sana_lab.parts import RUNTIME
 
 
 @final
 class LinearAttention(Attention):
-    """relu(q) (relu(k)^T v) / (relu(q) sum relu(k) + eps); `backend` chooses the kernel and changes no result."""
+    """relu(q) (relu(k)^T v) / (relu(q) sum relu(k) + eps); `backend` chooses the kernel and changes no result.
+
+    The kernel reads the projection in place and makes the norms as it reads.
+    """
 
     def __init__(
         self,
@@ -28,3 +32,13 @@ class LinearAttention(Attention):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return linear_attention(q, k, v, eps=self.eps, backend=self.backend)
+
+    def mix_fused(self, qkv: Tensor) -> Tensor:
+        match self.norm_q, self.norm_k:
+            case nn.Identity(), nn.Identity():
+                norms = None
+            case RmsNorm() as q, RmsNorm() as k if q.eps == k.eps:
+                norms = Norms(q.weight, k.weight, k.eps)
+            case _:
+                return super().mix_fused(qkv)
+        return qkv_linear_attention(qkv, norms, eps=self.eps, backend=self.backend)

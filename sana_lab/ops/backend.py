@@ -1,5 +1,6 @@
 """How an operator is computed: by its definition in plain torch, or by the Triton kernel beside it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -36,3 +37,9 @@ def not_installed() -> str | None:
     except ImportError:
         return "the package triton (torch for CUDA brings it)"
     return None
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off, where the device has one (meta has none)."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

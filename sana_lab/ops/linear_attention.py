@@ -4,15 +4,23 @@ B batch, N tokens, H heads, D head width:
     S = relu(k)^T v  (D, D)      z = sum over tokens of relu(k)  (D)      out = relu(q) S / (relu(q) z + eps)
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, choose
+from sana_lab.ops.backend import Backend, choose, no_autocast
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTH = 128
+
+
+class Norms(NamedTuple):
+    """RMSNorm of q and k over all heads together (SANA-1.5): weights (H D,), and what is added to the mean square."""
+
+    q: Tensor
+    k: Tensor
+    eps: float = 1e-5
 
 
 def linear_attention(
@@ -29,11 +37,45 @@ def linear_attention(
     For bfloat16 the kernel may also round S to TF32. ValueError for shapes, dtypes or a backend that cannot be.
     """
     check(q, k, v, mask, eps)
-    if choose(backend, q.device, unsupported(q))[0] == "torch":
+    if not uses_kernel(q, backend):
         return definition(q, k, v, mask, eps)
+    from sana_lab.ops import linear_attention_op as op
+
+    return op.linear_attention(q, k, v, mask, eps)[0]
+
+
+def qkv_linear_attention(
+    qkv: Tensor,
+    norms: Norms | None = None,
+    *,
+    eps: float = 1e-8,
+    backend: Backend = "auto",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The same on a fused projection (B, N, 3, H, D) of any strides, its q and k normalised first: (B, N, H, D).
+
+    The kernel's gradient is one tensor like `qkv`, with no copies on the way. Its norms are not rounded between, and it
+    leaves out q's mean square, which divides out of a normalised mean up to eps: it adds eps where the definition adds
+    eps times the root of q's mean square plus norms.eps, so where q vanishes an eps of 1e-8 acts as 3e-6 would.
+    """
+    check_fused(qkv, norms)
+    q, k, v = qkv.unbind(2)
+    check(q, k, v, mask, eps)
+    if not uses_kernel(q, backend):
+        return normed_definition(qkv, norms, mask, eps)
+    from sana_lab.ops import linear_attention_op as op
+
+    return op.qkv_linear_attention(qkv, *(norms or (None, None, 1.0)), mask, eps)[0]
+
+
+def uses_kernel(q: Tensor, backend: Backend) -> bool:
+    """Whether the kernel computes it; ValueError where `triton` is asked for and cannot be."""
+    if choose(backend, q.device, unsupported(q))[0] == "torch":
+        return False
     from sana_lab.ops import linear_attention_triton as kernel
 
-    return kernel.linear_attention(q, k, v, mask, eps)[0]
+    kernel.check_device(q.device)
+    return True
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> Tensor:
@@ -49,10 +91,19 @@ def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float)
         return (q @ state / (q @ total.mT + eps)).transpose(1, 2).to(dtype)
 
 
-def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast off, where the device has one (meta has none)."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+def normed_definition(qkv: Tensor, norms: Norms | None, mask: Tensor | None, eps: float) -> Tensor:
+    """RMSNorm of q and k, rounded to their dtype, then `definition`."""
+    q, k, v = qkv.unbind(2)
+    if norms is not None:
+        q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
+    return definition(q, k, v, mask, eps)
+
+
+def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of (B, N, H, D) over the last two axes together, statistics in float32 or wider."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).flatten(2)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normed * weight.to(wide.dtype)).to(x.dtype).view(x.shape)
 
 
 def unsupported(q: Tensor) -> str | None:
@@ -77,3 +128,19 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> N
         raise ValueError(f"mask must be {wanted}; got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}")
     if not eps >= torch.finfo(torch.float32).tiny:
         raise ValueError(f"eps must be a float32 above zero (1.2e-38 or more), or an empty row gives NaN; got {eps}")
+
+
+def check_fused(qkv: Tensor, norms: Norms | None) -> None:
+    """ValueError unless qkv is (B, N, 3, H, D) and the norms fit it."""
+    if qkv.ndim != 5 or qkv.shape[2] != 3:
+        raise ValueError(f"a fused projection must be (B, N, 3, H, D); got {tuple(qkv.shape)}")
+    if norms is None:
+        return
+    width = qkv.shape[3] * qkv.shape[4]
+    for name, weight in (("q", norms.q), ("k", norms.k)):
+        if weight.shape != (width,) or weight.device != qkv.device or not weight.is_floating_point():
+            wanted = f"floating, of shape ({width},), on {qkv.device}"
+            got = f"{weight.dtype} of shape {tuple(weight.shape)} on {weight.device}"
+            raise ValueError(f"the norm's weight for {name} must be {wanted}; got {got}")
+    if not norms.eps > 0:
+        raise ValueError(f"the norm's eps must be above zero, or a row of zeros gives NaN; got {norms.eps}")

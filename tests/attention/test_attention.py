@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sana_lab import config, parts, train
 from sana_lab.attention import Attention
+from sana_lab.attention.linear import LinearAttention
 from sana_lab.parts import SpecError, build
 
 NAMES = sorted(parts.TABLE["attention"])
@@ -146,6 +147,26 @@ def test_linear_of_nothing_positive_is_nothing():
     assert torch.equal(out, torch.zeros_like(v))
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_takes_the_projection_whole_and_changes_no_bit(dtype: torch.dtype, qk_norm: bool):
+    """On the CPU: what the interface makes of norms and `mix`, and its gradients."""
+    attention, x = make("linear", qk_norm=qk_norm).to(dtype), torch.randn(2, 3, 4, 24, dtype=dtype)
+    results = []
+    for mix in (LinearAttention.mix_fused, Attention.mix_fused):
+        out = mix(attention, attention.qkv(x).flatten(1, 2).unflatten(-1, (3, 3, 8)))
+        results.append([out, *torch.autograd.grad(out.square().sum(), [attention.qkv.weight])])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_linear_keeps_norms_that_are_not_ours():
+    attention, x = make("linear", qk_norm=True), torch.randn(1, 2, 3, 24)
+    attention.norm_q = torch.nn.LayerNorm(24)
+    q, k, v = qkv(attention, x)
+    expected = attention.proj(naive("linear", q, k, v).flatten(2))
+    assert torch.allclose(attention(x), expected.view_as(x), atol=1e-5)
+
+
 def test_backends_are_one_attention():
     x = torch.randn(1, 4, 4, 24)
     assert torch.equal(make("linear", backend="torch")(x), make("linear")(x))
@@ -162,6 +183,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sana_lab.attention import Attention
+from sana_lab.attention.linear import LinearAttention
 
 
 @final

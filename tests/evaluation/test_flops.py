@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.evaluation.flops import by_component, count_macs, count_pair_macs, parameters
 from sana_lab.ops.linear_attention import definition
+from sana_lab.ops.linear_attention_op import linear_attention, qkv_linear_attention
 from sana_lab.types import Text
 
 B, H, N, D = 1, 12, 64, 64
@@ -84,10 +85,11 @@ def test_parameters_count_shared_ones_once_and_tell_frozen_ones():
 
 
 def test_the_linear_attention_kernel_counts_as_its_definition():
-    kernel = pytest.importorskip("sana_lab.ops.linear_attention_triton")
     q = torch.empty(2, 100, 3, 32, device="meta")
     count = count_macs(lambda: definition(q, q, q, None, 1e-8))
-    assert count == count_macs(lambda: kernel.linear_attention(q, q, q, None, 1e-8)) == 2 * 100 * 3 * (2 * 32**2 + 32)
+    assert count == count_macs(lambda: linear_attention(q, q, q, None, 1e-8)) == 2 * 100 * 3 * (2 * 32**2 + 32)
+    fused = torch.empty(2, 100, 3, 3, 32, device="meta")
+    assert count == count_macs(lambda: qkv_linear_attention(fused, None, None, 1.0, None, 1e-8))
 
 
 def test_a_guided_pair_is_two_rows_without_the_products_with_the_caption():

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.ops.backend import choose
-from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 
 EPS = 1e-8
 BOUNDS = {torch.float16: 2**-12, torch.bfloat16: 2**-9, torch.float32: 2**-22, torch.float64: 1e-15}  # relative L2
@@ -160,11 +160,41 @@ def test_what_cannot_be_is_refused(change: dict[str, object], message: str) -> N
         linear_attention(**(good | change))  # type: ignore[arg-type]
 
 
+def naive_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm over all heads of each token, one token at a time."""
+    tokens = [row / (row.square().mean() + 1e-5).sqrt() * weight for row in x.flatten(0, 1).flatten(1)]
+    return torch.stack(tokens).view(x.shape)
+
+
+def test_a_fused_projection_with_norms_is_norms_then_attention() -> None:
+    projected, weights = qkv(2, 7, 3, 4), qkv(1, 4, 1, 1).flatten()
+    norms = Norms(weights, weights.flip(0))
+    q, k, v = projected.unbind(2)
+    want = naive(naive_norm(q, norms.q), naive_norm(k, norms.k), v)
+    torch.testing.assert_close(qkv_linear_attention(projected, norms), want, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(qkv_linear_attention(projected), naive(q, k, v), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("shape", "norms", "message"),
+    [
+        ((2, 5, 4, 3, 8), None, r"fused projection must be \(B, N, 3, H, D\); got \(2, 5, 4, 3, 8\)"),
+        ((2, 5, 72), None, r"must be \(B, N, 3, H, D\); got \(2, 5, 72\)"),
+        ((2, 5, 3, 3, 8), Norms(torch.ones(8), torch.ones(24)), r"weight for q must be .* \(24,\).*; got .* \(8,\)"),
+        ((2, 5, 3, 3, 8), Norms(torch.ones(24), torch.ones(24).long()), "weight for k must be floating.*int64"),
+        ((2, 5, 3, 3, 8), Norms(torch.ones(24), torch.ones(24), 0.0), "norm's eps must be above zero"),
+    ],
+)
+def test_a_projection_that_cannot_be_is_refused(shape: tuple[int, ...], norms: Norms | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        qkv_linear_attention(torch.zeros(shape), norms)
+
+
 def test_triton_is_imported_only_when_used() -> None:
     code = """
 import sys, torch
 before = {name for name in sys.modules if name.startswith("triton")}
-from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 linear_attention(*torch.zeros(1, 2, 3, 1, 4).unbind(2))
 assert {name for name in sys.modules if name.startswith("triton")} == before
 assert "sana_lab.ops.linear_attention_triton" not in sys.modules

@@ -49,7 +49,8 @@ def test_explicit_triton_on_the_cpu_says_what_it_needs() -> None:
 
 def signature(kernel: Any, dtype: torch.dtype, constants: dict[str, Any]) -> tuple[dict[str, Any], dict, dict]:
     """Types, constants and alignments that Triton infers from a launch on a fused projection of 16-byte rows."""
-    types = {"state": "*fp32", "dstate": "*fp32", "keep": "*i1", "N": "i32", "H": "i32", "eps": "fp32"}
+    sums = ("state", "partials", "dstate", "products", "means", "rstd", "norm", "norm_q", "norm_k", "dnorm")
+    types = {**dict.fromkeys(sums, "*fp32"), "keep": "*i1", "N": "i32", "H": "i32", "eps": "fp32"}
     data = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
     signature: dict[str, Any] = {}
     fixed: dict[tuple[int, ...], Any] = {}
@@ -66,6 +67,9 @@ def signature(kernel: Any, dtype: torch.dtype, constants: dict[str, Any]) -> tup
     return signature, fixed, {place: [["tt.divisibility", 16]] for place in aligned}
 
 
+KERNELS = ("state", "apply", "forward", "query", "key_products", "key_value", "backward")
+
+
 @NOT_INTERPRETED
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [16, 32, 64, 128])
@@ -74,13 +78,16 @@ def test_kernels_compile_for_hopper(dtype: torch.dtype, width: int) -> None:
     """Needs no GPU: Triton brings its assembler. A Hopper processor has 227 KiB of shared memory for a program."""
     from triton.backends.compiler import GPUTarget
 
+    from sana_lab.ops import linear_attention_kernels as kernels
     from sana_lab.ops import linear_attention_triton as module
+    from sana_lab.ops.linear_attention_plan import plan
 
-    cut = module.plan(torch.empty(2, 4096, 36, width, dtype=dtype, device="meta"))
-    constants = {"D": width, "W": cut.width, "T": cut.tile, "LOOPS": cut.loops, "PRECISION": cut.precision}
-    constants |= {"MASKED": True, "PRODUCT": module.product(dtype)}
-    kernels = module._state_kernel, module._apply_kernel, module._query_kernel, module._key_value_kernel
-    for kernel in kernels:
+    cut = plan(torch.empty(2, 4096, 36, width, dtype=dtype, device="meta"))
+    for name, normed in [(name, normed) for name in KERNELS for normed in (False, True)]:
+        constants = {"D": width, "W": cut.width, "GROUP": cut.group, "T": cut.tile, "LOOPS": cut.loops}
+        constants |= {"PRECISION": cut.precision, "MASKED": True, "NORMED": normed, "PARTS": 8}
+        constants |= {"PRODUCT": module.product(dtype, normed)}
+        kernel = getattr(kernels, f"{name}_kernel")
         source = triton.compiler.ASTSource(kernel, *signature(kernel, dtype, constants))
         built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": cut.warps})
         assert built.metadata.shared <= 227 * 1024
