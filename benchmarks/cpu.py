@@ -30,13 +30,14 @@ from torch import Tensor
 
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.evaluation.efficiency import thread_clock
-from sana_lab.types import Json, Text
+from sana_lab.types import Json
 
 HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads
 TOKENS, PADDED = 80, 300  # real tokens of a caption, and what diffusers pads it to
 STEPS = 20
 CPU = torch.device("cpu")
 PEER, LAST = "diffusers", "diffusers, channels last"
+SAMPLING = "ours, as in sampling"  # captions and times prepared once, padding cut, the empty prompt's token a constant
 
 
 def main() -> None:
@@ -111,19 +112,18 @@ def step(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def step_case(blocks: int, side: int) -> Case:
-    """A guided step (batch 2) of SANA-0.6B; diffusers reads the padded captions in every step."""
+    """A guided step (batch 2) of SANA-0.6B: a caption of 80 tokens and the empty prompt, which is one. diffusers reads
+    both, padded to 300, in every step."""
     theirs = models.transformer(SIZES["0.6B"], blocks)
     ours, t = models.ours_of(theirs), torch.full((2,), 0.5)
-    text = Text(torch.randn(2, PADDED, models.TEXT), torch.arange(PADDED).expand(2, -1) < TOKENS)
-    cut = Text(text.tokens[:, :TOKENS], text.mask[:, :TOKENS])
-    once, trimmed = ours.prepare(text), ours.prepare(cut)
+    text = models.captions(TOKENS, PADDED)
     inputs = [torch.randn(2, 32, side, side) for _ in range(3)]
     truth = models.peer_step(theirs, inputs[0], *text)
-    mine = {"ours": text, "ours, text prepared once": once, "ours, prepared once, padding cut": trimmed}
+    mine = {"ours": text, "ours, text prepared once": ours.prepare(text), SAMPLING: models.prepared(ours, text, t)}
     sides = {name: Side(lambda x, how=how: ours(x, t, how), truth) for name, how in mine.items()}
     sides[PEER] = Side(lambda x: models.peer_step(theirs, x, *text), truth)
     pairs = [Pair(SAME if how is text else EXACT, PEER, name) for name, how in mine.items()]
-    name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} of {PADDED} caption tokens, float32"
+    name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens, float32"
     return Case(name, sides, pairs, inputs, repeats=5)
 
 
@@ -230,7 +230,7 @@ def image(records: list[Json]) -> Json:
     """An image of 512 px in 20 guided steps, added up from the pieces at full size; None where a piece has no ratio."""
     wanted = {
         "text": ("text encoding", "ours", 1),
-        "denoise": ("0.6B step, 28", "ours, prepared once, padding cut", STEPS),
+        "denoise": ("0.6B step, 28", SAMPLING, STEPS),
         "decode": ("DC-AE f32c32 decode, 512", "ours", 1),
     }
     found = {stage: piece(records, start, ours, times) for stage, (start, ours, times) in wanted.items()}

@@ -203,13 +203,14 @@ def step(extent: Extent) -> Iterator[Case]:
 def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
     """A guided step (batch 2); diffusers reads the padded captions in every step."""
     theirs, ours = pair(extent, size, blocks)
-    text = caption(extent)
+    text = models.captions(TOKENS, PADDED, extent.device)
     inputs = [torch.randn(2, 32, side, side, device=extent.device) for _ in range(3)]
     truth = models.peer_step(theirs, inputs[0], *text)
     theirs, ours = theirs.to(extent.dtype), ours.to(extent.dtype)
     text, inputs = Text(text.tokens.to(extent.dtype), text.mask), [x.to(extent.dtype) for x in inputs]
-    cut, t = ours.prepare(Text(text.tokens[:, :TOKENS], text.mask[:, :TOKENS])), torch.full((2,), 0.5).to(inputs[0])
-    prepared = partial(lambda x: ours(x, t, cut))
+    half = torch.full((2,), 0.5)  # on the host, as in sampling
+    t, how = half.to(inputs[0]), models.prepared(ours, text, half)
+    prepared = partial(lambda x: ours(x, half, how))
     sides = {
         "diffusers": Side(lambda x: models.peer_step(theirs, x, *text), truth),
         "ours": Side(lambda x: ours(x, t, text), truth),
@@ -222,7 +223,7 @@ def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
         sides["diffusers, compiled"] = Side(lambda x: models.peer_step(compiled, x, *text), truth)
         pairs.append(Pair(EXACT, "diffusers, compiled", "ours, prepared, graph"))
     tolerance = DEEP if extent.dtype != torch.float32 else extent.tolerance
-    name = f"{size} step, {len(ours.blocks)} blocks, batch 2, {32 * side} px, {TOKENS} of {PADDED} caption tokens"
+    name = f"{size} step, {len(ours.blocks)} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens"
     return Case(name, sides, pairs, inputs, tolerance)
 
 
@@ -230,11 +231,6 @@ def pair(extent: Extent, size: str, blocks: int | None) -> tuple[Any, Any]:
     """diffusers' transformer and ours in float32, with memory of their own."""
     theirs = models.transformer(SIZES[size], blocks).to(extent.device)
     return theirs, models.ours_of(theirs).to(extent.device)
-
-
-def caption(extent: Extent) -> Text:
-    tokens = torch.randn(2, PADDED, models.TEXT, device=extent.device)
-    return Text(tokens, torch.arange(PADDED, device=extent.device).expand(2, -1) < TOKENS)
 
 
 def denoise(extent: Extent) -> Iterator[Case]:
@@ -246,15 +242,15 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     """Twenty guided steps of Flow-DPM-Solver, captions and their padding as in `step`; outputs are compared after one
     step, for in half precision twenty of random weights tell nothing."""
     theirs, ours = (part.to(extent.dtype) for part in pair(extent, size, blocks))
-    text = caption(extent)
+    text = models.captions(TOKENS, PADDED, extent.device)
     text = Text(text.tokens.to(extent.dtype), text.mask)
-    null, how = Text(text.tokens[:1, :1], text.mask[:1, :1]), Sampling(steps=STEPS)
-    prompt = Text(text.tokens[:1, :TOKENS], text.mask[:1, :TOKENS])
+    prompt, null = Text(text.tokens[:1, :TOKENS], text.mask[:1, :TOKENS]), Text(text.tokens[1:, :1], text.mask[1:, :1])
+    how = Sampling(steps=STEPS)
     flow = models.FLOW
     inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
 
     def mine(noise: Tensor) -> Tensor:
-        return how.run(guided(ours, prompt, null, how.guidance), noise, flow)
+        return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow)), noise, flow)
 
     def peer(noise: Tensor) -> Tensor:
         return how.run(models.peer_velocity(theirs, prompt, null, PADDED, how.guidance), noise, flow)

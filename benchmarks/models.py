@@ -18,7 +18,8 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sana_lab import architectures, foreign, pretrained
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import join, pad
+from sana_lab.diffusion.guidance import join, pad, pair, prepare
+from sana_lab.dit import Prepared
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.text.instruction import read_instruction
 from sana_lab.text.llm import Llm
@@ -167,6 +168,20 @@ def peer_step(model: Callable[..., Any], x: Tensor, tokens: Tensor, mask: Tensor
     t = torch.full((len(x),), 500.0, device=x.device)
     keep = mask.to(tokens.dtype)
     return model(x, tokens, timestep=t, encoder_attention_mask=keep, return_dict=False)[0]
+
+
+def captions(real: int, padded: int, device: torch.device | str = "cpu") -> Text:
+    """Random features of a caption of so many tokens and of the empty prompt, which is one, both padded."""
+    lengths = torch.tensor([real, 1], device=device)
+    tokens = torch.randn(2, padded, TEXT, device=device)
+    return Text(tokens, torch.arange(padded, device=device) < lengths[:, None])
+
+
+def prepared(dit: Any, text: Text, times: Tensor) -> Prepared:
+    """What `guided` prepares of a caption and the empty prompt before the first step."""
+    caption, null = (Text(text.tokens[i : i + 1], text.mask[i : i + 1]) for i in range(2))
+    first = prepare(dit, caption)._replace(schedule=dit.schedule(times))
+    return pair(dit, first, null)
 
 
 def channels_last(model: nn.Module) -> nn.Module:
