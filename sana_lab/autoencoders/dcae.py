@@ -22,9 +22,9 @@ from sana_lab.autoencoders.dcae_blocks import (
     Up,
     Upsample,
     average_channels,
-    channels_last,
     repeat_channels,
 )
+from sana_lab.autoencoders.inference import channels_last
 from sana_lab.autoencoders.tiling import Tiled, flat, through, within
 from sana_lab.ops.fast import Fast
 from sana_lab.parts import RUNTIME, AsBefore

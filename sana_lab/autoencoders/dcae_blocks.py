@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_lab.autoencoders.inference import convolved
 from sana_lab.autoencoders.tiling import Tiled, convolving_first, doubling, halving, within
 from sana_lab.ops.conv3x3 import Norm, conv3x3
 from sana_lab.ops.fast import Fast, taken
@@ -236,16 +237,6 @@ def batch_norm_2d(width: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(width)
     nn.init.constant_(norm.weight, GAIN)
     return norm
-
-
-def convolved(conv: nn.Conv2d, x: Tensor, backend: Fast) -> Tensor:
-    """x through a 3x3 convolution that keeps the grid."""
-    return conv3x3(x, conv.weight, conv.bias, backend=backend)
-
-
-def channels_last(x: Tensor, backend: Fast, *parameters: Tensor) -> Tensor:
-    """x in the memory order that inference works in, where it is not `torch` alone."""
-    return x.contiguous(memory_format=torch.channels_last) if taken(backend, x, *parameters) else x
 
 
 def wide(x: Tensor) -> Tensor:

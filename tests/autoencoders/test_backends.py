@@ -29,8 +29,9 @@ FOLDED = {
     "up": "shuffle",
     "batch_norm_stages": 1,
 }
-SPECS = [DCAE, FOLDED]
-NAMES = ["dcae", "dcae-folded"]
+VAE = {"name": "vae", "widths": [32, 32, 64], "depth": 1, "groups": 8, "latent": 4}
+SPECS = [DCAE, FOLDED, VAE]
+NAMES = ["dcae", "dcae-folded", "vae"]
 LARGE = 64  # pixels: over 512 tiles of 4 x 4 in two images, enough for `auto` to take Winograd
 
 
@@ -161,7 +162,7 @@ def test_an_explicit_fast_records_no_gradient(spec):
         model.decode(torch.randn(1, model.channels, 8, 8))
 
 
-@pytest.mark.parametrize("name", ["dcae"])
+@pytest.mark.parametrize("name", ["dcae", "vae"])
 def test_an_unknown_backend_is_refused_while_it_loads(name):
     with pytest.raises(parts.SpecError, match="backend"):
         parts.resolve("autoencoder", {"name": name, "backend": "winograd"})

@@ -151,15 +151,15 @@ def test_full_size_has_the_keys_and_shapes_of_diffusers(name):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-8)])
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_layouts_equal_diffusers(name, dtype, tolerance):
+@pytest.mark.parametrize(("name", "backend"), [*((name, "torch") for name in PUBLISHED), ("vae_sdxl", "fast")])
+def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     """Encode and decode, normalised as the pipelines do; widths an eighth, the layout is the real one."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     config = PUBLISHED[name] | {"block_out_channels": (16, 32, 64, 64), "norm_num_groups": 4}
     theirs = diffusers.AutoencoderKL(**config).to(dtype).eval()
     scatter(theirs)
-    spec = {**parts.resolve("autoencoder", name), "widths": [16, 32, 64, 64], "groups": 4}
+    spec = {**parts.resolve("autoencoder", name), "widths": [16, 32, 64, 64], "groups": 4, "backend": backend}
     model = parts.build("autoencoder", spec).to(dtype).eval()
     model.load_state_dict(ours_from(theirs.state_dict(), model, 2, 4))
     images = torch.randn(1, 3, 32, 48, dtype=dtype)
