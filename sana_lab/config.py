@@ -74,6 +74,7 @@ class SamplingOptions:
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
     quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
     offload: Annotated[bool, RUNTIME] = False
+    graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"
 
 
 @dataclass

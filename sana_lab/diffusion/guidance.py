@@ -1,5 +1,7 @@
 """Classifier-free guidance (arXiv 2207.12598) as one batched forward."""
 
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,18 @@ SLIP = 1e-6
 """What float32 may take from a time at an interval's end."""
 
 
+Step = Callable[[Tensor, Tensor, Prepared], Tensor]
+"""(x, t, prepared) -> velocity, by nothing but its arguments and the denoiser's weights."""
+
+Bind = Callable[[Step, Prepared, Hashable], Velocity]
+"""Makes the velocity of a step and a text; steps of one kind, the last argument, do the same with the same weights."""
+
+
+def at_once(step: Step, prepared: Prepared, kind: Hashable) -> Velocity:
+    """The step itself."""
+    return lambda x, t: step(x, t, prepared)
+
+
 def guided(
     dit: Dit,
     text: Text,
@@ -17,23 +31,28 @@ def guided(
     scale: float,
     interval: tuple[float, float] | None = None,
     times: Tensor | None = None,
+    bind: Bind = at_once,
 ) -> Velocity:
     """null + scale (text - null), with captions prepared once; a scale of 1 runs the conditional half alone.
 
     So do times outside `interval`, where it is given (arXiv 2404.07724). Guided is in the dtype of x, whatever the
     network's: float32 latents stay so through a network in half precision. `times` (M,) are those that it will be asked
-    for, as far as they are known: what depends on them alone is computed here, all at once.
+    for, as far as they are known: what depends on them alone is computed here, all at once. `bind` is how steps are
+    run: as they are, or recorded (`systems.graphs`).
     """
     alone = prepare(dit, text)._replace(schedule=None if times is None else dit.schedule(times))
-    if scale == 1:
-        return _alone(dit, alone)
-    both = pair(dit, alone, null)
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        with_text, without = dit(torch.cat([x, x]), torch.cat([t, t]), both).to(x.dtype).chunk(2)
+    def one(x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        return dit(x, t, prepared).to(x.dtype)
+
+    def two(x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+        with_text, without = dit(torch.cat([x, x]), torch.cat([t, t]), prepared).to(x.dtype).chunk(2)
         return without + scale * (with_text - without)
 
-    return velocity if interval is None else _within(interval, velocity, _alone(dit, alone))
+    if scale == 1:
+        return bind(one, alone, "alone")
+    inside = bind(two, pair(dit, alone, null), scale)
+    return inside if interval is None else _within(interval, inside, bind(one, alone, "alone"))
 
 
 def prepare(dit: Dit, text: Text) -> Prepared:
@@ -53,10 +72,6 @@ def pair(dit: Dit, prepared: Prepared, null: Text) -> Prepared:
     if constant is None:
         return prepared.beside(other)
     return prepared._replace(constant=[c.expand(prepared.size[0], -1) for c in constant])
-
-
-def _alone(dit: Dit, prepared: Prepared) -> Velocity:
-    return lambda x, t: dit(x, t, prepared).to(x.dtype)
 
 
 def _within(interval: tuple[float, float], inside: Velocity, outside: Velocity) -> Velocity:

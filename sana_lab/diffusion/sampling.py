@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Sampling:
     `shift` None takes the flow's own. Guidance acts while the network's time is within `guidance_interval`, both ends
     included (arXiv 2404.07724); outside, the prompt is followed alone in half the work. `grid` is how times lie.
     `quantize` rounds the products of the denoiser's blocks to eight bits (`systems.quantize`). With `offload` each
-    network is on the device only while it works: the same result in less of its memory.
+    network is on the device only while it works: the same result in less of its memory. `graph` replays steps as CUDA
+    graphs (`systems.graphs`).
     """
 
     solver: Annotated[Spec, "solver"] = "dpmpp"
@@ -35,6 +36,7 @@ class Sampling:
     grid: Annotated[Grid, AsBefore("even")] = "even"
     quantize: Annotated[Quantize, AsBefore("none")] = "none"
     offload: Annotated[bool, RUNTIME] = False
+    graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval or (0, 1)

@@ -77,6 +77,14 @@ class Prepared(NamedTuple):
         """What was prepared for times (B,), if anything was."""
         return self.now if self.now is not None or self.schedule is None else self.schedule.at(t)
 
+    def padded(self, length: int) -> "Prepared":
+        """Right-padded with positions that do not count."""
+        (rows, now) = self.size
+        if now == length:
+            return self
+        keys, values = ([_padded(x, rows, length) for x in part] for part in (self.keys, self.values))
+        return self._replace(keys=keys, values=values, mask=F.pad(self._mask(rows), (0, length - now)))
+
     def _mask(self, rows: int) -> Tensor:
         mask = self.keys[0].new_ones(self.size, dtype=torch.bool) if self.mask is None else self.mask
         return mask.expand(rows, -1)

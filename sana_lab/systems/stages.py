@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import guided, within
+from sana_lab.diffusion.guidance import within
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.diffusion.solvers import at
 from sana_lab.evaluation.driver import Driver
@@ -108,7 +108,7 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
         return found, system.text_encoder.against([""], found) if sampling.guidance != 1 else None
 
     def prepare(pair: tuple[Any, Any], how: Sampling = sampling) -> Velocity:
-        return guided(system.dit, *pair, how.guidance, how.guidance_interval, how.told(system.flow))
+        return system.velocity(*pair, how)
 
     def denoise(pair: tuple[Any, Any], how: Sampling) -> Tensor:
         return how.run(prepare(pair, how), noise, system.flow)

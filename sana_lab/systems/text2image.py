@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import lightning as L
@@ -10,20 +11,21 @@ from torch import Tensor, nn
 
 from sana_lab import parts
 from sana_lab.autoencoders import Autoencoder
-from sana_lab.diffusion.guidance import guided
+from sana_lab.diffusion.guidance import Bind, at_once, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
 from sana_lab.dit import Dit
 from sana_lab.evaluation.throughput import doing
 from sana_lab.layers import dtype_of
 from sana_lab.parts import AsBefore, Spec
 from sana_lab.systems.averaging import Average
+from sana_lab.systems.graphs import Graphs
 from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
 from sana_lab.systems.optimizers import optimizer
 from sana_lab.systems.quantize import quantize, quantized
 from sana_lab.systems.residency import Offload
 from sana_lab.systems.schedule import set_rate
 from sana_lab.text import TextEncoder
-from sana_lab.types import Batch, Text
+from sana_lab.types import Batch, Text, Velocity
 
 
 class TextToImage(L.LightningModule):
@@ -69,6 +71,7 @@ class TextToImage(L.LightningModule):
         self.text_encoder.requires_grad_(self.text_trains)
         self.dit: Dit = parts.build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
         self.average = Average(self, ema)
+        self.graphs = Graphs()
 
     def train(self, mode: bool = True) -> "TextToImage":
         """Frozen parts stay in evaluation mode."""
@@ -153,6 +156,7 @@ class TextToImage(L.LightningModule):
         shape = self.latent_shape(size)
         noise = noise_like(shape, seed, indices).to(self.offload.device if self.offload else self.device)
         dit = quantized(self.dit, sampling.quantize)
+        self._bind(sampling, dit)  # what cannot be is said before any work
         made = [
             self._draw(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling, dit)
             for i in range(0, len(prompts), batch)
@@ -182,11 +186,27 @@ class TextToImage(L.LightningModule):
                 else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
         with self.working(dit, f"denoising {self._named(noise)}"):
-            times = sampling.told(self.flow)
-            velocity = guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times)
+            velocity = self.velocity(text, null, sampling, dit)
             latents = check_finite(sampling.run(velocity, noise, self.flow), dtype_of(dit))
         with self.working(self.autoencoder, f"decoding {self._named(noise)}"):
             return self.pixels(latents)
+
+    def velocity(self, text: Text, null: Text, how: Sampling, dit: Dit | None = None) -> Velocity:
+        """The guided velocity of one sampling run with the system's denoiser, or with another one."""
+        dit = self.dit if dit is None else dit
+        times = how.told(self.flow)
+        return guided(dit, text, null, how.guidance, how.guidance_interval, times, self._bind(how, dit))
+
+    def _bind(self, how: Sampling, dit: Dit) -> Bind:
+        """Steps are replayed where weights stay where they are."""
+        moves = self.offload is not None or dit is not self.dit
+        if moves and how.graph == "always":
+            raise ValueError(
+                "sampling graph is 'always', which needs weights that stay where they are; expected offload: false, "
+                "and a denoiser that is quantised already (`settle`)"
+            )
+        self.graphs.check(dit, how.graph)
+        return at_once if moves else partial(self.graphs.velocity, dit, how.graph)
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, H, W) uint8."""
