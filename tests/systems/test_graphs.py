@@ -102,16 +102,18 @@ def assert_same(a: Tensor, b: Tensor) -> None:
 # --- the same latents
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "rf_solver", "dpmpp", "unipc"])
-@pytest.mark.parametrize("interval", [None, (0.3, 0.8)])
+@pytest.mark.parametrize(("solver", "interval"), [("heun", (0.3, 0.8)), ("rf_solver", None), ("unipc", None)])
 @torch.no_grad()
 def test_replayed_steps_are_the_steps(dit: Dit, solver: str, interval: tuple[float, float] | None):
     """A solver that asks twice before it uses the first answer still has it."""
-    graphs, how = Graphs(Recorder()), Sampling(solver, 5, 3.0, guidance_interval=interval)
-    for prompts in (text([5, 9]), text([32, 32], 4), text([33, 2], 5)):
-        assert_same(drawn(dit, graphs, prompts, how), drawn(dit, None, prompts, how))
-    for null in (text([4], 3), text([2, 40], 3), text([5, 9], 3)):
-        assert_same(drawn(dit, graphs, text([5, 9]), how, null), drawn(dit, None, text([5, 9]), how, null))
+    graphs, how = Graphs(Recorder()), Sampling(solver, 3, 3.0, guidance_interval=interval)
+    for prompts, null in (
+        (text([5, 9]), NULL),
+        (text([32, 32], 4), NULL),
+        (text([5, 9]), text([2, 40], 3)),
+        (text([5, 9]), text([5, 9], 3)),
+    ):
+        assert_same(drawn(dit, graphs, prompts, how, null), drawn(dit, None, prompts, how, null))
 
 
 @torch.no_grad()
