@@ -4,13 +4,14 @@ Legend: B batch, h, w token grid, C width, L caption tokens, H heads, D head wid
 """
 
 import math
-from typing import final
+from typing import Annotated, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sana_lab.parts import SpecError
+from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.parts import RUNTIME, SpecError
 
 
 class RmsNorm(nn.Module):
@@ -35,40 +36,32 @@ def saturated(x: Tensor) -> Tensor:
     return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters, then x * (1 + scale) + shift; x (B, h, w, C), shift and scale (B, C)."""
-    normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-    return normed * (1 + scale[:, None, None]) + shift[:, None, None]
-
-
 @final
 class MixFfn(nn.Module):
     """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, gate with SiLU, 1x1 down.
 
     The zero padding of its 3x3 tells tokens where they are, so the DiT needs no position embedding.
+    `backend` chooses the kernel and changes no result; the kernel is for a convolution of 3 x 3.
     """
 
-    def __init__(self, ratio: float = 2.5, kernel: int = 3, *, dim: int) -> None:
+    def __init__(
+        self,
+        ratio: float = 2.5,
+        kernel: int = 3,
+        backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
+        *,
+        dim: int,
+    ) -> None:
         super().__init__()
         hidden = int(ratio * dim)
         self.expand = nn.Linear(dim, 2 * hidden)
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
         self.project = nn.Linear(hidden, dim, bias=False)
+        self.backend: Literal["auto", "torch", "triton"] = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        y, gate = self.mix(F.silu(self.expand(x))).chunk(2, -1)
-        return self.project(y * F.silu(gate))
-
-    def mix(self, x: Tensor) -> Tensor:
-        """The depthwise convolution, channels last in memory.
-
-        A grid smaller than the kernel is widened with the zeros that its padding means anyway: oneDNN's backward takes
-        seven times as long on 2 x 2 as on 3 x 3.
-        """
-        h, w = x.shape[1:3]
-        least = self.depthwise.kernel_size[0]
-        x = F.pad(x, (0, 0, 0, max(0, least - w), 0, max(0, least - h)))
-        return self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, :h, :w]
+        convolution = self.depthwise.weight, cast(Tensor, self.depthwise.bias)
+        return self.project(mix_ffn(self.expand(x), *convolution, backend=self.backend, overwrite=True))
 
 
 @final

@@ -14,7 +14,6 @@ from sana_lab.layers import (
     PatchEmbed,
     RmsNorm,
     TimeEmbed,
-    modulate,
     sincos_positions,
     sinusoid,
     unpatch,
@@ -51,15 +50,6 @@ def test_rms_norm_counts_in_float32():
     assert torch.allclose(RmsNorm(64).half()(big).float(), torch.ones(1, 64), atol=1e-3)
 
 
-def test_modulate_is_a_norm_then_an_affine_map():
-    x, shift, scale = torch.randn(2, 3, 5, 8), torch.randn(2, 8), torch.randn(2, 8)
-    out = modulate(x, shift, scale)
-    for b, i, j in [(0, 0, 0), (1, 2, 4)]:
-        token = x[b, i, j].double()
-        normed = (token - token.mean()) / (token.var(unbiased=False) + 1e-6).sqrt()
-        assert close(out[b, i, j].double(), normed * (1 + scale[b]) + shift[b])
-
-
 # --- feed-forward
 
 
@@ -94,6 +84,24 @@ def test_mix_ffn_on_every_grid_size(grid: tuple[int, int]):
         torch.autograd.grad(ffn(x).sum(), weights), torch.autograd.grad(expected.sum(), weights), strict=True
     ):
         assert close(a, b, 1e-10)
+
+
+def test_mix_ffn_of_another_kernel_size_is_for_torch():
+    ffn, x = MixFfn(kernel=5, dim=8, backend="triton"), torch.randn(1, 4, 4, 8)
+    with pytest.raises(ValueError, match="'triton' needs a depthwise kernel of 3 x 3, not 5 x 5; backend 'torch'"):
+        ffn(x)
+    ffn.backend = "auto"
+    assert ffn(x).shape == x.shape
+
+
+def test_mix_ffn_without_gradients_is_the_same_to_the_last_bit():
+    """It saves memory then, of its own: what it was given stays as it was."""
+    for grid in [(1, 2), (2, 2), (5, 4)]:
+        ffn, x = MixFfn(dim=16), torch.randn(2, *grid, 16)
+        before, wanted = x.clone(), ffn(x)
+        with torch.no_grad():
+            assert torch.equal(ffn(x), wanted)
+        assert torch.equal(x, before)
 
 
 def test_mix_ffn_knows_where_a_token_is_and_mlp_does_not():

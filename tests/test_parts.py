@@ -130,7 +130,7 @@ def test_inner_specs_are_resolved_all_the_way_down():
 def test_inner_options_without_a_name_are_the_default_parts():
     resolved = parts.resolve("system", {"name": "text2image", "optimizer": {"lr": 0.5}, "dit": {"ffn": {"ratio": 2}}})
     assert (resolved["optimizer"]["name"], resolved["optimizer"]["lr"]) == ("adamw", 0.5)
-    assert resolved["dit"]["ffn"] == {"name": "mix", "ratio": 2.0, "kernel": 3}
+    assert resolved["dit"]["ffn"] == {"name": "mix", "ratio": 2.0, "kernel": 3, "backend": "auto"}
 
 
 def test_build_supplies_what_code_knows_and_remembers_the_spec():

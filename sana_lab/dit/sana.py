@@ -15,11 +15,12 @@ from sana_lab.layers import (
     MixFfn,
     PatchEmbed,
     TimeEmbed,
-    modulate,
     queued,
     sincos_positions,
     unpatch,
 )
+from sana_lab.ops.backend import Backend
+from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.parts import RUNTIME, AsBefore, Spec, build
 from sana_lab.types import Text
 
@@ -30,8 +31,18 @@ MOST = 128
 class Block(nn.Module):
     """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
 
-    def __init__(self, dim: int, attention: Spec, ffn: Spec, cross_heads: int, cross_norm: bool, eps: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        attention: Spec,
+        ffn: Spec,
+        cross_heads: int,
+        cross_norm: bool,
+        eps: float,
+        backend: Backend = "auto",
+    ) -> None:
         super().__init__()
+        self.backend: Backend = backend
         self.table = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
         self.attention = build("attention", attention, dim=dim)
         self.cross = CrossAttention(dim, cross_heads, cross_norm, eps)
@@ -40,22 +51,25 @@ class Block(nn.Module):
     def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
         """x (B, h, w, C), modulation with the table in it (B, 6, C), and the caption as cross-attention takes it."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
-        x = x + gate_a[:, None, None] * self.attention(modulate(x, shift_a, scale_a))
-        x = x + self.cross(x, *caption)
-        return x + gate_f[:, None, None] * self.ffn(modulate(x, shift_f, scale_f))
+        mixed = self.attention(modulate(x, shift_a, scale_a, backend=self.backend))
+        x = add(x, mixed, gate_a, backend=self.backend)
+        read = self.cross(x, *caption)
+        x, normed = add_modulate(x, read, None, shift_f, scale_f, backend=self.backend)
+        return add(x, self.ffn(normed), gate_f, backend=self.backend)
 
 
 class Head(nn.Module):
     """The last norm, modulated by the time embedding itself, and the projection to latent patches."""
 
-    def __init__(self, dim: int, out: int) -> None:
+    def __init__(self, dim: int, out: int, backend: Backend = "auto") -> None:
         super().__init__()
+        self.backend: Backend = backend
         self.table = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
         self.linear = nn.Linear(dim, out)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         shift, scale = (self.table + time[:, None]).unbind(1)
-        return self.linear(modulate(x, shift, scale))
+        return self.linear(modulate(x, shift, scale, backend=self.backend))
 
 
 @final
@@ -66,7 +80,8 @@ class Sana(Dit):
     `cross_norm` and the attention's `qk_norm`; `cross_norm_eps` is 1e-6 in NVlabs' code and 1e-5 in diffusers'. The
     network reads `time_scale` t. SANA-Sprint, which was distilled with guidance, reads t itself and `guidance` (0.1)
     times the guidance that it is told. `zero_head` begins with a velocity of zero, as DiT does (arXiv 2212.09748) and
-    the paper's code does not; short trainings gain by it.
+    the paper's code does not; short trainings gain by it. `backend` chooses the kernel of what lies between
+    the layers, and changes no result.
     """
 
     def __init__(
@@ -87,6 +102,7 @@ class Sana(Dit):
         time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,
         guidance: Annotated[float | None, AsBefore(None)] = None,
         zero_head: Annotated[bool, AsBefore(False)] = False,
+        backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         channels: int,
         text_dim: int,
@@ -100,9 +116,9 @@ class Sana(Dit):
         self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
         self.blocks: Any = nn.ModuleList(
-            Block(dim, attention, ffn, cross_heads, cross_norm, cross_norm_eps) for _ in range(depth)
+            Block(dim, attention, ffn, cross_heads, cross_norm, cross_norm_eps, backend) for _ in range(depth)
         )
-        self.head = Head(dim, patch * patch * channels)
+        self.head = Head(dim, patch * patch * channels, backend)
         self.initialise()
         if zero_head:
             nn.init.zeros_(self.head.linear.weight)

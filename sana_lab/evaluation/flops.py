@@ -4,6 +4,7 @@ FLOPs = 2 MACs. Matrix products, convolutions and attention products are counted
 operations, norms, softmaxes and table look-ups are not. Causal and masked attention counts in full.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +35,9 @@ PAIR = (
 def count_macs(call: Callable[[], Any]) -> int:
     """Multiply-accumulates of one call, which is run once; exact on the meta device too.
 
-    PyTorch's own counter takes fused softmax attention on the CPU for free, so its formula is added, for this count
-    only. A hand-written kernel counts nothing unless it is a registered operator with a formula.
+    PyTorch's own counter takes fused softmax attention on the CPU for free, and the backward of a depthwise convolution
+    for a dense one, so their formulas are added, for this count only. A hand-written kernel counts nothing unless it is
+    a registered operator with a formula.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with counter:
@@ -77,7 +79,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     fused = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
     forward = {getattr(aten, f"_scaled_dot_product_{name}"): _sdpa for name in fused}
     backward = {aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward}
-    return {**forward, **backward, aten.mv: _mv, aten.dot: _dot}
+    convolution = {aten.convolution_backward: _convolution_backward}
+    return {**forward, **backward, **convolution, aten.mv: _mv, aten.dot: _dot}
 
 
 def _sdpa(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -90,6 +93,12 @@ def _sdpa_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *_: Any, out_shape
     """Five products: q k^T again, and the gradients of weights, values, queries, keys."""
     batch, heads, n, d = q
     return 2 * batch * heads * n * k[-2] * (3 * d + 2 * v[-1])
+
+
+def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *rest: Any, out_shape: Any = None, **__: Any) -> int:
+    """The gradients of input and weight, each as much as the forward; PyTorch's takes no account of groups."""
+    *_, transposed, _, _, wanted = rest
+    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(wanted[:2])
 
 
 def _mv(matrix: Shape, vector: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:

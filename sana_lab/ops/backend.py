@@ -30,6 +30,15 @@ def choose(
     return ("torch", f"triton needs {missing}") if missing else ("triton", "it is installed and takes these tensors")
 
 
+def reachable(device: torch.device, interpreted: bool) -> None:
+    """ValueError for a kernel that was asked for on the CPU, where Triton can only be interpreted."""
+    if device.type == "cpu" and not interpreted:
+        raise ValueError(
+            "backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
+            "these tensors are on cpu, which backend 'torch' takes"
+        )
+
+
 def not_installed() -> str | None:
     """What to install for Triton, in words; None where it is there."""
     try:

@@ -28,6 +28,17 @@ def test_grouped_convolution():
     assert count_macs(lambda: layer(x)) == 2 * 16 * 8 * 8 * 9
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_convolutions_backward_is_two_forwards(layer: type[nn.Conv2d] | type[nn.ConvTranspose2d], groups: int):
+    convolution, x = layer(6, 12, 3, stride=2, padding=1, groups=groups), torch.randn(2, 6, 7, 8).requires_grad_()
+    forward = count_macs(lambda: convolution(x))
+    out = convolution(x)
+    assert count_macs(lambda: out.sum().backward()) == 2 * forward
+    out = convolution(x.detach())
+    assert count_macs(lambda: out.sum().backward()) == forward
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_softmax_attention_on_the_cpu(grad: bool):
     q = heads().requires_grad_(grad)

@@ -1,0 +1,62 @@
+"""Gated residual, LayerNorm and modulation in plain torch: the definition, and its gradients in closed form.
+
+B batch, h, w token grid, C width; a vector for each picture acts on all of its tokens:
+    sum = x + gate y        n = (sum - mean) / sqrt(variance + eps)        out = n (1 + scale) + shift
+With dn = dout (1 + scale), means over C, and sums over tokens:
+    dx = dsum + (dn - mean dn - n mean(dn n)) / sqrt(variance + eps)        dy = gate dx
+    dgate = sum of dx y        dshift = sum of dout        dscale = sum of dout n
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+def definition(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(sum, out) in plain torch; without y the sum is x, and without shift and scale out is the sum."""
+    if y is not None:
+        x = x + (y if gate is None else gate[:, None, None] * y)
+    if shift is None or scale is None:
+        return x, x
+    normed = F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return x, normed * (1 + scale[:, None, None]) + shift[:, None, None]
+
+
+def gradients(
+    dsum: Tensor | None,
+    dout: Tensor | None,
+    total: Tensor | None,
+    y: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Of `definition`: (dx, dy, dgate, dshift, dscale), wide; None for what is not asked, which is said by None.
+
+    `total` is the sum, `dout` and `scale` come with it; y and gate come together, as without a gate dy is dx.
+    """
+    dx, dshift, dscale = dsum, None, None
+    if total is not None and dout is not None and scale is not None:
+        normed, rate = normalised(wide(total))
+        dout = wide(dout)
+        dn = dout * (1 + wide(scale)[:, None, None])
+        dx = rate * (dn - dn.mean(-1, keepdim=True) - normed * (dn * normed).mean(-1, keepdim=True))
+        dx = dx if dsum is None else dx + wide(dsum)
+        dshift, dscale = dout.sum((1, 2)), (dout * normed).sum((1, 2))
+    if dx is None or y is None or gate is None:
+        return dx, None, None, dshift, dscale
+    return dx, wide(gate)[:, None, None] * wide(dx), (wide(dx) * wide(y)).sum((1, 2)), dshift, dscale
+
+
+def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x without mean and of variance one over its last axis, and what it was multiplied by."""
+    rate = (x.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
+    return (x - x.mean(-1, keepdim=True)) * rate, rate
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
