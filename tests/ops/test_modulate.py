@@ -146,7 +146,10 @@ def test_operator_promotes_as_torch_does_and_narrows_under_autocast() -> None:
     [
         ({"x": torch.zeros(2, 3, 8)}, r"x and y must be \(B, h, w, C\) of one shape; got \(2, 3, 8\)"),
         ({"y": torch.zeros(2, 3, 5, 9)}, r"of one shape; got \(2, 3, 5, 8\), \(2, 3, 5, 9\)"),
-        ({"gate": torch.zeros(2, 1, 8)}, r"must be \(B, C\) = \(2, 8\) or \(1, C\), as x is \(2, 3, 5, 8\); got \[\(2, 1, 8\)"),
+        (
+            {"gate": torch.zeros(2, 1, 8)},
+            r"must be \(B, C\) = \(2, 8\) or \(1, C\), as x is \(2, 3, 5, 8\); got \[\(2, 1, 8\)",
+        ),
         ({"shift": torch.zeros(3, 8)}, r"must be \(B, C\) = \(2, 8\)"),
         ({"scale": torch.zeros(2, 8).half()}, "shift and scale must have one dtype; got torch.float32, torch.float16"),
         ({"y": torch.zeros(2, 3, 5, 8).int()}, "must be floating; got .*torch.int32"),
