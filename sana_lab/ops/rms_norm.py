@@ -5,10 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sana_lab.ops.backend import not_installed
 from sana_lab.ops.fast import Fast, taken
 from sana_lab.ops.workers import share
 
 CELLS = 1 << 18  # numbers in a piece that stays in a core's cache
+
+DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
+"""What the fast forms take, by device."""
 
 
 def rms_norm_2d(
@@ -42,12 +46,14 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Te
 
 def unsupported(x: Tensor) -> str | None:
     """What the fast form needs that x is not, in words; None where it takes it."""
-    if x.device.type == "cpu":
-        return None if x.dtype in (torch.float32, torch.float64) else f"float32 or float64 on the CPU, not {x.dtype}"
-    return f"tensors on the CPU, not on {x.device.type}"
+    if x.device.type not in DTYPES:
+        return f"tensors on the CPU or on CUDA, not on {x.device.type}"
+    if x.dtype not in DTYPES[x.device.type]:
+        return f"{', '.join(map(str, DTYPES[x.device.type]))} on {x.device.type}, not {x.dtype}"
+    return not_installed() if x.device.type == "cuda" else None
 
 
-@torch.library.custom_op("sana_lab::rms_norm_2d", mutates_args=())
+@torch.library.custom_op("sana_lab::rms_norm_2d", mutates_args=(), device_types="cpu")
 def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
     """`rms_norm_2d` in its fast form, as an operator that torch.compile knows."""
     cells = torch.empty_like(x, memory_format=torch.channels_last).permute(0, 2, 3, 1)
@@ -61,6 +67,13 @@ def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tens
 
     share(pieces_of(source), work)
     return cells.permute(0, 3, 1, 2)
+
+
+@operator.register_kernel("cuda")
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
+    from sana_lab.ops import rms_norm_triton as kernel
+
+    return kernel.forward(x, weight, bias, eps, residual)
 
 
 @operator.register_fake

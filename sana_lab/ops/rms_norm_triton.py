@@ -1,0 +1,69 @@
+"""RMSNorm over channels and residual in Triton: what `rms_norm.definition` computes, each tensor read or written once.
+
+A program takes a few cells of a channels-last grid with all of their channels. All arithmetic is float32, whatever
+came in, and the result is rounded once. Letters: P cells, C channels, W the power of two that holds C, ROWS cells in a
+program.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _kernel(
+    x: tl.tensor, weight: tl.tensor, bias: tl.tensor, residual: tl.tensor, out: tl.tensor, P: int, C: int, eps: float,
+    W: tl.constexpr, ROWS: tl.constexpr, ADDED: tl.constexpr,
+) -> None:  # fmt: skip
+    p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    c = tl.arange(0, W)
+    inside = (p < P)[:, None] & (c < C)[None, :]
+    places = p[:, None] * C + c[None, :]
+    row = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+    rate = 1.0 / tl.sqrt(tl.sum(row * row, 1) / C + eps)
+    weights = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+    shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+    y = row * rate[:, None] * weights[None, :] + shift[None, :]
+    if ADDED:
+        y += tl.load(residual + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + places, y.to(out.dtype.element_ty), mask=inside)
+
+
+class Plan(NamedTuple):
+    """How a shape is cut: W and ROWS above, and the warps in a program."""
+
+    width: int
+    rows: int
+    warps: int
+
+
+def plan(channels: int) -> Plan:
+    """About 4,096 numbers in a program, 32 to a thread."""
+    width = max(16, triton.next_power_of_2(channels))
+    rows = max(1, 4096 // width)
+    return Plan(width, rows, max(1, min(16, width * rows // 1024)))
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
+    """x (B, C, h, w) -> same, channels last; tensors that are not so are copied first."""
+    x = _ordered(x)
+    rest = x if residual is None else _ordered(residual)
+    out = torch.empty_like(x)
+    cells, cut = x.numel() // x.shape[1], plan(x.shape[1])
+    _launch(cells, cut, x, weight.contiguous(), bias.contiguous(), rest, out, eps, residual is not None)
+    return out
+
+
+def _launch(cells: int, cut: Plan, x: Tensor, *rest: Any) -> None:
+    *tensors, eps, added = rest
+    with torch.cuda.device_of(x):
+        _kernel[(triton.cdiv(cells, cut.rows),)](
+            x, *tensors, cells, x.shape[1], eps, W=cut.width, ROWS=cut.rows, ADDED=added, num_warps=cut.warps
+        )
+
+
+def _ordered(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
