@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, help="of a diffusers pipeline (its own)")
     bench.add_argument("--guidance", type=float, help="of a diffusers pipeline (its own)")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    _profile(verbs)
     _ablate(verbs)
     _exchange(verbs)
     ui = verbs.add_parser("ui", help="browse runs in MLflow, on this machine only", allow_abbrev=False)
@@ -77,6 +78,16 @@ def _sample(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> Non
     sub.add_argument("--negative", default="", metavar="TEXT", help="what guidance leads away from")
     sub.add_argument("--variant", metavar="NAME", help="of a diffusers folder's files, such as fp16")
     sub.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
+
+
+def _profile(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    profile = _experiment(verbs, "profile", "say where the time of a training step goes, or of an image, untrained")
+    profile.add_argument("--sampling", action="store_true", help="of drawing an image instead")
+    profile.add_argument("--steps", type=int, metavar="N", help="steps that are timed (20), or images (3)")
+    profile.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before them (3)")
+    profile.add_argument("--top", type=int, default=10, metavar="N", help="operators that are listed (10)")
+    profile.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
+    profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace of a few steps")
 
 
 def _ablate(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -166,7 +177,7 @@ def _look_up(options: argparse.Namespace) -> None:
     match options.verb:
         case "ablate" | "table":
             config.locate("ablations", options.ablation)
-        case "train":
+        case "train" | "profile":
             config.apply(config.compose(options.experiment), options.overrides)
         case "eval" | "bench" | "sample":
             name = options.model if options.verb == "sample" else options.experiment
@@ -190,6 +201,10 @@ def _run(options: argparse.Namespace) -> int | None:
             judging.main(options.experiment, options.overrides, options.json)
         case "bench":
             _bench(options)
+        case "profile":
+            from sana_lab import profile
+
+            profile.main(options)
         case "compare":
             from sana_lab import compare
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from sana_lab import cli, config
 
-VERBS = ("train", "sample", "eval", "bench", "ablate", "table", "import", "export", "ui")
+VERBS = ("train", "sample", "eval", "bench", "profile", "ablate", "table", "import", "export", "ui")
 TINY = """
 system:
   name: text2image
@@ -62,7 +62,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 # --- help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["profile", "--help"]])
 def test_help_answers_at_once_and_imports_nothing_heavy(arguments: list[str]):
     """0.07 s of CPU time on a quiet core; the bar is 0.3, and busy machines get three times as much."""
     done = subprocess.run(
@@ -218,6 +218,7 @@ assert "torch" not in sys.modules
         ["train", "tiny", "seed"],
         ["eval", "tyni"],
         ["bench", "tyni"],
+        ["profile", "tyni"],
         ["sample", "a", "--out", "o", "--model", "tyni"],
         ["ablate", "tow"],
         ["table", "tow"],

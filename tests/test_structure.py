@@ -35,6 +35,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "judging",
         "compare",
         "bench",
+        "profile",
+        "stand_ins",
         "logger",
         "ledger",
         "plots",
