@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import profiler
 
-from sana_lab import config
+from sana_lab import config, parts
 from sana_lab.bench import PROMPTS, build_untrained
 from sana_lab.checks import check
 from sana_lab.diffusion.sampling import Sampling
