@@ -23,9 +23,11 @@ from sana_lab.evaluation.flops import DEFINITION, PAIR, count_pair_macs
 from sana_lab.evaluation.throughput import Rung, host_room, sweep
 from sana_lab.outputs import check_file
 from sana_lab.parts import Spec, SpecError, build
+from sana_lab.room import advised, untrained
 from sana_lab.systems.costs import Costs, by_stage, device_name, headline, machine, table
 from sana_lab.systems.peer import Peer
 from sana_lab.systems.peer_stages import Asked, measure_peer, time_peer
+from sana_lab.systems.quantize import quantize
 from sana_lab.systems.stages import (
     COMPONENT,
     Timer,
@@ -75,21 +77,23 @@ def bench(
 
     Latency is at batch 1, throughput and peak memory at `batch`. With `measured_steps` the denoiser's time is that of
     one evaluation, the median of so many, times the number of evaluations. `most` adds a sweep of batches up to it, or
-    until memory is full; `energy_s` measures energy, each stage repeated for so long, where the driver counts it.
-    ValueError for a size that does not divide.
+    until memory is full; `energy_s` measures energy, each stage repeated for so long, where the driver counts it. Where
+    `sampling` quantises, the denoiser stays so. ValueError for a size that does not divide.
     """
     _check(batch, prompts)
     driver, why = drivers.find(system.device)
     with evaluating(components(system).values()):
-        one = work(system, sampling, size, 1, prompts)
         evaluations = evaluation_times(sampling, system.flow)
+        counted = _in_full(system, sampling, size, prompts, evaluations)
+        quantize(system.dit, sampling.quantize)
+        one = work(system, sampling, size, 1, prompts)
         timer = Timer(sampling, evaluations, repeats, measured_steps, warmup, system.device)
         seconds = timer.stages(one)
         many = one if batch == 1 else work(system, sampling, size, batch, prompts)
         total = seconds["total"] if batch == 1 else timer.total(many)
         costs = Costs(
             seconds,
-            count_stages(one, evaluations),
+            counted or count_stages(one, evaluations),
             measure_peaks(system, many, sampling),
             measure_energy(one, sampling, driver, energy_s),
         )
@@ -165,9 +169,11 @@ def main(
 ) -> None:
     """`sana-lab bench`: measure a resolved experiment's system, untrained; a table, and JSON where asked."""
     check_file(json_file)
-    _tell(
-        bench_experiment(experiment, size=size, batch=batch, repeats=repeats, most=most, energy_s=ENERGY_S), json_file
-    )
+    size = size or experiment["eval"]["bench_size"] or config.image_size(experiment["data"])
+    how: Json = {"size": size, "batch": batch, "repeats": repeats, "most": most, "energy_s": ENERGY_S}
+    with advised(lambda: untrained(experiment, size, batch, "--batch").tips()):
+        record = bench_experiment(experiment, **how)
+    _tell(record, json_file)
 
 
 def main_peer(
@@ -264,6 +270,14 @@ def without_weights(spec: Json) -> Json:
     """A system's spec, its parts as they are made and not as they were trained."""
     parts = COMPONENT.values()
     return {k: {o: v for o, v in s.items() if o != "weights"} if k in parts else s for k, s in spec.items()}
+
+
+def _in_full(
+    system: TextToImage, sampling: Sampling, size: int, prompts: Sequence[str], evaluations: dict[float, int]
+) -> dict[str, float] | None:
+    """The counts of a denoiser that is about to be quantised: products of eight bits are not counted."""
+    quantised = sampling.quantize != system.dit.quantized
+    return count_stages(work(system, sampling, size, 1, prompts), evaluations) if quantised else None
 
 
 def _more_notes(repeats: int, energy: str, swept: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """The command line. It parses, then imports what the verb needs: `--help` answers without importing torch."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--steps", type=int, help="of a diffusers pipeline (its own)")
     bench.add_argument("--guidance", type=float, help="of a diffusers pipeline (its own)")
+    bench.add_argument("--memory", action="store_true", help="work out its memory by component, offloaded, in int8 ...")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here too")
     _profile(verbs)
     _ablate(verbs)
@@ -127,6 +129,7 @@ def _exchange(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status is 0, 1 for an error that a person can mend, 130 for Ctrl-C."""
     options = parse(arguments)
+    _hush()
     try:
         _look_up(options)
         return _run(options) or 0
@@ -143,6 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "\nsana-lab: stopped; what had finished is kept, and the same command goes on from there", file=sys.stderr
         )
         return 130
+
+
+def _hush() -> None:
+    """Of torchao, which transformers and diffusers import where it is installed, nothing that its versions say of each
+    other."""
+    for name in ("torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).addFilter(lambda record: not any(w in str(record.msg) for w in ("Enum", "torchao")))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -248,13 +258,18 @@ def _ablated(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> None:
     """Of an experiment's untrained system, or of a diffusers pipeline as it is."""
-    from sana_lab import bench, config, pretrained, train
+    from sana_lab import bench, config, parts, pretrained, room, train
 
     how = {"batch": options.batch, "repeats": options.repeats, "json_file": options.json, "most": options.sweep}
     if pretrained.is_model(options.experiment):
+        if options.memory:
+            raise parts.SpecError(f"memory is worked out for an experiment, and {options.experiment!r} is a model")
         asked = {"steps": options.steps, "guidance": options.guidance}
         bench.main_peer(options.experiment, size=options.size or 1024, **how, **asked)
     else:
         experiment = config.load(options.experiment, options.overrides)
         train.check(experiment)
-        bench.main(experiment, size=options.size, **how)
+        if options.memory:
+            room.main(experiment, size=options.size, batch=options.batch, json_file=options.json)
+        else:
+            bench.main(experiment, size=options.size, **how)

@@ -16,6 +16,7 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation.extractors import place
 from sana_lab.outputs import check_folder
 from sana_lab.parts import SpecError
+from sana_lab.room import Drawing, advised
 from sana_lab.systems.text2image import TextToImage
 
 
@@ -70,7 +71,8 @@ def main(options: argparse.Namespace) -> None:
     system = load(options.model, options.set, options.variant)
     if isinstance(system, TextToImage):
         system.settle(Sampling(**settings(system, {})), place("auto"))
-    images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
+    with advised(lambda: drawing(system, options.size, len(options.prompts), "prompts at a time").tips()):
+        images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         about = {
             "prompt": prompt,
@@ -80,6 +82,12 @@ def main(options: argparse.Namespace) -> None:
             "negative": options.negative,
         }
         print(write(options.out, image, about | {"sampling": settings(system, {})}))
+
+
+def drawing(system: TextToImage, size: int | None, batch: int, option: str) -> Drawing:
+    """What is drawn, for advice where memory is full; `option` is what chooses the batch."""
+    size = size or config.image_size(system.experiment["data"])
+    return Drawing(system, size, min(batch, 64), Sampling(**settings(system, {})), option)
 
 
 def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:

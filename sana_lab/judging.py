@@ -15,6 +15,7 @@ from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.evaluation.geneval_measure import GenEval
 from sana_lab.outputs import check_file, check_folder
 from sana_lab.parts import Spec, SpecError
+from sana_lab.room import advised
 from sana_lab.systems import attributes, clip
 from sana_lab.systems.autoencoder import AutoencoderSystem
 from sana_lab.systems.peer import Peer, is_pipeline
@@ -104,7 +105,8 @@ def _measured(system: Any, options: Json) -> Json:
             source = system.experiment["data"].get("source", system.experiment["data"])
             measures = chosen(options, world=source.get("name") == "shapes")
             subject = subjects.of_system(system, options)
-            reports = suite.run(measures, subject, options["batch"]) if measures else {}
+            with advised(lambda: draw.drawing(system, None, options["batch"], "eval.batch").tips()):
+                reports = suite.run(measures, subject, options["batch"]) if measures else {}
             return told(reports, measures, subject.captions, options["seed"])
         case AutoencoderSystem():
             return {"reconstruction": _reconstruction(system, options)}

@@ -24,6 +24,7 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.logger import Tracker
 from sana_lab.outputs import check_folder
 from sana_lab.parts import SpecError
+from sana_lab.room import advised, training_tips
 from sana_lab.systems.compiling import compile_blocks
 from sana_lab.systems.text2image import TextToImage
 
@@ -53,7 +54,8 @@ def train(
     check_folder(home)
     with _alone(home, name):
         done = weights.trained(experiment)
-        return done or _fit(experiment, home, name, logger, progress)
+        with advised(lambda: training_tips(experiment)):
+            return done or _fit(experiment, home, name, logger, progress)
 
 
 def _alone(home: Path, name: str) -> AcquireReturnProxy:

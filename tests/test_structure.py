@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "judging",
         "compare",
         "bench",
+        "room",
         "profile",
         "stand_ins",
         "logger",

@@ -95,7 +95,7 @@ def doing(what: str) -> Iterator[None]:
             raise
         traceback.clear_frames(error.__traceback__)  # what they hold is what memory is full of
         release()
-        raise OutOfMemory(f"out of memory while {what}: {_first_line(error)}") from None
+        raise OutOfMemory(f"out of memory while {what}: {first_line(error)}") from None
 
 
 def release() -> None:
@@ -130,8 +130,9 @@ def _attempt(run: Callable[[int], Rung], batch: int) -> tuple[Rung | None, str]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return None, _first_line(error)
+        return None, first_line(error)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its name."""
     return next(iter(str(error).splitlines()), "").strip() or type(error).__name__

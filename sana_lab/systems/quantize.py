@@ -6,9 +6,6 @@ activations too, token by token, and multiplies int8 by int8 (SANA, section 4 an
 
 import copy
 import importlib.util
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,8 +18,13 @@ WIDE: dict[Quantize, tuple[str, ...]] = {"int8": (), "w8a8": (".cross.kv",)}
 
 def check(how: Quantize) -> None:
     """ImportError that names the extra where torchao is needed and not installed."""
-    if how != "none" and importlib.util.find_spec("torchao") is None:
+    if how != "none" and not installed():
         raise ImportError(f"quantize {how!r} needs torchao: pip install 'sana_lab[quantize]'")
+
+
+def installed() -> bool:
+    """Whether torchao is."""
+    return importlib.util.find_spec("torchao") is not None
 
 
 def quantize(dit: Dit, how: Quantize) -> Dit:
@@ -37,10 +39,9 @@ def quantize(dit: Dit, how: Quantize) -> Dit:
         raise ValueError(f"the denoiser is quantised as {dit.quantized!r} already, not {how!r}; load it again")
     check(how)
     chosen = {*layers(dit, how)}
-    with _quiet():
-        from torchao.quantization import quantize_
+    from torchao.quantization import quantize_
 
-        quantize_(dit, _config(how), lambda module, name: name in chosen)
+    quantize_(dit, _config(how), lambda module, name: name in chosen)
     dit.quantized = how
     return dit
 
@@ -69,18 +70,3 @@ def _config(how: Quantize) -> Any:
 
     made = {"int8": quantization.Int8WeightOnlyConfig, "w8a8": quantization.Int8DynamicActivationInt8WeightConfig}
     return made[how](set_inductor_config=False)  # torch's own settings stay as they are
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch says of each enumeration that torchao registers while it is imported that this is no longer needed."""
-    logger = logging.getLogger("torch.utils._pytree")  # by a filter: importing torchao sets the level anew
-    logger.addFilter(_is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_other)
-
-
-def _is_other(record: logging.LogRecord) -> bool:
-    return "Enum subclass" not in str(record.msg)
