@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from sana_lab import bench, cli, config, draw, judging, room, train, weights
+from sana_lab import bench, cli, config, draw, judging, room, train
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation.throughput import OutOfMemory, doing
 from sana_lab.parts import SpecError
 from sana_lab.room import Drawing, advised, computed, table, training_tips
+from sana_lab.systems import text2image
 from sana_lab.systems.residency import Offload
 from sana_lab.systems.text2image import TextToImage
 
@@ -38,6 +39,7 @@ def system(**changes: Any) -> TextToImage:
 
 
 class TestTable:
+    @pytest.mark.slow
     def test_the_released_size_by_component(self, capsys: pytest.CaptureFixture[str], tmp_path: Path):
         """0.6B at 1024 px: parameters as published, two bytes each, and what the issue of memory comes down to."""
         pytest.importorskip("torchao")
@@ -69,11 +71,10 @@ class TestTable:
         assert "int8" not in record["components"]["dit"]
         assert "tile=1 alone" in table(record)
 
-    def test_size_and_batch_count(self):
-        small, large, many = (computed(experiment(), *args)["ways"] for args in ((64,), (128,), (64, 4)))
-        for way in ("all on the device", "+ offload"):
-            assert small[way]["work"]["decode"] < large[way]["work"]["decode"]
-            assert many[way]["work"]["decode"] == pytest.approx(4 * small[way]["work"]["decode"], rel=0.02)
+    def test_the_batch_counts(self):
+        one, many = (computed(experiment(), 64, batch)["ways"]["+ offload"]["work"] for batch in (1, 4))
+        assert many["decode"] == pytest.approx(4 * one["decode"], rel=0.02)
+        assert many["denoise"] > 3 * one["denoise"]
 
     def test_what_draws_no_images_has_none(self):
         with pytest.raises(SpecError, match=r"memory is that of drawing by a text2image system; this .* 'autoencoder'"):
@@ -120,7 +121,7 @@ class TestAdvice:
 
     def test_parts_that_cannot_be_counted_get_words(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(room, "Counter", full)
-        assert Drawing(system(), 64, 8, Sampling(), "eval.batch").tips() == [
+        assert Drawing(system(), 32, 8, Sampling(), "eval.batch").tips() == [
             "try a smaller eval.batch, system.autoencoder.tile=8, sampling.quantize=int8"
         ]
 
@@ -153,7 +154,7 @@ class TestVerbs:
     def test_eval(self, capsys, monkeypatch, here: Path):
         drawn = system(eval={**experiment()["eval"], "prompts_per_task": 1, "held_out": 4, "batch": 4})
         monkeypatch.setattr(draw, "load", lambda *_: drawn)
-        monkeypatch.setattr(drawn.dit, "forward", full)
+        monkeypatch.setattr(text2image, "guided", full)
         line = self.said(capsys, "eval", "shapes_sana")
         assert "while denoising 4 images of 64 x 64 pixels" in line
         assert "; eval.batch=1 " in line
@@ -164,11 +165,10 @@ class TestVerbs:
         assert "computed peak: " in line
         assert "; --batch=1 " in line
 
-    def test_train(self, capsys, monkeypatch, here: Path):
-        monkeypatch.setattr(weights, "HOME", here)
+    def test_train(self, monkeypatch, here: Path):
         monkeypatch.setattr(train, "_fit", full)
-        line = self.said(capsys, "train", "shapes_vae_f8", "trainer.max_steps=3")
-        assert "Tried to allocate 2.00 GiB. computed: 0.0" in line
+        with pytest.raises(OutOfMemory, match=r"memory: .* 2.00 GiB. computed: 0.0\d GiB for weights, .*; try data"):
+            train.train(config.load("shapes_vae_f8", ["trainer.max_steps=3"]))
 
     def test_judging_reaches_it_from_python(self, monkeypatch):
         drawn = system()

@@ -33,14 +33,15 @@ def followed(system: TextToImage, network: nn.Module, call) -> int:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_stages_are_what_real_calls_hold(batch: int):
-    """Of the denoiser inputs differ: times are float32 here and nothing is kept of other steps."""
+    """Of the denoiser within a tenth: attention to the caption is one operator on the CPU, and several on meta."""
     system = make()
     found = Counter(system, 32, batch, guided=True).peaks(Way()).work
     latents = torch.randn(batch, 4, 4, 4)
     assert found["decode"] == followed(system, system.autoencoder, lambda: system.pixels(latents))
     text = Text(torch.randn(2 * batch, 16, 32), torch.ones(2 * batch, 16, dtype=torch.bool))
     x, t = torch.randn(2 * batch, 4, 4, 4), torch.rand(2 * batch)
-    assert found["denoise"] == followed(system, system.dit, lambda: system.dit(x, t, system.dit.prepare(text)))
+    real = followed(system, system.dit, lambda: system.dit(x, t, system.dit.prepare(text)))
+    assert real <= found["denoise"] < 1.1 * real
 
 
 def test_the_denoiser_of_real_guidance_holds_no_more():
@@ -49,7 +50,7 @@ def test_the_denoiser_of_real_guidance_holds_no_more():
     text = Text(torch.randn(1, 16, 32), torch.ones(1, 16, dtype=torch.bool))
     x, t = torch.randn(1, 4, 4, 4), torch.rand(1)
     real = followed(system, system.dit, lambda: guided(system.dit, text, text, 3.0)(x, t))
-    assert 0.9 * found < real < 1.1 * found
+    assert 0.5 * found < real <= found
 
 
 def test_a_stage_holds_all_weights_or_its_own():
