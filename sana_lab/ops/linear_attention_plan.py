@@ -75,12 +75,13 @@ def group(x: Tensor, row: int) -> int:
 
 
 def candidates(x: Tensor) -> list[Plan]:
-    """Plans that may be the fastest for x on some card, at most 12, the default first."""
-    groups = sorted({group(x, row) for row in (64, 128, 256)})
-    found = [plan(x), *(split(x, heads, programs) for heads in groups for programs in (PROGRAMS // 2, PROGRAMS))]
+    """Plans that may be the fastest for x on some card, forward or backward, at most 12, the default first."""
+    default = plan(x)
+    found = [default, *(split(x, group(x, row), programs) for row in (64, 128, 256) for programs in (264, PROGRAMS))]
     if x.shape[1] <= 4 * ONE_LAUNCH:
         found.append(single(x))
-    found += [cut._replace(warps=8 if cut.warps == 4 else 4) for cut in found[:2]]
+    half = default._replace(tile=max(16, default.tile // 2), loops=2 * default.loops)
+    found += [default._replace(warps=8), half._replace(warps=4), half._replace(warps=2)]
     return list(dict.fromkeys(found))
 
 
