@@ -10,6 +10,7 @@ from torch import nn
 from sana_lab import config, files, foreign, parts, ranges, weights
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.ops import backend
 from sana_lab.parts import WEIGHTED, SpecError
 from sana_lab.systems import compiling, quantize
 
@@ -50,8 +51,9 @@ def accelerator(name: str) -> None:
 
 def how(options: config.Config, system: Any, used: Any) -> None:
     """SpecError for ways to train that cannot be had together, or not on this machine."""
+    cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
+    kernels(torch.device("cuda" if cuda else "cpu"), system)
     if options["compile"]:
-        cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
         compiling.check(system, "cuda" if cuda else "cpu")
     groups = [g for o in (used if isinstance(used, list) else [used]) for g in o.param_groups]
     if options["precision"] == "16-mixed" and options["gradient_clip"] and any(g.get("fused") for g in groups):
@@ -59,6 +61,13 @@ def how(options: config.Config, system: Any, used: Any) -> None:
             "a fused optimizer unscales the gradients of precision 16-mixed itself, after they were to be clipped; "
             "expected system.optimizer.fused null, precision bf16-mixed, or trainer.gradient_clip 0"
         )
+
+
+def kernels(device: torch.device, system: nn.Module) -> None:
+    """SpecError where a part insists on Triton's kernels and they cannot run: `auto` would take what can."""
+    for name, module in system.named_modules():
+        if getattr(module, "backend", None) == "triton" and (missing := backend.unreachable(device)):
+            raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
 
 
 def sizes(experiment: config.Config, system: Any) -> None:

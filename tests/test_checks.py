@@ -64,6 +64,10 @@ def folder(here: Path) -> Path:
         ("system.autoencoder.weights=./nofolder", "there is no"),
         ("system.autoencoder.weights=cut.safetensors", "cut short"),
         ("system.autoencoder.weights=narrow.safetensors", "narrow.safetensors does not fit Vae: "),
+        (
+            "system.dit.attention.backend=triton",
+            "blocks.0.attention has backend 'triton', which needs a CUDA device, not",
+        ),
         ("system.dit.weights=right.safetensors", "right.safetensors does not fit Sana: "),
         ("system.autoencoder={name: 'experiment:squeeze', weights: none.safetensors}", "no weights file"),
     ],

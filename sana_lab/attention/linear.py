@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from sana_lab.attention import Attention
 from sana_lab.layers import RmsNorm
-from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
-from sana_lab.parts import RUNTIME
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention, unsupported_width
+from sana_lab.parts import RUNTIME, SpecError
 
 
 @final
@@ -27,6 +27,8 @@ class LinearAttention(Attention):
         dim: int,
     ) -> None:
         super().__init__(dim, head_dim, qk_norm)
+        if backend == "triton" and (needed := unsupported_width(head_dim)):
+            raise SpecError(f"attention 'linear' with backend 'triton' needs {needed}; backend 'torch' does not")
         self.eps = eps
         self.backend: Literal["auto", "torch", "triton"] = backend
 

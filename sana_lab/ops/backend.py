@@ -31,12 +31,22 @@ def choose(
 
 
 def reachable(device: torch.device, interpreted: bool) -> None:
-    """ValueError for a kernel that was asked for on the CPU, where Triton can only be interpreted."""
-    if device.type == "cpu" and not interpreted:
+    """ValueError for a kernel that was asked for where Triton launches none; the meta device infers shapes."""
+    if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreted):
         raise ValueError(
             "backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
-            "these tensors are on cpu, which backend 'torch' takes"
+            f"these tensors are on {device.type}, which backend 'torch' takes"
         )
+
+
+def unreachable(device: torch.device) -> str | None:
+    """What kernels on `device` need that is not there, in words; None where they can run."""
+    if missing := not_installed():
+        return missing
+    import triton
+
+    there = device.type == "cuda" or (device.type == "cpu" and triton.knobs.runtime.interpret)
+    return None if there else f"a CUDA device, not {device.type}"
 
 
 def not_installed() -> str | None:

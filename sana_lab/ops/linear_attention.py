@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, choose, no_autocast
+from sana_lab.ops.backend import Backend, choose, no_autocast, reachable
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTH = 128
@@ -74,7 +74,7 @@ def uses_kernel(q: Tensor, backend: Backend) -> bool:
         return False
     from sana_lab.ops import linear_attention_triton as kernel
 
-    kernel.check_device(q.device)
+    reachable(q.device, kernel.INTERPRETED)
     return True
 
 
@@ -110,9 +110,12 @@ def unsupported(q: Tensor) -> str | None:
     """What the kernel needs that `q` is not, in words; None where it takes it."""
     if q.dtype not in KERNEL_DTYPES:
         return f"float16, bfloat16 or float32 tensors, not {q.dtype}"
-    if q.shape[-1] > KERNEL_WIDTH:
-        return f"a head width of at most {KERNEL_WIDTH}, not {q.shape[-1]}"
-    return None
+    return unsupported_width(q.shape[-1])
+
+
+def unsupported_width(d: int) -> str | None:
+    """What the kernel needs that a head width is not, in words."""
+    return None if d <= KERNEL_WIDTH else f"a head width of at most {KERNEL_WIDTH}, not {d}"
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> None:

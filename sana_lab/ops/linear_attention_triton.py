@@ -21,15 +21,6 @@ INTERPRETED = not isinstance(kernels.state_kernel, triton.JITFunction)
 """Whether kernels run on the CPU here: TRITON_INTERPRET=1 was set when triton was imported."""
 
 
-def check_device(device: torch.device) -> None:
-    """ValueError for a device on which Triton launches nothing; on the meta device shapes can be inferred."""
-    if device.type not in ("cuda", "meta") and not (device.type == "cpu" and INTERPRETED):
-        raise ValueError(
-            f"backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
-            f"these tensors are on {device.type}, which backend 'torch' takes"
-        )
-
-
 def launch(kernel: Any, cut: Plan, x: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run a kernel over the heads and runs of x (B, N, H, D)."""
     constants |= {"D": x.shape[-1], "W": cut.width, "GROUP": cut.group, "T": cut.tile, "LOOPS": cut.loops}

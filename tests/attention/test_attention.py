@@ -167,6 +167,11 @@ def test_linear_keeps_norms_that_are_not_ours():
     assert torch.allclose(attention(x), expected.view_as(x), atol=1e-5)
 
 
+def test_a_head_that_the_kernel_does_not_take_is_refused_at_once():
+    with pytest.raises(SpecError, match="backend 'triton' needs a head width of at most 128, not 192; backend 'torch'"):
+        make("linear", dim=192, head_dim=192, backend="triton")
+
+
 def test_backends_are_one_attention():
     x = torch.randn(1, 4, 4, 24)
     assert torch.equal(make("linear", backend="torch")(x), make("linear")(x))

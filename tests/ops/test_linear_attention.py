@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.ops.backend import choose
+from sana_lab.ops.backend import choose, reachable, unreachable
 from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 
 EPS = 1e-8
@@ -124,6 +124,18 @@ def test_backends_with_and_without_triton(monkeypatch: pytest.MonkeyPatch) -> No
     assert choose("auto", cuda) == ("torch", "triton needs the package triton (torch for CUDA brings it)")
     with pytest.raises(ValueError, match="needs the package triton"):
         choose("triton", cuda)
+
+
+def test_where_kernels_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert (unreachable(cuda), unreachable(cpu)) == (None, "a CUDA device, not cpu")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert unreachable(cuda) == "the package triton (torch for CUDA brings it)"
+    reachable(cuda, False), reachable(torch.device("meta"), False), reachable(cpu, True)
+    with pytest.raises(ValueError, match=r"needs CUDA tensors, .* on mps, which backend 'torch' takes"):
+        reachable(torch.device("mps"), True)
 
 
 @pytest.mark.parametrize(
