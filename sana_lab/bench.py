@@ -239,7 +239,9 @@ def notes(sampling: Sampling, evaluations: int, batch: int, measured_steps: int 
         f"gmacs: one denoiser forward at batch 1 without guidance, caption projection included; {DEFINITION}",
         f"tmacs_pair: {PAIR}",
         f"gmacs by stage: one image: text{' and null text' if is_guided else ''}, {evaluations} evaluations, decode",
-        f"denoise: {sampling.steps} {solver} steps, {evaluations} evaluations, {rows}; {how}; captions prepared once",
+        f"denoise: {sampling.steps} {solver} steps, {evaluations} evaluations, {rows}; {how}; captions prepared once, "
+        "and what depends on times alone for all of them at once",
+        "text: each prompt as if new; a frozen decoder with `cache` has read instruction and empty prompt before",
         f"latency: median at batch 1 after warm-up, with its 95 % interval; total: {whole}; decode gives floats",
         "first_s: the first call, with compilation and tuning; of the denoiser one evaluation where not all are timed",
         f"images_per_s: {batch} / latency of a batch of {batch}",

@@ -15,6 +15,7 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.dit import Dit, Schedule
 from sana_lab.dit.sana import MOST
 from sana_lab.parts import build
+from sana_lab.systems.syncs import Syncs
 from sana_lab.types import Text, Velocity
 
 TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
@@ -224,3 +225,27 @@ def test_told_is_what_each_solver_asks_for():
         how.run(lambda x, t, seen=seen: seen.append(t[0].item()) or x.tanh(), noise(torch.float32), flow)
         assert how.told(flow).tolist() == seen
         assert len(seen) == count
+
+
+@pytest.mark.parametrize(
+    ("solver", "flow", "foretold"),
+    [
+        ("dpmpp", Flow(model_time="released"), True),
+        ("heun", Flow(), True),
+        ("unipc", Flow(model_time="released"), False),
+        ("euler", Ddpm(), True),
+        ("dpmpp", Ddpm(), False),
+    ],
+)
+@torch.no_grad()
+def test_no_step_waits_for_the_device(solver: str, flow: Flow | Ddpm, foretold: bool):
+    """Counted on the meta device, which has no values to give."""
+    how = Sampling(solver, 4, SCALE, guidance_interval=(0.3, 0.8))
+    with Syncs() as waits:
+        dit = make("1.0", torch.float32).to("meta")
+        prompts, null = (Text(t.tokens.to("meta"), t.mask.to("meta")) for t in (PROMPTS, NULLS["one token"]))
+        velocity = guided(dit, prompts, null, SCALE, (0.3, 0.8), how.told(flow) if foretold else None)
+        before = waits.total
+        how.run(velocity, torch.empty(ROWS, 4, 4, 6, device="meta"), flow)
+    assert before > 0, "texts are looked at once"
+    assert waits.total == before, waits.found

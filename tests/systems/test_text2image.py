@@ -264,6 +264,19 @@ class TestSampling:
         same += [still.sample(PROMPTS[2:], size=16, sampling=FAST, seed=5).equal(images[2:])]
         assert same == [True, False, False]
 
+    @pytest.mark.parametrize("null", ["diffusers", "nvlabs"])
+    def test_padding_to_the_longest_costs_the_denoiser_nothing(self, null):
+        """Encoders that pad to their maximum: the same images, and captions cut to what prompts have."""
+        images, lengths = [], []
+        for options in ({}, {"pad_to_max": True}, {"pad_to_max": True, "cache": False}):
+            system = tiny(
+                text_encoder={**LLM, "null": null, "instruction": "a picture of ", **options}, train_text=False
+            )
+            system.eval().dit.blocks[0].cross.kv.register_forward_hook(lambda _, x, y: lengths.append(y.shape[1]))
+            images.append(system.sample(PROMPTS, size=16, sampling=FAST, seed=5).int())
+        assert all((other - images[0]).abs().max() <= 1 for other in images[1:])
+        assert set(lengths) == ({8} if null == "nvlabs" else {8, 1})
+
     def test_one_euler_step_by_hand(self, still):
         """x - v with v = null + 3 (text - null), each half in a forward of its own."""
         noise = noise_like((4, 2, 2), 7, [0])

@@ -99,6 +99,15 @@ def test_the_instruction_read_once_gives_what_reading_it_each_time_gives(folder:
     assert len(kept.memory.beginning.ids) == kept.first
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama"])
+@torch.no_grad()
+def test_with_the_attention_that_is_written_out(folder: Path, name: str):
+    kept, plain = pair(folder, name)
+    for e in (kept, plain):
+        e.network.set_attn_implementation("eager")
+    assert_same(kept(PROMPTS), plain(PROMPTS))
+
+
 @torch.no_grad()
 def test_a_prompt_that_is_cut_keeps_the_same_positions(folder: Path):
     kept, plain = pair(folder, max_tokens=6)
