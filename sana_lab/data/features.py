@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from sana_lab.data.latents import Latents, Split, state_digest
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order
+from sana_lab.diffusion.guidance import pad
 from sana_lab.parts import RUNTIME, Spec, SpecError, build, canonical, name_of, resolve
 from sana_lab.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
@@ -25,7 +26,10 @@ AT_ONCE = 32
 
 
 class Features(L.LightningDataModule):
-    """Batches of `source` (a `latents`) with `text` (B, L, D), L the longest caption's, and `null` (1, L0, D).
+    """Batches of `source` (a `latents`) with `text` (B, L, D) and `null` (1, L0, D).
+
+    L is the longest caption's number of tokens, rounded up to a multiple of `bucket`: what is compiled or captured for
+    each shape then sees few of them, and the mask says what is real.
 
     Each distinct caption is encoded once. The files lie in `cache` (None: runs/features) under a fingerprint of the
     captions and of the encoder's spec and weights: sets of latents that say the same share them, and a killed encoding
@@ -42,13 +46,15 @@ class Features(L.LightningDataModule):
         seed: int = 0,
         cache: Annotated[str | None, RUNTIME] = None,
         shard: Annotated[int, RUNTIME] = 256,
+        bucket: Annotated[int, RUNTIME] = 1,
     ) -> None:
         super().__init__()
-        for name, (value, least) in {"batch": (batch, 1), "seed": (seed, 0), "shard": (shard, 1)}.items():
+        given = {"batch": (batch, 1), "seed": (seed, 0), "shard": (shard, 1), "bucket": (bucket, 1)}
+        for name, (value, least) in given.items():
             if value < least:
                 raise ValueError(f"data 'features': {name} is {value}; it must be at least {least}")
         self.source, self.text_encoder = source, text_encoder
-        self.batch, self.seed, self.shard = batch, seed, shard
+        self.batch, self.seed, self.shard, self.bucket = batch, seed, shard, bucket
         self.cache = Path(cache) if cache else Path("runs", "features")
 
     def setup(self, stage: str | None = None) -> None:
@@ -63,7 +69,8 @@ class Features(L.LightningDataModule):
         """Features (in float32) of the empty prompt and of captions of the source; KeyError for any other."""
         rows = [self._tokens(self.rows[caption]) for caption in captions]
         masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
-        return Text(pad_sequence(rows, batch_first=True), pad_sequence(masks, batch_first=True))
+        text = Text(pad_sequence(rows, batch_first=True), pad_sequence(masks, batch_first=True))
+        return pad(text, -(-text.tokens.shape[1] // self.bucket) * self.bucket)
 
     def train_dataloader(self) -> Endless:
         """Endless batches, starting after those that the trainer has already used."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from sana_lab import parts
 from sana_lab.data.features import Features
 from sana_lab.data.latents import Latents
+from sana_lab.systems.dit import without
 
 VAE = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2, "middle_attention": False}
 T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
@@ -96,6 +97,25 @@ def test_text_is_as_long_as_the_longest_of_the_batch(make):
     assert not long.tokens[0, short.tokens.shape[1] :].any()
 
 
+def test_buckets_make_lengths_few_and_change_no_loss(make):
+    """Captions of 2 to 16 tokens: lengths are multiples of 8, and padding is not looked at."""
+    plain, rounded = make(), make(bucket=8)
+    lengths = {b.text.tokens.shape[1] for b, _ in zip(rounded.train_dataloader(), range(7), strict=False)}
+    assert lengths <= {8, 16}
+    dit = parts.build("dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}, channels=4, text_dim=32)
+    for step in range(3):
+        a, b = plain._train_batch(step), rounded._train_batch(step)
+        n = a.text.tokens.shape[1]
+        assert b.text.mask.sum(1).tolist() == a.text.mask.sum(1).tolist()
+        assert torch.equal(b.text.tokens[:, :n], a.text.tokens)
+        drop = torch.tensor([False, True, False])
+        times, out = torch.tensor([0.1, 0.5, 0.9]), []
+        for batch in (a, b):
+            out.append(dit(batch.latents, times, without(batch.text, drop, batch.null)))
+        torch.testing.assert_close(*out, rtol=1e-5, atol=1e-6)
+    assert files(plain) == files(rounded)
+
+
 def test_a_batch_is_a_function_of_its_own_seed_and_step(make):
     first = make(seed=1)._train_batch(5).prompts
     assert make(seed=1, latents={"batch": 7})._train_batch(5).prompts == first
@@ -146,7 +166,7 @@ class TestCache:
         assert {name for name, when in files(again).items() if when != before[name]} == {cut.name, "text-00001.jsonl"}
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"seed": -1}, {"shard": 0}])
+@pytest.mark.parametrize("options", [{"batch": 0}, {"seed": -1}, {"shard": 0}, {"bucket": 0}])
 def test_numbers_out_of_range(make, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
         make(**options)
