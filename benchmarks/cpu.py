@@ -124,7 +124,7 @@ def step_case(blocks: int, side: int) -> Case:
     sides[PEER] = Side(lambda x: models.peer_step(theirs, x, *text), truth)
     pairs = [Pair(SAME if how is text else EXACT, PEER, name) for name, how in mine.items()]
     name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens, float32"
-    return Case(name, sides, pairs, inputs, repeats=5)
+    return Case(name, sides, pairs, inputs, repeats=3)
 
 
 def decode(extent: Extent) -> Iterator[Case]:
@@ -163,7 +163,7 @@ def text_case(layers: int) -> Case:
     truth = encoded(theirs, inputs[0])
     sides = {"ours": Side(lambda p: features(ours, p), truth), PEER: Side(partial(encoded, theirs), truth)}
     name = f"text encoding, Gemma-2-2B's widths, {layers} of 26 layers, prompt and empty prompt, float32"
-    return Case(name, sides, [Pair(EXACT, PEER, "ours")], inputs, repeats=3 if layers > 4 else 5)
+    return Case(name, sides, [Pair(EXACT, PEER, "ours")], inputs, repeats=3)
 
 
 def encoded(pipeline: Any, prompt: str) -> Tensor:
@@ -209,7 +209,8 @@ def whole_case(layers: int, blocks: int, stage: int, size: int, steps: int) -> C
         made = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **given)
         return made.images.mul(255).round()
 
-    sides = {"ours": Side(drawn, peer(0)), PEER: Side(peer, peer(0))}
+    truth = peer(0)
+    sides = {"ours": Side(drawn, truth), PEER: Side(peer, truth)}
     name = (
         f"whole pipeline, {size} px, {steps} steps, guidance, 0.6B's widths at reduced depth "
         f"({layers} of 26 text layers, {blocks} of 28 blocks, {stage} of 3 a decoder stage), float32"
