@@ -8,11 +8,12 @@ from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.ops.backend import Backend
+from sana_lab.ops.linear_attention import qkv_linear_attention
 
 
-def ours(qkv: Tensor, heads: int, backend: str = "auto") -> Tensor:
-    return linear_attention(*split(qkv, heads), backend=backend).flatten(2)
+def ours(qkv: Tensor, heads: int, backend: Backend = "auto") -> Tensor:
+    return qkv_linear_attention(qkv.unflatten(-1, (3, heads, -1)), backend=backend).flatten(2)
 
 
 def softmax(qkv: Tensor, heads: int) -> Tensor:

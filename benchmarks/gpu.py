@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import cores
 import models
+import nvlabs_algorithm
 import torch
 from common import EXACT, OTHER, SAME, Case, Pair, Protocol, Run, Side, environment, run_case, save, table
 from models import SIZES
@@ -21,6 +22,10 @@ from torch import Tensor
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.evaluation.efficiency import measure
+from sana_lab.ops.backend import Backend
+from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.modulate import add_modulate
+from sana_lab.systems.graphs import Graphs
 from sana_lab.types import Json, Text
 
 BATCH, HEADS, WIDTH = 2, 36, 32  # SANA-0.6B under guidance
@@ -109,6 +114,9 @@ def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
     }
     if extent.compiled:
         runs["diffusers, compiled"] = (SAME, torch.compile(runs["diffusers"][1], mode=MODE), truth)
+    if extent.device.type == "cuda":
+        config = nvlabs_algorithm.fastest(inputs[0], heads)
+        runs["NVlabs' algorithm"] = (SAME, partial(nvlabs_algorithm.core, heads=heads, config=config), truth)
     sides = {name: Side(replayed(run, inputs), true) for name, (_, run, true) in runs.items()}
     sides["ours"] = Side(replayed(partial(cores.ours, heads=heads), inputs), truth)
     pairs = [Pair(tier, name, "ours") for name, (tier, _, _) in runs.items()]
@@ -130,6 +138,9 @@ def backward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
         "ours in torch": partial(cores.ours, heads=heads, backend="torch"),
         "ours": partial(cores.ours, heads=heads),
     }
+    if extent.device.type == "cuda":
+        config = nvlabs_algorithm.fastest(inputs[0], heads, gradients=True)
+        runs["NVlabs' algorithm"] = partial(nvlabs_algorithm.core, heads=heads, config=config)
     sides = {name: Side(gradient(run), truth) for name, run in runs.items()}
     pairs = [Pair(SAME, name, "ours") for name in runs if name != "ours"]
     return Case(core_name("forward and backward", extent, tokens, heads), sides, pairs, inputs, extent.tolerance)
@@ -191,6 +202,65 @@ def gradient(run: Run) -> Run:
     return call
 
 
+# What lies between the products of a block
+
+
+def between(extent: Extent) -> Iterator[Case]:
+    """At SANA-0.6B's widths; buffers exceed the cache."""
+    for side in (8,) if extent.quick else (32, 64):
+        yield mix_ffn_case(extent, side, 64 if extent.quick else 5 * 1152)
+        yield modulate_case(extent, side, 64 if extent.quick else 1152)
+
+
+def mix_ffn_case(extent: Extent, side: int, channels: int) -> Case:
+    """SiLU, 3x3 depthwise, gate: the definition's operators in turn, as diffusers has them, and one kernel."""
+    weight, bias = (torch.randn(s, device=extent.device).to(extent.dtype) / 3 for s in ((channels, 1, 3, 3), channels))
+    inputs = grids(extent, side, channels)
+    truth = mix_ffn(inputs[0].double(), weight.double(), bias.double(), backend="torch")
+    eager = partial(mix_ffn, weight=weight, bias=bias, backend="torch")
+    kernel = partial(mix_ffn, weight=weight, bias=bias)
+    name = f"Mix-FFN between its products, {side} x {side} tokens, batch {BATCH}, {channels} channels"
+    return either(extent, name, eager, kernel, inputs, truth, 3 * inputs[0].nbytes // 2)
+
+
+def modulate_case(extent: Extent, side: int, channels: int) -> Case:
+    """Gated residual, LayerNorm, modulation; both results are compared."""
+    vectors = [torch.randn(BATCH, channels, device=extent.device).to(extent.dtype) for _ in range(3)]
+    inputs = grids(extent, side, channels)
+
+    def run(x: Tensor, backend: Backend, wide: bool = False) -> Tensor:
+        given = [t.double() if wide else t for t in (x, x.flip(1), *vectors)]
+        return torch.stack(add_modulate(*given, backend=backend))
+
+    truth = run(inputs[0], "torch", wide=True)
+    eager, kernel = partial(run, backend="torch"), partial(run, backend="auto")
+    name = f"residual, gate, LayerNorm, modulation (and a copy), {side} x {side} tokens, batch {BATCH}, {channels} wide"
+    return either(extent, name, eager, kernel, inputs, truth, 0)
+
+
+def grids(extent: Extent, side: int, channels: int) -> list[Tensor]:
+    """Tokens (B, h, w, C) in rotation."""
+    torch.manual_seed(0)
+    size = BATCH * side * side * channels
+    count = max(3, ROTATED // (2 * size) + 1) if extent.device.type == "cuda" else 3
+    shape = (BATCH, side, side, channels)
+    return [torch.randn(shape, device=extent.device).to(extent.dtype) for _ in range(count)]
+
+
+def either(
+    extent: Extent, name: str, eager: Run, kernel: Run, inputs: list[Tensor], truth: Tensor, least_bytes: int
+) -> Case:
+    """The operators in turn, the same compiled, and the kernel; all replayed from graphs."""
+    runs = {"eager": eager, "ours": kernel}
+    if extent.compiled:
+        runs["compiled"] = torch.compile(eager, mode=MODE)
+    sides = {side: Side(replayed(run, inputs), truth) for side, run in runs.items()}
+    pairs = [Pair(SAME, side, "ours") for side in runs if side != "ours"]
+    return Case(
+        f"{name}, {str(extent.dtype).removeprefix('torch.')}", sides, pairs, inputs, extent.tolerance, least_bytes
+    )
+
+
 # The transformer
 
 
@@ -249,8 +319,11 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     flow = models.FLOW
     inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
 
+    graphs = Graphs()
+    bind = partial(graphs.velocity, ours, "auto")
+
     def mine(noise: Tensor) -> Tensor:
-        return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow)), noise, flow)
+        return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow), bind=bind), noise, flow)
 
     def peer(noise: Tensor) -> Tensor:
         return how.run(models.peer_velocity(theirs, prompt, null, PADDED, how.guidance), noise, flow)
@@ -321,6 +394,7 @@ def whole_case(extent: Extent, size: int, layers: int, blocks: int, stage: int) 
 SECTIONS: dict[str, Callable[[Extent], Iterator[Case]]] = {
     "forward": forward,
     "backward": backward,
+    "between": between,
     "step": step,
     "denoise": denoise,
     "decode": decode,

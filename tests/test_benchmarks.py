@@ -131,7 +131,7 @@ def test_the_gpu_cases_agree_with_their_definitions(common: Any):
 
     extent = gpu.Extent(torch.device("cpu"), quick=True, compiled=False)
     with torch.no_grad():
-        for case in (gpu.forward_case(extent, 24, 2), gpu.backward_case(extent, 24, 2)):
+        for case in (gpu.forward_case(extent, 24, 2), gpu.backward_case(extent, 24, 2), *gpu.between(extent)):
             assert max(common.error(s.run(case.inputs[0]), s.truth) for s in case.sides.values()) < 1e-5
 
 
