@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sana_lab.autoencoders import Autoencoder
@@ -26,6 +25,7 @@ from sana_lab.autoencoders.dcae_blocks import (
 )
 from sana_lab.autoencoders.inference import channels_last
 from sana_lab.autoencoders.tiling import Tiled, flat, through, within
+from sana_lab.ops.conv3x3 import activate
 from sana_lab.ops.fast import Fast
 from sana_lab.parts import RUNTIME, AsBefore
 
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         width = widths[1] if folded else widths[0]
         self.norm = RmsNorm2d(width, backend=backend)
         self.head = Upsample(width, 3, up, False, backend) if folded else nn.Conv2d(width, 3, 3, padding=1)
-        self.width, self.activation, self.backend = widths[-1], getattr(F, activation), backend
+        self.width, self.activation, self.backend = widths[-1], activation, backend
 
     def forward(self, z: Tensor, tile: int | None = None) -> Tensor:
         z = channels_last(z, self.backend, self.stem.weight)
@@ -185,7 +185,8 @@ class Decoder(nn.Module):
         return through(last, [self.head]).whole()
 
     def activate(self, x: Tensor) -> Tensor:
-        return self.activation(self.norm(x))
+        y = self.norm(x)
+        return activate(y, self.activation, keep=y.requires_grad and torch.is_grad_enabled())
 
 
 def local_blocks(blocks: Sequence[nn.Module]) -> int:

@@ -5,6 +5,7 @@ width, N = h * w.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -41,7 +42,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.pixel_unshuffle(convolved(self.conv, x, self.backend), 2) if self.unshuffle else self.conv(x)
-        return y + average_channels(F.pixel_unshuffle(x, 2), self.out) if self.shortcut else y
+        return averaged(x, y, self.backend) if self.shortcut else y
 
 
 class Upsample(nn.Module):
@@ -254,6 +255,18 @@ def repeat_channels(x: Tensor, out: int) -> Tensor:
     return x.repeat_interleave(out // x.shape[1], dim=1)
 
 
+def averaged(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
+    """y (B, C', h, w) and x (B, C, 2h, 2w), whose 2x2 cells become channels, runs of which are averaged to C'."""
+    channels, out = x.shape[1], y.shape[1]
+    times = 4 * channels // out
+    if times not in DISTINCT or x.dtype not in WHOLE or not taken(backend, x, y):
+        return y + average_channels(F.pixel_unshuffle(x, 2), out)
+    to = y.unflatten(1, (channels, *DISTINCT[times]))  # (B, C, rows, columns, h, w)
+    for i, j in itertools.product(range(2), repeat=2):
+        to[:, :, i % to.shape[2], j % to.shape[3]].add_(x[..., i::2, j::2], alpha=1 / times)
+    return y
+
+
 def duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
     """y (B, C', 2h, 2w) and x (B, C, h, w), each of whose channels is repeated to fill 4 C', which become 2x2 cells."""
     out = y.shape[1]
@@ -266,4 +279,7 @@ def duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
 
 
 DISTINCT = {4: (1, 1), 2: (2, 1), 1: (2, 2)}
-"""How many rows and columns of 2x2 cells differ, where a channel is repeated so many times."""
+"""How many rows and columns of 2x2 cells differ, where so many of the four share one value."""
+
+WHOLE = (torch.float32, torch.float64)
+"""In which sums may be rounded at every step."""

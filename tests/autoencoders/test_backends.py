@@ -166,3 +166,12 @@ def test_an_explicit_fast_records_no_gradient(spec):
 def test_an_unknown_backend_is_refused_while_it_loads(name):
     with pytest.raises(parts.SpecError, match="backend"):
         parts.resolve("autoencoder", {"name": name, "backend": "winograd"})
+
+
+@pytest.mark.parametrize("spec", [DCAE, VAE], ids=["dcae", "vae"])
+def test_the_fast_form_is_one_graph_to_torch_compile(spec):
+    model = built(spec, backend="fast")
+    latents = torch.randn(1, model.channels, 4, 6)
+    with torch.no_grad():
+        compiled = torch.compile(model.decode, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(latents), model.decode(latents), rtol=0, atol=1e-6)
