@@ -1,6 +1,7 @@
 """The command line: quick help, resolved experiments on a dry run, and one clear line for each mistake."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +248,14 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(cli, "_run", scope["run"])
     with pytest.raises(ValueError, match="deep inside"):
         cli.main(["train", "shapes"])
+
+
+def test_what_torchao_and_its_users_say_of_each_other_is_not_repeated(caplog):
+    """It is in the way wherever torchao is installed; all else that they log is said."""
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    cli.main(["eval", "no_such_experiment"])
+    log = logging.getLogger("torch.utils._pytree")
+    log.warning("%s is an Enum subclass and is now natively supported", "KernelPreference")
+    log.warning("another thing")
+    assert [r.message for r in caplog.records if r.name == log.name] == ["another thing"]

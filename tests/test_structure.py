@@ -219,6 +219,8 @@ def test_every_shipped_experiment_is_right(name: str, here: Path):
 @pytest.mark.parametrize("name", [n for n in config.available("ablations") if not speed.is_speed(n)])
 def test_every_shipped_ablation_is_right(name: str, here: Path):
     ablation, trials = config.load_ablation(name)
+    if any(trial.experiment["sampling"]["quantize"] != "none" for trial in trials):
+        pytest.importorskip("torchao")
     for trial in trials:
         train.check(trial.experiment)
     assert len(trials) == len(ablation.seeds) * len({t.label for t in trials})

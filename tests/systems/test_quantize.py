@@ -1,17 +1,17 @@
 """Eight-bit denoisers against the definition, rounded by hand; torchao only does it faster."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_lab.diffusion.sampling import Sampling
+from sana_lab import checks, config
+from sana_lab.bench import bench
+from sana_lab.diffusion.sampling import Overflow, Sampling
 from sana_lab.dit import Dit
 from sana_lab.evaluation.efficiency import LiveBytes, plain
-from sana_lab.parts import build
+from sana_lab.parts import SpecError, build
 from sana_lab.systems import quantize as module
 from sana_lab.systems.costs import mib_of, weights_of
 from sana_lab.systems.quantize import layers, quantize, quantized
@@ -159,18 +159,6 @@ def test_plain_tensors_are_their_own():
     assert [*plain(x)] == [x]
 
 
-@pytest.mark.slow
-def test_importing_it_says_nothing():
-    """In a process of its own: torchao is imported once."""
-    code = f"""
-from sana_lab.parts import build
-from sana_lab.systems.quantize import quantize
-print(quantize(build("dit", {DIT}, channels=4, text_dim=12), "int8").quantized)"""
-    command = [sys.executable, "-W", "error", "-c", code]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (found.stdout, found.stderr, found.returncode) == ("int8\n", "", 0)
-
-
 class TestSystem:
     HOW = Sampling("euler", 2, 3.0)
 
@@ -192,3 +180,57 @@ class TestSystem:
         assert (plainly.int() - once.int()).abs().max() <= 8
         with pytest.raises(ValueError, match="load it again"):
             system.sample(["a ring"], size=16, sampling=self.HOW)
+
+
+class TestTrials:
+    """A trial that quantises reuses the trained model, and is a trial of its own; one that offloads is the same."""
+
+    KEYS = staticmethod(lambda *overrides: keys_of(config.load("shapes_sana", overrides)))
+
+    def test_the_model_is_the_same_and_the_trial_is_not(self):
+        model, trial = self.KEYS()
+        for how in ("int8", "w8a8"):
+            other, own = self.KEYS(f"sampling.quantize={how}")
+            assert other == model
+            assert own != trial
+        assert self.KEYS("sampling.offload=true") == self.KEYS("sampling.quantize=none") == (model, trial)
+
+    def test_a_wrong_word_is_told_as_the_experiment_loads(self):
+        with pytest.raises(SpecError, match=r"sampling.quantize is 'int4' \(str\), expected one of .*mean 'int8'"):
+            config.load("shapes_sana", ["sampling.quantize=int4"])
+
+    def test_the_extra_is_asked_for_before_any_work(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(module, "installed", lambda: False)
+        with pytest.raises(ImportError, match=r"sana_lab\[quantize\]"):
+            checks.check(config.load("shapes_sana", ["sampling.quantize=int8"]))
+
+
+def keys_of(experiment: dict[str, Any]) -> tuple[str, str]:
+    return config.experiment_hash(experiment), config.trial_hash(config.Trial({}, 0, experiment))
+
+
+def test_bench_counts_in_full_what_it_times_in_eight_bits():
+    system = TestSystem.system()
+    plain, small = (bench(system, Sampling("euler", 1, 3.0, quantize=how), 16, repeats=1) for how in ("none", "w8a8"))
+    assert system.dit.quantized == "w8a8"
+    assert small["gmacs"] == pytest.approx(plain["gmacs"])
+    assert small["stages"]["denoise"]["gmacs"] == pytest.approx(plain["stages"]["denoise"]["gmacs"])
+    assert small["weights_mib"] < plain["weights_mib"]
+    assert small["settings"]["sampling"]["quantize"] == "w8a8"
+
+
+def test_a_float16_overflow_is_named_where_it_is_drawn():
+    system, how = hot(torch.float16), Sampling("euler", 2, 3.0)
+    with pytest.raises(Overflow, match=r"not finite in images 0, 1 of 2; float16 overflows above 65504"):
+        system.sample(["a ring", "a cross"], size=16, sampling=how)
+    assert hot(torch.bfloat16).sample(["a ring"], size=16, sampling=how).shape == (1, 3, 16, 16)
+
+
+def hot(dtype: torch.dtype) -> TextToImage:
+    """Its feed-forward makes 10^7 and more."""
+    system = TestSystem.system()
+    ffn = system.dit.to(dtype).blocks[0].ffn
+    ffn.expand.bias.data.fill_(50.0)
+    ffn.depthwise.weight.data.fill_(1.0)
+    ffn.project.weight.data.fill_(100.0)
+    return system
