@@ -118,14 +118,14 @@ class CrossAttention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C)."""
+    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C), in that order in memory, as all that follows keeps it."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).permute(0, 2, 3, 1)
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

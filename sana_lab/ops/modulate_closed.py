@@ -7,6 +7,8 @@ With dn = dout (1 + scale), means over C, and sums over tokens:
     dgate = sum of dx y        dshift = sum of dout        dscale = sum of dout n
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,13 +19,22 @@ EPS = 1e-6
 def definition(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(sum, out) in plain torch; without y the sum is x, and without shift and scale out is the sum."""
+    """(sum, out) in plain torch; without y the sum is x, and without shift and scale out is the sum.
+
+    Where no gradient is taken, what was made here is written over: to the same bits.
+    """
     if y is not None:
-        x = x + (y if gate is None else gate[:, None, None] * y)
+        x = x + y if gate is None else _apply("add", gate[:, None, None] * y, x)
     if shift is None or scale is None:
         return x, x
-    normed = F.layer_norm(x, x.shape[-1:], eps=EPS)
-    return x, normed * (1 + scale[:, None, None]) + shift[:, None, None]
+    out = _apply("mul", F.layer_norm(x, x.shape[-1:], eps=EPS), 1 + scale[:, None, None])
+    return x, _apply("add", out, shift[:, None, None])
+
+
+def _apply(operation: Literal["add", "mul"], made: Tensor, other: Tensor) -> Tensor:
+    """Both added or multiplied, into the memory of `made` where its dtype and autograd allow."""
+    free = not torch.is_grad_enabled() and torch.promote_types(made.dtype, other.dtype) == made.dtype
+    return getattr(made, operation + "_" * free)(other)
 
 
 def gradients(

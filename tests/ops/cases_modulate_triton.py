@@ -29,7 +29,7 @@ Inputs = list[Tensor | None]
 BOUNDS = {FULL: (1e-6, 1e-6), HALF: (4e-4, 4e-4), BRAIN: (8e-3, 8e-3) if INTERPRETED else (2.5e-3, 4e-3)}
 
 KINDS = {"modulate": (0, 3, 4), "add": (0, 1, 2), "add_modulate": (0, 1, 2, 3, 4), "without a gate": (0, 1, 3, 4)}
-SMALL = [(FULL, (2, 3, 3, 20)), (FULL, (1, 1, 2, 600)), (HALF, (1, 2, 3, 40)), (BRAIN, (2, 1, 5, 16))]
+SMALL = [(FULL, (2, 1, 5, 20)), (FULL, (1, 1, 2, 600)), (HALF, (1, 1, 3, 80)), (BRAIN, (1, 2, 2, 16))]
 LARGE = [
     (dtype, shape)
     for dtype in (FULL, HALF, BRAIN)

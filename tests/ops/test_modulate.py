@@ -54,6 +54,22 @@ def test_the_parts_are_those_of_the_whole() -> None:
     assert torch.equal(out, modulate(x + y, shift, scale))
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.float32, torch.half), (torch.half, torch.float32)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_gradients_the_bits_are_the_same(kind: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """It writes over what it made itself then, and over nothing that it was given."""
+    x, y, *vectors = tensors(kind, dtypes[0])
+    assert x is not None
+    inputs = [x, y, *(None if t is None else t.to(dtypes[1])[:1] for t in vectors)]
+    before = [None if t is None else t.clone() for t in inputs]
+    want = definition(*inputs)
+    with torch.no_grad():
+        got = definition(*inputs)
+    assert [t.dtype for t in got] == [t.dtype for t in want]
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(a is None or torch.equal(a, b) for a, b in zip(inputs, before, strict=True) if b is not None)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_in_closed_form_are_autograds(kind: str) -> None:
     inputs = tensors(kind)
