@@ -4,7 +4,7 @@ Triton decides when it is imported whether it interprets, so one process cannot 
 that: the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.ops import linear_attention_op as op
 from sana_lab.ops import linear_attention_triton as kernel
-from sana_lab.ops.backend import Backend
 from sana_lab.ops.linear_attention import Norms, definition, linear_attention, normed_definition, qkv_linear_attention
 from sana_lab.ops.linear_attention_plan import Plan, candidates, plan, split
+from sana_lab.parts import build
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -37,6 +37,7 @@ SMALL = [
     (FULL, (1, 33, 2, 24)),
     (FULL, (1, 40, 1, 64)),
     (FULL, (1, 17, 1, 128)),
+    (FULL, (1, 9, 2, 72)),
     (HALF, (2, 45, 2, 32)),
     (HALF, (1, 33, 1, 64)),
     (HALF, (1, 17, 1, 128)),
@@ -393,7 +394,7 @@ def test_offsets_are_wide(stride: int) -> None:
 
 @pytest.mark.gpu
 def test_more_than_two_billion_elements() -> None:
-    """A projection of 2^31 elements and more, of which the last image is compared (13 GB with its gradient)."""
+    """A projection of 2^31 elements and more, of which the last image is compared; about 20 GB."""
     shape = (24, 16384, 57, 32)  # 24 * 16384 * 3 * 57 * 32 = 2^31 + 4.3e6
     torch.use_deterministic_algorithms(False)
     x = torch.randn(24, 16384, 3, 57, 32, dtype=BRAIN, device=DEVICE)
@@ -433,22 +434,33 @@ def test_a_cuda_graph_holds_forward_and_backward(shape: tuple[int, int, int, int
     assert torch.equal(dx, want_dx)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_an_attention_of_either_backend(qk_norm: bool) -> None:
+    """The whole module: output, and the gradients of its input and of every parameter; and the same bits again."""
+    results = []
+    for backend in ("torch", "triton", "triton"):
+        torch.manual_seed(0)
+        spec = {"name": "linear", "head_dim": 8, "qk_norm": qk_norm, "backend": backend}
+        attention, x = build("attention", spec, dim=16).to(DEVICE), torch.randn(1, 3, 5, 16).to(DEVICE).requires_grad_()
+        out = attention(x)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [x, *attention.parameters()])])
+    assert all(error(a, b) < 2e-6 for a, b in zip(results[1], results[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results[1], results[2], strict=True))
+
+
 @pytest.mark.gpu
-def test_compiles_in_one_graph_under_autocast_of_a_projection() -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_an_attention_compiles_in_one_graph_under_autocast(qk_norm: bool) -> None:
     """As in training: float32 weights, a bfloat16 projection, gradients to the weights."""
-    project = torch.nn.Linear(64, 192, bias=False, device=DEVICE)
-    tokens = torch.randn(2, 333, 64, device=DEVICE)
+    spec = {"name": "linear", "head_dim": 32, "qk_norm": qk_norm}
+    module, plain = (build("attention", {**spec, "backend": b}, dim=64).to(DEVICE) for b in ("triton", "torch"))
+    plain.load_state_dict(module.state_dict())
+    tokens = torch.randn(2, 9, 37, 64, device=DEVICE)
 
-    def loss(x: Tensor, backend: Backend) -> Tensor:
+    def gradients(run: Callable[[Tensor], Tensor], attention: torch.nn.Module) -> tuple[Tensor, ...]:
         with torch.autocast(DEVICE, dtype=BRAIN):
-            return (
-                linear_attention(*project(x).unflatten(-1, (3, 2, 32)).unbind(2), backend=backend)
-                .float()
-                .square()
-                .sum()
-            )
+            loss = run(tokens).float().square().sum()
+        return torch.autograd.grad(loss, list(attention.parameters()))
 
-    compiled = torch.compile(loss, fullgraph=True)
-    (got,) = torch.autograd.grad(compiled(tokens, "auto"), project.weight)
-    (want,) = torch.autograd.grad(loss(tokens, "torch"), project.weight)
-    assert error(got, want) < 1e-2
+    found = gradients(torch.compile(module, fullgraph=True), module)
+    assert all(error(a, b) < 2e-2 for a, b in zip(found, gradients(plain, plain), strict=True))
