@@ -109,9 +109,10 @@ def profile_sampling(
         if experiment["trainer"]["threads"]:
             torch.set_num_threads(experiment["trainer"]["threads"])
         system = build_untrained({**experiment, "system": drawn(experiment["system"])}).eval()
-        size, how = config.image_size(experiment["data"]), Sampling(**experiment["sampling"])
+        size, how = config.image_size(experiment["data"]), Sampling(**{**experiment["sampling"], "graph": "never"})
 
         def draw() -> None:
+            system.text_encoder.forget()
             system.sample([PROMPTS[0]], size=size, sampling=how)
 
         def run(clock: Clock, count: int) -> None:
@@ -133,7 +134,7 @@ def profile_sampling(
         "operators": recorder.operators(top, system.device),
         "settings": {**machine(system.device, None, dict(system.named_children())), **experiment["sampling"]},
         "notes": [
-            f"a step is one image of {size} px, {how.steps} denoising steps",
+            f"a step is one image of {size} px, {how.steps} denoising steps, the prompt as if new, no CUDA graphs",
             *_notes(system.device),
             *_named(record, SAMPLING),
         ],

@@ -34,6 +34,7 @@ class Work(NamedTuple):
     text: Call  # prompts, and the empty prompt where guidance needs it -> features
     prepare: Callable[[], Velocity]  # features -> the guided velocity: keys and values, and what times alone decide
     step: Callable[[float], Tensor]  # one evaluation of that at a time: one forward of 2 B where guided
+    launched: Callable[[float], Tensor]  # the same, never replayed as a graph: a counter sees what it does
     forward: Call  # one forward of B from text features, without guidance: what papers count
     denoise: Callable[[Sampling], Tensor]  # noise -> latents
     decode: Call  # latents -> images
@@ -116,11 +117,12 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     encoded: list[tuple[Any, Any]] = []
     first = sample({"": lambda: encoded.append(text())}, 0, 1, system.device)[""]
     pair = encoded[0]
-    velocity = prepare(pair)
+    velocity, plain = prepare(pair), prepare(pair, replace(sampling, graph="never"))
     return Work(
         text=text,
         prepare=lambda: prepare(pair),
         step=lambda t: velocity(noise, at(t, noise)),
+        launched=lambda t: plain(noise, at(t, noise)),
         forward=lambda: system.dit(noise, half, pair[0]),
         denoise=lambda how: denoise(pair, how),
         decode=lambda: system.autoencoder.decode(noise),
@@ -152,7 +154,7 @@ def count_evaluations(sampling: Sampling, flow: Flow | Ddpm) -> int:
 def count_stages(work: Work, evaluations: dict[float, int]) -> dict[str, float]:
     """GMACs of one image by stage, and "forward": of one denoiser forward."""
     text, decode, forward = (count_macs(call) for call in (work.text, work.decode, work.forward))
-    steps = sum(n * count_macs(partial(work.step, t)) for t, n in evaluations.items())
+    steps = sum(n * count_macs(partial(work.launched, t)) for t, n in evaluations.items())
     denoise = count_macs(work.prepare) + steps
     counts = {"text": text, "denoise": denoise, "decode": decode, "total": text + denoise + decode, "forward": forward}
     return {name: count / 1e9 for name, count in counts.items()}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sana_lab.bench import bench
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling
@@ -290,6 +291,16 @@ def test_a_system_replays_what_it_can(monkeypatch: pytest.MonkeyPatch):
         assert (made.int() - expected.int()).abs().max() <= 1
     assert len(still.graphs.recorder.made) == 1
     assert copy.deepcopy(still).graphs.kept == {}
+
+
+def test_what_a_replay_does_is_counted_too(monkeypatch: pytest.MonkeyPatch):
+    """A counter sees no operator of a graph."""
+    how, still = Sampling("dpmpp", 4, 3.0), system()
+    expected = bench(still, how, 16, repeats=1)["stages"]["denoise"]["gmacs"]
+    monkeypatch.setattr(Kept, "run", lambda self: self.out)
+    still.graphs = Graphs(Recorder())
+    assert bench(still, how, 16, repeats=1)["stages"]["denoise"]["gmacs"] == expected
+    assert still.graphs.recorder.made
 
 
 def test_a_system_on_the_cpu_says_what_always_needs():
