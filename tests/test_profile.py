@@ -87,7 +87,7 @@ def test_an_image_by_phase(folder: Path):
     record = profile.profile_sampling(config.load("tiny"), steps=2, warmup=0, top=2)
     assert_adds_up(record, SAMPLING)
     assert {name for name, phase in record["phases"].items() if not phase["mean_ms"]} == {"dit: blocks"}
-    assert "a step is one image of 16 px, 2 denoising steps" in record["notes"]
+    assert "a step is one image of 16 px, 2 denoising steps, the prompt as if new, no CUDA graphs" in record["notes"]
 
 
 @pytest.mark.slow
