@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sana_lab.diffusion.sampling import Sampling
 from sana_lab.dit import Dit, Quantize
 from sana_lab.evaluation.efficiency import LiveBytes
 from sana_lab.layers import dtype_of
@@ -19,6 +20,7 @@ from sana_lab.systems.quantize import quantized
 from sana_lab.systems.residency import Offload
 from sana_lab.systems.stages import COMPONENT
 from sana_lab.systems.text2image import TextToImage
+from sana_lab.text import TextEncoder
 from sana_lab.types import Text
 
 GIB = 2**30
@@ -49,6 +51,20 @@ class Peaks(NamedTuple):
         return max(map(self.stage, self.work))
 
 
+def measured(system: TextToImage, way: Way, size: int | tuple[int, int], batch: int = 1, device: str = "cuda") -> int:
+    """Bytes at the worst moment of drawing so on a GPU, by its allocator; two steps stand for all, launched one by one,
+    as recorded steps keep memory of their own. The system is settled there, and stays so."""
+    how = Sampling(steps=2, quantize=way.quantize, offload=way.offload, graph="never")
+    system.autoencoder.tile = way.tile
+    system.settle(how, device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    with _silent(system.text_encoder):
+        system.sample(_long(system.text_encoder, batch), size=size, sampling=how)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
 class Counter:
     """Counts for one system, size and batch; each stage once for all ways that share it. No tensor is changed."""
 
@@ -76,7 +92,7 @@ class Counter:
     def _text(self) -> tuple[int, int]:
         """Prompts as long as the encoder reads, and the empty one where guidance needs it."""
         encoder = self.system.text_encoder
-        prompts = ["red circle " * encoder.max_tokens] * self.batch
+        prompts = _long(encoder, self.batch)
 
         def read() -> Any:
             text = encoder(prompts)
@@ -106,6 +122,11 @@ class Counter:
                 return _bytes(autoencoder, lambda: self.system.pixels(latents))
         finally:
             autoencoder.tile = before
+
+
+def _long(encoder: TextEncoder, batch: int) -> list[str]:
+    """Prompts of as many tokens as are read."""
+    return ["red circle " * encoder.max_tokens] * batch
 
 
 @contextmanager
