@@ -91,6 +91,7 @@ def test_an_image_by_phase(folder: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo only hides it
 def test_compiled_blocks_are_one_phase(folder: Path):
     record = profile.profile_training(config.load("tiny", ["trainer.compile=true"]), steps=2, warmup=1)
     assert record["phases"]["dit: blocks"]["mean_ms"] > 0

@@ -47,14 +47,16 @@ class Features(L.LightningDataModule):
         cache: Annotated[str | None, RUNTIME] = None,
         shard: Annotated[int, RUNTIME] = 256,
         bucket: Annotated[int, RUNTIME] = 1,
+        workers: Annotated[int, RUNTIME] = 0,
     ) -> None:
         super().__init__()
         given = {"batch": (batch, 1), "seed": (seed, 0), "shard": (shard, 1), "bucket": (bucket, 1)}
-        for name, (value, least) in given.items():
+        for name, (value, least) in (given | {"workers": (workers, 0)}).items():
             if value < least:
                 raise ValueError(f"data 'features': {name} is {value}; it must be at least {least}")
         self.source, self.text_encoder = source, text_encoder
-        self.batch, self.seed, self.shard, self.bucket = batch, seed, shard, bucket
+        self.batch, self.seed, self.shard = batch, seed, shard
+        self.bucket, self.workers = bucket, workers
         self.cache = Path(cache) if cache else Path("runs", "features")
 
     def setup(self, stage: str | None = None) -> None:
@@ -74,12 +76,16 @@ class Features(L.LightningDataModule):
 
     def train_dataloader(self) -> Endless:
         """Endless batches, starting after those that the trainer has already used."""
-        return Endless(self._train_batch, self.trainer)
+        return Endless(self._train_batch, self.trainer, self.workers)
 
     def val_dataloader(self) -> Finite | list[Finite]:
         """The held-out items in order, the first caption of each."""
         items = self.latents.len_val
-        return Finite(self._val_batch, items, self.batch, self.trainer) if items else []
+        return Finite(self._val_batch, items, self.batch, self.trainer, self.workers) if items else []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the trainer, so that a spawned worker gets plain data."""
+        return {**self.__dict__, "trainer": None}
 
     def _train_batch(self, number: int) -> Batch:
         return self._batch("train", self._order.at(range(number * self.batch, (number + 1) * self.batch)))
@@ -96,8 +102,8 @@ class Features(L.LightningDataModule):
 
     def _tokens(self, row: int) -> Tensor:
         """(L, D) of one caption, without padding."""
-        kept = self.store.latents([row])[0]
-        return kept[kept[:, -1] > 0, :-1]
+        kept = self.store.row(row)
+        return kept[: int((kept[:, -1] > 0).sum()), :-1].float()
 
     @functools.cached_property
     def _order(self) -> Order:

@@ -46,7 +46,11 @@ class Shards:
 
     def latents(self, rows: Sequence[int]) -> Tensor:
         """(B, C, h, w) in float32, read through a memory map."""
-        return torch.stack([self._shard(i // self.per_shard)[i % self.per_shard] for i in rows]).float()
+        return torch.stack([self.row(i) for i in rows]).float()
+
+    def row(self, i: int) -> Tensor:
+        """One row as it lies in the memory map, in the dtype that it was written in."""
+        return self._shard(i // self.per_shard)[i % self.per_shard]
 
     @cached_property
     def captions(self) -> list[Captions]:

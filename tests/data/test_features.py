@@ -88,6 +88,16 @@ def test_batches_are_those_of_the_latents_with_text(make):
     assert all(b.images is None for b in own)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_workers_make_the_same_batches(make):
+    alone = [b for b, _ in zip(make().train_dataloader(), range(3), strict=False)]
+    shared = [b for b, _ in zip(make(workers=2).train_dataloader(), range(3), strict=False)]
+    for a, b in zip(alone, shared, strict=True):
+        assert a.prompts == b.prompts
+        assert torch.equal(a.latents, b.latents)
+        assert same_text(a.text, b.text)
+
+
 def test_text_is_as_long_as_the_longest_of_the_batch(make):
     data = make()
     short, long = data.text_at(["a picture"]), data.text_at(["a picture", "a circle and a small"])
@@ -166,7 +176,7 @@ class TestCache:
         assert {name for name, when in files(again).items() if when != before[name]} == {cut.name, "text-00001.jsonl"}
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"seed": -1}, {"shard": 0}, {"bucket": 0}])
+@pytest.mark.parametrize("options", [{"batch": 0}, {"seed": -1}, {"shard": 0}, {"bucket": 0}, {"workers": -1}])
 def test_numbers_out_of_range(make, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} is"):
         make(**options)
