@@ -92,6 +92,9 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "probe": {
         "image": "sana_lab.probes.image:Image",
+        "peer": "sana_lab.probes.peer:PeerImage",
+        "text": "sana_lab.probes.text:TextProbe",
+        "attention": "sana_lab.probes.attention:AttentionPair",
     },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""

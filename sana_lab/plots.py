@@ -58,7 +58,7 @@ def quality(table: Table, metric: str, path: Path | str, reference: Reference | 
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_xlabel(_label(shown) + _span_words(rows, metric))
     axes.set_title(table.title, loc="left")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
@@ -79,7 +79,7 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
     axes.set_ylabel(_label(y_column) + _span_words(rows, metric))
     axes.set_title(table.title, loc="left")
     _legend(axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def curves(
@@ -106,7 +106,7 @@ def curves(
     if smooth:
         axes.set_ylim(*_robust_limits(smooth))
     _legend(axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
@@ -130,7 +130,7 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
     axes.set_ylabel(_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
     axes.set_title(table.title, loc="left")
     _legend(axes)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], path: Path | str, scale: int | None = None) -> Path:
@@ -185,7 +185,8 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _save(figure: Figure, path: Path | str) -> Path:
+def save(figure: Figure, path: Path | str) -> Path:
+    """Writes the PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", facecolor="white")
     return Path(path)

@@ -1,10 +1,11 @@
 """From the rows of an efficiency table to its Markdown, with what was counted, what was timed, and what was not."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from sana_lab import config, parts, report, results, tracking
+from sana_lab import config, parts, report, results, speed_plots, tracking
 from sana_lab.evaluation.efficiency import enough_for
 from sana_lab.evaluation.flops import DEFINITION, PAIR
 from sana_lab.expectations import verdicts
@@ -39,14 +40,23 @@ def tabulate(speed: Speed, records: Sequence[Json], conditions: Conditions, insi
     """The table; numbers that a clock did not give are not in it, and its notes say so."""
     published = load_published(config.locate("eval/published", speed.published)) if speed.published else None
     compared = compare(speed, records)
-    return build_table(
+    table = build_table(
         compared,
         title=speed.title,
         columns=speed.columns,
-        notes=[*_held(speed, compared), *speed.notes, *_counted(speed), *_timed(speed, conditions, inside)],
+        notes=[
+            *_held(speed, compared),
+            *_crossings(speed, compared),
+            *speed.notes,
+            *_counted(speed),
+            *_timed(speed, conditions, inside),
+        ],
         machine=conditions.device or f"{tracking.cores()} x {tracking.cpu_model()}",
         published=published,
     )
+    if speed.plot == "crossing":  # rows are sizes, among which none is best
+        return replace(table, columns=[replace(c, better=None) for c in table.columns])
+    return table
 
 
 def compare(speed: Speed, records: Sequence[Json]) -> list[Json]:
@@ -66,7 +76,13 @@ def inside_of(items: Sequence[Item]) -> list[str]:
 
 
 def draw(speed: Speed, table: Table, folder: Path) -> list[Path]:
-    """The plot that the table asks for, of what there is."""
+    """The plot that the table asks for: of latency where there is one, else of MACs."""
+    measured = {name for row in table.rows for name in row.cells}
+    if speed.plot == "walk":
+        metric = "latency_s" if "latency_s" in measured else "tmacs_image"
+        return [speed_plots.walk(table, metric, folder / f"walk_{metric}.png")]
+    if speed.plot == "crossing" and (names := _pair(table)):
+        return [speed_plots.crossings(table, names, folder / "crossing.png")]
     return []
 
 
@@ -93,6 +109,34 @@ def _ratios(of: str, base: Json, mine: Json) -> Json:
 def _held(speed: Speed, records: Sequence[Json]) -> list[str]:
     rows = build_table(records, title=speed.title).rows
     return [str(v) for v in verdicts(rows, speed.expect, {})]
+
+
+def _pair(table: Table) -> tuple[str, str] | None:
+    """The two that were compared, where any was timed."""
+    ending = "_core_ms"
+    names = [
+        n.removesuffix(ending) for n in dict.fromkeys(n for r in table.rows for n in r.cells) if n.endswith(ending)
+    ]
+    return (names[0], names[1]) if len(names) == 2 else None
+
+
+def _crossings(speed: Speed, records: Sequence[Json]) -> list[str]:
+    """Where each scope's ratio passes 1, and which ratios a busy machine has not allowed."""
+    table = build_table(records, title=speed.title)
+    names = _pair(table)
+    if speed.plot != "crossing" or names is None:
+        return []
+    lines = []
+    for scope, words in speed_plots.SCOPES.items():
+        found = speed_plots.crossing_of(table.rows, scope)
+        lost = [r.label for r in table.rows if f"{scope}_noise" in r.cells and f"{scope}_ratio" not in r.cells]
+        lines += [f"{names[1]} becomes faster than {names[0]}, {words}: {found}."] if found else []
+        lines += (
+            [f"No ratio, for {names[0]} differs from itself by more than 5 %, {words}: {', '.join(lost)}."]
+            if lost
+            else []
+        )
+    return lines
 
 
 def _counted(speed: Speed) -> list[str]:

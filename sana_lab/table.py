@@ -129,6 +129,7 @@ COLUMNS = (
 ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
     ("_per_s", "/s", "higher"),
     ("_ms", "ms", "lower"),
+    ("_gmacs", "GMACs", "lower"),
     ("_mib", "MiB", "lower"),
     ("_gib", "GiB", "lower"),
     ("_s", "s", "lower"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sana_lab import cli, config, parts, speed, speed_table, weights
+from sana_lab import cli, config, parts, speed, speed_plots, speed_table, weights
 from sana_lab.config import Trial
 from sana_lab.parts import SpecError
 from sana_lab.probes import How, Probe
@@ -213,6 +213,35 @@ def test_a_ratio_stays_within_its_size():
     table = tabulated(rows, axes={"model": {"x": {}, "y": {}}, "size": {"512": {}, "1024": {}}}, over="x",
                       columns=["speedup"])  # fmt: skip
     assert [r.cells["speedup"].mean for r in table.rows] == [1, 3, 1, 10]
+
+
+def pair(n: int, ratio: float | None, noise: float = 0.0) -> dict[str, Any]:
+    """A row of an attention sweep, of which softmax takes n^2 and linear n / ratio times that."""
+    times = {"softmax_core_ms": float(n * n), "linear_core_ms": n * n / (ratio or 1.0), "core_noise": noise}
+    ratios = (
+        {} if ratio is None else {"core_ratio": ratio, "core_ratio_low": ratio / 1.1, "core_ratio_high": ratio * 1.1}
+    )
+    return record(str(n), {"tokens": str(n)}, **times, **ratios)
+
+
+def test_a_sweep_says_where_linear_becomes_faster_and_which_ratios_are_noise(tmp_path: Path):
+    rows = [pair(n, n / 500) for n in (256, 1024, 4096)] + [pair(16384, None, noise=0.2)]
+    table = tabulated(rows, axes={"tokens": {r["label"]: {} for r in rows}}, columns=["core_ratio"], plot="crossing")
+    notes = "\n".join(table.notes)
+    assert "linear becomes faster than softmax, mixing of q, k, v: at 500 (95 %: 455 to 550)." in notes
+    assert "softmax differs from itself by more than 5 %, mixing of q, k, v: 16384." in notes
+    assert all(c.better is None for c in table.columns)
+    assert speed_plots.crossings(table, ("softmax", "linear"), tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_a_walk_is_drawn_of_what_was_timed_or_else_of_what_was_counted(tmp_path: Path):
+    counted = [record("FLUX-dev", tmacs_image=900.0), record("SANA baseline", tmacs_image=90.0)]
+    timed = [record("FLUX-dev", latency_s=9.0, tmacs_image=900.0), record("SANA baseline", latency_s=3.0)]
+    for rows, name in ((counted, "walk_tmacs_image.png"), (timed, "walk_latency_s.png")):
+        table = speed.load("paper/figure2")[0]
+        drawn = speed_table.draw(table, tabulated(rows, plot="walk", published="sana_figure2"), tmp_path)
+        assert [p.name for p in drawn] == [name]
+        assert drawn[0].stat().st_size > 10_000
 
 
 # --- bad input

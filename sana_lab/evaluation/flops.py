@@ -5,7 +5,8 @@ operations, norms, softmaxes and table look-ups are not. Causal and masked atten
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,6 +53,26 @@ def count_pair_macs(denoise: Callable[..., Any], latent: Sequence[int], text_dim
         text = Text(torch.empty(2, CAPTION, text_dim), torch.ones(2, CAPTION, dtype=torch.bool))
     with _FreeCrossAttention():
         return count_macs(lambda: denoise(x, t, text))
+
+
+@contextmanager
+def whole_masks(module: nn.Module) -> Iterator[None]:
+    """Within, every network of transformers on the meta device takes its mask (B, L) as (B, 1, L, L), which it looks
+    at less: what a mask holds cannot be asked there. Masked attention counts in full either way."""
+
+    def widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            return args, kwargs
+        rows, length = mask.shape
+        return args, {**kwargs, "attention_mask": mask.new_ones(rows, 1, length, length, dtype=torch.bool)}
+
+    hooks = [m.register_forward_pre_hook(widen, with_kwargs=True) for m in module.modules() if hasattr(m, "config")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _FreeCrossAttention(TorchFunctionMode):

@@ -1,7 +1,5 @@
 """An image of a text2image experiment: what it costs, untrained."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
 
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 from sana_lab import bench, config, parts
 from sana_lab.diffusion.guidance import within
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.evaluation.flops import count_macs, count_pair_macs, parameters
+from sana_lab.evaluation.flops import count_macs, count_pair_macs, parameters, whole_masks
 from sana_lab.parts import SpecError
 from sana_lab.probes import PROMPT, Dtype, How, Probe
 from sana_lab.systems.stages import components, evaluation_times
@@ -103,23 +101,3 @@ def drawn(system: dict[str, Any]) -> dict[str, Any]:
     bare = bench.without_weights(system)
     encoder = bare["text_encoder"]
     return {**bare, "text_encoder": {**encoder, "drawn": True}} if encoder.get("model") else bare
-
-
-@contextmanager
-def whole_masks(module: nn.Module) -> Iterator[None]:
-    """Within, every network of transformers on the meta device takes its mask (B, L) as (B, 1, L, L), which it looks
-    at less: what a mask holds cannot be asked there. Masked attention counts in full either way."""
-
-    def widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
-            return args, kwargs
-        rows, length = mask.shape
-        return args, {**kwargs, "attention_mask": mask.new_ones(rows, 1, length, length, dtype=torch.bool)}
-
-    hooks = [m.register_forward_pre_hook(widen, with_kwargs=True) for m in module.modules() if hasattr(m, "config")]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -36,11 +36,14 @@ class Peer:
     of the autoencoder as they are (Sana, PixArt, Stable Diffusion 1 to 3), they are ours, number by number, rounded to
     the denoiser's dtype: `noise` is "latents". Pipelines that pack or otherwise shape their latents (FLUX) draw them
     from one generator an image: "generators". Those that take neither draw from the global state: "global", and their
-    images depend on the batch.
+    images depend on the batch. `options` are told to every call, such as max_sequence_length. Images with numbers that
+    are not finite are refused where they are looked at, so not of `drawn` weights.
     """
 
-    def __init__(self, pipeline: Any, folder: Path | None = None) -> None:
-        self.pipeline, self.folder = pipeline, folder
+    def __init__(
+        self, pipeline: Any, folder: Path | None = None, *, options: Json | None = None, drawn: bool = False
+    ) -> None:
+        self.pipeline, self.folder, self.options, self.drawn = pipeline, folder, options or {}, drawn
         self.accepts = frozenset(inspect.signature(pipeline.__call__).parameters)
         if "prompt" not in self.accepts:
             raise SpecError(f"{self.name} takes no prompt, so it is no text-to-image pipeline")
@@ -162,7 +165,7 @@ class Peer:
         self, prompts: Sequence[str], negatives: Sequence[str], seed: int, indices: Sequence[int], given: Json
     ) -> Tensor:
         told = {"negative_prompt": list(negatives)} if any(negatives) else {}
-        fixed = {"output_type": "pt", "use_resolution_binning": False}
+        fixed = {"output_type": "pt", "use_resolution_binning": False, **self.options}
         kept = {name: value for name, value in fixed.items() if name in self.accepts}
         with torch.random.fork_rng(enabled=self.noise == "global"):
             if self.noise == "global":
@@ -199,7 +202,7 @@ class Peer:
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[:2] != (count, 3):
             shape = tuple(getattr(images, "shape", ()))
             raise ValueError(f"{self.name} gave a {type(images).__name__} {shape}, expected images ({count}, 3, H, W)")
-        if not images.isfinite().all():
+        if not self.drawn and not images.isfinite().all():
             raise ValueError(f"{self.name} drew numbers that are not finite; try another dtype than {images.dtype}")
         return images.float().mul(255).round().clamp(0, 255).to(torch.uint8)
 

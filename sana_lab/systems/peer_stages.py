@@ -128,7 +128,7 @@ def memory_by_stage(peer: Peer, asked: Asked, prompts: Sequence[str]) -> dict[st
         return out
 
     with peer.watching(watch):
-        _short(peer, asked).call(peer, prompts)()
+        short(peer, asked).call(peer, prompts)()
     return {**found, "total": asked.memory(peer, prompts)}
 
 
@@ -144,12 +144,12 @@ def _forward_gmacs(peer: Peer, asked: Asked, prompts: Sequence[str]) -> float:
         return out
 
     with peer.watching(watch):
-        _short(peer, asked, guidance=1.0).call(peer, prompts)()
+        short(peer, asked, guidance=1.0).call(peer, prompts)()
     return sum(counts) / len(counts) / 1e9 if counts else float("nan")
 
 
-def _short(peer: Peer, asked: Asked, **changes: Any) -> Asked:
-    """Two steps, as far as the pipeline takes orders."""
+def short(peer: Peer, asked: Asked, **changes: Any) -> Asked:
+    """The same in two steps, as far as the pipeline takes orders."""
     known = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     orders = {"steps": 2, **changes}
     return asked._replace(**{name: value for name, value in orders.items() if known[name] in peer.accepts})
