@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab import bench, config, parts
-from sana_lab.diffusion.guidance import within
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.diffusion.solvers import at
+from sana_lab.evaluation.efficiency import Call
 from sana_lab.evaluation.flops import count_macs, count_pair_macs, parameters, whole_masks
 from sana_lab.parts import SpecError
 from sana_lab.probes import PROMPT, Dtype, How, Probe
@@ -52,10 +53,13 @@ class Image(Probe):
             shape = system.latent_shape(self.size)
             x, t = torch.empty(1, *shape), torch.empty(1)
         with torch.no_grad(), whole_masks(system.text_encoder):
-            text = system.text_encoder([PROMPT])
-            texts = count_macs(partial(system.text_encoder, [PROMPT]))
-            null = count_macs(partial(system.text_encoder.plain, [""])) if self.sampling.guidance != 1 else 0
-        image = texts + null + self._denoise(system, x, t, text) + count_macs(lambda: system.autoencoder.decode(x))
+            text, texts = counted(partial(system.text_encoder, [PROMPT]))
+            null, nulls = (
+                counted(partial(system.text_encoder.plain, [""])) if self.sampling.guidance != 1 else (text, 0)
+            )
+        with torch.no_grad():
+            denoise = self._denoise(system, x, seen(text), seen(null))
+            image = texts + nulls + denoise + count_macs(lambda: system.autoencoder.decode(x))
         dit = parameters(system.dit)["total"]
         return {
             "params_b": parameters(nn.ModuleDict(components(system)))["total"] / 1e9,
@@ -84,16 +88,23 @@ class Image(Probe):
             **{f"{name}_s": stages[name]["latency_s"] for name in ("text", "denoise", "decode")},
         }
 
-    def _denoise(self, system: TextToImage, x: Tensor, t: Tensor, text: Text) -> int:
-        """MACs of all steps, captions prepared once; a guided evaluation is one forward of two rows."""
-        caption = count_macs(lambda: system.dit.prepare(text))
-        row = count_macs(lambda: system.dit(x, t, text)) - caption
+    def _denoise(self, system: TextToImage, x: Tensor, text: Text, null: Text) -> int:
+        """MACs of all steps, with what is prepared once, as the system itself takes them."""
+        velocity, prepared = counted(lambda: system.velocity(text, null, self.sampling))
         times = evaluation_times(self.sampling, system.flow)
-        return max(map(self._rows, times)) * caption + sum(n * self._rows(time) * row for time, n in times.items())
+        return prepared + sum(n * count_macs(partial(velocity, x, at(t, x))) for t, n in times.items())
 
-    def _rows(self, time: float) -> int:
-        interval = self.sampling.guidance_interval
-        return 2 if self.sampling.guidance != 1 and (interval is None or within(interval, time)) else 1
+
+def counted(call: Call) -> tuple[Any, int]:
+    """What a call gives, and its MACs."""
+    out: list[Any] = []
+    macs = count_macs(lambda: out.append(call()))
+    return out[0], macs
+
+
+def seen(text: Text) -> Text:
+    """The text with its mask on the host, every token real: so it can be looked at."""
+    return Text(text.tokens, torch.ones(text.mask.shape, dtype=torch.bool))
 
 
 def drawn(system: dict[str, Any]) -> dict[str, Any]:
