@@ -320,7 +320,7 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
 
     graphs = Graphs()
-    bind = partial(graphs.velocity, ours, "auto")
+    bind = partial(graphs.velocity, ours, "always" if extent.device.type == "cuda" else "never")
 
     def mine(noise: Tensor) -> Tensor:
         return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow), bind=bind), noise, flow)
