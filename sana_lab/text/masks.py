@@ -23,10 +23,11 @@ def attention_mask(network: Any, mask: Tensor, there: Tensor, before: int = 0) -
     whole = torch.cat([there.new_ones(len(there), before), there], 1) if before else there
     if not _known(network.config, whole.shape[1]):
         return whole
-    exact = network.config._attn_implementation == "eager"
-    if not exact and not before and bool(mask.all()):
+    exact, causal = network.config._attn_implementation == "eager", network.config.model_type in CAUSAL
+    looks = causal and there.device.type != "cpu"  # a decoder without a mask looks whether its positions begin anew
+    if not exact and not before and not looks and bool(mask.all()):
         return None
-    seen = _seen(whole, network.config.model_type in CAUSAL)[:, :, before:]
+    seen = _seen(whole, causal)[:, :, before:]
     return _additive(seen, network.dtype) if exact else seen
 
 

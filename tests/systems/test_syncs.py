@@ -48,6 +48,7 @@ CASES: dict[str, tuple[Any, Any]] = {
     "dit_ddpm": (lambda: DitSystem(DIT, VAE, T5, objective="ddpm"), cached),
     "t5": (lambda: system({**T5, "null": "nvlabs"}, text_dropout=0.5), images),
     "llm": (lambda: system(LLM), images),
+    "llm_whole": (lambda: system(LLM), lambda: Batch(torch.randn(1, 3, 8, 8), ["a red circle"])),
     "llm_frozen": (lambda: system({**LLM, "null": "nvlabs", "instruction": "draw "}, train_text=False), images),
     "autoencoder": (lambda: AutoencoderSystem(VAE, schedule="constant", latent_noise=0.1), images),
 }
