@@ -6,6 +6,9 @@ from torch import nn
 
 from sana_lab.parts import SpecError
 
+SHAPES = 128
+"""So many graphs may be compiled, of lengths of text in training and in validation; torch stops at 8 of its own."""
+
 
 def check(system: nn.Module, device: str) -> None:
     """SpecError where blocks cannot be compiled: there are none, an option forbids it, or a compiler is missing."""
@@ -33,12 +36,16 @@ def missing_compiler(device: str) -> str | None:
 
 
 def compile_blocks(dit: Any, backend: str = "inductor") -> None:
-    """Compile each block of a DiT, without a break in its graph.
+    """Compile each block of a DiT, without a break in its graph. Blocks share graphs, as parameters are their inputs.
 
-    Blocks share one graph, as their parameters are its inputs; a second length of text makes lengths symbolic.
+    Each length of text is compiled anew (`bucket` of cached features and `pad_to_max` keep them few): with symbolic
+    lengths the backward of torch 2.14's inductor takes the mask's strides for those of the first length.
     """
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
     for block in dit.blocks:
-        block.compile(fullgraph=True, backend=backend)
+        block.compile(fullgraph=True, dynamic=False, backend=backend)
 
 
 def _cpp_compiler() -> str | None:
