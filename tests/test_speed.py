@@ -1,5 +1,7 @@
 """Efficiency tables: rows are counted from shapes and timed where a device is, and nothing else stands in them."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,23 @@ def test_an_image_is_counted_as_bench_counts_it(folder: Path):
     assert counted["params_b"] * 1e3 == pytest.approx(real["params_m"])
     assert counted["text_tokens"] == real["text_tokens"]
     assert (counted["tokens"], counted["steps"], counted["evaluations"]) == (16, 2, 2)
+
+
+COUNT = """
+from sana_lab import parts
+for backend in ("triton", "triton", "torch"):
+    how = {"backend": backend}
+    dit = {**how, "attention": {"name": "linear", **how}, "ffn": {"name": "mix", **how}}
+    print(parts.build("probe", {"name": "image", "experiment": "tiny", "size": 32, "system": {"dit": dit}}).count())
+"""
+
+
+def test_fused_kernels_count_what_they_fuse_also_when_they_are_used_for_the_first_time(folder: Path):
+    """In a process of its own, where no kernel has been registered yet."""
+    pytest.importorskip("triton")
+    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    first, again, plain = done.stdout.strip().splitlines()[-3:]
+    assert first == again == plain
 
 
 def test_a_table_is_run_shown_and_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]):

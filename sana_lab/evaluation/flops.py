@@ -5,6 +5,7 @@ operations, norms, softmaxes and table look-ups are not. Causal and masked atten
 """
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from sana_lab.types import Text
 
@@ -38,9 +39,10 @@ def count_macs(call: Callable[[], Any]) -> int:
 
     PyTorch's own counter takes fused softmax attention on the CPU for free, and the backward of a depthwise convolution
     for a dense one, so their formulas are added, for this count only. A hand-written kernel counts nothing unless it is
-    a registered operator with a formula.
+    a registered operator with a formula; one that is registered during the call, as kernels are at first, counts too.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter.flop_registry = ChainMap(counter.flop_registry, flop_registry)  # type: ignore[assignment]
     with counter:
         call()
     return counter.get_total_flops() // 2
