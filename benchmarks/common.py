@@ -7,7 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,6 +132,12 @@ def rotating(run: Run, inputs: list[Any], inner: int) -> Callable[[], None]:
             run(next(following))
 
     return call
+
+
+def fresh(run: Callable[[int], Tensor]) -> Run:
+    """The run of number 0, 1, 2 ..., whatever the input: no prompt is seen twice, so that none is found in a cache."""
+    numbers = count()
+    return lambda _: run(next(numbers))
 
 
 def divided(timing: Timing, inner: int) -> Timing:
