@@ -21,7 +21,7 @@ SCOPES = {
 }
 
 
-def walk(table: Table, metric: str, path: Path | str, over: str | None = None) -> Path:
+def walk(table: Table, metric: str, path: Path | str) -> Path:
     """A bar for each row, a logarithmic axis, and beside each what it has gained over the row before; numbers that
     others published are hollow bars of their own."""
     rows = [row for row in table.rows if metric in row.cells]
@@ -29,15 +29,16 @@ def walk(table: Table, metric: str, path: Path | str, over: str | None = None) -
     theirs = _published(table.published, metric)
     figure = Figure(figsize=(WIDTH, 1.6 + 0.62 * len(rows)), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12))
     axes: Axes = figure.subplots()
+    aside = 0.19 if theirs else 0.0
     for y, row in enumerate(rows):
         cell = row.cells[metric]
         label = shown.text(cell.mean) + (f"  ({rows[y - 1].cells[metric].mean / cell.mean:.3g}x)" if y else "")
-        _bar(axes, y - 0.19, cell.mean, label, {"color": COLOURS[0]})
+        _bar(axes, y - aside, cell.mean, label, {"color": COLOURS[0]})
         low, high = span(cell)
-        axes.hlines(y - 0.19, low, high, color="black", linewidth=1.2)
+        axes.hlines(y - aside, low, high, color="black", linewidth=1.2)
         if row.label in theirs:
             style = {"facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 1.3}
-            _bar(axes, y + 0.19, theirs[row.label], f"{theirs[row.label]:g}, published", style)
+            _bar(axes, y + aside, theirs[row.label], f"{theirs[row.label]:g}, published", style)
     axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 26) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")

@@ -94,7 +94,21 @@ def test_every_table_that_ships_loads_and_its_columns_are_known(name: str, scale
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("paper/")])
 def test_tables_of_the_paper_need_a_gpu_and_their_toys_do_not(name: str):
     assert speed.load(name)[0].gpu
-    assert not speed.load(name, scale="toy")[0].gpu
+    toy = speed.load(name, scale="toy")[0]
+    assert (toy.gpu, toy.published) == (False, None)  # the paper's numbers are of other sizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("paper/")])
+def test_toys_run_from_end_to_end(name: str, here: Path):
+    """The first and the last row, smaller still and timed once."""
+    table, trials = speed.load(name, scale="toy")
+    for trial in (trials[0], trials[-1]):
+        probe = {**trial.experiment["probe"], **{k: 64 for k in ("size",) if "size" in trial.experiment["probe"]}}
+        small = trial._replace(experiment={"probe": probe, "repeats": 1, "warmup": 0})
+        metrics, why = speed.probe_row(small, CPU)
+        assert why is None
+        assert not [c for c in table.columns if c not in metrics and c not in ("speedup", "fewer_macs", "tmacs_pair")]
 
 
 # --- rows

@@ -26,7 +26,8 @@ class TextProbe(Probe):
         if batch < 1:
             raise SpecError(f"batch is {batch}, expected at least 1")
         shape = {"drawn": True, "dtype": dtype} if given.get("model") else {}
-        self.encoder = parts.resolve("text_encoder", {**given, **shape, "pad_to_max": True})
+        anew = {"cache": False} if given.get("name") == "llm" else {}  # what was read is to be read again
+        self.encoder = parts.resolve("text_encoder", {**given, **shape, **anew, "pad_to_max": True})
         self.batch, self.dtype = batch, dtype
 
     def count(self) -> dict[str, float]:
