@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.product import product
 from sana_lab.parts import RUNTIME, SpecError
 
 
@@ -61,7 +62,9 @@ class MixFfn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolution = self.depthwise.weight, cast(Tensor, self.depthwise.bias)
-        return self.project(mix_ffn(self.expand(x), *convolution, backend=self.backend, overwrite=True))
+        y = product(self.expand, x, self.backend)
+        y = mix_ffn(y, *convolution, backend=self.backend, overwrite=True)
+        return product(self.project, y, self.backend)
 
 
 @final

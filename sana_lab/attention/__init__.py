@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from sana_lab.layers import RmsNorm, saturated
+from sana_lab.ops.product import product
 from sana_lab.parts import SpecError
 
 
@@ -34,7 +35,7 @@ class Attention(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+        qkv = product(self.qkv, x).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
         return saturated(self.proj(self.mix_fused(qkv).flatten(2))).view_as(x)
 
     def mix_fused(self, qkv: Tensor) -> Tensor:
