@@ -121,7 +121,8 @@ def test_pictures_show_their_last_step(store):
 @pytest.mark.slow
 def test_the_server_answers_on_loopback_and_ends_with_everything_it_started(store):
     port = free_port("127.0.0.1", 5600)
-    code = f"from sana_lab.ui import serve; serve({str(store.home)!r}, port={port})"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # background jobs ignore it
+    code = f"{heard}; from sana_lab.ui import serve; serve({str(store.home)!r}, port={port})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         try:
             said = said_until(process, "Ctrl-C stops it", store)
