@@ -1,7 +1,8 @@
 """Side by side on the CPU, in under ten minutes: python benchmarks/cpu.py [--full] [--only CASE ...] [--quick]
 
 Attention cores, a step of SANA-0.6B, DC-AE's decoder, text encoding and a whole pipeline, against diffusers with the
-same random weights. `--full` takes every piece at its full size, for half an hour, and adds up an image of 512 px.
+same random weights. `--full` takes every piece at its full size, for a quarter of an hour, and adds up an image of 512
+px.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.evaluation.efficiency import thread_clock
+from sana_lab.text.instruction import read_instruction
 from sana_lab.types import Json
 
 HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads
@@ -60,7 +62,9 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="every piece at full size and depth: half an hour, 16 GB")
+    parser.add_argument(
+        "--full", action="store_true", help="every piece at full size and depth: a quarter of an hour, 16 GB"
+    )
     parser.add_argument("--only", nargs="+", choices=CASES, help="these cases alone; nothing is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
     parser.add_argument(
@@ -168,17 +172,10 @@ def text_case(layers: int) -> Case:
 
 def encoded(pipeline: Any, number: int) -> Tensor:
     """diffusers' features at the tokens that are real, of the prompt and of the empty prompt: (L + L0, D)."""
-    chi, texts = CHI(pipeline), [models.prompt(number)]
+    chi, texts = read_instruction("released").split("\n"), [models.prompt(number)]
     found = pipeline.encode_prompt(texts, True, max_sequence_length=PADDED, complex_human_instruction=chi)
     tokens, mask, null, null_mask = found
     return torch.cat([tokens[mask.bool()], null[null_mask.bool()]])
-
-
-def CHI(pipeline: Any) -> list[str]:  # noqa: N802
-    """The instruction that the pipeline's call puts in front."""
-    import inspect
-
-    return list(inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default)
 
 
 def features(encoder: Any, number: int) -> Tensor:

@@ -177,13 +177,6 @@ def clock_of(device: torch.device | str) -> Clock:
     return cuda_clock if torch.device(device).type == "cuda" else host_clock
 
 
-def compare(
-    peer: Call, ours: Call, warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
-) -> Comparison:
-    """peer / ours by medians; the peer runs twice in each round, and no ratio is given where it differs from itself."""
-    return Comparison.of(**interleave({"peer": peer, "ours": ours, "again": peer}, warmup, repeats, device, clock))
-
-
 def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tensor] = ()) -> Memory:
     """The memory of one call. On CUDA the allocator's own peak, which holds all that is on the device.
 

@@ -29,7 +29,14 @@ def by_convolution(layer: nn.Linear, x: Tensor) -> Tensor:
 def pays(layer: nn.Linear, x: Tensor) -> bool:
     """Whether the convolution is expected to be faster: large float32 products in inference, on such a CPU."""
     plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter  # quantised weights have their own product
-    if not plain or x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() * len(layer.weight) < LEAST:
+    watched = layer._forward_hooks or layer._forward_pre_hooks  # which a product without the layer would not call
+    if (
+        not plain
+        or watched
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or x.numel() * len(layer.weight) < LEAST
+    ):
         return False
     asked = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
     return not asked and torch.backends.cpu.get_cpu_capability() == "AVX512"

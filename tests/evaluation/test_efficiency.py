@@ -17,7 +17,6 @@ from sana_lab.evaluation.efficiency import (
     Samples,
     Timing,
     clock_of,
-    compare,
     cuda_clock,
     energy,
     enough_for,
@@ -203,12 +202,6 @@ def test_thread_clock_counts_work_and_not_waiting():
     )
     assert slept.median_s < 0.05
     assert 0 < worked.median_s <= 0.25
-
-
-def test_compare_runs_the_peer_twice_in_each_round():
-    seen = []
-    compare(lambda: seen.append("peer"), lambda: seen.append("ours"), warmup=0, repeats=2, device="cpu")
-    assert seen == ["peer", "ours", "peer"] * 2
 
 
 def test_peak_of_a_known_pattern_of_allocations():

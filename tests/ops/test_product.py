@@ -76,6 +76,15 @@ def test_other_layers_and_weights_keep_their_own_product(layer: nn.Linear):
         assert not pays(layer, x)
 
 
+@pytest.mark.usefixtures("able")
+def test_a_watched_layer_is_called(layer: nn.Linear):
+    seen: list[torch.Size] = []
+    layer.register_forward_hook(lambda _, __, out: seen.append(out.shape))
+    with torch.no_grad():
+        product(layer, torch.randn(4, 48))
+    assert seen == [torch.Size([4, 80])]
+
+
 def test_small_products_keep_the_layer(layer: nn.Linear):
     with torch.no_grad():
         assert not pays(layer, torch.randn(4, 48))
