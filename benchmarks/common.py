@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.bench import device_name
-from sana_lab.evaluation.efficiency import NOISE, PAIRS, Clock, Comparison, Timing, clock_of, interleave
+from sana_lab.bench.bench import device_name
+from sana_lab.costs.timing import NOISE, PAIRS, Clock, Comparison, Timing, clock_of, interleave
 from sana_lab.types import Json
 
 RESULTS = Path(__file__).parent / "results"

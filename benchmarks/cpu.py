@@ -30,9 +30,9 @@ from common import (
 from models import SIZES
 from torch import Tensor
 
+from sana_lab.costs.timing import thread_clock
 from sana_lab.diffusion.sampling import Sampling, noise_like
-from sana_lab.evaluation.efficiency import thread_clock
-from sana_lab.text.instruction import read_instruction
+from sana_lab.models.text.instruction import read_instruction
 from sana_lab.types import Json
 
 HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads

@@ -16,13 +16,14 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
-from sana_lab import architectures, foreign, pretrained
+from sana_lab.checkpoints import architectures, formats
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import join, pad, pair, prepare
-from sana_lab.dit import Prepared
+from sana_lab.models.dit import Prepared
+from sana_lab.models.text.instruction import read_instruction
+from sana_lab.models.text.llm import Llm
+from sana_lab.pretrained import loading
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.text.instruction import read_instruction
-from sana_lab.text.llm import Llm
 from sana_lab.types import Text, Velocity
 
 PAD, EOS, BOS = "<pad>", "<eos>", "<bos>"
@@ -82,8 +83,8 @@ def autoencoder(blocks: int = 3) -> AutoencoderDC:
 def ours_of(theirs: Any) -> Any:
     """Our part with the numbers of one of diffusers': the same memory, but where several tensors are one of ours."""
     known, spec, supplied = architectures.read({"_class_name": type(theirs).__name__, **plain(theirs)}, "diffusers")
-    found = foreign.Found(known.kind, spec, supplied, theirs.state_dict(), known.table, "diffusers")
-    return pretrained.built(found)
+    found = formats.Found(known.kind, spec, supplied, theirs.state_dict(), known.table, "diffusers")
+    return loading.built(found)
 
 
 def plain(model: Any) -> dict[str, Any]:
@@ -152,7 +153,7 @@ def system_of(theirs: SanaPipeline) -> TextToImage:
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
-        return pretrained.load(folder)
+        return loading.load(folder)
 
 
 def encoder_of(theirs: SanaPipeline) -> Llm:

@@ -4,12 +4,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sana_lab.draw import load, sample
-    from sana_lab.judging import evaluate
-    from sana_lab.parts import build
+    from sana_lab.api import load, sample
+    from sana_lab.config.specs import build
+    from sana_lab.evaluation.evaluate import evaluate
 
 __all__ = ["build", "evaluate", "load", "sample"]
-_HOMES = {"build": "parts", "evaluate": "judging", "load": "draw", "sample": "draw"}
+_HOMES = {"build": "config.specs", "evaluate": "evaluation.evaluate", "load": "api", "sample": "api"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 
-from sana_lab.ops.linear_attention import definition
+from sana_lab.ops.linear_attention.reference import definition
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import nvlabs_algorithm as peer

@@ -22,6 +22,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers SanaPipeline folder of tiny random components, Flow-DPM-Solver with shift 3. Do not change it."""
-    import peers
+    import tiny_peers
 
-    return peers.saved(peers.sana_pipeline(), tmp_path_factory.mktemp("sana") / "pipeline")
+    return tiny_peers.saved(tiny_peers.sana_pipeline(), tmp_path_factory.mktemp("sana") / "pipeline")

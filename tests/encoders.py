@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Gemma2Config, GemmaConfig, PreTrainedConfig, T5Config
 
-from sana_lab.text.tokenizer import offline_tokenizer
+from sana_lab.models.text.tokenizer import offline_tokenizer
 
 GEMMA = {"vocab_size": 256000, "num_attention_heads": 8, "head_dim": 256}
 

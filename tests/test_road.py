@@ -16,9 +16,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from sana_lab import cli, config, parts, sweep, weights
-from sana_lab.ledger import Item, items
-from sana_lab.tracking import Run, Store
+from sana_lab import __main__
+from sana_lab.ablation import runner
+from sana_lab.ablation.trials import Item, items
+from sana_lab.checkpoints import weights
+from sana_lab.config import ablations, hashing, schema, specs
+from sana_lab.tracking.store import Run, Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
@@ -55,7 +58,7 @@ from pathlib import Path
 
 import torch
 
-from sana_lab.attention import Attention
+from sana_lab.models.attention import Attention
 
 
 class Broken(Attention):
@@ -90,7 +93,7 @@ def lay(folder: Path) -> None:
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
     torch.manual_seed(0)
-    save_file(parts.build("autoencoder", VAE).state_dict(), folder / "vae.safetensors")
+    save_file(specs.build("autoencoder", VAE).state_dict(), folder / "vae.safetensors")
 
 
 class Road(NamedTuple):
@@ -109,7 +112,7 @@ class Road(NamedTuple):
 
 def look(status: int) -> Road:
     store = Store(weights.HOME)
-    found = items(store, "road", config.load_ablation("road")[1])
+    found = items(store, "road", ablations.load_ablation("road")[1])
     return Road(status, store, found, store.find("road", {"sana.kind": "sweep"})[0])
 
 
@@ -121,7 +124,7 @@ def road(tmp_path_factory) -> Iterator[Road]:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         lay(folder)
-        yield look(sweep.main("road", [], 1, False, None))
+        yield look(runner.main("road", [], 1, False, None))
         sys.modules.pop("guest", None)
 
 
@@ -198,14 +201,14 @@ def test_the_table_has_rows_and_a_hole_with_its_reason(road):
 
 
 def test_the_dry_run_knows_what_is_done(road, capsys):
-    assert cli.main(["ablate", "road", "--dry-run"]) == 0
+    assert __main__.main(["ablate", "road", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[-1] for line in lines[:3]] == ["done"] * 3
     assert lines[3].endswith("failed: RuntimeError: this attention is broken")
 
 
 def test_the_table_can_be_written_again_elsewhere(road, capsys, tmp_path):
-    assert cli.main(["table", "road", "--out", str(tmp_path / "t")]) == 0
+    assert __main__.main(["table", "road", "--out", str(tmp_path / "t")]) == 0
     assert (tmp_path / "t/table.csv").read_text() == Path("runs/tables/road/table.csv").read_text()
     assert "this attention is broken" in capsys.readouterr().out
 
@@ -215,7 +218,7 @@ def test_the_same_command_again_runs_nothing(road, capsys, monkeypatch):
     before, runs = trained(), len(road.store.find("road"))
     Path("ablations/road.yaml").write_text("".join(line for line in ROAD.splitlines(True) if "broken" not in line))
     monkeypatch.setattr(sys, "executable", "/no/such/python")  # no worker could start
-    assert sweep.main("road", [], 1, False, None) == 0
+    assert runner.main("road", [], 1, False, None) == 0
     assert "road: all 3 trials are done" in capsys.readouterr().out
     assert (trained(), len(road.store.find("road"))) == (before, runs)
     Path("ablations/road.yaml").write_text(ROAD)
@@ -236,11 +239,11 @@ columns: [geneval, latency_s]
 
 
 def workers(folder: Path) -> list[int]:
-    """Processes of sana_lab.worker that work in this folder."""
+    """Processes of sana_lab.ablation.worker that work in this folder."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if b"sana_lab.worker" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == folder:
+            if b"sana_lab.ablation.worker" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == folder:
                 found.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
@@ -260,7 +263,7 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
     lay(here)
     (here / "ablations/road.yaml").write_text(SLOW)
     command = [sys.executable, "-m", "sana_lab", "ablate", "road", "--workers", "1"]
-    quick, slow = (config.experiment_hash(t.experiment) for t in trials_of(here))
+    quick, slow = (hashing.experiment_hash(t.experiment) for t in trials_of(here))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait(lambda: process.poll() is not None or list((here / "runs/models" / slow).glob("step=1?.ckpt")), 600)
         assert workers(here)
@@ -285,9 +288,9 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
     assert len(road.store.history(road.run("quick").id, "geneval")) == 1
 
 
-def trials_of(folder: Path) -> list[config.Trial]:
+def trials_of(folder: Path) -> list[schema.Trial]:
     sys.path.insert(0, str(folder))
     try:
-        return config.load_ablation("road")[1]
+        return ablations.load_ablation("road")[1]
     finally:
         sys.path.remove(str(folder))

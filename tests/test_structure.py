@@ -3,7 +3,6 @@
 import ast
 import inspect
 import json
-from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -12,128 +11,139 @@ import pytest
 from encoders import offline
 
 import sana_lab
-from sana_lab import config, parts, speed, train
+from sana_lab.ablation import efficiency
+from sana_lab.config import ablations, experiments, registry, specs
+from sana_lab.training import train
 
 ROOT = Path(sana_lab.__file__).parent
-PARTS = ("attention", "dit", "autoencoders", "text", "data")
-LAYERS: tuple[tuple[str, ...], ...] = (
-    ("parts", "types", "digests", "outputs", "progress"),
-    ("config", "ranges"),
-    ("layers", "ops"),
-    (*PARTS, "evaluation"),  # the interfaces: each package's __init__
-    ("diffusion",),
-    tuple(f"{name}." for name in PARTS),
-    ("evaluation.",),
-    ("keys", "files", "architectures", "foreign"),
-    ("weights", "tracking", "table", "expectations", "significance"),
-    ("systems",),
-    ("checkpoints", "checks", "export", "pretrained"),
-    (
-        "train",
-        "draw",
-        "subjects",
-        "judging",
-        "compare",
-        "bench",
-        "room",
-        "profile",
-        "stand_ins",
-        "logger",
-        "ledger",
-        "plots",
-        "crossing",
-        "report",
-        "results",
-        "ui",
-    ),
-    ("probes", "probes."),
-    ("sweep", "worker", "speed", "speed_plots", "speed_spec", "speed_table"),
-    ("cli",),
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("types", "intervals", "environment", "config", "ops"),
+    ("models", "costs", "report"),
+    ("diffusion", "checkpoints", "tracking"),
+    ("data", "systems", "peers"),
+    ("pretrained", "bench"),
+    ("training", "evaluation", "api"),
+    ("shapes", "ablation", "profiler"),
     ("", "__main__"),
 )
-"""From the bottom up, as in the architecture. `a.` is what lies inside the package a; `a` is a and what lies inside."""
+"""Packages and root modules, from the bottom up. A package imports lower floors only."""
+
+PENDING = {
+    ("ablation.runner", "ablation.worker"),
+    ("config.specs", "checkpoints.weights"),
+    ("config.specs", "config.experiments"),
+    ("report.significance", "evaluation.per_prompt"),
+    ("evaluation.evaluate", "api"),
+    ("evaluation.evaluate", "shapes.train_attributes"),
+    ("evaluation.evaluate", "shapes.train_clip"),
+    ("evaluation.geneval.color", "shapes.scenes"),
+    ("evaluation.geneval.measure", "shapes.scenes"),
+    ("evaluation.geneval.rule", "shapes.scenes"),
+}
+"""Arrows that still point upwards or sideways. This set only shrinks."""
+
+FACADES = ("pretrained",)
+"""Packages whose `__init__` re-exports a function of a module inside; every other one holds an interface."""
+
+REGISTRY = "config.registry"
+"""The one module that names parts of every floor, as strings that are resolved when they are used."""
 
 
 def modules() -> dict[str, Path]:
     """Module name, relative to the package, to its file; the package itself is ''."""
-    found = {}
+    names = {}
     for path in sorted(ROOT.rglob("*.py")):
         if "recipes" not in path.parts:
             inside = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(inside[:-1] if inside[-1] == "__init__" else inside)] = path
-    return found
-
-
-def statements(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    return (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
-
-
-def named(node: ast.Import | ast.ImportFrom) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    assert node.level == 0, "relative imports hide the layer"
-    return [f"{node.module}.{alias.name}" for alias in node.names]
-
-
-def imports(path: Path) -> set[str]:
-    """The modules of this package that a file imports anywhere, also inside functions."""
-    known = modules()
-    found = set()
-    for node in statements(ast.parse(path.read_text())):
-        for name in named(node):
-            inner = name.removeprefix("sana_lab").removeprefix(".")
-            if name.startswith("sana_lab"):
-                found.add(inner if inner in known else inner.rpartition(".")[0])
-    return found
-
-
-def layer(module: str) -> int:
-    package = module.partition(".")[0]
-    exact = [i for i, names in enumerate(LAYERS) if module in names]
-    inside = [i for i, names in enumerate(LAYERS) if "." in module and f"{package}." in names]
-    whole = [i for i, names in enumerate(LAYERS) if package in names]
-    return (exact + inside + whole)[0]
+            names[".".join(inside[:-1] if inside[-1] == "__init__" else inside)] = path
+    return names
 
 
 MODULES = modules()
-GRAPH = {name: imports(path) for name, path in MODULES.items()}
+
+
+def import_names(node: ast.AST) -> list[str]:
+    """The dotted names that an import statement, or a string such as importlib takes, means."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "relative imports hide the floor"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("sana_lab."):
+        return [node.value.partition(":")[0]]
+    return []
+
+
+def module_of(name: str) -> str | None:
+    """The module of this package that a dotted name lies in."""
+    inner = name.removeprefix("sana_lab").removeprefix(".")
+    while inner and inner not in MODULES:
+        inner = inner.rpartition(".")[0]
+    return inner if name.startswith("sana_lab") else None
+
+
+def imports(module: str) -> set[str]:
+    """What a module imports: at its top, inside functions, and as strings for importlib."""
+    names = [name for node in ast.walk(ast.parse(MODULES[module].read_text())) for name in import_names(node)]
+    return {m for m in map(module_of, names) if m and m != module}
+
+
+def imports_at_once(module: str) -> set[str]:
+    """What is imported when the module is."""
+    tree = ast.parse(MODULES[module].read_text())
+    names = [name for node in tree.body if not isinstance(node, ast.Expr) for name in import_names(node)]
+    return {m for m in map(module_of, names) if m is not None and m != module}
+
+
+def package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def floor(module: str) -> int:
+    return next(i for i, names in enumerate(FLOORS, start=1) if package(module) in names)
+
+
+GRAPH = {name: imports(name) if name != REGISTRY else set() for name in MODULES}
 
 
 # --- imports
 
 
-def test_every_module_has_a_layer():
-    assert [
-        name for name in MODULES if not any(n.rstrip(".") == name.partition(".")[0] for names in LAYERS for n in names)
-    ] == []
+def test_every_module_has_a_floor():
+    assert len(FLOORS) <= 8
+    assert {package(name) for name in MODULES} == {name for names in FLOORS for name in names}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down(module: str):
-    """To a lower layer, or beside: within one package, or among the verbs and what they share."""
-    up = [other for other in GRAPH[module] if layer(other) > layer(module)]
-    package = module.partition(".")[0]
-    across = [
-        other
-        for other in GRAPH[module]
-        if layer(other) == layer(module) and "." in module and other.partition(".")[0] != package
-    ]
-    assert (up, across) == ([], [])
+def test_imports_go_down():
+    """To a lower floor, or inside the package. `__init__` of the root and `__main__` are the top."""
+    wrong = {
+        (module, other)
+        for module, others in GRAPH.items()
+        for other in others
+        if package(module) != package(other) and floor(other) >= floor(module)
+    }
+    assert wrong - PENDING == set()
+    assert {(a, b) for a, b in PENDING if package(a) != package(b)} - wrong == set(), (
+        "these are mended: take them out of PENDING"
+    )
 
 
 def test_imports_have_no_ring():
-    TopologicalSorter({name: others - {name} for name, others in GRAPH.items()}).prepare()
+    down = {name: {o for o in others if (name, o) not in PENDING} for name, others in GRAPH.items()}
+    TopologicalSorter(down).prepare()
 
 
-@pytest.mark.parametrize("package", [name for name, path in MODULES.items() if path.stem == "__init__" and name])
-def test_interfaces_import_none_of_their_siblings(package: str):
-    assert [other for other in GRAPH[package] if other.startswith(f"{package}.")] == []
+def test_the_root_is_small():
+    assert len([name for name in MODULES if "." not in name and MODULES[name].name != "__init__.py"]) <= 12
+
+
+@pytest.mark.parametrize("name", [n for n, path in MODULES.items() if path.stem == "__init__" and n not in FACADES])
+def test_interfaces_import_none_of_their_siblings(name: str):
+    assert [other for other in GRAPH[name] if name and other.startswith(f"{name}.")] == []
 
 
 def test_the_package_itself_imports_nothing_at_once():
-    tree = ast.parse(MODULES[""].read_text())
-    direct = [name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for name in named(node)]
-    assert [name for name in direct if name.startswith("sana_lab")] == []
+    assert imports_at_once("") == set()
 
 
 # --- manners
@@ -177,49 +187,49 @@ def test_no_file_is_long(module: str):
 # --- the table
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in parts.TABLE.items() for name in names])
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in registry.TABLE.items() for name in names])
 def test_every_name_of_the_table_resolves(kind: str, name: str):
     """It is of its kind, and its options are annotated and complete themselves with plain data."""
-    target = parts.find(kind, name)
-    schema = parts.options(kind, target)
-    if parts.TABLE[kind][name].startswith("sana_lab"):
+    target = specs.find(kind, name)
+    schema = specs.options(kind, target)
+    if registry.TABLE[kind][name].startswith("sana_lab"):
         assert [key for key, option in schema.items() if option.annotation is Any] == []
         assert inspect.getdoc(target)
     given = {key: stand_in(option) for key, option in schema.items() if option.required}
-    resolved = parts.resolve(kind, {"name": name, **given})
+    resolved = specs.resolve(kind, {"name": name, **given})
     assert list(resolved) == ["name", *schema]
     assert json.loads(json.dumps(resolved)) == resolved
-    assert parts.canonical(kind, resolved)["name"] == name
+    assert specs.canonical(kind, resolved)["name"] == name
 
 
-def stand_in(option: parts.Option) -> Any:
+def stand_in(option: specs.Option) -> Any:
     """Something for an option without a default: the first part of its kind, likewise, or any text."""
     kind = next(iter(option.marks(str)), None)
     if kind is None:
         return "x"
-    name = next(iter(parts.TABLE[kind]))
-    schema = parts.options(kind, parts.find(kind, name))
+    name = next(iter(registry.TABLE[kind]))
+    schema = specs.options(kind, specs.find(kind, name))
     return {"name": name, **{key: stand_in(inner) for key, inner in schema.items() if inner.required}}
 
 
 def test_every_kind_is_known_by_a_class_or_by_its_first_parameters():
-    assert parts.TABLE.keys() == parts.BASES.keys() | parts.LEADING.keys()
-    assert parts.TABLE.keys() >= set(parts.WEIGHTED)
+    assert registry.TABLE.keys() == registry.BASES.keys() | registry.LEADING.keys()
+    assert registry.TABLE.keys() >= set(registry.WEIGHTED)
 
 
 # --- what ships
 
 
-@pytest.mark.parametrize("name", config.available("experiments"))
+@pytest.mark.parametrize("name", experiments.available("experiments"))
 def test_every_shipped_experiment_is_right(name: str, here: Path):
-    experiment = config.load(name)
-    assert config.complete(experiment) == experiment
+    experiment = experiments.load(name)
+    assert experiments.complete(experiment) == experiment
     train.check(offline(experiment, here))
 
 
-@pytest.mark.parametrize("name", [n for n in config.available("ablations") if not speed.is_speed(n)])
+@pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not efficiency.is_speed(n)])
 def test_every_shipped_ablation_is_right(name: str, here: Path):
-    ablation, trials = config.load_ablation(name)
+    ablation, trials = ablations.load_ablation(name)
     if any(trial.experiment["sampling"]["quantize"] != "none" for trial in trials):
         pytest.importorskip("torchao")
     for trial in trials:
@@ -228,13 +238,13 @@ def test_every_shipped_ablation_is_right(name: str, here: Path):
     assert ablation.columns
 
 
-@pytest.mark.parametrize("name", config.available("eval"))
+@pytest.mark.parametrize("name", experiments.available("eval"))
 def test_every_shipped_suite_is_right(name: str, here: Path):
-    given = config.read(config.locate("eval", name))
-    suite = config.load("shapes", [f"eval={name}"])["eval"]
+    given = experiments.read(experiments.locate("eval", name))
+    suite = experiments.load("shapes", [f"eval={name}"])["eval"]
     measures = given.pop("measures", [])
     assert {key: suite[key] for key in given} == given
-    assert suite["measures"] == [parts.resolve("measure", spec) for spec in measures]
+    assert suite["measures"] == [specs.resolve("measure", spec) for spec in measures]
 
 
 def test_recipes_are_data():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab.data.pictures import SUFFIXES
+from sana_lab.data.images import SUFFIXES
 
 FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path")
 TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sana_lab.config.specs import RUNTIME, Spec, SpecError, build, canonical, name_of, resolve
 from sana_lab.data.latents import Latents, Split, state_digest
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order
 from sana_lab.diffusion.guidance import pad
-from sana_lab.parts import RUNTIME, Spec, SpecError, build, canonical, name_of, resolve
-from sana_lab.text import TextEncoder
+from sana_lab.models.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
 
 AT_ONCE = 32

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sana_lab.data import captions, pictures
+from sana_lab.config.specs import RUNTIME
+from sana_lab.data import captions
 from sana_lab.data.captions import Entry
+from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, read
 from sana_lab.data.stream import Endless, Finite, Order, turn
-from sana_lab.parts import RUNTIME
 from sana_lab.types import Batch
 
 Split = Literal["train", "val"]
@@ -51,7 +52,7 @@ class Folder(L.LightningDataModule):
         caption: str | None = None,
         size: int = 256,
         batch: int = 16,
-        resize: pictures.Resize = "cover",
+        resize: Resize = "cover",
         crop: Literal["center", "random"] = "center",
         flip: bool = False,
         min_side: int = 1,
@@ -107,7 +108,7 @@ class Folder(L.LightningDataModule):
     def example(self, index: int, split: Split = "train", draw: int = 0) -> tuple[NDArray[np.uint8], str]:
         """Picture (3, size, size) and the caption that it takes on its draw-th turn; all captions in rotation."""
         entry, image = self._picture(split, index)
-        view = self._view(image, index, draw) if split == "train" else pictures.fit(image, self.size, self.resize)
+        view = self._view(image, index, draw) if split == "train" else fit(image, self.size, self.resize)
         return np.asarray(view).transpose(2, 0, 1), self._caption(entry, split, index, draw)
 
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
@@ -144,7 +145,7 @@ class Folder(L.LightningDataModule):
 
     def _view(self, image: Image.Image, index: int, draw: int) -> Image.Image:
         x, y, side = np.random.default_rng([self.seed, draw, index]).random(3)
-        view = pictures.fit(image, self.size, self.resize, (x, y) if self.crop == "random" else (0.5, 0.5))
+        view = fit(image, self.size, self.resize, (x, y) if self.crop == "random" else (0.5, 0.5))
         return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip and side < 0.5 else view
 
     def _caption(self, entry: Entry, split: Split, index: int, draw: int) -> str:
@@ -155,8 +156,8 @@ class Folder(L.LightningDataModule):
         while True:
             entry = self._entry(split, index)
             try:
-                return entry, pictures.read(self.root / entry.name)
-            except pictures.UnreadableError as error:
+                return entry, read(self.root / entry.name)
+            except UnreadableError as error:
                 self._skip(entry, error)
 
     def _entry(self, split: Split, index: int) -> Entry:
@@ -205,8 +206,8 @@ class Folder(L.LightningDataModule):
         """Why this file is left out."""
         path = self.root / entry.name
         try:
-            width, height = pictures.dimensions(path) if self.check == "headers" else pictures.read(path).size
-        except pictures.UnreadableError as error:
+            width, height = dimensions(path) if self.check == "headers" else read(path).size
+        except UnreadableError as error:
             return str(error)
         small = min(width, height) < self.min_side
         return f"{width}x{height} is smaller than min_side {self.min_side}" if small else None

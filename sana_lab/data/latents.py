@@ -13,10 +13,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sana_lab.autoencoders import Autoencoder
+from sana_lab.config.specs import RUNTIME, Spec, build, canonical
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order, turn
-from sana_lab.parts import RUNTIME, Spec, build, canonical
+from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.types import Batch, Json
 
 Split = Literal["train", "val"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.diffusion.flow import Grid
-from sana_lab.layers import queued
+from sana_lab.models.layers import queued
 from sana_lab.types import Velocity
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from sana_lab.dit import Dit, Prepared
+from sana_lab.models.dit import Dit, Prepared
 from sana_lab.types import Text, Velocity
 
 SLIP = 1e-6

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build, name_of
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow, Grid
-from sana_lab.dit import Quantize
-from sana_lab.parts import RUNTIME, AsBefore, Spec, build, name_of
+from sana_lab.models.dit import Quantize
 from sana_lab.types import Velocity
 
 WHOLE = ("dpmpp", "unipc")

@@ -7,10 +7,10 @@ from typing import Annotated, Literal, final
 import torch
 from torch import Tensor
 
+from sana_lab.config.specs import RUNTIME
 from sana_lab.evaluation import Measure, Report
-from sana_lab.evaluation.clip import PretrainedClip
-from sana_lab.evaluation.prompted import Scored
-from sana_lab.parts import RUNTIME
+from sana_lab.evaluation.clip_model import PretrainedClip
+from sana_lab.evaluation.per_prompt import Scored
 from sana_lab.types import Json
 
 LongText = Literal["truncate", "chunks"]

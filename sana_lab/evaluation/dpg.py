@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_lab import parts
-from sana_lab.data import pictures
+from sana_lab.config import specs
+from sana_lab.config.specs import Spec, nearest
+from sana_lab.data.images import SUFFIXES, UnreadableError, read
 from sana_lab.evaluation import Measure, Report, Value
 from sana_lab.evaluation.extractors import sha256
-from sana_lab.evaluation.prompted import Roster, clustered_mean
+from sana_lab.evaluation.per_prompt import Roster, clustered_mean
 from sana_lab.evaluation.vqa import Vqa
-from sana_lab.parts import Spec, nearest
 from sana_lab.types import Json
 
 COLUMNS = (
@@ -95,7 +95,7 @@ class Dpg(Measure):
     def __init__(self, questions: str, vqa: Annotated[Spec, "vqa"], images_per_prompt: int = 4) -> None:
         self.items = read_items(questions)
         self.rows = [{"prompt": item.prompt, "item_id": item.item_id} for item in self.items]
-        self.vqa: Vqa = parts.build("vqa", vqa)
+        self.vqa: Vqa = specs.build("vqa", vqa)
         self.images_per_prompt, self.source = images_per_prompt, sha256(Path(questions))
         self.roster = Roster(self.rows, images_per_prompt, "item_id")
         self.found: list[tuple[int, dict[int, bool]]] = []  # of each image: its item, what holds
@@ -176,7 +176,7 @@ def score_folder(folder: Path, measure: Dpg, side: int | None = None) -> Report:
     ValueError names a file that is broken, belongs to no prompt or is another grid than of `images_per_prompt`.
     """
     known = {item.item_id: row for item, row in zip(measure.items, measure.rows, strict=True)}
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in pictures.SUFFIXES)
+    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
     if strange := [p.name for p in files if p.stem not in known]:
         raise ValueError(
             f"{folder} holds {strange[0]!r}, which belongs to no item; {len(strange)} such in {len(files)}"
@@ -191,9 +191,9 @@ def score_folder(folder: Path, measure: Dpg, side: int | None = None) -> Report:
 
 def _squares(path: Path, side: int | None, n: int) -> list[Tensor]:
     try:
-        image = torch.from_numpy(np.array(pictures.read(path))).permute(2, 0, 1)
+        image = torch.from_numpy(np.array(read(path))).permute(2, 0, 1)
         squares = [image] if side is None else cut(image, side)
-    except (pictures.UnreadableError, ValueError) as error:
+    except (UnreadableError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     if side is not None and len(squares) != n:
         raise ValueError(f"{path} is a grid of {len(squares)} images, expected {n}")

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sana_lab.evaluation.distances.frechet import frechet
+from sana_lab.evaluation.distances.moments import Moments
 from sana_lab.evaluation.extractors.inception import Inception, Layer, hint
-from sana_lab.evaluation.frechet import frechet
-from sana_lab.evaluation.moments import Moments
-from sana_lab.evaluation.resize import check
+from sana_lab.evaluation.extractors.resize import check
 from sana_lab.types import Json
 
 

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sana_lab.autoencoders import Autoencoder
-from sana_lab.autoencoders.losses import Lpips
-from sana_lab.data import pictures
+from sana_lab.data.images import SUFFIXES, UnreadableError, read
 from sana_lab.evaluation import Extractor
-from sana_lab.evaluation.frechet import frechet_rows, influence
-from sana_lab.evaluation.moments import moments
-from sana_lab.evaluation.statistics import Estimate, bootstrap_mean, jackknife
+from sana_lab.evaluation.distances.frechet import frechet_rows, influence
+from sana_lab.evaluation.distances.moments import moments
 from sana_lab.evaluation.worst import Case, draw, worst_of
+from sana_lab.intervals import Estimate, bootstrap_mean, jackknife
+from sana_lab.models.autoencoders import Autoencoder
+from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.types import Batch, Json
 
 WINDOW, SIGMA = 11, 1.5
@@ -143,7 +143,7 @@ class Skipped:
 def files(folder: str | Path) -> list[Path]:
     """All image files below a folder, in the order of their names. ValueError where there are none."""
     root = Path(folder)
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in pictures.SUFFIXES and p.is_file())
+    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not found:
         what = "holds no image files" if root.is_dir() else "is no folder"
         raise ValueError(f"{str(folder)!r} {what}; expected files such as *.png or *.jpg")
@@ -296,8 +296,8 @@ def _pictures(
     for path in paths:
         name = path.relative_to(root).as_posix()
         try:
-            image = pictures.read(path)
-        except pictures.UnreadableError as error:
+            image = read(path)
+        except UnreadableError as error:
             skipped.add(name, str(error), len(paths))
             continue
         if min(image.size) < least:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.evaluation import Measure, Report, ranks
+from sana_lab.evaluation import Measure, Report, distributed
 from sana_lab.types import Json
 
 Draw = Callable[[list[str], list[int]], Tensor]
@@ -77,11 +77,11 @@ def refer(measures: Mapping[str, Measure], subject: Subject) -> None:
 def drawn(draw: Draw, one: Pass, batch: int) -> Iterator[tuple[Tensor, list[Json]]]:
     """(images, their rows) in order, of every process; each draws a batch of them in turn."""
     owners = one.owners
-    for first in range(0, len(owners), batch * ranks.size()):
-        together = range(first, min(first + batch * ranks.size(), len(owners)))
-        mine = together[ranks.rank() * batch : (ranks.rank() + 1) * batch]
+    for first in range(0, len(owners), batch * distributed.size()):
+        together = range(first, min(first + batch * distributed.size(), len(owners)))
+        mine = together[distributed.rank() * batch : (distributed.rank() + 1) * batch]
         images = _drawn(draw, [one.rows[owners[i]]["prompt"] for i in mine], list(mine)) if mine else None
-        yield ranks.gather(images), [one.rows[owners[i]] for i in together]
+        yield distributed.gather(images), [one.rows[owners[i]] for i in together]
 
 
 def _drawn(draw: Draw, prompts: list[str], indices: list[int]) -> Tensor:

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sana_lab import parts
-from sana_lab.autoencoders import Autoencoder, Normalise
-from sana_lab.autoencoders.discriminator import PatchDiscriminator
-from sana_lab.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
+from sana_lab.config import specs
+from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.diffusion.sampling import generator
-from sana_lab.layers import queued
-from sana_lab.parts import AsBefore, Spec
-from sana_lab.systems.averaging import Average
-from sana_lab.systems.optimizers import fused
+from sana_lab.models.autoencoders import Autoencoder, Normalise
+from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
+from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
+from sana_lab.models.layers import queued
+from sana_lab.systems.ema import Average
+from sana_lab.systems.optim import fused
 from sana_lab.types import Batch
 
 Schedule = Literal["constant", "cosine"]
@@ -60,7 +60,7 @@ class AutoencoderSystem(L.LightningModule):
         self.perceptual, self.adversarial, self.adversarial_start = lpips, adversarial, adversarial_start
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
         self.normalise: Normalise = normalise
-        self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder)
+        self.autoencoder: Autoencoder = specs.build("autoencoder", autoencoder)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None

@@ -7,15 +7,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sana_lab import parts
+from sana_lab.config import specs
+from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
-from sana_lab.dit import Dit
-from sana_lab.layers import queued
-from sana_lab.parts import AsBefore, Spec
-from sana_lab.systems.averaging import Average
-from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
-from sana_lab.systems.optimizers import optimizer
+from sana_lab.models.dit import Dit
+from sana_lab.models.layers import queued
+from sana_lab.systems.ema import Average
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.optim import optimizer
 from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch, Text
 
@@ -50,14 +50,14 @@ class DitSystem(L.LightningModule):
         self.settings: Any = self.hparams
         self.flow = process(objective, shift, start, model_time)
         with torch.device("meta"):
-            channels = parts.build("autoencoder", autoencoder).channels
-            text = parts.build("text_encoder", text_encoder)
+            channels = specs.build("autoencoder", autoencoder).channels
+            text = specs.build("text_encoder", text_encoder)
         if text.null != "diffusers":
-            raise parts.SpecError(
+            raise specs.SpecError(
                 f"text_encoder null is {text.null!r}, which needs features of padding, and a cache holds none; "
                 "expected 'diffusers', or system: text2image"
             )
-        self.dit: Dit = parts.build("dit", dit, channels=channels, text_dim=text.dim)
+        self.dit: Dit = specs.build("dit", dit, channels=channels, text_dim=text.dim)
         self.average = Average(self, ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from sana_lab.dit import Dit, Quantize
+from sana_lab.models.dit import Dit, Quantize
 
 WIDE: dict[Quantize, tuple[str, ...]] = {"int8": (), "w8a8": (".cross.kv",)}
 """Projections of the blocks that stay as they are; the paper's W8A8 keeps the caption's keys and values."""

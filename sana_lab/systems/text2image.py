@@ -9,22 +9,22 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from sana_lab import parts
-from sana_lab.autoencoders import Autoencoder
+from sana_lab.config import specs
+from sana_lab.config.specs import AsBefore, Spec
+from sana_lab.costs.out_of_memory import doing
 from sana_lab.diffusion.guidance import Bind, at_once, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
-from sana_lab.dit import Dit
-from sana_lab.evaluation.throughput import doing
-from sana_lab.layers import dtype_of
-from sana_lab.parts import AsBefore, Spec
-from sana_lab.systems.averaging import Average
-from sana_lab.systems.graphs import Graphs
-from sana_lab.systems.matching import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
-from sana_lab.systems.optimizers import optimizer
+from sana_lab.models.autoencoders import Autoencoder
+from sana_lab.models.dit import Dit
+from sana_lab.models.layers import dtype_of
+from sana_lab.models.text import TextEncoder
+from sana_lab.systems.cuda_graphs import Graphs
+from sana_lab.systems.ema import Average
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.offload import Offload
+from sana_lab.systems.optim import optimizer
 from sana_lab.systems.quantize import quantize, quantized
-from sana_lab.systems.residency import Offload
 from sana_lab.systems.schedule import set_rate
-from sana_lab.text import TextEncoder
 from sana_lab.types import Batch, Text, Velocity
 
 
@@ -65,11 +65,11 @@ class TextToImage(L.LightningModule):
         self.settings: Any = self.hparams
         self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
         self.flow = process(objective, shift, start, model_time)
-        self.autoencoder: Autoencoder = parts.build("autoencoder", autoencoder).requires_grad_(False).eval()
-        self.text_encoder: TextEncoder = parts.build("text_encoder", text_encoder)
+        self.autoencoder: Autoencoder = specs.build("autoencoder", autoencoder).requires_grad_(False).eval()
+        self.text_encoder: TextEncoder = specs.build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
         self.text_encoder.requires_grad_(self.text_trains)
-        self.dit: Dit = parts.build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
+        self.dit: Dit = specs.build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
         self.average = Average(self, ema)
         self.graphs = Graphs()
 

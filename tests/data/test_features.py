@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sana_lab import parts
+from sana_lab.config import specs
 from sana_lab.data.features import Features
 from sana_lab.data.latents import Latents
 from sana_lab.systems.dit import without
@@ -26,7 +26,7 @@ def weights(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     for kind, spec in (("autoencoder", VAE), ("text_encoder", T5), ("text_encoder", LLM)):
-        save_file(parts.build(kind, spec).state_dict(), folder / f"{spec['name']}.safetensors")
+        save_file(specs.build(kind, spec).state_dict(), folder / f"{spec['name']}.safetensors")
     return {path.stem: str(path) for path in folder.iterdir()}
 
 
@@ -62,7 +62,7 @@ def same_text(a, b) -> bool:
 @pytest.mark.parametrize("text", [T5, LLM], ids=lambda spec: spec["name"])
 def test_kept_features_are_those_of_the_encoder(make, text):
     data = make(text)
-    encoder = parts.build("text_encoder", data.text_encoder).eval()
+    encoder = specs.build("text_encoder", data.text_encoder).eval()
     for split, indices in (("train", range(8)), ("val", range(2))):
         batch = data.batch_at(indices, split)
         with torch.no_grad():
@@ -76,7 +76,7 @@ def test_kept_features_are_those_of_the_encoder(make, text):
 
 def test_batches_are_those_of_the_latents_with_text(make):
     data = make()
-    latents: Latents = parts.build("data", data.source)
+    latents: Latents = specs.build("data", data.source)
     own = [b for b, _ in zip(data.train_dataloader(), range(7), strict=False)]
     theirs = [
         b for b, _ in zip(latents.train_dataloader(), range(7), strict=False)
@@ -112,7 +112,7 @@ def test_buckets_make_lengths_few_and_change_no_loss(make):
     plain, rounded = make(), make(bucket=8)
     lengths = {b.text.tokens.shape[1] for b, _ in zip(rounded.train_dataloader(), range(7), strict=False)}
     assert lengths <= {8, 16}
-    dit = parts.build("dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}, channels=4, text_dim=32)
+    dit = specs.build("dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}, channels=4, text_dim=32)
     for step in range(3):
         a, b = plain._train_batch(step), rounded._train_batch(step)
         n = a.text.tokens.shape[1]
@@ -198,6 +198,6 @@ def test_a_source_of_pictures_is_refused(weights):
 def test_a_spec_builds_one(make):
     data = make()
     spec = {"name": "features", "source": data.source, "text_encoder": data.text_encoder, "cache": str(data.cache)}
-    assert parts.build("data", spec | {"shard": 4}).store.folder == data.store.folder
-    with pytest.raises(parts.SpecError, match="did you mean 'text_encoder'"):
-        parts.resolve("data", spec | {"text_encodr": "t5"})
+    assert specs.build("data", spec | {"shard": 4}).store.folder == data.store.folder
+    with pytest.raises(specs.SpecError, match="did you mean 'text_encoder'"):
+        specs.resolve("data", spec | {"text_encodr": "t5"})

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sana_lab import parts
-from sana_lab.data import pictures
+from sana_lab.config import specs
+from sana_lab.data import images as pictures
 from sana_lab.data.folder import Folder
 from sana_lab.data.stream import Order, turn
 
@@ -187,14 +187,14 @@ class TestMistakes:
             folder(tmp_path, **options)
 
     def test_a_spec_with_a_typo(self, tmp_path):
-        with pytest.raises(parts.SpecError, match="did you mean 'crop'"):
-            parts.resolve("data", {"name": "folder", "root": "x", "corp": "random"})
-        with pytest.raises(parts.SpecError, match="cover"):
-            parts.resolve("data", {"name": "folder", "root": "x", "resize": "covr"})
+        with pytest.raises(specs.SpecError, match="did you mean 'crop'"):
+            specs.resolve("data", {"name": "folder", "root": "x", "corp": "random"})
+        with pytest.raises(specs.SpecError, match="cover"):
+            specs.resolve("data", {"name": "folder", "root": "x", "resize": "covr"})
 
     def test_a_spec_builds_one(self, tmp_path):
         spec = {"name": "folder", "root": str(shades(tmp_path)), "held_out": 2, "size": 8}
-        data = parts.build("data", spec)
+        data = specs.build("data", spec)
         assert (data.len_train, data.len_val) == (8, 2)  # 2 stays a number of pictures, not a share
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sana_lab import parts
+from sana_lab.config import specs
 from sana_lab.data.latents import Latents, state_digest
 from sana_lab.data.shards import Shards
 
@@ -27,7 +27,7 @@ def weights(tmp_path_factory) -> str:
     """A file of weights, so that each building of the autoencoder gives the same one."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "vae.safetensors"
-    state = parts.build("autoencoder", VAE).state_dict()
+    state = specs.build("autoencoder", VAE).state_dict()
     save_file({f"autoencoder.{k}": v for k, v in state.items()}, path)
     return str(path)
 
@@ -57,7 +57,7 @@ def make(pictures, weights, tmp_path):
 
 
 def source_of(data: Latents):
-    source = parts.build("data", data.source)
+    source = specs.build("data", data.source)
     source.setup("fit")
     return source
 
@@ -70,7 +70,7 @@ def files(data: Latents) -> dict[str, int]:
 
 def test_kept_latents_are_those_of_the_autoencoder(make):
     data = make()
-    autoencoder = parts.build("autoencoder", data.autoencoder).eval()
+    autoencoder = specs.build("autoencoder", data.autoencoder).eval()
     for split, count in (("train", 8), ("val", 2)):
         pictures = source_of(data).batch_at(range(count), split)
         kept = data.batch_at(range(count), split)
@@ -120,7 +120,7 @@ def test_more_items_than_pictures_are_further_views(make):
     data = make({"crop": "random", "held_out": 2}, items=20)
     assert data.len_train == 20
     source = source_of(data)
-    autoencoder = parts.build("autoencoder", data.autoencoder).eval()
+    autoencoder = specs.build("autoencoder", data.autoencoder).eval()
     views = torch.cat([source.batch_at([5], draw=d).images for d in (0, 1)])
     with torch.no_grad():
         torch.testing.assert_close(data.batch_at([5, 13]).latents, autoencoder.encode(views), atol=1e-5, rtol=1e-5)
@@ -159,9 +159,9 @@ def test_a_cache_that_cannot_be_written(make, tmp_path):
 def test_a_spec_builds_one(make):
     data = make()
     spec = {"name": "latents", "source": data.source, "autoencoder": data.autoencoder, "cache": str(data.cache)}
-    assert parts.build("data", spec | {"shard": 4}).digest() == data.digest()
-    with pytest.raises(parts.SpecError, match="did you mean 'captions'"):
-        parts.resolve("data", spec | {"caption": 3})
+    assert specs.build("data", spec | {"shard": 4}).digest() == data.digest()
+    with pytest.raises(specs.SpecError, match="did you mean 'captions'"):
+        specs.resolve("data", spec | {"caption": 3})
 
 
 class TestCache:

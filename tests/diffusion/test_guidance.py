@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from sana_lab.config.specs import build
 from sana_lab.diffusion.guidance import guided, join, pad
-from sana_lab.dit import Dit
-from sana_lab.parts import build
+from sana_lab.models.dit import Dit
 from sana_lab.types import Text
 
 TINY = {"name": "sana", "dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}

@@ -6,11 +6,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from sana_lab import config, parts
+from sana_lab.config import experiments, hashing, registry, schema, specs
+from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import WHOLE, Overflow, Sampling, check_finite, generator, noise_like
 from sana_lab.diffusion.solvers import dpmpp, euler
-from sana_lab.parts import SpecError
 
 SHAPE = (4, 3, 5)
 
@@ -77,7 +77,7 @@ def test_solver_options_and_a_shift_of_its_own():
 
 def test_released_time_reaches_the_solvers_that_round_it_in_diffusers():
     flow, noise = Flow(3.0, 0.999, model_time="released"), noise_like(SHAPE, 0, [0])
-    for solver in sorted(parts.TABLE["solver"]):
+    for solver in sorted(registry.TABLE["solver"]):
         seen: list[float] = []
         Sampling(solver, 5).run(lambda x, t, seen=seen: seen.append(1000 * t.item()) or x, noise, flow)
         whole = all(abs(t - round(t)) < 1e-3 for t in seen)
@@ -91,14 +91,14 @@ def test_a_shift_of_its_own_keeps_the_flows_other_options():
 
 def test_later_options_leave_earlier_trials_their_key():
     """Unless they are used."""
-    experiment = config.load("shapes_sana")
-    plain = config.Trial({}, 0, experiment)
+    experiment = experiments.load("shapes_sana")
+    plain = schema.Trial({}, 0, experiment)
     old = {k: v for k, v in experiment["sampling"].items() if k in ("solver", "steps", "guidance", "shift")}
-    assert config.trial_hash(plain) == config.trial_hash(config.Trial({}, 0, {**experiment, "sampling": old}))
+    assert hashing.trial_hash(plain) == hashing.trial_hash(schema.Trial({}, 0, {**experiment, "sampling": old}))
     for name, value in (("guidance_interval", [0.2, 0.8]), ("grid", "flow_match")):
-        changed = {**experiment, "sampling": config.check_sampling({**experiment["sampling"], name: value})}
-        assert config.experiment_hash(changed) == config.experiment_hash(experiment)
-        assert config.trial_hash(config.Trial({}, 0, changed)) != config.trial_hash(plain)
+        changed = {**experiment, "sampling": experiments.check_sampling({**experiment["sampling"], name: value})}
+        assert hashing.experiment_hash(changed) == hashing.experiment_hash(experiment)
+        assert hashing.trial_hash(schema.Trial({}, 0, changed)) != hashing.trial_hash(plain)
 
 
 @pytest.mark.parametrize("interval", [(0.5, 0.2), (-0.1, 0.5), (0.5, 1.1)])
@@ -109,9 +109,9 @@ def test_an_interval_rises_within_the_times_there_are(interval: tuple[float, flo
 
 def test_the_experiments_fields_are_these():
     """`config.SamplingOptions` repeats them, above the solvers."""
-    ours, theirs = parts.fields(Sampling), parts.fields(config.SamplingOptions)
+    ours, theirs = specs.fields(Sampling), specs.fields(schema.SamplingOptions)
     assert ours == theirs
-    assert Sampling(**config.check_sampling({"steps": 3})).steps == 3
+    assert Sampling(**experiments.check_sampling({"steps": 3})).steps == 3
 
 
 def test_wrong_solvers_and_steps():

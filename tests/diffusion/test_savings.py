@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_lab import parts
+from sana_lab.config import registry
+from sana_lab.config.specs import build
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided, pair, prepare, trim, within
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.dit import Dit, Schedule
-from sana_lab.dit.sana import MOST
-from sana_lab.parts import build
-from sana_lab.systems.syncs import Syncs
+from sana_lab.models.dit import Dit, Schedule
+from sana_lab.models.dit.sana import MOST
+from sana_lab.profiler.host_syncs import Syncs
 from sana_lab.types import Text, Velocity
 
 TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
@@ -88,7 +88,7 @@ NULLS = {
 PROMPTS = text([3, 7, 5], 1)
 
 
-@pytest.mark.parametrize("solver", sorted(parts.TABLE["solver"]))
+@pytest.mark.parametrize("solver", sorted(registry.TABLE["solver"]))
 @pytest.mark.parametrize(
     "change",
     [{}, {"guidance": 1.0}, {"guidance_interval": (0.3, 0.8)}, {"grid": "flow_match"}],
@@ -156,7 +156,7 @@ def test_trim_cuts_what_no_row_uses():
 # --- nothing is computed twice
 
 
-@pytest.mark.parametrize("solver", sorted(parts.TABLE["solver"]))
+@pytest.mark.parametrize("solver", sorted(registry.TABLE["solver"]))
 @pytest.mark.parametrize("interval", [None, (0.3, 0.8)])
 @torch.no_grad()
 def test_what_the_steps_share_is_computed_once(solver: str, interval: tuple[float, float] | None):

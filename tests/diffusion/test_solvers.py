@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_lab import parts
+from sana_lab.config import registry, specs
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.solvers import dpmpp, euler, heun, rf_solver
 from sana_lab.diffusion.unipc import unipc
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
-NAMES = sorted(parts.TABLE["solver"])
+NAMES = sorted(registry.TABLE["solver"])
 MEAN, STD = 0.7, 0.4  # of the data
 START = torch.linspace(-3, 3, 7, dtype=torch.float64).view(7, 1, 1, 1)
 Solver = Callable[..., Tensor]
@@ -134,7 +134,7 @@ def test_data_of_one_value_is_reached_in_one_step(name: str):
     """x - t velocity is the data itself, so that every solver's last step is exact."""
     for steps in (1, 2, 5):
         times = Flow(3.0).schedule(steps)
-        made = parts.build("solver", name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
+        made = specs.build("solver", name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
         assert torch.allclose(made, torch.full_like(made, MEAN))
 
 
@@ -153,7 +153,7 @@ def test_dtype_and_shape_are_kept_and_times_are_exact(name: str, dtype: torch.dt
         return velocity(x, t.to(dtype))
 
     times = Flow(3.0).schedule(20)
-    made = parts.build("solver", name)(watched, START.to(dtype), times)
+    made = specs.build("solver", name)(watched, START.to(dtype), times)
     assert (made.dtype, made.shape) == (dtype, START.shape)
     assert all(t.shape == (7,) for t in seen)
     known = torch.cat([times, (times[1:] + times[:-1]) / 2]) if name == "rf_solver" else times
@@ -166,13 +166,13 @@ def test_dtype_and_shape_are_kept_and_times_are_exact(name: str, dtype: torch.dt
 def test_evaluations(name: str, evaluations: int):
     """One a step; heun two, but for the step that ends at 0; rf_solver two in each."""
     calls = []
-    parts.build("solver", name)(lambda x, t: calls.append(t) or velocity(x, t), START, Flow().schedule(10))
+    specs.build("solver", name)(lambda x, t: calls.append(t) or velocity(x, t), START, Flow().schedule(10))
     assert len(calls) == evaluations
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_meet_and_the_noise_is_left_alone(name: str):
-    solver, times, noise = parts.build("solver", name), Flow().schedule(6), START.clone()
+    solver, times, noise = specs.build("solver", name), Flow().schedule(6), START.clone()
     made = solver(velocity, noise, times)
     assert torch.equal(noise, START)
     assert torch.allclose(made[2:3], solver(velocity, START[2:3], times))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-from sana_lab import parts
+from sana_lab.config import specs
+from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.clip_score import ClipScore, chunks
-from sana_lab.parts import SpecError
 
 PROMPTS = ["a red circle", "two blue squares on the left of a green triangle", "a photo of a dog"]
 LONG = "A red circle. " * 20 + "A blue dog."
@@ -138,4 +138,4 @@ def test_a_wrong_folder_is_told(folder: str, tmp_path: Path) -> None:
 
 
 def test_its_options_are_plain() -> None:
-    assert list(parts.options("measure", ClipScore)) == ["model", "batch", "long", "device"]
+    assert list(specs.options("measure", ClipScore)) == ["model", "batch", "long", "device"]

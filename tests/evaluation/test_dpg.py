@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, BlipImageProcessor
 
+from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.dpg import Dpg, by_prompt, cut, holds, read_items, score_folder
 from sana_lab.evaluation.vqa import Vqa
 from sana_lab.evaluation.vqa.blip import Blip
-from sana_lab.parts import SpecError
 from sana_lab.types import Json
 
 HEADER = [

@@ -12,9 +12,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sana_lab.autoencoders import Autoencoder, losses
 from sana_lab.evaluation import Extractor, reconstruction, worst
 from sana_lab.evaluation.reconstruction import Suite, evaluate_folder
+from sana_lab.models.autoencoders import Autoencoder, losses
 from sana_lab.types import Batch
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.rewards import Hps, ImageReward, Rewards
-from sana_lab.parts import SpecError
 from sana_lab.types import Json
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import INTERPRETED, compiled, run_cases
+from kernel_cases import INTERPRETED, compiled, run_cases
 
-CASES = ["cases_mix_ffn_triton.py", "cases_modulate_triton.py"]
+CASES = ["ops/mix_ffn/cases_kernels.py", "ops/modulate/cases_kernels.py"]
 NOT_INTERPRETED = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels here are interpreted")
 triton = pytest.importorskip("triton")
 
@@ -24,16 +24,17 @@ def test_on_a_gpu() -> None:
 
 def test_plans_are_few_and_fill_a_gpu() -> None:
     """They follow from shapes alone; an H200 has 132 processors."""
-    from sana_lab.ops import mix_ffn_triton, modulate_triton
+    from sana_lab.ops.mix_ffn import kernels as mix_ffn_kernels
+    from sana_lab.ops.modulate import kernels as modulate_kernels
 
     sizes = [(b, n, n, c) for b in (1, 2, 32) for n in (1, 2, 5, 16, 32, 64, 128) for c in (1152, 2240)]
     cuts, runs = set(), set()
     for b, h, w, c in sizes:
         x, hidden = torch.empty(b, h, w, c, device="meta"), torch.empty(b, h, w, 5 * c, device="meta")
-        cut = mix_ffn_triton.plan(hidden, 5 * c)
-        cuts |= {cut, mix_ffn_triton.plan(hidden, 5 * c // 2)}
+        cut = mix_ffn_kernels.plan(hidden, 5 * c)
+        cuts |= {cut, mix_ffn_kernels.plan(hidden, 5 * c // 2)}
         assert cut.grid(hidden, 5 * c)[0] >= 528 or cut.rows == 4
-        runs |= {modulate_triton.plan(x, 1, 8), modulate_triton.plan(x, 4, 64)}
+        runs |= {modulate_kernels.plan(x, 1, 8), modulate_kernels.plan(x, 4, 64)}
     assert len(cuts) <= 12
     assert len({cut.loops for cut in runs}) <= 7
 
@@ -44,7 +45,7 @@ def test_plans_are_few_and_fill_a_gpu() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_mix_ffn_compiles_for_hopper(dtype: torch.dtype, width: int) -> None:
     """Needs no GPU: Triton brings its assembler. Only bfloat16 may approximate; a line is loaded in whole words."""
-    from sana_lab.ops import mix_ffn_triton as module
+    from sana_lab.ops.mix_ffn import kernels as module
 
     cut = module.plan(torch.empty(2, 32, width, 5760, device="meta"), 5760)
     constants: dict[str, Any] = {"ROWS": cut.rows, "COLUMNS": cut.columns, "GROUPS": cut.groups}
@@ -63,7 +64,7 @@ def test_mix_ffn_compiles_for_hopper(dtype: torch.dtype, width: int) -> None:
 @pytest.mark.parametrize("width", [1152, 2240])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_modulate_compiles_for_hopper(dtype: torch.dtype, width: int) -> None:
-    from sana_lab.ops import modulate_triton as module
+    from sana_lab.ops.modulate import kernels as module
 
     cut = module.plan(torch.empty(2, 32, 32, width, device="meta"), 4, 64)
     constants = {"W": cut.width, "LOOPS": cut.loops}

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from skimage.metrics import peak_signal_noise_ratio
 
-from sana_lab.data.shapes import Shapes
+from sana_lab.shapes.data import Shapes
 from sana_lab.systems.autoencoder import AutoencoderSystem, psnr, ramp
 from sana_lab.types import Batch
 

@@ -11,9 +11,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sana_lab import draw, parts, weights
+from sana_lab import api
+from sana_lab.checkpoints import weights
+from sana_lab.config import specs
 from sana_lab.data.features import Features
-from sana_lab.data.shapes import Shapes
+from sana_lab.shapes.data import Shapes
 from sana_lab.systems.dit import DitSystem, without
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Text
@@ -39,7 +41,7 @@ def frozen(tmp_path_factory) -> dict[str, Any]:
     torch.manual_seed(1)
     made = {}
     for kind, spec in (("autoencoder", VAE), ("text_encoder", T5)):
-        save_file(parts.build(kind, spec).state_dict(), folder / f"{kind}.safetensors")
+        save_file(specs.build(kind, spec).state_dict(), folder / f"{kind}.safetensors")
         made[kind] = {**spec, "weights": str(folder / f"{kind}.safetensors")}
     return {**made, "folder": folder}
 
@@ -112,7 +114,7 @@ def test_trains_as_the_full_system_does_with_frozen_parts(frozen, trained, tmp_p
     full = TextToImage(DIT, frozen["autoencoder"], frozen["text_encoder"], train_text=False, warmup=2, text_dropout=0.3)
     full.dit.load_state_dict(tiny(frozen).dit.state_dict())
     own = data(frozen)
-    latents = parts.build("data", own.source | {"batch": 4})
+    latents = specs.build("data", own.source | {"batch": 4})
     _, losses = fit(full, latents, tmp_path)
     assert losses == pytest.approx(trained[2], rel=1e-4)
 
@@ -127,7 +129,7 @@ class TestCheckpoints:
         system, folder, _ = trained
         held = torch.load(folder / "step=12.ckpt", weights_only=True)
         assert_same(held["state_dict"], system.state_dict())
-        loaded = draw.load(str(folder / "step=12.ckpt"))
+        loaded = api.load(str(folder / "step=12.ckpt"))
         assert isinstance(loaded, DitSystem)
         assert_same({n: p.detach() for n, p in loaded.named_parameters()}, system.average.values)
         assert not loaded.training

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_lab import checks, config
-from sana_lab.bench import bench
+from sana_lab.bench.bench import bench
+from sana_lab.bench.record import mib_of, weights_of
+from sana_lab.config import experiments, hashing, schema
+from sana_lab.config.specs import SpecError, build
+from sana_lab.costs.live_memory import LiveBytes
+from sana_lab.costs.timing import plain
 from sana_lab.diffusion.sampling import Overflow, Sampling
-from sana_lab.dit import Dit
-from sana_lab.evaluation.efficiency import LiveBytes, plain
-from sana_lab.parts import SpecError, build
+from sana_lab.models.dit import Dit
 from sana_lab.systems import quantize as module
-from sana_lab.systems.costs import mib_of, weights_of
 from sana_lab.systems.quantize import layers, quantize, quantized
 from sana_lab.systems.text2image import TextToImage
+from sana_lab.training import checks
 from sana_lab.types import Text
 
 torchao = pytest.importorskip("torchao")
@@ -185,7 +187,7 @@ class TestSystem:
 class TestTrials:
     """A trial that quantises reuses the trained model, and is a trial of its own; one that offloads is the same."""
 
-    KEYS = staticmethod(lambda *overrides: keys_of(config.load("shapes_sana", overrides)))
+    KEYS = staticmethod(lambda *overrides: keys_of(experiments.load("shapes_sana", overrides)))
 
     def test_the_model_is_the_same_and_the_trial_is_not(self):
         model, trial = self.KEYS()
@@ -197,16 +199,16 @@ class TestTrials:
 
     def test_a_wrong_word_is_told_as_the_experiment_loads(self):
         with pytest.raises(SpecError, match=r"sampling.quantize is 'int4' \(str\), expected one of .*mean 'int8'"):
-            config.load("shapes_sana", ["sampling.quantize=int4"])
+            experiments.load("shapes_sana", ["sampling.quantize=int4"])
 
     def test_the_extra_is_asked_for_before_any_work(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "installed", lambda: False)
         with pytest.raises(ImportError, match=r"sana_lab\[quantize\]"):
-            checks.check(config.load("shapes_sana", ["sampling.quantize=int8"]))
+            checks.check(experiments.load("shapes_sana", ["sampling.quantize=int8"]))
 
 
 def keys_of(experiment: dict[str, Any]) -> tuple[str, str]:
-    return config.experiment_hash(experiment), config.trial_hash(config.Trial({}, 0, experiment))
+    return hashing.experiment_hash(experiment), hashing.trial_hash(schema.Trial({}, 0, experiment))
 
 
 def test_bench_counts_in_full_what_it_times_in_eight_bits():

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from sana_lab import draw, parts
-from sana_lab.data.shapes import Shapes
+from sana_lab import api
+from sana_lab.config import specs
 from sana_lab.data.stream import Endless
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
-from sana_lab.dit import Dit, Prepared
-from sana_lab.systems.matching import draws_losses, velocity_losses
+from sana_lab.models.dit import Dit, Prepared
+from sana_lab.shapes.data import Shapes
+from sana_lab.systems.losses import draws_losses, velocity_losses
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Text
 
@@ -205,11 +206,11 @@ class TestCheckpoints:
         run.save_checkpoint(tmp_path / "a.ckpt")
         held = torch.load(tmp_path / "a.ckpt", weights_only=True)
         assert {name.split(".")[0] for name in held["state_dict"]} == {"dit"}
-        assert draw.load(str(tmp_path / "a.ckpt")).hparams.train_text is False
+        assert api.load(str(tmp_path / "a.ckpt")).hparams.train_text is False
 
     def test_loading_gives_the_average(self, trained):
         system, folder = trained
-        loaded = draw.load(str(folder / "step=12.ckpt"))
+        loaded = api.load(str(folder / "step=12.ckpt"))
         parameters = dict(loaded.named_parameters())
         assert_same({k: parameters[k].detach() for k in system.average.values}, system.average.values)
         assert not loaded.training
@@ -336,7 +337,7 @@ class TestSampling:
 
 def test_hyperparameters_rebuild_the_system():
     system = tiny()
-    again = parts.build("system", {"name": "text2image", **system.hparams})
+    again = specs.build("system", {"name": "text2image", **system.hparams})
     assert again.state_dict().keys() == system.state_dict().keys()
 
 

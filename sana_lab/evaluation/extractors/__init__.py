@@ -7,11 +7,6 @@ import torch
 from torch import Tensor
 
 
-def place(device: str) -> torch.device:
-    """The device that a name means; `auto` is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-
-
 def standardised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """[0, 255] (B, 3, h, w) to what a network was trained on: each colour less its mean, over its deviation."""
     centre, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))

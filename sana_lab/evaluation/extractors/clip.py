@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
-from sana_lab.evaluation import Extractor, Resize, released
-from sana_lab.evaluation.extractors import place, standardised
-from sana_lab.evaluation.resize import resize
-from sana_lab.parts import RUNTIME, SpecError
-from sana_lab.text.load import read_config
+from sana_lab.config.specs import RUNTIME, SpecError
+from sana_lab.environment import place
+from sana_lab.evaluation import Extractor, Resize, transformers_models
+from sana_lab.evaluation.extractors import standardised
+from sana_lab.evaluation.extractors.resize import resize
+from sana_lab.models.text.loading import read_config
 from sana_lab.types import Json
 
 TOWER = "clip_vision_model"
@@ -40,7 +41,7 @@ class Clip(Extractor):
         self.mean, self.std = _statistics(Path(model).expanduser())
         self.size = _vision(self.network.config).image_size
         self.dim = self.network.visual_projection.out_features
-        self.weights_sha256 = released.weights_sha256(model)
+        self.weights_sha256 = transformers_models.weights_sha256(model)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -61,8 +62,8 @@ class Clip(Extractor):
 
 def _tower(model: str) -> Any:
     if Path(model).expanduser().is_dir() and read_config(model).model_type == TOWER:
-        return released.load(CLIPVisionModelWithProjection, model, TOWER)
-    network = released.load(CLIPModel, model, "clip")
+        return transformers_models.load(CLIPVisionModelWithProjection, model, TOWER)
+    network = transformers_models.load(CLIPModel, model, "clip")
     del network.text_model, network.text_projection
     return network
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Model
 
-from sana_lab.evaluation import Extractor, Resize, released
-from sana_lab.evaluation.extractors import place, standardised
-from sana_lab.evaluation.resize import resize
-from sana_lab.parts import RUNTIME
+from sana_lab.config.specs import RUNTIME
+from sana_lab.environment import place
+from sana_lab.evaluation import Extractor, Resize, transformers_models
+from sana_lab.evaluation.extractors import standardised
+from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.types import Json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,9 +30,9 @@ class Dinov2(Extractor):
     ) -> None:
         self.resize: Resize = resize
         self.size, self.device = size, place(device)
-        self.network = released.load(Dinov2Model, model, "dinov2").to(self.device)
+        self.network = transformers_models.load(Dinov2Model, model, "dinov2").to(self.device)
         self.dim = self.network.config.hidden_size
-        self.weights_sha256 = released.weights_sha256(model)
+        self.weights_sha256 = transformers_models.weights_sha256(model)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

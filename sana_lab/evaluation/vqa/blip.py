@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, PreTrainedTokenizerFast
 
-from sana_lab.evaluation import released
-from sana_lab.evaluation.extractors import place
+from sana_lab.config.specs import RUNTIME, SpecError
+from sana_lab.environment import place
+from sana_lab.evaluation import transformers_models
 from sana_lab.evaluation.vqa import Vqa
-from sana_lab.parts import RUNTIME, SpecError
-from sana_lab.text.load import load_tokenizer
-from sana_lab.text.tokenizer import padded, padding, token_rows
+from sana_lab.models.text.loading import load_tokenizer
+from sana_lab.models.text.tokenizer import padded, padding, token_rows
 from sana_lab.types import Json
 
 
@@ -27,14 +27,18 @@ class Blip(Vqa):
     def __init__(self, model: str, batch: int = 32, device: Annotated[str, RUNTIME] = "auto") -> None:
         if batch < 1:
             raise SpecError(f"batch is {batch}, expected at least 1")
-        self.network = released.load(BlipForQuestionAnswering, model, "blip").to(place(device))
-        self.processor, self.tokenizer, self.batch = released.load_processor(model), load_tokenizer(model), batch
+        self.network = transformers_models.load(BlipForQuestionAnswering, model, "blip").to(place(device))
+        self.processor, self.tokenizer, self.batch = (
+            transformers_models.load_processor(model),
+            load_tokenizer(model),
+            batch,
+        )
         self.words = [_word(self.tokenizer, word, model) for word in ("yes", "no")]
-        self.weights_sha256 = released.weights_sha256(model)
+        self.weights_sha256 = transformers_models.weights_sha256(model)
 
     @torch.no_grad()
     def answer(self, image: Tensor, questions: Sequence[str]) -> list[bool]:
-        pixels = released.prepared(self.processor, [image]).to(self.network.device)
+        pixels = transformers_models.prepared(self.processor, [image]).to(self.network.device)
         patches = self.network.vision_model(pixels).last_hidden_state  # (1, P, D), once for all questions
         groups = [questions[i : i + self.batch] for i in range(0, len(questions), self.batch)]
         return [yes for group in groups for yes in self._yes(patches, group)]
@@ -43,7 +47,7 @@ class Blip(Vqa):
         return {
             "vqa": "blip",
             "weights_sha256": self.weights_sha256,
-            "preprocessing": released.preprocessing(self.processor),
+            "preprocessing": transformers_models.preprocessing(self.processor),
             "rule": "yes is likelier than no as first word",
             "dtype": "float32",
         }

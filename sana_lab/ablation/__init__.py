@@ -1,0 +1,1 @@
+"""The ablation engine: trials, worker processes, results."""

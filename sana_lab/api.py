@@ -1,0 +1,102 @@
+"""Trained models, loaded and sampled; the verb `sample`."""
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sana_lab.bench.memory_advice import Drawing, advised
+from sana_lab.config import experiments, schema
+from sana_lab.config.paths import check_folder
+from sana_lab.config.specs import SpecError
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.environment import place
+from sana_lab.pretrained import loading
+from sana_lab.systems.text2image import TextToImage
+
+
+def load(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:
+    """The trained system of an experiment (averaged weights), or what a file, folder or hub id holds, for evaluation.
+
+    SpecError where it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.loading.load` reads.
+    `system.experiment` is its resolved configuration, where that is known; `variant` is diffusers', such as fp16.
+    """
+    return loading.opened(name, overrides, variant)
+
+
+def sample(
+    model: str | TextToImage,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    negative: str = "",
+    **changes: Any,
+) -> Tensor:
+    """Images (B, 3, H, W) uint8 of prompts, from a trained experiment's name or a loaded system.
+
+    `changes` are fields of `Sampling`: solver, steps, guidance, shift.
+    """
+    system = load(model) if isinstance(model, str) else model
+    if not isinstance(system, TextToImage):
+        raise SpecError(f"model is a {type(system).__name__}, expected a text2image system")
+    experiment: Any = getattr(system, "experiment", None)
+    if size is None and experiment is None:
+        raise SpecError("size is not given, and a checkpoint does not say; expected pixels a side, such as size=64")
+    return system.sample(
+        prompts,
+        size=size or experiments.image_size(experiment["data"]),
+        sampling=Sampling(**settings(system, changes)),
+        seed=seed,
+        negative=negative,
+    )
+
+
+def settings(system: TextToImage, changes: schema.Config) -> schema.Config:
+    """How a system is sampled: its experiment's `sampling`, or the defaults, with `changes`; completed and checked."""
+    experiment: Any = getattr(system, "experiment", None)
+    return experiments.check_sampling({**(experiment["sampling"] if experiment else {}), **changes})
+
+
+def main(options: argparse.Namespace) -> None:
+    """`sana-lab sample`: DIR/000-a-red-circle.png ..., the prompt and settings inside each file."""
+    if blank := [p for p in options.prompts if not p.strip()]:
+        raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
+    check_folder(options.out)
+    system = load(options.model, options.set, options.variant)
+    if isinstance(system, TextToImage):
+        system.settle(Sampling(**settings(system, {})), place("auto"))
+    with advised(lambda: drawing(system, options.size, len(options.prompts), "prompts at a time").tips()):
+        images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
+    for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
+        about = {
+            "prompt": prompt,
+            "model": options.model,
+            "seed": options.seed,
+            "index": i,
+            "negative": options.negative,
+        }
+        print(write(options.out, image, about | {"sampling": settings(system, {})}))
+
+
+def drawing(system: TextToImage, size: int | None, batch: int, option: str) -> Drawing:
+    """What is drawn, for advice where memory is full; `option` is what chooses the batch."""
+    size = size or experiments.image_size(system.experiment["data"])
+    return Drawing(system, size, min(batch, 64), Sampling(**settings(system, {})), option)
+
+
+def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
+    """A PNG whose text chunks hold the prompt and all settings."""
+    text = PngInfo()
+    text.add_itxt("prompt", about["prompt"])
+    text.add_itxt("sana_lab", json.dumps(about))
+    slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
+    path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
+    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path, pnginfo=text)
+    return path

@@ -1,0 +1,1 @@
+"""Weight files: formats, key tables, architectures, the lab's own safetensors."""

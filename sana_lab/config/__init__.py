@@ -1,0 +1,1 @@
+"""Parts and recipes: the registry of parts, their specs, experiments, ablations and hashes."""

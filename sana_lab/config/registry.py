@@ -1,0 +1,105 @@
+"""The registry of parts: kind and name to `module:attribute`."""
+
+TABLE: dict[str, dict[str, str]] = {
+    "attention": {
+        "softmax": "sana_lab.models.attention.softmax:SoftmaxAttention",
+        "linear": "sana_lab.models.attention.linear:LinearAttention",
+    },
+    "ffn": {
+        "mix": "sana_lab.models.layers:MixFfn",
+        "mlp": "sana_lab.models.layers:Mlp",
+    },
+    "dit": {
+        "sana": "sana_lab.models.dit.sana:Sana",
+    },
+    "autoencoder": {
+        "vae": "sana_lab.models.autoencoders.vae:Vae",
+        "dcae": "sana_lab.models.autoencoders.dcae:DcAe",
+    },
+    "text_encoder": {
+        "t5": "sana_lab.models.text.t5:T5",
+        "llm": "sana_lab.models.text.llm:Llm",
+    },
+    "solver": {
+        "euler": "sana_lab.diffusion.solvers:euler",
+        "heun": "sana_lab.diffusion.solvers:heun",
+        "dpmpp": "sana_lab.diffusion.solvers:dpmpp",
+        "rf_solver": "sana_lab.diffusion.solvers:rf_solver",
+        "unipc": "sana_lab.diffusion.unipc:unipc",
+    },
+    "optimizer": {
+        "adamw": "torch.optim:AdamW",
+        "adam": "torch.optim:Adam",
+        "sgd": "torch.optim:SGD",
+    },
+    "data": {
+        "shapes": "sana_lab.shapes.data:Shapes",
+        "folder": "sana_lab.data.folder:Folder",
+        "latents": "sana_lab.data.latents:Latents",
+        "features": "sana_lab.data.features:Features",
+    },
+    "system": {
+        "autoencoder": "sana_lab.systems.autoencoder:AutoencoderSystem",
+        "dit": "sana_lab.systems.dit:DitSystem",
+        "text2image": "sana_lab.systems.text2image:TextToImage",
+        "attributes": "sana_lab.shapes.train_attributes:AttributesSystem",
+        "clip": "sana_lab.shapes.train_clip:ClipSystem",
+    },
+    "extractor": {
+        "inception": "sana_lab.evaluation.extractors.inception:Inception",
+        "dinov2": "sana_lab.evaluation.extractors.dinov2:Dinov2",
+        "clip": "sana_lab.evaluation.extractors.clip:Clip",
+        "shapes": "sana_lab.shapes.extractor:Shapes",
+        "function": "sana_lab.evaluation.extractors.function:Function",
+    },
+    "detector": {
+        "shapes": "sana_lab.shapes.detector:ShapesJudge",
+        "mask2former": "sana_lab.evaluation.geneval.detectors.mask2former:Mask2Former",
+        "owlv2": "sana_lab.evaluation.geneval.detectors.owlv2:Owlv2",
+    },
+    "vqa": {
+        "blip": "sana_lab.evaluation.vqa.blip:Blip",
+    },
+    "measure": {
+        "geneval": "sana_lab.evaluation.geneval.measure:GenEval",
+        "distances": "sana_lab.evaluation.distances.measure:Distances",
+        "clip_score": "sana_lab.evaluation.clip_score:ClipScore",
+        "clip_shapes": "sana_lab.shapes.clip_score:ClipShapes",
+        "dpg": "sana_lab.evaluation.dpg:Dpg",
+        "image_reward": "sana_lab.evaluation.rewards:ImageReward",
+        "hps": "sana_lab.evaluation.rewards:Hps",
+    },
+    "probe": {
+        "image": "sana_lab.bench.probes.image:Image",
+        "peer": "sana_lab.bench.probes.peer:PeerImage",
+        "text": "sana_lab.bench.probes.text:TextProbe",
+        "attention": "sana_lab.bench.probes.attention:AttentionPair",
+    },
+}
+"""kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
+
+PRESETS: dict[str, str] = {"autoencoder": "sana_lab.models.autoencoders.presets:SPECS"}
+"""kind -> where its known shapes lie: name -> spec. Their names are used like a part's, and options override them."""
+
+BASES: dict[str, str] = {
+    "attention": "sana_lab.models.attention:Attention",
+    "ffn": "torch.nn:Module",
+    "dit": "sana_lab.models.dit:Dit",
+    "autoencoder": "sana_lab.models.autoencoders:Autoencoder",
+    "text_encoder": "sana_lab.models.text:TextEncoder",
+    "optimizer": "torch.optim:Optimizer",
+    "data": "lightning:LightningDataModule",
+    "system": "lightning:LightningModule",
+    "extractor": "sana_lab.evaluation:Extractor",
+    "detector": "sana_lab.evaluation.geneval.detectors:Detector",
+    "vqa": "sana_lab.evaluation.vqa:Vqa",
+    "measure": "sana_lab.evaluation:Measure",
+    "probe": "sana_lab.bench.probes:Probe",
+}
+"""What a part of this kind must subclass. Kinds that are not here are functions, known by their first parameters."""
+
+LEADING: dict[str, tuple[str, ...]] = {"solver": ("velocity", "x", "times"), "optimizer": ("params",)}
+"""Parameters that code supplies although the signature does not say so."""
+
+WEIGHTED = ("autoencoder", "dit", "text_encoder")
+"""Kinds whose spec may say `weights:`, a file or `experiment:NAME`, loaded after building."""

@@ -1,0 +1,1 @@
+"""What a computation costs: time, memory, FLOPs, energy."""

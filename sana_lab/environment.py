@@ -1,0 +1,73 @@
+"""The machine and software of a run: device, versions, CPU model, commit."""
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = ("torch", "lightning", "transformers", "mlflow", "triton", "sana-lab")
+
+
+def environment() -> dict[str, Any]:
+    """What a number may depend on beside its configuration; flat, ready to be written as parameters or tags."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    system = {"python": platform.python_version(), "platform": platform.platform(), "cpu": cpu_model()}
+    return system | {"cores": cores(), "device": device} | versions() | commit()
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions() -> dict[str, str | None]:
+    """The version of each package that computes or records; None where it is not installed."""
+    return {name.replace("-", "_"): _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel or the platform gives it."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def commit(root: Path | None = None) -> dict[str, str | bool | None]:
+    """The git commit of the checkout at `root` and whether its code differs from it; None where there is no checkout.
+
+    `root` defaults to the folder that holds this package: an installed wheel has no commit, even inside a repository.
+    """
+    root = root or Path(__file__).resolve().parents[1]
+    head = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    dirty = None if head is None else bool(_git(root, "status", "--porcelain", "--", "sana_lab", "pyproject.toml"))
+    return {"commit": head, "dirty": dirty}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # no git here, or not our repository
+        return None
+    return done.stdout.strip()
+
+
+def place(device: str) -> "torch.device":
+    """The device that a name means; `auto` is CUDA where there is one."""
+    import torch
+
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

@@ -1,0 +1,98 @@
+"""The verb `compare`: what two evaluations differ in, paired over the images that they share, or why they cannot be."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sana_lab.config.specs import SpecError, nearest
+from sana_lab.report.significance import Difference, mark, paired
+from sana_lab.report.table import column
+from sana_lab.types import Json
+
+IMMATERIAL = ("features_mib",)
+"""Settings that say how, not what."""
+
+
+class Line(NamedTuple):
+    """One column of both evaluations."""
+
+    measure: str
+    name: str
+    a: float
+    b: float
+    difference: Difference | None  # b less a
+    why: str = ""  # there is none
+
+
+def read(path: Path) -> Json:
+    """What `sana-lab eval --json` wrote. SpecError for another file."""
+    if not path.is_file():
+        beside = path.parent.glob("*.json") if path.parent.is_dir() else ()
+        raise SpecError(f"there is no file {str(path)!r}; {nearest(path.name, (p.name for p in beside))}")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise SpecError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict) or not {"measures", "per_image"} <= found.keys():
+        raise SpecError(
+            f"{path} holds no evaluation with measures; expected what `sana-lab eval NAME --json FILE` writes"
+        )
+    return found
+
+
+def compare(a: Json, b: Json) -> list[Line]:
+    """Each column that both have. SpecError where they have none in common."""
+    common = [name for name in a["measures"] if name in b["measures"]]
+    if not common:
+        raise SpecError(f"they share no measure: {', '.join(a['measures'])}, and {', '.join(b['measures'])}")
+    return [line for name in common for line in _lines(name, a, b)]
+
+
+def _lines(measure: str, a: Json, b: Json) -> Iterator[Line]:
+    ours, theirs = a["measures"][measure], b["measures"][measure]
+    odd = differing(ours["settings"], theirs["settings"])
+    for name in ours["values"].keys() & theirs["values"].keys():
+        difference = None if odd else paired(b, a, name)
+        why = "; ".join(odd) if odd else "" if difference else _unpaired(a, b, name)
+        yield Line(measure, name, ours["values"][name]["value"], theirs["values"][name]["value"], difference, why)
+
+
+def _unpaired(a: Json, b: Json, name: str) -> str:
+    if name not in a["per_image"] or name not in b["per_image"]:
+        return "it has no numbers per image"
+    return "other prompts, noise or numbers of images"
+
+
+def differing(a: Any, b: Any, where: str = "") -> list[str]:
+    """Where two settings differ, in words: what a number was measured with."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in {**a, **b} if k not in IMMATERIAL]
+        return [line for k in keys for line in differing(a.get(k), b.get(k), f"{where}.{k}".strip("."))]
+    return [] if a == b else [f"{where} is {_short(a)} and {_short(b)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 40 else f"{text[:36]} ..."
+
+
+def lines(found: list[Line]) -> list[str]:
+    """For a reader; ▲ and ▼ say that the second is better or worse at the 5 % level, ▪ that it cannot be said."""
+    out = []
+    for line in sorted(found, key=lambda line: line.measure):
+        head = f"{column(line.name).heading:<28}{line.a:>10.4g}{line.b:>10.4g}"
+        if line.difference is None:
+            out.append(f"{head}  not compared: {line.why}")
+        else:
+            d = line.difference
+            out.append(f"{head}{d.value:>+11.4g}  95 % [{d.low:+.4g}, {d.high:+.4g}] {mark(line.name, d)}".rstrip())
+    tests = sorted({line.difference.test for line in found if line.difference})
+    return [f"{'':<28}{'first':>10}{'second':>10}{'difference':>11}", *out, *(f"Test: {test}." for test in tests)]
+
+
+def main(first: Path, second: Path) -> int:
+    """`sana-lab compare A.json B.json`; 1 where nothing of them can be compared."""
+    found = compare(read(first), read(second))
+    print("\n".join(lines(found)))
+    return 0 if any(line.difference for line in found) else 1

@@ -1,0 +1,1 @@
+"""Distances between distributions of images: FID, KID, CMMD, precision and recall."""

@@ -1,0 +1,1 @@
+"""GenEval: prompts, rule, detectors, measure."""

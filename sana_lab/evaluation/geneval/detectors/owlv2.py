@@ -1,0 +1,106 @@
+"""OWLv2 (arXiv 2306.09683) as a detector: boxes of whatever classes it is asked for, without masks.
+
+Legend: P boxes (one for each patch), C classes, D width.
+"""
+
+from typing import Annotated, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import Owlv2ForObjectDetection
+
+from sana_lab.config.specs import RUNTIME
+from sana_lab.environment import place
+from sana_lab.evaluation import transformers_models
+from sana_lab.evaluation.geneval.detectors import Detector
+from sana_lab.evaluation.geneval.rule import coco_classes
+from sana_lab.models.text.loading import load_tokenizer
+from sana_lab.models.text.tokenizer import padded, padding, token_rows
+from sana_lab.types import Json, Object
+
+
+@final
+class Owlv2(Detector):
+    """Boxes of an OWLv2 from a transformers folder, such as google/owlv2-base-patch16-ensemble.
+
+    `labels` are the classes to look for, each as "a photo of a <class>"; by default GenEval's 80. Of boxes of one class
+    that overlap by more than `overlap` (intersection over union) the surest stays. It gives no masks, so colours are
+    judged on whole boxes. Its scores are lower than Mask2Former's, and nobody has calibrated the thresholds.
+    """
+
+    title = "OWLv2"
+
+    def __init__(
+        self,
+        model: str,
+        threshold: float = 0.2,
+        counting_threshold: float = 0.3,
+        overlap: float = 0.5,
+        labels: list[str] | None = None,
+        device: Annotated[str, RUNTIME] = "auto",
+    ) -> None:
+        self.network = transformers_models.load(Owlv2ForObjectDetection, model, "owlv2").to(place(device))
+        self.processor = transformers_models.load_processor(model)
+        self.threshold, self.counting_threshold, self.overlap = threshold, counting_threshold, overlap
+        self.labels = coco_classes() if labels is None else labels
+        self.weights_sha256 = transformers_models.weights_sha256(model)
+        self.queries = self._queries(model)
+
+    @torch.no_grad()
+    def detect(self, image: Tensor) -> list[Object]:
+        network = self.network
+        pixels = transformers_models.prepared(self.processor, [image]).to(network.device)
+        grid = network.image_embedder(pixels)[0]
+        patches = grid.flatten(1, 2)
+        logits = network.class_predictor(patches, self.queries[None])[0][0]  # (P, C)
+        scores, labels = logits.sigmoid().max(-1)
+        boxes = corners(network.box_predictor(patches, grid)[0], *image.shape[1:])
+        order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] > min(self.threshold, self.counting_threshold)]
+        kept = order[distinct(boxes[order], labels[order], self.overlap)]
+        return [Object(self.labels[labels[i]], tuple(boxes[i].tolist()), float(scores[i])) for i in kept]
+
+    def identity(self) -> Json:
+        return {
+            "detector": "owlv2",
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": transformers_models.preprocessing(self.processor),
+            "labels": list(self.labels),
+            "overlap": self.overlap,
+            "thresholds": [self.threshold, self.counting_threshold],
+            "dtype": "float32",
+        }
+
+    @torch.no_grad()
+    def _queries(self, model: str) -> Tensor:
+        """(C, D) directions of what is asked for."""
+        tokenizer, room = load_tokenizer(model), self.network.config.text_config.max_position_embeddings
+        rows = token_rows(tokenizer, [f"a photo of a {label}" for label in self.labels], room)
+        ids, mask = (x.to(self.network.device) for x in padded(rows, padding(tokenizer)))
+        return normalize(self.network.owlv2.get_text_features(ids, mask.long()).pooler_output, dim=-1)
+
+
+def corners(boxes: Tensor, height: int, width: int) -> Tensor:
+    """(P, 4) x0, y0, x1, y1 in pixels, inside the picture, from middles and sizes as shares of its padded square."""
+    middle, half = boxes[:, :2], boxes[:, 2:] / 2
+    pixels = torch.cat([middle - half, middle + half], -1) * max(height, width)
+    return torch.minimum(pixels.clamp(min=0), pixels.new_tensor([width, height, width, height]))
+
+
+def distinct(boxes: Tensor, labels: Tensor, overlap: float) -> Tensor:
+    """Positions of the boxes (P, 4), the surest first, that no surer one of their class overlaps by more."""
+    covered = (iou(boxes) > overlap) & (labels[:, None] == labels)
+    kept: list[int] = []
+    for i in range(len(boxes)):
+        if not covered[i, kept].any():
+            kept.append(i)
+    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+
+
+def iou(boxes: Tensor) -> Tensor:
+    """(P, P) intersection over union of every pair of boxes (P, 4); 0 where both are empty."""
+    low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    shared, area = (high - low).clamp(min=0).prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return shared / (area[:, None] + area - shared).clamp(min=1e-9)

@@ -1,0 +1,1 @@
+"""Networks: attention, DiT, autoencoders, text encoders and their layers."""

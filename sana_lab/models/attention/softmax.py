@@ -1,0 +1,20 @@
+"""Softmax attention (Vaswani et al., 2017), quadratic in the number of tokens."""
+
+from typing import final
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sana_lab.models.attention import Attention
+
+
+@final
+class SoftmaxAttention(Attention):
+    """softmax(q k^T / sqrt(D)) v, through PyTorch's fused kernels: sums in float32, products in the input's dtype."""
+
+    def __init__(self, head_dim: int = 32, qk_norm: bool = False, *, dim: int) -> None:
+        super().__init__(dim, head_dim, qk_norm)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return out.transpose(1, 2)

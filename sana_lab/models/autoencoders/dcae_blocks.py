@@ -1,0 +1,285 @@
+"""What DC-AE is made of: residual blocks, multi-scale linear attention, and changes of resolution with shortcuts.
+
+Each block has a `backend` for inference and a method `tiled`. Shapes: B batch, C channels, h x w grid, G heads, D head
+width, N = h * w.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sana_lab.models.autoencoders.fast_inference import convolved
+from sana_lab.models.autoencoders.tiling import Tiled, convolving_first, doubling, halving, within
+from sana_lab.ops.conv.conv3x3 import Norm, conv3x3
+from sana_lab.ops.conv.upsample import upsample_conv3x3
+from sana_lab.ops.inference_backend import Fast, taken
+from sana_lab.ops.linear_attention.reference import linear_attention
+from sana_lab.ops.rms_norm.reference import rms_norm_2d
+
+Down = Literal["conv", "unshuffle"]
+Up = Literal["interpolate", "shuffle"]
+Activation = Literal["relu", "silu"]
+
+GAIN = 0.1  # initial weight of the norm that ends a residual branch, so that blocks start near the identity
+EPS = 1e-15  # of attention's normaliser
+
+
+class Downsample(nn.Module):
+    """(B, C, 2h, 2w) -> (B, C', h, w): a convolution beside space-to-channel averaging."""
+
+    def __init__(self, width: int, out: int, how: Down, shortcut: bool = True, backend: Fast = "auto") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, 3, 2, 1) if how == "conv" else nn.Conv2d(width, out // 4, 3, padding=1)
+        self.unshuffle, self.shortcut, self.out, self.backend = how == "unshuffle", shortcut, out, backend
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, halving, down=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.pixel_unshuffle(convolved(self.conv, x, self.backend), 2) if self.unshuffle else self.conv(x)
+        return averaged(x, y, self.backend) if self.shortcut else y
+
+
+class Upsample(nn.Module):
+    """(B, C, h, w) -> (B, C', 2h, 2w): a convolution beside channel-to-space duplication."""
+
+    def __init__(self, width: int, out: int, how: Up, shortcut: bool = True, backend: Fast = "auto") -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out if how == "interpolate" else 4 * out, 3, padding=1)
+        self.shuffle, self.shortcut, self.out, self.backend = how == "shuffle", shortcut, out, backend
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, convolving_first if self.shuffle else doubling, up=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convolved(x)
+        return duplicated(x, y, self.backend) if self.shortcut else y
+
+    def convolved(self, x: Tensor) -> Tensor:
+        if self.shuffle:
+            return F.pixel_shuffle(convolved(self.conv, x, self.backend), 2)
+        return upsample_conv3x3(x, self.conv.weight, self.conv.bias, self.backend)
+
+
+class ResBlock(nn.Module):
+    """x + norm(conv(act(conv(x)))), (B, C, h, w) -> same: RMSNorm and SiLU, or batch norm and ReLU."""
+
+    def __init__(self, width: int, batch_norm: bool = False, backend: Fast = "auto") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = batch_norm_2d(width) if batch_norm else RmsNorm2d(width, GAIN, backend=backend)
+        self.activation: Activation = "relu" if batch_norm else "silu"
+        self.backend = backend
+
+    def tiled(self, x: Tiled) -> Tiled:
+        return x.then(self, within(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv3x3(x, self.conv1.weight, self.conv1.bias, activation=self.activation, backend=self.backend)
+        if isinstance(self.norm, RmsNorm2d):
+            return conv3x3(y, self.conv2.weight, norm=self.norm.parts(), residual=x, backend=self.backend)
+        return x + self.norm(convolved(self.conv2, y, self.backend))
+
+
+class EfficientViTBlock(nn.Module):
+    """Multi-scale linear attention, then a gated convolutional feed-forward, each with its residual."""
+
+    def __init__(self, width: int, head_dim: int, multiscales: Sequence[int], backend: Fast = "auto") -> None:
+        super().__init__()
+        self.attention = MultiscaleAttention(width, head_dim, multiscales, backend)
+        self.ffn = GluMbConv(width, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ffn(self.attention(x))
+
+    def tiled(self, x: Tiled) -> Tiled:
+        state = self.attention.state(x)
+        x = x.then(lambda t: self.attention.read(t, state), within(self.attention.around)).settled()
+        return x.then(self.ffn, within(1))
+
+
+class MultiscaleAttention(nn.Module):
+    """x + ReLU attention over x (B, C, h, w). Channels of `qkv` come head by head, q then k then v, D of each."""
+
+    def __init__(self, width: int, head_dim: int, multiscales: Sequence[int], backend: Fast = "auto") -> None:
+        super().__init__()
+        heads = width // head_dim
+        inner = heads * head_dim
+        self.head_dim, self.around, self.backend = head_dim, max(multiscales, default=1) // 2, backend
+        self.qkv = nn.Conv2d(width, 3 * inner, 1, bias=False)
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3 * inner, 3 * inner, size, padding=size // 2, groups=3 * inner, bias=False),
+                nn.Conv2d(3 * inner, 3 * inner, 1, groups=3 * heads, bias=False),
+            )
+            for size in multiscales
+        )
+        self.out = nn.Conv2d(inner * (1 + len(multiscales)), width, 1, bias=False)
+        self.norm = RmsNorm2d(width, GAIN, backend=backend)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if taken(self.backend, x, *self.parameters()):
+            return self.merge(self.mixed(x), x)
+        q, k, v = self.split(self.project(x))
+        return self.merge(relu_attention(q, k, v), x)
+
+    def state(self, x: Tiled) -> Tensor:
+        """What all of x tells each query, (B, G, D + 1, D), summed over its tiles."""
+        parts = x.then(self.project, within(self.around)).parts()
+        kv = (self.split(values)[1:] for _, values in parts)
+        return functools.reduce(Tensor.add, (wide(attention_state(k, v)) for k, v in kv))
+
+    def read(self, x: Tensor, state: Tensor) -> Tensor:
+        """x and the attention of a part of the grid to the whole, whose state is given."""
+        return self.merge(read_state(self.split(self.project(x))[0], state), x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3 G D, h, w)."""
+        qkv = self.qkv(x)
+        return torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
+
+    def split(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, each (B, G, D, N)."""
+        return qkv.flatten(2).unflatten(1, (-1, 3 * self.head_dim)).chunk(3, dim=2)
+
+    def merge(self, y: Tensor, x: Tensor) -> Tensor:
+        """x and (B, G, D, N) -> (B, C, h, w), as x is."""
+        return self.norm(self.out(y.to(x.dtype).reshape(x.shape[0], -1, *x.shape[2:])), x)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """The attention of each scale without the memory that `project` and `split` take: (B, h, w, G D) channels-last
+        -> (B, G D, h, w)."""
+        qkv = self.qkv(x)
+        scales = (cast("nn.Sequential", scale) for scale in self.scales)
+        scaled = (grouped(cast("nn.Conv2d", scale[1]), scale[0](qkv)) for scale in scales)
+        heads = [tokens(qkv).unflatten(2, (-1, 3, self.head_dim)), *(y.unflatten(2, (-1, 3)) for y in scaled)]
+        y = torch.cat([linear_attention(*part.unbind(3), eps=EPS).flatten(2) for part in heads], dim=2)
+        return y.mT.unflatten(2, x.shape[2:])
+
+
+def tokens(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, N, C), a view of channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def grouped(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution in groups, (B, C, h, w) -> (B, N, groups, C / groups), as products of matrices."""
+    batch, cells = len(x), tokens(x)
+    cells = cells.unflatten(2, (conv.groups, -1)).flatten(0, 1).transpose(0, 1)  # (groups, B N, C / groups)
+    weight = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
+    return (cells @ weight.mT).transpose(0, 1).unflatten(0, (batch, -1))
+
+
+def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = EPS) -> Tensor:
+    """Attention with weights relu(q) . relu(k), each (B, G, D, N) -> same, in float32 or wider.
+
+    The products are taken in the cheaper order: D x D when there are more tokens than D, else N x N.
+    """
+    if q.shape[-1] <= q.shape[-2]:
+        weights = F.relu(wide(k)).mT @ F.relu(wide(q))
+        return wide(v) @ (weights / (weights.sum(-2, keepdim=True) + eps))
+    return read_state(q, attention_state(k, v), eps)
+
+
+def attention_state(k: Tensor, v: Tensor) -> Tensor:
+    """Values (B, G, D, N) summed with weights relu(k): (B, G, D + 1, D), whose last row makes the normaliser."""
+    return F.pad(wide(v), (0, 0, 0, 1), value=1.0) @ F.relu(wide(k)).mT
+
+
+def read_state(q: Tensor, state: Tensor, eps: float = EPS) -> Tensor:
+    """What queries (B, G, D, N) find in a state of keys and values -> same."""
+    y = state @ F.relu(wide(q))
+    return y[:, :, :-1] / (y[:, :, -1:] + eps)
+
+
+class GluMbConv(nn.Module):
+    """x + inverted bottleneck, 3x3 depthwise convolution and SiLU gate, (B, C, h, w) -> same."""
+
+    def __init__(self, width: int, expand: int = 4, backend: Fast = "auto") -> None:
+        super().__init__()
+        hidden = expand * width
+        self.inverted = nn.Conv2d(width, 2 * hidden, 1)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden)
+        self.point = nn.Conv2d(hidden, width, 1, bias=False)
+        self.norm = RmsNorm2d(width, GAIN, backend=backend)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        free = taken(self.backend, x, *self.parameters())
+        value, gate = self.depthwise(F.silu(self.inverted(x), inplace=free)).chunk(2, dim=1)
+        gate = F.silu(gate, inplace=free)
+        return self.norm(self.point(gate.mul_(value) if free else value * gate), x)
+
+
+class RmsNorm2d(nn.Module):
+    """x / rms(x) over the channels of (B, C, h, w), with weight and bias, and a residual if given; statistics in
+    float32 or wider."""
+
+    def __init__(self, width: int, gain: float = 1.0, eps: float = 1e-5, backend: Fast = "auto") -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.full((width,), gain)), nn.Parameter(torch.zeros(width))
+        self.eps, self.backend = eps, backend
+
+    def parts(self) -> Norm:
+        return Norm(self.weight, self.bias, self.eps)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return rms_norm_2d(x, *self.parts(), residual, self.backend)
+
+
+def batch_norm_2d(width: int) -> nn.BatchNorm2d:
+    """Over (B, C, h, w), beginning as quietly as the other norms of residual branches."""
+    norm = nn.BatchNorm2d(width)
+    nn.init.constant_(norm.weight, GAIN)
+    return norm
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def average_channels(x: Tensor, out: int) -> Tensor:
+    """(B, C, h, w) -> (B, out, h, w): the mean of each run of C / out channels."""
+    return x.unflatten(1, (out, -1)).mean(2)
+
+
+def repeat_channels(x: Tensor, out: int) -> Tensor:
+    """(B, C, h, w) -> (B, out, h, w): each channel out / C times in a row."""
+    return x.repeat_interleave(out // x.shape[1], dim=1)
+
+
+def averaged(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
+    """y (B, C', h, w) and x (B, C, 2h, 2w), whose 2x2 cells become channels, runs of which are averaged to C'."""
+    channels, out = x.shape[1], y.shape[1]
+    times = 4 * channels // out
+    if times not in DISTINCT or x.dtype not in WHOLE or not taken(backend, x, y):
+        return y + average_channels(F.pixel_unshuffle(x, 2), out)
+    to = y.unflatten(1, (channels, *DISTINCT[times]))  # (B, C, rows, columns, h, w)
+    for i, j in itertools.product(range(2), repeat=2):
+        to[:, :, i % to.shape[2], j % to.shape[3]].add_(x[..., i::2, j::2], alpha=1 / times)
+    return y
+
+
+def duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
+    """y (B, C', 2h, 2w) and x (B, C, h, w), each of whose channels is repeated to fill 4 C', which become 2x2 cells."""
+    out = y.shape[1]
+    times = 4 * out // x.shape[1]
+    if times not in DISTINCT or not taken(backend, x, y):
+        return y + F.pixel_shuffle(repeat_channels(x, 4 * out), 2)
+    cells = y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C', h, 2, w, 2)
+    cells.add_(x.unflatten(1, (out, *DISTINCT[times])).permute(0, 1, 4, 2, 5, 3))
+    return y
+
+
+DISTINCT = {4: (1, 1), 2: (2, 1), 1: (2, 2)}
+"""How many rows and columns of 2x2 cells differ, where so many of the four share one value."""
+
+WHOLE = (torch.float32, torch.float64)
+"""In which sums may be rounded at every step."""

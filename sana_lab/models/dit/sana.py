@@ -1,0 +1,195 @@
+"""SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build
+from sana_lab.models.dit import Dit, Modulation, Prepared, Schedule
+from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
+from sana_lab.models.layers import (
+    CaptionEmbed,
+    CrossAttention,
+    MixFfn,
+    PatchEmbed,
+    TimeEmbed,
+    queued,
+    sincos_positions,
+    unpatch,
+)
+from sana_lab.ops.backend import Backend
+from sana_lab.ops.modulate.reference import add, add_modulate, modulate
+from sana_lab.types import Text
+
+MOST = 128
+"""Times whose modulation is kept at once: of SANA-0.6B 100 MB in float32. What comes after is computed when it does."""
+
+
+class Block(nn.Module):
+    """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
+
+    def __init__(
+        self,
+        dim: int,
+        attention: Spec,
+        ffn: Spec,
+        cross_heads: int,
+        cross_norm: bool,
+        eps: float,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        self.table = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
+        self.attention = build("attention", attention, dim=dim)
+        self.cross = CrossAttention(dim, cross_heads, cross_norm, eps)
+        self.ffn = build("ffn", ffn, dim=dim)
+
+    def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
+        """x (B, h, w, C), modulation with the table in it (B, 6, C), and the caption as cross-attention takes it."""
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
+        mixed = self.attention(modulate(x, shift_a, scale_a, backend=self.backend))
+        x = add(x, mixed, gate_a, backend=self.backend)
+        read = self.cross(x, *caption)
+        x, normed = add_modulate(x, read, None, shift_f, scale_f, backend=self.backend)
+        return add(x, self.ffn(normed), gate_f, backend=self.backend)
+
+
+class Head(nn.Module):
+    """The last norm, modulated by the time embedding itself, and the projection to latent patches."""
+
+    def __init__(self, dim: int, out: int, backend: Backend = "auto") -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        self.table = nn.Parameter(torch.randn(2, dim) / math.sqrt(dim))
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        shift, scale = (self.table + time[:, None]).unbind(1)
+        return self.linear(modulate(x, shift, scale, backend=self.backend))
+
+
+@final
+class Sana(Dit):
+    """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B.
+
+    With `position: sincos` (2K, 4K) the embedding is computed for `base` tokens a side and interpolated. SANA-1.5 has
+    `cross_norm` and the attention's `qk_norm`; `cross_norm_eps` is 1e-6 in NVlabs' code and 1e-5 in diffusers'. The
+    network reads `time_scale` t. SANA-Sprint, which was distilled with guidance, reads t itself and `guidance` (0.1)
+    times the guidance that it is told. `zero_head` begins with a velocity of zero, as DiT does (arXiv 2212.09748) and
+    the paper's code does not; short trainings gain by it. `backend` chooses the kernel of what lies between
+    the layers, and changes no result.
+    """
+
+    def __init__(
+        self,
+        dim: int = 1152,
+        depth: int = 28,
+        patch: int = 1,
+        attention: Annotated[Spec, "attention"] = "linear",
+        ffn: Annotated[Spec, "ffn"] = "mix",
+        cross_heads: int = 16,
+        cross_norm: bool = False,
+        caption_scale: float = 0.01,
+        position: Literal["none", "sincos"] = "none",
+        base: int = 32,
+        interpolation: float = 1.0,
+        checkpointing: Annotated[Checkpointing, RUNTIME] = False,
+        cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,
+        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,
+        guidance: Annotated[float | None, AsBefore(None)] = None,
+        zero_head: Annotated[bool, AsBefore(False)] = False,
+        backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
+        *,
+        channels: int,
+        text_dim: int,
+    ) -> None:
+        super().__init__()
+        self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
+        self.position, self.base, self.interpolation = position, base, interpolation
+        self.patch_embed = PatchEmbed(channels, dim, patch)
+        self.time_embed = TimeEmbed(dim, scale=time_scale)
+        self.guidance_embed = None if guidance is None else TimeEmbed(dim, scale=guidance)
+        self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
+        self.blocks: Any = nn.ModuleList(
+            Block(dim, attention, ffn, cross_heads, cross_norm, cross_norm_eps, backend) for _ in range(depth)
+        )
+        self.head = Head(dim, patch * patch * channels, backend)
+        self.initialise()
+        if zero_head:
+            nn.init.zeros_(self.head.linear.weight)
+
+    def initialise(self) -> None:
+        """Xavier for linear layers, N(0, 0.02) for time and caption, PyTorch's for Mix-FFN; no zeros."""
+        kept = {m for ffn in self.modules() if isinstance(ffn, MixFfn) for m in ffn.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module not in kept:
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+        for part in (self.time_embed, self.time_block, self.caption_embed, self.guidance_embed):
+            for module in part.modules() if part is not None else ():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+
+    def prepare(self, text: Text) -> Prepared:
+        caption = self.caption_embed(text.tokens)
+        keys, values = zip(*(block.cross.keys_values(caption) for block in self.blocks), strict=True)
+        return Prepared(list(keys), list(values), text.mask)
+
+    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared, guidance: Tensor | None = None) -> Tensor:
+        prepared = text if isinstance(text, Prepared) else self.prepare(text)
+        ready = prepared.modulation(t) if guidance is None else None
+        sixes, time = self.modulation(t, guidance) if ready is None else ready
+        constants: Sequence[Tensor | None] = prepared.constant or [None] * len(self.blocks)
+        x = self.embed(x)
+        for block, six, k, v, constant in zip(
+            self.blocks, sixes, prepared.keys, prepared.values, constants, strict=True
+        ):
+            x = self._run(block, x, six.expand(len(x), -1, -1), k, v, prepared.mask, constant)
+        return unpatch(self.head(x, time.expand(len(x), -1)), self.patch)
+
+    def modulation(self, t: Tensor, guidance: Tensor | None = None) -> Modulation:
+        """Of times (B,), and of guidance in a distilled model."""
+        time = self.embed_time(queued(t, self.head.table.device), guidance)
+        six = self.time_block(time).unflatten(-1, (6, -1))
+        return Modulation([block.table + six for block in self.blocks], time)
+
+    def schedule(self, times: Tensor) -> Schedule | None:
+        if self.guidance_embed is not None:
+            return None
+        each = [*dict.fromkeys(times.tolist())][:MOST]
+        rows = {t: i for i, t in enumerate(each)}
+        sixes, time = self.modulation(times.new_tensor(each))
+        return Schedule(rows, torch.stack([*sixes], 1)[:, :, None], time[:, None])
+
+    def constant(self, prepared: Prepared) -> Sequence[Tensor]:
+        return [block.cross.constant(v) for block, v in zip(self.blocks, prepared.values, strict=True)]
+
+    def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
+        """Times and, in a distilled model, guidance (B,) -> (B, dim)."""
+        if self.guidance_embed is None:
+            if guidance is not None:
+                raise ValueError("guidance was given, but this DiT was not distilled with it; expected none")
+            return self.time_embed(t)
+        if guidance is None:
+            raise ValueError("this DiT was distilled with guidance; expected guidance (B,), such as 4.5 for each image")
+        return self.time_embed(t) + self.guidance_embed(guidance)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with positions where they are asked for."""
+        if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
+            raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {self.patch}")
+        x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
+        if self.position == "sincos":
+            h, w, dim = x.shape[1:]
+            x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
+        return x
+
+    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        return run(block, self.training and self.checkpointing, *arguments)

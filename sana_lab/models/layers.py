@@ -1,0 +1,197 @@
+"""Layers of a diffusion transformer. Tokens stay (B, h, w, C), so no function takes height and width beside them.
+
+Legend: B batch, h, w token grid, C width, L caption tokens, H heads, D head width.
+"""
+
+import math
+from typing import Annotated, Literal, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sana_lab.config.specs import RUNTIME, SpecError
+from sana_lab.ops.cpu_linear import product
+from sana_lab.ops.mix_ffn.reference import mix_ffn
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm over the last axis, statistics in float32 or wider; `scale` is the weight's first value."""
+
+    def __init__(self, dim: int, scale: float = 1.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((dim,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight.to(wide.dtype)).to(x.dtype)
+
+
+def saturated(x: Tensor) -> Tensor:
+    """float16 within its range, as weights that were trained in it need after attention; other dtypes as they are.
+
+    The released models' output projections reach 10^6 (diffusers issue 10336), and infinity less infinity is NaN.
+    """
+    return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
+
+
+@final
+class MixFfn(nn.Module):
+    """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, gate with SiLU, 1x1 down.
+
+    The zero padding of its 3x3 tells tokens where they are, so the DiT needs no position embedding.
+    `backend` chooses the kernel and changes no result; the kernel is for a convolution of 3 x 3.
+    """
+
+    def __init__(
+        self,
+        ratio: float = 2.5,
+        kernel: int = 3,
+        backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
+        *,
+        dim: int,
+    ) -> None:
+        super().__init__()
+        hidden = int(ratio * dim)
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
+        self.project = nn.Linear(hidden, dim, bias=False)
+        self.backend: Literal["auto", "torch", "triton"] = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution = self.depthwise.weight, cast(Tensor, self.depthwise.bias)
+        y = product(self.expand, x, self.backend)
+        y = mix_ffn(y, *convolution, backend=self.backend, overwrite=True)
+        return product(self.project, y, self.backend)
+
+
+@final
+class Mlp(nn.Module):
+    """The plain feed-forward of a DiT: Linear, GELU (tanh), Linear."""
+
+    def __init__(self, ratio: float = 4.0, *, dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, int(ratio * dim))
+        self.project = nn.Linear(int(ratio * dim), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens look at caption tokens; softmax, all projections with bias, optional RMSNorm of q and k."""
+
+    def __init__(self, dim: int, heads: int, norm: bool = False, eps: float = 1e-6) -> None:
+        super().__init__()
+        if dim % heads:
+            raise SpecError(f"width {dim} is not a multiple of the number of cross-attention heads {heads}")
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm_q = RmsNorm(dim, eps=eps) if norm else nn.Identity()
+        self.norm_k = RmsNorm(dim, eps=eps) if norm else nn.Identity()
+
+    def keys_values(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L, C) -> keys and values (B, H, L, D)."""
+        k, v = self.kv(caption).chunk(2, -1)
+        return self._split(self.norm_k(k)), self._split(v)
+
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, constant: Tensor | None = None
+    ) -> Tensor:
+        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L), None where all count -> (B, h, w, C).
+
+        Where k and v have fewer rows than x, the rest of its rows have what is `constant` (B', C) for them.
+        """
+        seen = x if constant is None else x[: len(k)]
+        q = self._split(self.norm_q(self.q(seen.flatten(1, 2))))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        out = self.proj(out.transpose(1, 2).flatten(2)).view_as(seen)
+        return out if constant is None else torch.cat([out, constant[:, None, None].expand_as(x[len(k) :])])
+
+    def constant(self, v: Tensor) -> Tensor:
+        """What values (B, H, 1, D) of one token give every query, (B, C): softmax over one key is 1."""
+        return self.proj(v.flatten(1))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class PatchEmbed(nn.Module):
+    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C), in that order in memory, as all that follows keeps it."""
+
+    def __init__(self, channels: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).permute(0, 2, 3, 1).contiguous()
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of the module's first parameter."""
+    return next(module.parameters()).dtype
+
+
+def queued(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device (and in a dtype); the host does not wait for the copy."""
+    waits = device.type in ("cpu", "mps")  # a queued copy to MPS may be read too early (pytorch#83015)
+    return x.to(device, dtype, non_blocking=not waits)
+
+
+def unpatch(x: Tensor, patch: int) -> Tensor:
+    """Tokens (B, h, w, p p c) -> latents (B, c, h p, w p)."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(b, -1, h * patch, w * patch)
+
+
+def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
+    """[cos, sin] features (B, dim) of positions or times (B,), in float32, or in float64 where they are."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=t.dtype) / (dim // 2))
+    angles = t[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class TimeEmbed(nn.Module):
+    """Times (B,) in [0, 1] -> (B, C); the sinusoid runs over `scale` t, 1000 t in the released models."""
+
+    def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
+        super().__init__()
+        self.features, self.scale = features, scale
+        self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(sinusoid(t * self.scale, self.features).to(dtype_of(self)))
+
+
+class CaptionEmbed(nn.Module):
+    """Text features (B, L, D) -> (B, L, C): an MLP, then RMSNorm whose weight begins small.
+
+    A decoder-only LLM's features vary by orders of magnitude more than T5's; the norm and its small scale keep the
+    loss from NaN (SANA, section 2.3).
+    """
+
+    def __init__(self, text_dim: int, dim: int, scale: float = 0.01) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim))
+        self.norm = RmsNorm(dim, scale)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.norm(self.mlp(tokens.to(dtype_of(self))))
+
+
+def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:
+    """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range.
+
+    In float64: angles of a hundred radians cost float32 a digit and more.
+    """
+    ys = torch.arange(h, device=device, dtype=torch.float64) / (h / base) / interpolation
+    xs = torch.arange(w, device=device, dtype=torch.float64) / (w / base) / interpolation
+    sines = [sinusoid(axis, dim // 2).roll(dim // 4, -1) for axis in (xs, ys)]  # the paper's order is [sin, cos]
+    across, down = sines[0][None].expand(h, -1, -1), sines[1][:, None].expand(-1, w, -1)
+    return torch.cat([across, down], -1).float()

@@ -1,0 +1,1 @@
+"""Convolutions of the autoencoders in inference."""

@@ -1,0 +1,1 @@
+"""Linear attention with a ReLU kernel: definition, closed-form gradients, Triton kernels."""

@@ -1,0 +1,1 @@
+"""Residual, gate, LayerNorm and modulation as one operator."""

@@ -1,0 +1,80 @@
+"""What lies between the layers of a transformer block: gated residual, LayerNorm, modulation."""
+
+import torch
+from torch import Tensor
+
+from sana_lab.ops.backend import Backend, choose, reachable
+from sana_lab.ops.modulate.closed_form import definition
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+KERNEL_WIDTH = 8192
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """LayerNorm without parameters, then x * (1 + scale) + shift: x (B, h, w, C), shift and scale (B, C) or (1, C)."""
+    return _either(x, None, None, shift, scale, backend)[1]
+
+
+def add(x: Tensor, y: Tensor, gate: Tensor, *, backend: Backend = "auto") -> Tensor:
+    """x + gate * y for x and y (B, h, w, C), gate (B, C) or (1, C)."""
+    return _either(x, y, gate, None, None, backend)[0]
+
+
+def add_modulate(
+    x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The sum of x and gate * y (y alone without a gate), and that sum modulated; shapes as above.
+
+    Statistics are float32 (float64 for float64) and are those of the sum as it is returned. The kernel computes in
+    float32 and rounds each result once; under autocast its modulated result is in autocast's dtype, to which the linear
+    layer that reads it would round it anyway. ValueError for shapes, dtypes or a backend that cannot be.
+    """
+    return _either(x, y, gate, shift, scale, backend)
+
+
+def _either(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, backend: Backend
+) -> tuple[Tensor, Tensor]:
+    check(x, y, gate, shift, scale)
+    if choose(backend, x.device, unsupported(x, y, gate, shift, scale))[0] == "torch":
+        return definition(x, y, gate, shift, scale)
+    from sana_lab.ops.modulate import kernels as kernel
+
+    reachable(x.device, kernel.interpreted())
+    every = (None if t is None else t.expand(x.shape[0], -1) for t in (gate, shift, scale))
+    total, out = kernel.modulate(x, y, *every, narrow(x.device))
+    return x if y is None else total, out
+
+
+def narrow(device: torch.device) -> torch.dtype | None:
+    """Autocast's dtype, where it is on."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.get_autocast_dtype(device.type) if known and torch.is_autocast_enabled(device.type) else None
+
+
+def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
+    """What the kernel needs that these are not, in words; None where it takes them."""
+    wrong = [t.dtype for t in (x, *others) if t is not None and t.dtype not in KERNEL_DTYPES]
+    if wrong:
+        return f"float16, bfloat16 or float32 tensors, not {wrong[0]}"
+    if x.shape[-1] > KERNEL_WIDTH:
+        return f"a width of at most {KERNEL_WIDTH}, not {x.shape[-1]}"
+    return None if x.numel() else "at least one token"
+
+
+def check(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None) -> None:
+    """ValueError unless x and y are (B, h, w, C) and each vector (B, C) or (1, C), floating and on one device."""
+    both = [tuple(t.shape) for t in (x, y) if t is not None]
+    if x.ndim != 4 or len(set(both)) > 1:
+        raise ValueError(f"x and y must be (B, h, w, C) of one shape; got {', '.join(map(str, both))}")
+    vectors, wanted = [t for t in (gate, shift, scale) if t is not None], (x.shape[0], x.shape[-1])
+    if any(tuple(t.shape) not in (wanted, (1, wanted[1])) for t in vectors):
+        shapes = [tuple(t.shape) for t in vectors]
+        raise ValueError(f"gate, shift and scale must be (B, C) = {wanted} or (1, C), as x is {both[0]}; got {shapes}")
+    every = [x, *vectors] if y is None else [x, y, *vectors]
+    if not all(t.dtype.is_floating_point for t in every):
+        raise ValueError(f"x, y, gate, shift and scale must be floating; got {[str(t.dtype) for t in every]}")
+    if shift is not None and scale is not None and shift.dtype != scale.dtype:
+        raise ValueError(f"shift and scale must have one dtype; got {shift.dtype}, {scale.dtype}")
+    if len({t.device for t in every}) > 1:
+        raise ValueError(f"x, y, gate, shift and scale must be on one device; got {[str(t.device) for t in every]}")

@@ -1,0 +1,1 @@
+"""RMSNorm, with a residual where asked."""

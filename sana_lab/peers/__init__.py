@@ -1,0 +1,1 @@
+"""Other text-to-image models, through diffusers, under the same measurements."""

@@ -1,0 +1,77 @@
+"""What takes the place of trained weights and of data that are not here, so that the cost of a step can be measured."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sana_lab.config import schema, specs
+from sana_lab.models.text.configs import KNOWN
+
+BATCHES = 4
+"""So many batches of latents are encoded, and of pictures drawn."""
+
+CAPTION = "a photo of a small red circle to the left of two large blue squares on a wooden table"
+
+
+def system_for(experiment: schema.Config) -> Any:
+    """The experiment's system as it is before training, with frozen parts drawn at random; weights are not read."""
+    return specs.build("system", drawn(experiment["system"]))
+
+
+def drawn(spec: schema.Config) -> schema.Config:
+    """A spec without the weights in it, and with networks drawn where their shape is known."""
+    kept = {k: drawn(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
+    if kept.get("name") == "llm" and kept.get("model") in KNOWN and "drawn" in kept:
+        return {**kept, "drawn": True}
+    return kept
+
+
+def data_for(experiment: schema.Config, folder: Path) -> tuple[L.LightningDataModule, list[str]]:
+    """The experiment's data at a size that costs nothing, caches in `folder`, and notes of what stands in."""
+    spec, notes = _small(experiment["data"], experiment, folder, int(experiment["data"]["batch"]))
+    return specs.build("data", spec), notes
+
+
+def _small(spec: schema.Config, experiment: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
+    if spec["name"] == "folder":
+        return _pictures(spec, folder, batch)
+    if "source" not in spec:
+        return {**spec, **({"held_out": 1} if "held_out" in spec else {})}, []
+    source, notes = _small(spec["source"], experiment, folder, batch)
+    small = {**spec, "source": source, "cache": str(folder / spec["name"])}
+    if "items" in spec:
+        small["items"] = min(spec["items"] or BATCHES * batch, BATCHES * batch)
+        notes = [*notes, f"data: {small['items']} pictures, encoded by an untrained autoencoder"]
+    for kind in ("autoencoder", "text_encoder"):
+        if kind in spec:
+            small[kind] = _on_disk(kind, drawn(spec[kind]), folder)
+    return small, notes
+
+
+def _on_disk(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
+    """A part that begins from nothing, its weights in a file, for data that take trained ones alone."""
+    part = specs.build(kind, spec)
+    if kind == "autoencoder" or part.pretrained:
+        return spec
+    path = folder / f"{kind}.safetensors"
+    save_file({k: v.contiguous().clone() for k, v in part.state_dict().items()}, path)
+    return {**spec, "weights": str(path)}
+
+
+def _pictures(spec: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
+    """A folder of pictures as it is; where it is not here, one of smooth random pictures."""
+    if Path(spec["root"]).expanduser().is_dir():
+        return spec, []
+    root = folder / "pictures"
+    root.mkdir()
+    random = torch.Generator().manual_seed(0)
+    for i in range(BATCHES * min(batch, 16)):
+        coarse = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=random)
+        size = (spec["size"], spec["size"])
+        Image.fromarray(coarse.numpy()).resize(size, Image.Resampling.BICUBIC).save(root / f"{i}.jpg")
+        (root / f"{i}.txt").write_text(CAPTION)
+    return {**spec, "root": str(root)}, [f"data: {spec['root']} is not here; random pictures stand in"]

@@ -1,0 +1,1 @@
+"""Tables, plots and significance marks from measured rows."""

@@ -1,0 +1,93 @@
+"""What others found, held against a table: is their ordering reproduced, contradicted, or within the noise?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+from scipy.stats import t as student
+
+from sana_lab.config.schema import Expectation
+from sana_lab.report.table import Cell, Row, column
+
+Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
+
+COUNTED = (
+    *("params_m", "params_b", "dit_params_m", "dit_params_b", "text_params_m", "tokens"),
+    *("gmacs", "gmacs_image", "text_gmacs", "tmacs", "tmacs_pair", "tmacs_image"),
+)
+"""Metrics that are counted, not sampled: any difference is real."""
+
+
+class Verdict(NamedTuple):
+    """One pair of an expected order."""
+
+    better: str
+    worse: str
+    metric: str
+    outcome: Outcome
+    why: str
+
+    def __str__(self) -> str:
+        what = f"{self.better!r} better than {self.worse!r} in {column(self.metric).heading}"
+        return f"Expected: {what}. {self.outcome.capitalize()}: {self.why}."
+
+
+def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Mapping[str, str]) -> list[Verdict]:
+    """Neighbours of each order. An expectation in a metric with a stand-in is judged in that one.
+
+    ValueError for a metric of which neither more nor less is better.
+    """
+    found = {row.label: row for row in rows}
+    pairs = [(e, a, b) for e in expected for a, b in pairwise(e.order)]
+    return [_verdict(found[a], found[b], stand_in.get(e.metric, e.metric)) for e, a, b in pairs]
+
+
+def judge(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
+    """The outcome of one pair, and the difference with its 95 % interval, towards the better side."""
+    sign = _direction(metric)
+    difference = sign * (better.mean - worse.mean)
+    half = 0.0 if metric in COUNTED else half_width(better, worse)
+    if half is None:
+        return "not significant", f"a difference of {difference:+.3g}, but one seed and no interval"
+    interval = f"95 % interval {difference - half:.3g} to {difference + half:.3g}"
+    why = f"difference {difference:+.3g}, {'counted' if metric in COUNTED else interval}"
+    if abs(difference) <= half:
+        return "not significant", why
+    return ("reproduced" if difference > 0 else "not reproduced"), why
+
+
+def half_width(a: Cell, b: Cell) -> float | None:
+    """Half of the 95 % interval of a difference of two means.
+
+    Over seeds where both have several (Welch), else from the intervals of both, taken as independent, which is cautious
+    for rows that share prompts and noise; None where neither is known.
+    """
+    if a.std is not None and b.std is not None:
+        return _welch(a.std**2 / a.n, b.std**2 / b.n, a.n, b.n)
+    if a.interval is None or b.interval is None:
+        return None
+    return math.hypot(*((high - low) / 2 for low, high in (a.interval, b.interval)))
+
+
+def _welch(a: float, b: float, na: int, nb: int) -> float:
+    """From the squared standard errors of two means and their numbers of seeds."""
+    if a + b == 0:
+        return 0.0
+    freedom = (a + b) ** 2 / (a**2 / (na - 1) + b**2 / (nb - 1))
+    return float(student.ppf(0.975, freedom)) * math.sqrt(a + b)
+
+
+def _verdict(better: Row, worse: Row, metric: str) -> Verdict:
+    cells = [row.cells.get(metric) for row in (better, worse)]
+    if cells[0] is None or cells[1] is None:
+        missing = " and ".join(repr(r.label) for r, c in zip((better, worse), cells, strict=True) if c is None)
+        return Verdict(better.label, worse.label, metric, "not measured", f"nothing of {missing}")
+    return Verdict(better.label, worse.label, metric, *judge(cells[0], cells[1], metric))
+
+
+def _direction(metric: str) -> int:
+    better = column(metric).better
+    if better is None:
+        raise ValueError(f"an order is expected in {metric!r}, of which neither more nor less is better")
+    return 1 if better == "higher" else -1

@@ -1,0 +1,320 @@
+"""Pictures of a table: quality with its interval, quality against cost, curves, and samples from the same noise.
+
+Each function writes one PNG, 1200 pixels wide or less, and returns its path. Colours are Okabe and Ito's, which most
+colour-blind readers can tell apart; the marker's shape says the same again.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from PIL import Image, ImageDraw, ImageFont
+
+from sana_lab.report.table import Cell, Column, Row, Table, column
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
+WIDTH, DPI = 8.0, 150  # inches, pixels per inch
+TEXT, MARGIN, LEAST_CELL = 13, 8, 112  # pixels of a sample grid
+
+
+class Reference(NamedTuple):
+    """A level to compare rows with, such as an untrained model's score."""
+
+    label: str
+    value: float
+    low: float | None = None  # of its 95 % interval
+    high: float | None = None
+
+
+def quality(table: Table, metric: str, path: Path | str, reference: Reference | None = None) -> Path:
+    """One line for each row: the value as a point, its 95 % interval or spread over seeds as a bar."""
+    rows, shown = _having(table, metric), column(metric)
+    figure, axes = _figure(1.3 + 0.42 * len(rows))
+    for y, row in enumerate(rows):
+        cell = row.cells[metric]
+        low, high = span(cell)
+        axes.hlines(y, low, high, color=_colour(0), linewidth=3, alpha=0.45)
+        axes.plot(cell.mean, y, "o", color=_colour(0), markersize=8, clip_on=False)
+        axes.annotate(shown.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
+    _draw_reference(axes, reference)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 34) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.margins(x=0.12)
+    if min(span(row.cells[metric])[0] for row in rows) >= 0:
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    axes.set_xlabel(_label(shown) + _span_words(rows, metric))
+    axes.set_title(table.title, loc="left")
+    return save(figure, path)
+
+
+def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
+    """Quality over cost, both as the table has them; a line joins the rows that no other beats in both."""
+    rows = [row for row in _having(table, metric) if cost in row.cells]
+    x_column, y_column = column(cost), column(metric)
+    figure, axes = _figure(4.6)
+    for i, row in enumerate(rows):
+        x, cell = row.cells[cost].mean, row.cells[metric]
+        axes.vlines(x, *span(cell), color=_colour(i), linewidth=2, alpha=0.45)
+        axes.plot(x, cell.mean, _marker(i), color=_colour(i), markersize=9, linestyle="none", label=_wrapped(row.label))
+    front = pareto([(row.cells[cost].mean, row.cells[metric].mean) for row in rows], x_column, y_column)
+    if len(front) > 1:
+        x_front, y_front = zip(*front, strict=True)
+        axes.plot(x_front, y_front, color="0.6", linewidth=1.2, linestyle="--", zorder=0, label="best trade-offs")
+    _scale_x(axes, [row.cells[cost].mean for row in rows])
+    axes.set_xlabel(_label(x_column))
+    axes.set_ylabel(_label(y_column) + _span_words(rows, metric))
+    axes.set_title(table.title, loc="left")
+    _legend(axes)
+    return save(figure, path)
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path | str,
+    *,
+    title: str,
+    ylabel: str = "Training loss",
+    xlabel: str = "Step",
+    smoothing: float = 0.02,
+) -> Path:
+    """Curves of (step, value) by label; the mean over the last `smoothing` of each is in front of the raw values."""
+    figure, axes = _figure(4.2)
+    for i, (label, points) in enumerate(lines.items()):
+        x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
+        window = max(1, round(smoothing * len(y)))
+        if window > 1:
+            axes.plot(x, y, color=_colour(i), linewidth=0.6, alpha=0.18)
+        axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=_wrapped(label))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, loc="left")
+    smooth = [y for points in lines.values() for _, y in points if math.isfinite(y)]
+    if smooth:
+        axes.set_ylim(*_robust_limits(smooth))
+    _legend(axes)
+    return save(figure, path)
+
+
+def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
+    """A metric over a numeric axis of the ablation (such as sampler steps), a line for each setting of the others.
+
+    Raises ValueError if a label of `axis` is not a number.
+    """
+    figure, axes = _figure(4.2)
+    rows = sorted(_having(table, metric), key=lambda row: _others(row, axis))
+    for i, (label, group) in enumerate(groupby(rows, partial(_others, axis=axis))):
+        points = sorted((_number(row, axis), row.cells[metric]) for row in group)
+        x, cells = [p[0] for p in points], [p[1] for p in points]
+        low, high = zip(*map(span, cells), strict=True)
+        axes.fill_between(x, low, high, color=_colour(i), alpha=0.15, linewidth=0)
+        means, name = [cell.mean for cell in cells], _wrapped(label or table.title)
+        axes.plot(x, means, marker=_marker(i), color=_colour(i), linewidth=1.8, markersize=7, label=name)
+    values = sorted({_number(row, axis) for row in rows})
+    _scale_x(axes, values)
+    axes.set_xticks(values)
+    axes.set_xlabel(axis.replace("_", " ").capitalize())
+    axes.set_ylabel(_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
+    axes.set_title(table.title, loc="left")
+    _legend(axes)
+    return save(figure, path)
+
+
+def grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], path: Path | str, scale: int | None = None) -> Path:
+    """Samples side by side: a row for each label, a column for each prompt, the same noise down a column.
+
+    `images` holds uint8 (N, 3, H, W) for N prompts. Pixels are enlarged `scale` times, without blending; unless it is
+    given, until a cell is 112 pixels wide. Rows of another size are brought to the largest. Raises ValueError where
+    a row has another number of images than there are prompts.
+    """
+    if not images or not prompts:
+        raise ValueError(f"no samples to show for {len(prompts)} prompts and the rows {list(images)}")
+    arrays = {label: _as_images(label, batch, len(prompts)) for label, batch in images.items()}
+    widest = max(array.shape[2] for array in arrays.values())
+    tallest = max(array.shape[1] for array in arrays.values())
+    factor = scale or max(1, math.ceil(LEAST_CELL / widest))
+    return _draw_grid(arrays, prompts, (widest * factor, tallest * factor), Path(path))
+
+
+def span(cell: Cell) -> tuple[float, float]:
+    """The ends of a cell's bar: a standard deviation to both sides, or the 95 % interval, or nothing."""
+    if cell.std is not None:
+        return cell.mean - cell.std, cell.mean + cell.std
+    return cell.interval or (cell.mean, cell.mean)
+
+
+def pareto(points: Sequence[tuple[float, float]], cost: Column, gain: Column) -> list[tuple[float, float]]:
+    """The points that no other beats in both, from left to right; a cost is better lower unless its column differs."""
+    x_sign = -1 if cost.better == "higher" else 1
+    y_sign = -1 if gain.better == "lower" else 1
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda p: (x_sign * p[0], -y_sign * p[1])):
+        if not front or y_sign * y > y_sign * front[-1][1]:
+            front.append((x, y))
+    return sorted(front)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the last `window` values at each place; what is not finite is left out."""
+    finite = np.isfinite(values)
+    sums = np.cumsum(np.where(finite, values, 0.0))
+    counts = np.cumsum(finite)
+    sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
+    return sums / np.where(counts == 0, np.nan, counts)
+
+
+def _figure(height: float) -> "tuple[Figure, Axes]":
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
+    axes = figure.subplots()
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path | str) -> Path:
+    """Writes the PNG."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", facecolor="white")
+    return Path(path)
+
+
+def _legend(axes: "Axes") -> None:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.8)
+
+
+def _draw_reference(axes: "Axes", reference: Reference | None) -> None:
+    if reference is None:
+        return
+    axes.axvline(reference.value, color="0.4", linestyle="--", linewidth=1.2, label=reference.label)
+    if reference.low is not None and reference.high is not None:
+        axes.axvspan(reference.low, reference.high, color="0.5", alpha=0.15, linewidth=0)
+    axes.legend(loc="upper right", frameon=False, bbox_to_anchor=(1.0, 1.12), borderaxespad=0)
+
+
+def _scale_x(axes: "Axes", values: Sequence[float]) -> None:
+    """Logarithmic, with plain numbers, where the values span a factor of eight."""
+    if min(values) <= 0 or max(values) <= 8 * min(values):
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _having(table: Table, metric: str) -> list[Row]:
+    rows = [row for row in table.rows if metric in row.cells]
+    if not rows:
+        raise ValueError(
+            f"no row of {table.title!r} has the metric {metric!r}; it has {[c.name for c in table.columns]}"
+        )
+    return rows
+
+
+def _others(row: Row, axis: str) -> str:
+    return ", ".join(label for name, label in row.labels.items() if name != axis)
+
+
+def _number(row: Row, axis: str) -> float:
+    try:
+        return float(row.labels[axis])
+    except (KeyError, ValueError):
+        raise ValueError(f"axis {axis!r} of row {row.label!r} is not a number: {row.labels}") from None
+
+
+def _label(shown: Column) -> str:
+    unit = f" ({shown.unit})" if shown.unit else ""
+    return shown.heading + unit + (f", {shown.better} is better" if shown.better else "")
+
+
+def _span_words(rows: Sequence[Row], metric: str) -> str:
+    cells = [row.cells[metric] for row in rows]
+    if any(cell.std is not None for cell in cells):
+        return "\nbars: standard deviation over seeds"
+    return "\nbars: 95 % interval" if any(cell.interval for cell in cells) else ""
+
+
+def _robust_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits that a few high values at the start do not stretch."""
+    low, high = np.min(values), np.quantile(values, 0.99)
+    return float(low - 0.05 * (high - low)), float(high + 0.1 * (high - low) + 1e-12)
+
+
+def _colour(i: int) -> str:
+    return COLOURS[i % len(COLOURS)]
+
+
+def _marker(i: int) -> str:
+    return MARKERS[i % len(MARKERS)]
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 26)
+
+
+def _as_images(label: str, batch: "Tensor", n: int) -> np.ndarray:
+    """(N, H, W, 3) of a row."""
+    array = np.asarray(batch.cpu() if hasattr(batch, "cpu") else batch)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:2] != (n, 3):
+        raise ValueError(f"row {label!r} is {array.dtype} {array.shape}, expected uint8 ({n}, 3, H, W) for {n} prompts")
+    return array.transpose(0, 2, 3, 1)
+
+
+def _draw_grid(arrays: Mapping[str, np.ndarray], prompts: Sequence[str], cell: tuple[int, int], path: Path) -> Path:
+    font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT)
+    heads = [_wrap(prompt, cell[0], font) for prompt in prompts]
+    labels = [_wrap(label, 150, font) for label in arrays]
+    line = TEXT + 4
+    left = MARGIN + max(int(font.getlength(text)) for words in labels for text in words) + MARGIN
+    top = MARGIN + line * max(map(len, heads)) + MARGIN
+    step = (cell[0] + MARGIN, cell[1] + MARGIN)
+    canvas = Image.new("RGB", (left + step[0] * len(prompts), top + step[1] * len(arrays)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for x, words in enumerate(heads):
+        _write(draw, words, (left + x * step[0], top - MARGIN // 2 - line * len(words)), font)
+    for y, (words, row) in enumerate(zip(labels, arrays.values(), strict=True)):
+        middle = top + y * step[1] + (cell[1] - line * len(words)) // 2
+        _write(draw, words, (MARGIN, middle), font)
+        for x, image in enumerate(row):
+            big = Image.fromarray(np.ascontiguousarray(image)).resize(cell, Image.Resampling.NEAREST)
+            canvas.paste(big, (left + x * step[0], top + y * step[1]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
+    return path
+
+
+def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], font: ImageFont.FreeTypeFont) -> None:
+    for i, line in enumerate(lines):
+        draw.text((at[0], at[1] + i * (TEXT + 4)), line, fill="black", font=font)
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
+    """Lines that fit `width` pixels; a word that does not fit stands alone, cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines += [_cut(word, width, font)]
+    return [line for line in lines if line] or [""]
+
+
+def _cut(word: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    while font.getlength(word) > width and len(word) > 2:
+        word = word[:-2] + "…"
+    return word

@@ -1,0 +1,264 @@
+"""A table as Markdown, LaTeX (booktabs), CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sana_lab.report.table import Cell, Column, Published, Row, Table, choose, shows_interval, unique, words
+
+HOLE = "—"
+
+
+def to_markdown(table: Table) -> str:
+    """A heading, the table, the published table if there is one, and the notes."""
+    blocks = [f"### {_markdown(table.title)}", _markdown_block(table, marked=True)]
+    if table.published:
+        blocks += [f"**{_markdown(_published_title(table.published))}**", _markdown_block(_as_table(table.published))]
+        blocks += [_markdown(" ".join(table.published.notes))] if table.published.notes else []
+    blocks.append("\n".join(f"- {_markdown(note)}" for note in _all_notes(table)))
+    return "\n\n".join(blocks) + "\n"
+
+
+def to_latex(table: Table) -> str:
+    """A `table` environment that needs booktabs, and graphicx where it is wide; all text in it is escaped."""
+    parts = [
+        r"\begin{table}[t]",
+        r"\centering",
+        rf"\caption{{{_latex(table.title)}}}",
+        _latex_block(table, marked=True),
+    ]
+    if table.published:
+        title = _latex(_published_title(table.published))
+        parts += [r"\par\medskip", rf"\textit{{{title}}}\par\smallskip", _latex_block(_as_table(table.published))]
+        parts += [rf"\par\smallskip {{\footnotesize {_latex(' '.join(table.published.notes))}}}"]
+    notes = r"\par ".join(_latex(note) for note in _all_notes(table))
+    parts += [r"\par\smallskip", rf"\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}"]
+    return "\n".join([*parts, r"\end{table}"]) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """A line for each row, unrounded; published rows carry that status.
+
+    A metric may have three more columns: _std over seeds, _low and _high of its 95 % interval.
+    """
+    rows = table.rows + (table.published.rows if table.published else [])
+    measured = unique([c.name for c in table.columns] + [name for row in rows for name in row.cells])
+    names = [name for name in measured if name not in table.axes]
+    lines = [_csv_line(row, table.axes, names) for row in rows]
+    heads = [h for h in lines[0] if any(line[h] not in (None, "") for line in lines) or h in names]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, heads, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _csv_line(row: Row, axes: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    line: dict[str, Any] = dict(zip(axes, _labels(row, axes), strict=True))
+    line |= {"status": row.status, "seeds": " ".join(map(str, row.seeds))}
+    for name in names:
+        line |= zip([name, f"{name}_std", f"{name}_low", f"{name}_high"], _numbers(row.cells.get(name)), strict=True)
+    runs = unique(run for cell in row.cells.values() for run in cell.run_ids)
+    return line | {"run_ids": " ".join(runs), "commits": " ".join(row.commits), "errors": "; ".join(row.errors)}
+
+
+def to_json(table: Table) -> str:
+    """Everything the table knows, each cell with its run ids; not-a-number and infinity are null."""
+    return json.dumps(_plain(_tree(table)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(table: Table, folder: Path | str, name: str = "table") -> list[Path]:
+    """Writes name.md, .tex, .csv and .json; the paths."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    texts = {".md": to_markdown(table), ".tex": to_latex(table), ".csv": to_csv(table), ".json": to_json(table)}
+    for ending, text in texts.items():
+        Path(folder, name + ending).write_text(text, encoding="utf-8")
+    return [Path(folder, name + ending) for ending in texts]
+
+
+def _cell_text(column: Column, cell: Cell) -> str:
+    text = column.text
+    if cell.std:
+        return f"{text(cell.mean)} ± {_spread(column, cell)}"
+    if cell.interval and shows_interval(column, cell):
+        return f"{text(cell.mean)} [{text(cell.interval[0])}, {text(cell.interval[1])}]"
+    return text(cell.mean)
+
+
+def _spread(column: Column, cell: Cell) -> str:
+    """The standard deviation with as many decimals as the mean."""
+    _, _, decimals = column.text(cell.mean).partition(".")
+    return f"{cell.std:.{len(decimals)}f}"
+
+
+class _Body(NamedTuple):
+    """A table as texts that are not escaped yet."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    bold: set[tuple[int, int]]
+    labels: int  # leading columns that hold words
+
+
+def _body(table: Table, marked: bool) -> _Body:
+    """`marked` numbers the rows that have errors, as the notes do.
+
+    A column that others have measured too, in a row of the same label, has theirs beside it.
+    """
+    uneven = len({row.seeds for row in table.rows if row.seeds}) > 1
+    counted = ["Seeds"] if marked and uneven else []
+    heads = [words(axis) if axis != "label" else "" for axis in table.axes] + counted
+    marks = _marks(table) if marked else {}
+    rows = []
+    for row in table.rows:
+        labels = _labels(row, table.axes)
+        labels[-1] += f" {marks[row.label]}" if row.label in marks else ""
+        rows.append(
+            labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in _places(table)]
+        )
+    titles = [p.column.title + (", published" if p.published else "") for p in _places(table)]
+    return _Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
+
+
+class _Place(NamedTuple):
+    """A column of the body: ours, or theirs of the same metric."""
+
+    column: Column
+    published: bool
+
+
+def _places(table: Table) -> list[_Place]:
+    """Each column, followed by the published one where any row has a number there."""
+    theirs = {c.name for c in table.columns for row in table.rows if _published_cell(table, row, c)}
+    return [_Place(c, p) for c in table.columns for p in (False, True) if not p or c.name in theirs]
+
+
+def _published_cell(table: Table, row: Row, column: Column) -> Cell | None:
+    return table.published.cell(row.label, column.name) if table.published else None
+
+
+def _place_text(table: Table, place: _Place, row: Row) -> str:
+    cell = _published_cell(table, row, place.column) if place.published else row.cells.get(place.column.name)
+    if cell is None:
+        return HOLE
+    if place.published:
+        return _cell_text(replace(place.column, printed=True), cell)
+    mark = table.differences.get(row.label, {}).get(place.column.name, {}).get("mark", "")
+    return f"{_cell_text(place.column, cell)} {mark}".strip()
+
+
+def _bold(table: Table, start: int) -> set[tuple[int, int]]:
+    """Ours alone: theirs are of other conditions."""
+    return {
+        (i, start + j)
+        for j, (c, published) in enumerate(_places(table))
+        for i, row in enumerate(table.rows)
+        if not published and c.name in row.cells and c.text(row.cells[c.name].mean) in table.best(c)
+    }
+
+
+def _marks(table: Table) -> dict[str, str]:
+    return {row.label: f"[{i}]" for i, row in enumerate((r for r in table.rows if r.errors), start=1)}
+
+
+def _all_notes(table: Table) -> list[str]:
+    marks = _marks(table)
+    errors = [f"{marks[row.label]} {'; '.join(row.errors)}" for row in table.rows if row.errors]
+    bold = ["Bold: the best of a column."] if any(table.best(c) for c in table.columns) else []
+    return errors + bold + table.notes
+
+
+def _as_table(published: Published) -> Table:
+    columns, _ = choose([], published.rows)
+    shown = [replace(c, interval=False, better=None, printed=True) for c in columns]
+    return Table("", ["label"], shown, published.rows, [])
+
+
+def _published_title(published: Published) -> str:
+    return f"Published, not measured here: {published.title} ({published.source})"
+
+
+def _markdown_block(table: Table, marked: bool = False) -> str:
+    body = _body(table, marked)
+    rule = [":--"] * body.labels + ["--:"] * (len(body.heads) - body.labels)
+    rows = [
+        [f"**{_markdown(text)}**" if (i, j) in body.bold else _markdown(text) for j, text in enumerate(row)]
+        for i, row in enumerate(body.rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [[_markdown(h) for h in body.heads], rule, *rows])
+
+
+def _latex_block(table: Table, marked: bool = False) -> str:
+    body = _body(table, marked)
+    rows = [
+        [rf"\textbf{{{_latex(text)}}}" if (i, j) in body.bold else _latex(text) for j, text in enumerate(row)]
+        for i, row in enumerate(body.rows)
+    ]
+    wide = len(body.heads) > 8
+    spec = "l" * body.labels + "r" * (len(body.heads) - body.labels)
+    lines = [rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", _latex_line(map(_latex, body.heads)), r"\midrule"]
+    text = "\n".join([*lines, *map(_latex_line, rows), r"\bottomrule", r"\end{tabular}"])
+    return rf"\resizebox{{\linewidth}}{{!}}{{{text}}}" if wide else text
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return " & ".join(f"{{{cell}}}" if cell.startswith("[") else cell for cell in cells) + r" \\"
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "\u00d7": r"$\times$", "→": r"$\rightarrow$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$^{+}$", "▼": r"$^{-}$", "≠": r"$^{\neq}$",
+    "≤": r"$\leq$", "≥": r"$\geq$",
+    "—": "---", "\u2013": "--", "…": r"\ldots{}",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|*_<>`])", r"\\\1", " ".join(text.split()))
+
+
+def _labels(row: Row, axes: Sequence[str]) -> list[str]:
+    """A row's label on each axis, or its one label and blanks."""
+    return [row.labels.get(axis, "") for axis in axes] if row.labels else [row.label] + [""] * (len(axes) - 1)
+
+
+def _numbers(cell: Cell | None) -> list[float | None]:
+    if cell is None:
+        return [None] * 4
+    return [cell.mean, cell.std, *(cell.interval or (None, None))]
+
+
+def _tree(table: Table) -> dict[str, Any]:
+    published = table.published and {
+        "title": table.published.title,
+        "source": table.published.source,
+        "notes": table.published.notes,
+        "rows": [_row_tree(row) for row in table.published.rows],
+    }
+    tree = {"title": table.title, "axes": table.axes, "columns": [asdict(c) for c in table.columns]}
+    rows = [_row_tree(r) for r in table.rows]
+    return tree | {"rows": rows, "notes": _all_notes(table), "published": published, "differences": table.differences}
+
+
+def _row_tree(row: Row) -> dict[str, Any]:
+    return row._asdict() | {"cells": {name: cell._asdict() for name, cell in row.cells.items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

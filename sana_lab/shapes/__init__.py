@@ -1,0 +1,1 @@
+"""The embedded world of coloured shapes: scenes, data, detector, extractor, CLIP score."""

@@ -1,0 +1,41 @@
+"""Features of the embedded world's own attribute network; the Fréchet distance of them is called `fd_shapes`."""
+
+from typing import Annotated, final
+
+import torch
+from torch import Tensor
+
+from sana_lab.config.specs import RUNTIME
+from sana_lab.environment import place
+from sana_lab.evaluation import Extractor
+from sana_lab.evaluation.extractors.resize import resize
+from sana_lab.shapes.networks import SIDE, Attributes, as_input, trained
+from sana_lab.types import Json
+
+
+@final
+class Shapes(Extractor):
+    """What a picture shows, and not where: see `networks.Attributes`, whose counts are a linear map of these features.
+
+    `weights` is `experiment:NAME` or the weights file of an experiment that trains such a network. SpecError.
+    """
+
+    def __init__(self, weights: str = "experiment:shapes_attributes", device: Annotated[str, RUNTIME] = "auto") -> None:
+        self.device = place(device)
+        network, self.weights_sha256 = trained(weights, Attributes)
+        self.network = network.to(self.device)
+        self.dim = network.dim
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self.network.features(as_input(resize(images.to(self.device), SIDE, "clean")))
+
+    def identity(self) -> Json:
+        return {
+            "extractor": "shapes",
+            "weights_sha256": self.weights_sha256,
+            "layer": "mean of the last stage",
+            "resize": "clean",
+            "side": SIDE,
+            "dtype": "float32",
+        }

@@ -1,0 +1,58 @@
+"""`trainer.compile`: the blocks of a DiT compiled in place, so that parameters and state-dict keys stay as they are."""
+
+from typing import Any
+
+from torch import nn
+
+from sana_lab.config.specs import SpecError
+
+SHAPES = 128
+"""So many graphs may be compiled, of lengths of text in training and in validation; torch stops at 8 of its own."""
+
+
+def check(system: nn.Module, device: str) -> None:
+    """SpecError where blocks cannot be compiled: there are none, an option forbids it, or a compiler is missing."""
+    dit = getattr(system, "dit", None)
+    if not len(getattr(dit, "blocks", ())):
+        raise SpecError(
+            f"trainer.compile is for systems with a DiT of blocks, and {type(system).__name__} has none; expected false"
+        )
+    if getattr(dit, "checkpointing", False) == "selective":
+        raise SpecError(
+            "trainer.compile and system.dit.checkpointing 'selective' exclude each other: a compiled block chooses "
+            "itself what it computes again; expected checkpointing true or false"
+        )
+    if missing := missing_compiler(device):
+        raise SpecError(f"trainer.compile needs {missing} on {device}; install it, or leave trainer.compile false")
+
+
+def missing_compiler(device: str) -> str | None:
+    """What torch.compile needs on a device and does not find, in words."""
+    if device == "cpu":
+        return None if _cpp_compiler() else "a C++ compiler such as g++"
+    from torch.utils._triton import has_triton
+
+    return None if has_triton() else "Triton"
+
+
+def compile_blocks(dit: Any, backend: str = "inductor") -> None:
+    """Compile each block of a DiT, without a break in its graph. Blocks share graphs, as parameters are their inputs.
+
+    Each length of text is compiled anew (`bucket` of cached features and `pad_to_max` keep them few): with symbolic
+    lengths the backward of torch 2.14's inductor takes the mask's strides for those of the first length.
+    """
+    from torch._dynamo import config as dynamo
+
+    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+    for block in dit.blocks:
+        block.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def _cpp_compiler() -> str | None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return None

@@ -1,0 +1,85 @@
+"""What systems share of flow matching and of noise prediction: the loss, and its validation by time bin."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import generator
+from sana_lab.models.dit import Dit, Prepared
+from sana_lab.models.layers import queued
+from sana_lab.types import Text
+
+BINS = 4
+TRAIN, HELD_OUT = 1, 2  # which stream of random numbers
+
+
+Objective = Literal["flow", "ddpm"]
+"""What the network predicts: the velocity of a straight flow, or the noise."""
+
+
+def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Flow | Ddpm:
+    """The objective's way from data to noise; the other options are the flow's."""
+    return Flow(shift, start, model_time=model_time) if objective == "flow" else Ddpm()
+
+
+def velocity_losses(
+    dit: Dit,
+    flow: Flow | Ddpm,
+    latents: Tensor,
+    text: Text | Prepared,
+    random: torch.Generator,
+    times: Tensor | None = None,
+) -> Tensor:
+    """Squared error of the velocity, or the noise that `Ddpm` predicts (B,), mean over a latent (B, C, h, w), at
+    random or given times (B,)."""
+    noise = queued(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
+    times = flow.sample_times(len(latents), generator=random) if times is None else times
+    times = queued(times, latents.device, latents.dtype)
+    predicted = dit(flow.mix(latents, noise, times), flow.seen(times), text)
+    return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
+
+
+def check_draws(draws: int) -> None:
+    """ValueError for less than one noise a picture."""
+    if draws < 1:
+        raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each picture of a step")
+
+
+def draws_losses(
+    dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, random: torch.Generator, draws: int
+) -> Tensor:
+    """`velocity_losses` (B draws,) of so many noises and times for each latent; its text is prepared once."""
+    if draws == 1:
+        return velocity_losses(dit, flow, latents, text, random)
+    return velocity_losses(dit, flow, latents.repeat_interleave(draws, 0), dit.prepare(text).repeat(draws), random)
+
+
+def validate(
+    module: L.LightningModule, dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, seed: int, index: int
+) -> None:
+    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on the same noise and times each time."""
+    random, n = generator(seed, HELD_OUT, index), len(latents)
+    times = flow.shifted((torch.arange(n) + torch.rand(n, generator=random)) / n)
+    losses = velocity_losses(dit, flow, latents, text, random, times)
+    bins = (times * BINS).long().clamp(max=BINS - 1).to(losses.device)
+    module.log("val/loss", losses.mean(), prog_bar=True, batch_size=n, sync_dist=True)
+    for i in bins.unique().tolist():
+        inside = losses[bins == i]
+        module.log(f"val/loss_t{i}", inside.mean(), batch_size=len(inside), sync_dist=True)
+
+
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
+    odd = sorted(own.keys() ^ given.keys())
+    odd += [
+        f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    if odd:
+        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")

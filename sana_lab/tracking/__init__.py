@@ -1,0 +1,1 @@
+"""MLflow: the run store, the Lightning logger, the server."""

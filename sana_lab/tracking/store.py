@@ -1,0 +1,311 @@
+"""Runs in MLflow: one sqlite file and one folder of artifacts under a home directory.
+
+MLflow is imported where it is used (it takes two seconds). Every call names its run, so there is no active run and
+nothing global; a `Store` may be used from several threads, and from several processes once `create` has returned.
+"""
+
+import functools
+import json
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+    from PIL.Image import Image
+    from torch import Tensor
+
+T = TypeVar("T")
+
+PARENT = "mlflow.parentRunId"
+STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+LONGEST_PARAM = 500  # characters shown in the table of runs; config/resolved.yaml holds the whole
+
+
+class Run(NamedTuple):
+    """What MLflow knows of one run; metrics are the last values."""
+
+    id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED or KILLED; RUNNING too when the process was killed with SIGKILL
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    started: float  # seconds since 1970
+    ended: float | None
+    experiment: str  # its id
+    parent: str | None
+
+
+class Point(NamedTuple):
+    """One value of one curve."""
+
+    key: str
+    value: float
+    step: int
+    time: float  # seconds since 1970
+
+
+class Store:
+    """The runs under `home`: `home/mlflow.db` and `home/artifacts`.
+
+    `create` must return once before several processes write: MLflow's first use of an empty database is not safe to
+    do twice at a time. It takes a file lock, so that any number of processes may call it.
+    """
+
+    def __init__(self, home: Path | str) -> None:
+        self.home = Path(home).expanduser().absolute()
+        if "?" in str(self.home):
+            raise ValueError(f"the folder of runs cannot have '?' in its path, which ends a database's name: {home}")
+        self.database = self.home / "mlflow.db"
+        self.artifacts = self.home / "artifacts"
+        self.uri = f"sqlite:///{self.database}"
+
+    @functools.cached_property
+    def client(self) -> "MlflowClient":
+        return _client(self.uri)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "client"}
+
+    def create(self, experiment: str) -> str:
+        """The id of `experiment`, made (with the database) if it is not there; a deleted one comes back.
+
+        Raises ValueError when `home` cannot be written.
+        """
+        from filelock import FileLock
+
+        try:
+            self.artifacts.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.home / "mlflow.lock")
+            with lock:
+                self._make_database()
+                return self._make_experiment(experiment)
+        except OSError as error:
+            raise ValueError(f"cannot write runs under {self.home}: {error}; choose a folder you can write") from error
+
+    def _make_database(self) -> None:
+        """Makes the tables beside and moves them in place: a kill in these seconds must leave nothing half-made."""
+        draft = self.home / "mlflow.new.db"
+        if not self.database.exists():
+            draft.unlink(missing_ok=True)
+            _client(f"sqlite:///{draft}").search_experiments()
+            draft.replace(self.database)
+
+    def _make_experiment(self, experiment: str) -> str:
+        known = self.client.get_experiment_by_name(experiment)
+        if known is None:
+            return self.client.create_experiment(experiment, artifact_location=self.artifacts.as_uri())
+        if known.lifecycle_stage == "deleted":
+            self.client.restore_experiment(known.experiment_id)
+        return str(known.experiment_id)
+
+    def experiments(self) -> dict[str, str]:
+        """Name -> id of every experiment that `create` made here; the newest first."""
+        if not self.database.exists():
+            return {}
+        found = self.client.search_experiments(order_by=["last_update_time DESC"])
+        return {e.name: e.experiment_id for e in found if e.artifact_location == self.artifacts.as_uri()}
+
+    def start_run(
+        self, experiment: str, name: str, tags: Mapping[str, object] | None = None, parent: str | None = None
+    ) -> str:
+        """The id of a new run that is RUNNING; `parent` is the id of the sweep's run."""
+        from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
+
+        all_tags = {MLFLOW_SOURCE_NAME: "sana-lab"} | ({PARENT: parent} if parent else {}) | _strings(tags or {})
+        run = self.client.create_run(self.create(experiment), run_name=name, tags=all_tags)
+        return str(run.info.run_id)
+
+    def resume(self, run_id: str) -> None:
+        """Marks a run that had ended, or was killed, as RUNNING again."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def finish(self, run_id: str, status: str = "FINISHED") -> None:
+        """Ends a run as FINISHED, FAILED or KILLED (any case)."""
+        if status.upper() not in STATUSES[1:]:
+            raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES[1:])}")
+        self.client.set_terminated(run_id, status=status.upper())
+
+    def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
+        from mlflow.entities import RunTag
+
+        for chunk in _chunks([RunTag(k, v) for k, v in _strings(tags).items()], 100):
+            self.client.log_batch(run_id, tags=chunk)
+
+    def log_params(self, run_id: str, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Writes nested plain data as flat parameters, and whole as the artifact config/resolved.yaml.
+
+        A parameter never changes once written: on resume only new keys are added, and what differs comes back as
+        {key: (written before, given now)}.
+        """
+        from mlflow.entities import Param
+
+        given = {clean(k): _short(v) for k, v in flatten(config).items()}
+        written = self.client.get_run(run_id).data.params
+        for chunk in _chunks([Param(k, v) for k, v in given.items() if k not in written], 100):
+            self.client.log_batch(run_id, params=chunk)
+        if not written:
+            self.log_dict(run_id, config, "config/resolved.yaml")
+        return {k: (written[k], v) for k, v in given.items() if k in written and written[k] != v}
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, Any], step: int = 0) -> None:
+        """Writes numbers (or one-element tensors) at `step`; None is left out."""
+        now = time.time()
+        self.log_points(run_id, [Point(k, float(v), step, now) for k, v in metrics.items() if v is not None])
+
+    def log_points(self, run_id: str, points: Iterable[Point]) -> None:
+        """Writes points of curves, a thousand to a transaction."""
+        from mlflow.entities import Metric
+
+        metrics = [Metric(clean(p.key), p.value, int(p.time * 1000), p.step) for p in points]
+        for chunk in _chunks(metrics, 1000):
+            self.client.log_batch(run_id, metrics=chunk)
+
+    def log_image(self, run_id: str, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
+        """Writes a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
+        self.client.log_image(run_id, to_pil(image), key=clean(key), step=step, synchronous=True)
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        self.client.log_text(run_id, text, file)
+
+    def log_dict(self, run_id: str, data: Mapping[str, Any], file: str) -> None:
+        """Writes plain data as YAML or JSON, by the ending of `file`."""
+        self.client.log_dict(run_id, dict(data), file)
+
+    def log_file(self, run_id: str, path: Path | str, folder: str | None = None) -> None:
+        """Copies a file, or everything in a folder, to the run's artifacts, into `folder` of them if given."""
+        log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
+        log(run_id, str(path), folder)
+
+    def file(self, run_id: str, name: str = "") -> Path:
+        """Where the artifact `name` of a run lies on disk. Raises FileNotFoundError."""
+        from mlflow.utils.file_utils import local_file_uri_to_path
+
+        path = Path(local_file_uri_to_path(self.client.get_run(run_id).info.artifact_uri), name)
+        if not path.exists():
+            raise FileNotFoundError(f"run {run_id} has no artifact {name!r} ({path})")
+        return path
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """The curve of one metric as (step, value), by step; where a resumed run went over a step again, the last."""
+        found = self.client.get_metric_history(run_id, clean(key))
+        latest = {m.step: _number(m.value) for m in sorted(found, key=lambda m: m.timestamp)}
+        return sorted(latest.items())
+
+    def find(self, experiment: str, tags: Mapping[str, object] | None = None) -> list[Run]:
+        """The runs of an experiment that carry all these tags, newest first; empty if there is no such experiment."""
+        if not self.database.exists():
+            return []
+        known = self.client.get_experiment_by_name(experiment)
+        return [] if known is None else list(self._search([known.experiment_id], _strings(tags or {})))
+
+    def all_runs(self, experiment: str) -> list[Run]:
+        """Every run of the experiment with this id, newest first."""
+        return list(self._search([experiment], {}))
+
+    def runs(self, parent: str) -> list[Run]:
+        """The children of a run, newest first."""
+        experiment = self.client.get_run(parent).info.experiment_id
+        return list(self._search([experiment], {PARENT: parent}))
+
+    def run(self, run_id: str) -> Run:
+        return _record(self.client.get_run(run_id))
+
+    def _search(self, experiments: list[str], tags: dict[str, str]) -> Iterator[Run]:
+        query = " and ".join(f"tags.`{k}` = {_quoted(v)}" for k, v in tags.items())
+        token = None
+        while True:
+            page = self.client.search_runs(experiments, query, page_token=token)
+            yield from map(_record, page)
+            token = page.token
+            if not token:
+                return
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested plain data -> {"a.b": text}; strings as they are, anything else that is not a mapping as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def clean(key: str) -> str:
+    """A metric, parameter or image key as MLflow allows it; other characters become "_"."""
+    return re.sub(r"[^A-Za-z0-9_\-./ ]", "_", key)
+
+
+def to_pil(image: "Image | Tensor | np.ndarray") -> "Image":
+    """A PIL image from one, or from uint8 (3, H, W) or (H, W, 3). Raises ValueError on other shapes and types."""
+    import numpy as np
+    from PIL.Image import Image, fromarray
+
+    if isinstance(image, Image):
+        return image
+    array = image if isinstance(image, np.ndarray) else image.cpu().numpy()
+    last = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 else array
+    if last.ndim != 3 or last.shape[2] != 3 or last.dtype != np.uint8:
+        raise ValueError(f"an image is uint8 (3, H, W) or (H, W, 3), not {array.dtype} {tuple(array.shape)}")
+    return fromarray(np.ascontiguousarray(last))
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported, nowhere later
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic"):  # sixty lines about the tables of a new database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return MlflowClient(uri)
+
+
+def _record(run: "MlflowRun") -> Run:
+    info, data = run.info, run.data
+    ended = info.end_time / 1000 if info.end_time and info.status != "RUNNING" else None
+    metrics = {k: _number(v) for k, v in data.metrics.items() if not math.isnan(v)}
+    times = (info.start_time / 1000, ended)
+    parent = data.tags.get(PARENT)
+    return Run(
+        info.run_id, info.run_name, info.status, data.tags, data.params, metrics, *times, info.experiment_id, parent
+    )
+
+
+def _number(value: float) -> float:
+    """A metric as it was written: MLflow keeps infinity as the largest float."""
+    return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
+
+
+def _strings(tags: Mapping[str, object]) -> dict[str, str]:
+    """Tags as MLflow keeps them: strings as they are, True as "true", None left out."""
+    given = {key: value for key, value in tags.items() if value is not None}
+    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in given.items()}
+
+
+def _quoted(text: str) -> str:
+    """A string for MLflow's filters, which know no escapes: in the quotes that it does not hold."""
+    if "'" not in text:
+        return f"'{text}'"
+    if '"' not in text:
+        return f'"{text}"'
+    raise ValueError(f"cannot search for a tag that holds both kinds of quotes: {text}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
+
+
+def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,1 @@
+"""Training of an experiment: trainer, callbacks, checks before the first step."""

@@ -1,0 +1,109 @@
+"""Memory that is worked out on the meta device against memory that is followed on the CPU."""
+
+import pytest
+import torch
+from torch import nn
+
+from sana_lab.bench.memory import Counter, Way, measured
+from sana_lab.bench.record import mib_of, weights_of
+from sana_lab.bench.stages import COMPONENT
+from sana_lab.costs.live_memory import peak_memory
+from sana_lab.diffusion.guidance import guided
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.types import Text
+
+WEIGHTS = [COMPONENT[stage] for stage in ("text", "denoise", "decode")]
+
+
+def make(**dit: object) -> TextToImage:
+    torch.manual_seed(0)
+    vae = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
+    llm = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
+    return TextToImage(
+        dit={"name": "sana", "dim": 64, "depth": 2, "cross_heads": 2, **dit}, autoencoder=vae, text_encoder=llm
+    ).eval()
+
+
+@torch.no_grad()
+def followed(system: TextToImage, network: nn.Module, call) -> int:
+    """Bytes beside the network's weights in a real call."""
+    held = weights_of([network])
+    return peak_memory(call, "cpu", held).peak_bytes - round(mib_of(held) * 2**20)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_stages_are_what_real_calls_hold(batch: int):
+    """Of the denoiser within a tenth: attention to the caption is one operator on the CPU, and several on meta."""
+    system = make()
+    found = Counter(system, 32, batch, guided=True).peaks(Way()).work
+    latents = torch.randn(batch, 4, 4, 4)
+    assert found["decode"] == followed(system, system.autoencoder, lambda: system.pixels(latents))
+    text = Text(torch.randn(2 * batch, 16, 32), torch.ones(2 * batch, 16, dtype=torch.bool))
+    x, t = torch.randn(2 * batch, 4, 4, 4), torch.rand(2 * batch)
+    real = followed(system, system.dit, lambda: system.dit(x, t, system.dit.prepare(text)))
+    assert real <= found["denoise"] < 1.1 * real
+
+
+def test_the_denoiser_of_real_guidance_holds_no_more():
+    system = make()
+    found = Counter(system, 32, 1, guided=True).peaks(Way()).work["denoise"]
+    text = Text(torch.randn(1, 16, 32), torch.ones(1, 16, dtype=torch.bool))
+    x, t = torch.randn(1, 4, 4, 4), torch.rand(1)
+    real = followed(system, system.dit, lambda: guided(system.dit, text, text, 3.0)(x, t))
+    assert 0.5 * found < real <= found
+
+
+def test_a_stage_holds_all_weights_or_its_own():
+    counter = Counter(make(), 32, 1, guided=True)
+    whole, visiting = counter.peaks(Way()), counter.peaks(Way(offload=True))
+    weights = [round(mib_of(weights_of([getattr(counter.system, name)])) * 2**20) for name in WEIGHTS]
+    assert [whole.weights[name] for name in WEIGHTS] == weights
+    for stage, name in COMPONENT.items():
+        assert whole.stage(stage) == sum(weights) + whole.work[stage]
+        assert visiting.stage(stage) == whole.weights[name] + whole.work[stage]
+    assert whole.total == max(whole.stage(stage) for stage in COMPONENT)
+
+
+def test_tiles_hold_less_and_nothing_is_changed():
+    system = make()
+    before = dict(system.named_parameters())
+    counter = Counter(system, 64, 1, guided=False)
+    assert counter.peaks(Way(tile=2)).work["decode"] < counter.peaks(Way()).work["decode"]
+    assert system.autoencoder.tile is None
+    assert all(t is before[n] and t.device.type == "cpu" for n, t in system.named_parameters())
+    assert system.text_encoder.reports == type(system.text_encoder).reports
+
+
+def test_guidance_costs_rows():
+    both, alone = (Counter(make(), 32, 1, guided).peaks(Way()).work for guided in (True, False))
+    assert both["denoise"] > 1.5 * alone["denoise"]
+    assert both["decode"] == alone["decode"]
+
+
+def test_int8_weighs_what_it_weighs():
+    pytest.importorskip("torchao")
+    counter = Counter(make(), 32, 1, guided=True)
+    plain, small, both = (counter.peaks(Way(how)) for how in ("none", "int8", "w8a8"))
+    assert small.weights["dit"] < both.weights["dit"] < plain.weights["dit"]
+    assert counter.system.dit.quantized == "none"
+    real = make()
+    from sana_lab.systems.quantize import quantize
+
+    assert small.weights["dit"] == round(mib_of(weights_of([quantize(real.dit, "int8")])) * 2**20)
+    assert Counter(real, 32, 1, guided=True).peaks(Way("int8")) == small  # of one that is quantised already
+
+
+def test_what_does_not_fit_here_is_counted_too():
+    """A decoder's activations of 2 TB."""
+    system = make()
+    found = Counter(system, 2**17, 1, guided=False)._decode(None)
+    assert found[1] > 8 * 2**34 * 4
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_what_was_worked_out():
+    """Of a system whose tensors are larger than the allocator's blocks; operators there may keep less or more."""
+    system = make(dim=512, depth=4).bfloat16()
+    for way in (Way(), Way(offload=True), Way(offload=True, tile=8)):
+        expected = Counter(system, 512, 1, guided=True).peaks(way).total
+        assert 0.5 * expected < measured(system, way, 512) < 1.3 * expected + 32 * 2**20

@@ -1,0 +1,486 @@
+"""Experiments and ablations: merging, overriding, completing, hashing, and what is said of mistakes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sana_lab.config import digests, experiments, hashing, schema
+from sana_lab.config.ablations import load_ablation
+from sana_lab.config.experiments import apply, complete, compose, load, merge, nest
+from sana_lab.config.hashing import experiment_hash
+from sana_lab.config.specs import SpecError
+
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {name: linear, eps: 1.0e-6}}
+  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
+  text_encoder: {name: llm, width: 16, layers: 1}
+  seed: ${seed}
+data: {name: shapes, size: 16, batch: 4}
+trainer: {max_steps: 2}
+seed: 3
+"""
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """A working directory with one experiment, `tiny`."""
+    write(here, "experiments/tiny.yaml", TINY)
+    return here
+
+
+def write(root: Path, name: str, text: str) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def said(call: Any, *arguments: Any) -> str:
+    with pytest.raises(SpecError) as caught:
+        call(*arguments)
+    return str(caught.value)
+
+
+# --- merging
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "expected"),
+    [
+        ({"a": 1, "b": 2}, {"b": 3}, {"a": 1, "b": 3}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}}, {"a": {"b": 1, "c": 3}}),
+        ({"a": [1, 2]}, {"a": [3]}, {"a": [3]}),
+        # a spec whose name changes starts afresh; one that keeps its name keeps its options
+        ({"p": {"name": "x", "o": 1}}, {"p": {"name": "y", "q": 2}}, {"p": {"name": "y", "q": 2}}),
+        ({"p": {"name": "x", "o": 1}}, {"p": {"name": "x", "q": 2}}, {"p": {"name": "x", "o": 1, "q": 2}}),
+        ({"p": {"name": "x", "o": 1}}, {"p": {"q": 2}}, {"p": {"name": "x", "o": 1, "q": 2}}),
+        ({"p": {"name": "x", "o": 1}}, {"p": "y"}, {"p": "y"}),
+        ({"p": {"name": "x", "o": 1}}, {"p": "x"}, {"p": {"name": "x", "o": 1}}),
+        ({"p": "x"}, {"p": {"q": 2}}, {"p": {"name": "x", "q": 2}}),
+        ({"p": "x"}, {"p": {"name": "y"}}, {"p": {"name": "y"}}),
+        ({"p": {"name": "x", "o": 1}}, {"p": None}, {"p": None}),
+        ({"p": None}, {"p": {"name": "x"}}, {"p": {"name": "x"}}),
+    ],
+)
+def test_merge(base: Any, over: Any, expected: Any):
+    before = repr((base, over))
+    assert merge(base, over) == expected
+    assert repr((base, over)) == before
+
+
+def test_nest_unfolds_dotted_keys():
+    assert nest({"a.b": 1, "a.c.d": 2, "e": {"f": 3}}) == {"a": {"b": 1, "c": {"d": 2}}, "e": {"f": 3}}
+
+
+def test_nest_applies_a_name_before_its_options():
+    assert nest({"p": "x", "p.o": 1}) == {"p": {"name": "x", "o": 1}}
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ("a.b=1", {"a": {"b": 1}}),
+        ("a=1e-3", {"a": 1e-3}),
+        ("a=true", {"a": True}),
+        ("a=null", {"a": None}),
+        ("a=[1, 2]", {"a": [1, 2]}),
+        ("a={name: x, o: 1}", {"a": {"name": "x", "o": 1}}),
+        ("a=x=y", {"a": "x=y"}),
+        ("a='1'", {"a": "1"}),
+        ("a=", {"a": None}),
+    ],
+)
+def test_apply_reads_values_as_yaml(item: str, expected: dict[str, Any]):
+    assert apply({}, [item]) == expected
+
+
+def test_overrides_apply_in_order():
+    assert apply({"a": 1}, ["a=2", "a=3"]) == {"a": 3}
+
+
+@pytest.mark.parametrize("item", ["trainer.max_steps", "=3", "max steps"])
+def test_overrides_without_a_value(item: str):
+    assert item in (text := said(apply, {}, [item]))
+    assert "key=value" in text
+
+
+def test_overrides_that_are_no_yaml():
+    assert "a=[1" in said(apply, {}, ["a=[1"])
+
+
+# --- experiments
+
+
+def test_an_experiment_is_complete(folder: Path):
+    experiment = load("tiny")
+    assert experiment["system"]["dit"]["attention"] == {
+        "name": "linear", "head_dim": 32, "qk_norm": False, "eps": 1e-6, "backend": "auto",
+    }  # fmt: skip
+    assert experiment["sampling"]["solver"] == {"name": "dpmpp", "order": 2}
+    assert experiment["trainer"]["precision"] == "32-true"
+    assert experiment["prompts"] == []
+    assert complete(experiment) == experiment
+
+
+def test_interpolations_are_replaced(folder: Path):
+    assert load("tiny")["system"]["seed"] == 3
+    assert load("tiny", ["seed=9"])["system"]["seed"] == 9
+    assert "nowhere" in said(load, "tiny", ["system.seed=${nowhere}"])
+
+
+def test_overrides_reach_every_depth_and_change_of_name_starts_afresh(folder: Path):
+    assert load("tiny", ["system.dit.attention.eps=1"])["system"]["dit"]["attention"]["eps"] == 1.0
+    assert load("tiny", ["system.dit.attention=softmax"])["system"]["dit"]["attention"] == {
+        "name": "softmax",
+        "head_dim": 32,
+        "qk_norm": False,
+    }
+    assert load("tiny", ["system.dit.attention=linear"])["system"]["dit"]["attention"]["eps"] == 1e-6
+
+
+def test_a_base_is_merged_below(folder: Path):
+    write(folder, "experiments/child.yaml", "base: tiny\nseed: 5\nsystem: {dit: {depth: 2}}\n")
+    write(folder, "experiments/grandchild.yaml", "base: child\nsystem: {dit: {ffn: mlp}}\n")
+    experiment = load("grandchild")
+    dit = experiment["system"]["dit"]
+    assert (experiment["seed"], dit["depth"], dit["dim"], dit["ffn"]["name"]) == (5, 2, 32, "mlp")
+
+
+def test_a_ring_of_bases_is_named(folder: Path):
+    write(folder, "experiments/a.yaml", "base: b\n")
+    write(folder, "experiments/b.yaml", "base: a\n")
+    assert "a -> b -> a" in said(compose, "a")
+
+
+def test_a_path_is_taken_as_it_is(folder: Path):
+    path = write(folder, "elsewhere/own.yaml", TINY)
+    assert load(str(path)) == load("tiny")
+    assert experiments.locate("experiments", str(path)) == path
+
+
+def test_the_working_directory_comes_before_what_ships(folder: Path):
+    write(folder, "experiments/shapes.yaml", "base: tiny\nseed: 77\n")
+    assert load("shapes")["seed"] == 77
+
+
+def test_recipes_are_found_from_anywhere(here: Path):
+    assert experiments.locate("experiments", "shapes").is_file()
+    assert experiments.locate("ablations", "quickstart").is_file()
+    assert {"shapes", "shapes_vae_f8"} <= set(experiments.available("experiments"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["systm.dit=sana"], ("tiny has no option 'systm'", "did you mean 'system'?")),
+        (["trainer.max_step=3"], ("tiny.trainer has no option 'max_step'", "did you mean 'max_steps'?")),
+        (["trainer.max_steps=many"], ("tiny.trainer.max_steps is 'many' (str)", "expected int")),
+        (["trainer.precision=bf16"], ("tiny.trainer.precision is 'bf16'", "did you mean 'bf16-true'?")),
+        (["trainer=fast"], ("tiny.trainer is 'fast'", "expected a mapping of max_steps")),
+        (["system.dit.atention=softmax"], ("dit 'sana' has no option 'atention'", "did you mean 'attention'?")),
+        (["system.dit.attention=softmx"], ("no attention is called 'softmx'", "did you mean 'softmax'?")),
+        (["system=text2imag"], ("no system is called 'text2imag'", "did you mean 'text2image'?")),
+        (["sampling.solver=eular"], ("no solver is called 'eular'", "did you mean 'euler'?")),
+        (["data.siz=8"], ("data 'shapes' has no option 'siz'", "did you mean 'size'?")),
+        (["data=null"], ("tiny.data is None",)),
+        (["prompts=a red circle"], ("tiny.prompts is 'a red circle' (str)", "expected list[str]")),
+        (["eval.batch=1.5"], ("tiny.eval.batch is 1.5 (float)", "expected int")),
+        (["eval=shapse"], ("there is no eval 'shapse'", "did you mean 'shapes'?")),
+        (["seed=x"], ("tiny.system.seed is 'x'", "expected int")),
+    ],
+)
+def test_typos(folder: Path, overrides: list[str], words: tuple[str, ...]):
+    text = said(load, "tiny", overrides)
+    assert not [w for w in words if w not in text], text
+
+
+def test_files_that_are_not_there_or_no_yaml(folder: Path):
+    assert "there is no experiment 'tini'; did you mean 'tiny'?" in said(load, "tini")
+    assert "there is no experiment 'no/such.yaml'" in said(load, "no/such.yaml")
+    write(folder, "experiments/broken.yaml", "system: [1, 2\n")
+    assert "broken.yaml cannot be read as YAML" in said(load, "broken")
+    write(folder, "experiments/list.yaml", "- 1\n- 2\n")
+    assert "list.yaml holds list, expected a mapping" in said(load, "list")
+    write(folder, "experiments/empty.yaml", "")
+    assert "empty" in said(load, "empty")
+    write(folder, "experiments/binary.yaml", "")
+    (folder / "experiments/binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    assert "binary.yaml cannot be read as YAML" in said(load, "binary")
+    write(folder, "experiments/twice.yaml", "seed: 1\nseed: 2\n")
+    assert "twice.yaml" in said(load, "twice")
+
+
+def test_what_is_missing_is_asked_for(folder: Path):
+    write(folder, "experiments/half.yaml", "system: text2image\n")
+    assert "half needs 'data' (a spec of kind 'data')" in said(load, "half")
+
+
+# --- other experiments inside
+
+
+def test_a_part_is_taken_from_an_experiment_with_its_weights(folder: Path):
+    write(folder, "experiments/user.yaml", TINY.replace("{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}",
+                                                        "experiment:tiny"))  # fmt: skip
+    encoder = load("user")["system"]["autoencoder"]
+    assert (encoder["name"], encoder["widths"], encoder["weights"]) == ("vae", [8, 8], "experiment:tiny")
+    assert experiments.experiments_named(load("user")["system"]) == ["tiny"]
+    assert experiments.experiments_named(load("tiny")) == []
+
+
+def test_a_part_that_the_experiment_does_not_hold(folder: Path):
+    write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\n")
+    assert "which holds no text_encoder" in said(load, "tiny", ["system.text_encoder=experiment:judge"])
+    assert "there is no experiment 'tiney'" in said(load, "tiny", ["system.autoencoder=experiment:tiney"])
+
+
+def test_retraining_what_is_inside_changes_the_hash(folder: Path):
+    overrides = ["system.autoencoder=experiment:judge"]
+    write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\n")
+    before = experiment_hash(load("tiny", overrides))
+    write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\nseed: 1\n")
+    assert experiment_hash(load("tiny", overrides)) != before
+
+
+def test_a_ring_of_experiments_is_told(folder: Path):
+    write(folder, "experiments/ring.yaml", "base: tiny\nsystem: {autoencoder: 'experiment:ring'}\n")
+    assert "experiments take weights from each other: ring -> ring" in said(load, "ring")
+
+
+# --- hashes
+
+
+@pytest.mark.parametrize(
+    ("key", "reference", "file"),
+    [
+        ("system.autoencoder.weights", "vae.safetensors", "vae.safetensors"),
+        ("system.dit.weights", "dit.pth", "dit.pth"),
+        ("system.autoencoder.weights", "folder", "folder/vae/model.safetensors"),
+        ("system.text_encoder.model", "gemma", "gemma/tokenizer.json"),
+        ("system.text_encoder.instruction", "file:say.txt", "say.txt"),
+    ],
+)
+def test_files_enter_the_hash_by_what_they_hold(folder: Path, key: str, reference: str, file: str):
+    def hashed() -> str:
+        return experiment_hash(load("tiny", [f"{key}={reference}"]))
+
+    write(folder, file, "some numbers")
+    before = hashed()
+    write(folder, f"{Path(file).parent}/README.md", "a note")
+    assert hashed() == before
+    write(folder, file, "same numbers")  # of the same length, in the same instant
+    after = hashed()
+    assert after != before
+    (folder / reference.removeprefix("file:")).rename(folder / "elsewhere")
+    where = "file:elsewhere" if reference.startswith("file:") else "elsewhere"
+    assert experiment_hash(load("tiny", [f"{key}={where}"])) == after
+
+
+def test_a_hub_id_enters_the_hash_as_it_is(folder: Path):
+    one, other = (load("tiny", [f"system.autoencoder.weights=owner/{name}"]) for name in ("a", "b"))
+    assert hashing._canonical(one)["system"]["autoencoder"]["weights"] == "owner/a"
+    assert experiment_hash(one) != experiment_hash(other)
+
+
+def test_data_made_from_other_data_is_known_before_it_is_made(folder: Path):
+    """By the first source's content, and by the weights that make it."""
+    squeeze = "{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2, weights: vae.safetensors}"
+    photos = "{name: folder, root: photos, caption: a colour, size: 16}"
+    latents = f"{{name: latents, items: 4, source: {photos}, autoencoder: {squeeze}}}"
+    overrides = [f"data={{name: features, source: {latents}, text_encoder: {{name: t5, model: owner/name}}}}"]
+    write(folder, "vae.safetensors", "no tensors")
+    (folder / "photos").mkdir()
+    hashes = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (16, 16), colour).save(folder / "photos/a.png")
+        hashes.append(experiment_hash(load("tiny", overrides)))
+    write(folder, "vae.safetensors", "other tensors")
+    assert len({*hashes, experiment_hash(load("tiny", overrides))}) == 3
+    assert not (folder / "runs").exists()
+
+
+def test_a_large_file_is_read_once_until_it_changes(folder: Path, monkeypatch):
+    monkeypatch.setattr(digests, "LARGE", 10)
+    monkeypatch.setattr(digests, "_seen", {})
+    path = write(folder, "large.bin", "x" * 20)
+    digest = digests.content(path)
+    assert not digests.KNOWN.exists()  # it changed a moment ago, and may again without its clock telling
+    os.utime(path, (1, 1))
+    assert digests.content(path) == digest
+    monkeypatch.setattr(digests, "_seen", {})
+    monkeypatch.setattr(digests, "_read", lambda _: "read again")
+    assert digests.content(path) == digest
+    os.utime(path, (2, 2))
+    assert digests.content(path) == "read again"
+    digests.KNOWN.write_text("cut sho")
+    assert digests.content(path) == "read again"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.devices=2", "trainer.log_every=7", "trainer.threads=2", "sampling.steps=50", "sampling.solver=euler",
+        "eval.seed=4", "prompts=[a cat]", "system.dit.checkpointing=true", "system.dit.attention.backend=torch",
+        "system.dit.attention.eps=1.0e-6", "system.dit.attention=linear", "trainer.max_steps=2",
+    ],
+)  # fmt: skip
+def test_what_trains_nothing_leaves_the_hash(folder: Path, override: str):
+    assert experiment_hash(load("tiny", [override])) == experiment_hash(load("tiny"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.max_steps=3", "trainer.precision=bf16-mixed", "trainer.gradient_clip=0.5", "seed=4", "data.size=32",
+        "system.dit.attention=softmax", "system.dit.attention.eps=1", "system.dit.ffn.ratio=2", "system.shift=2",
+        "system.autoencoder.latent=8", "system.optimizer.lr=0.5",
+    ],
+)  # fmt: skip
+def test_what_trains_changes_the_hash(folder: Path, override: str):
+    assert experiment_hash(load("tiny", [override])) != experiment_hash(load("tiny"))
+
+
+def test_the_order_of_keys_does_not_matter(folder: Path):
+    write(folder, "experiments/turned.yaml", "seed: 3\ntrainer: {max_steps: 2}\nbase: tiny\n")
+    assert experiment_hash(load("turned")) == experiment_hash(load("tiny"))
+
+
+# --- ablations
+
+ABLATION = """
+title: Two by two
+base: tiny
+common: {trainer.max_steps: 1, system.dit.depth: 2}
+axes:
+  attention:
+    softmax: {system.dit.attention: softmax}
+    linear: {}
+  steps:
+    few: {sampling.steps: 2}
+    many: {sampling.steps: 5}
+seeds: [0, 1]
+prompts: [a red circle]
+"""
+
+
+def test_an_ablation_is_the_product_of_its_axes_and_seeds(folder: Path):
+    write(folder, "ablations/two.yaml", ABLATION)
+    ablation, trials = load_ablation("two")
+    assert ablation.title == "Two by two"
+    assert [t.label for t in trials[:4]] == ["softmax · few", "softmax · many", "linear · few", "linear · many"]
+    assert [t.seed for t in trials] == [0] * 4 + [1] * 4
+    assert {t.experiment["system"]["dit"]["depth"] for t in trials} == {2}
+    assert [t.experiment["system"]["seed"] for t in trials] == [0] * 4 + [1] * 4  # by ${seed}
+    assert trials[2].experiment["system"]["dit"]["attention"]["eps"] == 1e-6
+    assert trials[0].experiment["prompts"] == ["a red circle"]
+
+
+def test_equal_settings_are_one_model_and_one_trial(folder: Path):
+    write(folder, "ablations/two.yaml", ABLATION)
+    trials = load_ablation("two")[1]
+    models = [experiment_hash(t.experiment) for t in trials]
+    assert models[0] == models[1]
+    assert len(set(models)) == 4
+    assert len({hashing.trial_hash(t) for t in trials}) == 8
+    again = load_ablation("two")[1]
+    assert [hashing.trial_hash(t) for t in again] == [hashing.trial_hash(t) for t in trials]
+
+
+def test_a_label_overrides_what_is_common_and_the_command_line_overrides_all(folder: Path):
+    write(folder, "ablations/one.yaml",
+          "title: t\nbase: tiny\ncommon: {trainer.max_steps: 1}\n"
+          "axes: {a: {x: {trainer.max_steps: 5}, y: }}\n")  # fmt: skip
+    assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one")[1]] == [5, 1]
+    assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one", ["trainer.max_steps=9"])[1]] == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("title: t\nbase: tiny\n", ("needs 'axes'",)),
+        ("title: t\nbase: tiny\naxes: {}\n", ("has no axes with labels",)),
+        ("title: t\nbase: tiny\naxes: {a: {}}\n", ("has no axes with labels",)),
+        ("title: t\nbase: tiny\naxes: {a: [1]}\n", ("odd.axes.a is [1] (list)", "expected dict")),
+        ("title: t\nbase: tiny\naxes: {a: {x: 3}}\n", ("odd.axes.a.x is 3 (int)", "expected dict")),
+        ("title: t\nbase: tinny\naxes: {a: {x: {}}}\n", ("there is no experiment 'tinny'", "did you mean 'tiny'?")),
+        ("title: t\nbase: tiny\naxis: {a: {x: {}}}\n", ("has no option 'axis'", "did you mean 'axes'?")),
+        ("title: t\nbase: tiny\nseeds: [a]\naxes: {a: {x: {}}}\n", ("odd.seeds[0] is 'a'", "expected int")),
+        ("title: t\nbase: tiny\naxes: {a: {x: {sampling.step: 5}}}\n",
+         ("t: x.sampling has no option 'step'", "did you mean 'steps'?")),
+    ],
+)  # fmt: skip
+def test_wrong_ablations(folder: Path, text: str, words: tuple[str, ...]):
+    write(folder, "ablations/odd.yaml", text)
+    message = said(load_ablation, "odd")
+    assert not [w for w in words if w not in message], message
+
+
+SCALED = """
+title: Two scales
+base: tiny
+axes:
+  attention:
+    softmax: {system.dit.attention: softmax, system.dit.depth: 3}
+    linear: {}
+published: sana_table8
+expect: [{metric: fid, order: [softmax, linear]}]
+scales:
+  toy:
+    seeds: [0, 1]
+    stand_in: {fid: geneval}
+    axes: {attention: {softmax: {system.dit.attention: softmax, system.dit.depth: 1}, linear: {}}}
+"""
+
+
+def test_a_scale_replaces_keys_of_the_ablation(folder: Path):
+    write(folder, "ablations/paper/scaled.yaml", SCALED)
+    full, trials = load_ablation("paper/scaled")
+    toy, fewer = load_ablation("paper/scaled", scale="toy")
+    assert (full.seeds, toy.seeds) == ([0], [0, 1])
+    assert (full.stand_in, toy.stand_in) == ({}, {"fid": "geneval"})
+    assert full.expect == toy.expect == [schema.Expectation("fid", ["softmax", "linear"])]
+    assert [t.experiment["system"]["dit"]["depth"] for t in (trials[0], fewer[0])] == [3, 1]
+    assert {t.experiment["system"]["dit"]["attention"]["name"] for t in (trials[0], fewer[0])} == {"softmax"}
+    assert "has no scale 'toi'; did you mean 'toy'?" in said(load_ablation, "paper/scaled", [], "toi")
+    assert "did you mean 'paper/scaled'?" in said(load_ablation, "paper/scald")
+    write(folder, "ablations/odd.yaml", SCALED.replace("[softmax, linear]", "[softmax, linaer]"))
+    assert "expects something of 'linaer', which is no row; did you mean 'linear'?" in said(load_ablation, "odd")
+
+
+def test_absent_ablations(folder: Path):
+    assert "did you mean 'quickstart'?" in said(load_ablation, "quickstrt")
+
+
+# --- suites
+
+
+def test_a_suite_is_named_wherever_evaluation_is_set(folder: Path):
+    """In an experiment, on the command line, and in an ablation's common part and labels."""
+    write(folder, "eval/own.yaml", "prompts_per_task: 7\nbatch: 3\n")
+    write(folder, "experiments/judged.yaml", TINY + "eval: own\n")
+    assert load("judged")["eval"]["prompts_per_task"] == 7
+    assert load("judged", ["eval.batch=5"])["eval"]["prompts_per_task"] == 7
+    assert load("tiny", ["eval=own", "eval.batch=5"])["eval"]["batch"] == 5
+    write(folder, "ablations/suites.yaml",
+          "title: t\nbase: tiny\ncommon: {eval: own}\n"
+          "axes: {a: {x: {eval.batch: 4}, y: {eval: shapes}}}\n")  # fmt: skip
+    x, y = (trial.experiment["eval"] for trial in load_ablation("suites")[1])
+    assert (x["prompts_per_task"], x["batch"]) == (7, 4)
+    assert y["prompts_per_task"] == experiments.read(experiments.locate("eval", "shapes"))["prompts_per_task"]
+
+
+# --- what others ask
+
+
+def test_image_size_looks_through_a_cache():
+    assert experiments.image_size({"name": "shapes", "size": 64}) == 64
+    assert experiments.image_size({"name": "latents", "source": {"name": "shapes", "size": 32}}) == 32
+
+
+def test_sampling_is_checked_alone():
+    assert experiments.check_sampling({"steps": 3})["solver"] == {"name": "dpmpp", "order": 2}
+    assert "did you mean 'steps'?" in said(experiments.check_sampling, {"stps": 3})

@@ -1,0 +1,201 @@
+"""A trained system judged: what comes out, what it depends on, and the weights that ship held to their bars."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch import Tensor
+
+import sana_lab
+from sana_lab import __main__, api
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments, hashing
+from sana_lab.config.specs import SpecError
+from sana_lab.evaluation import evaluate
+from sana_lab.evaluation.geneval import rule
+from sana_lab.shapes import scenes
+from sana_lab.shapes.data import Shapes
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.training import train
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's
+
+AUTOENCODER = """
+system:
+  name: autoencoder
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+data: {name: shapes, size: 16, batch: 64, held_out: 12}
+trainer: {max_steps: 2, accelerator: cpu, threads: 1}
+eval: {reconstructions: 10}
+"""
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: experiment:squeeze
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 24}
+data: {name: shapes, size: 32, batch: 4, held_out: 4}
+sampling: {solver: euler, steps: 1, guidance: 1.0}
+trainer: {max_steps: 0, accelerator: cpu, threads: 1}
+eval: {prompts_per_task: 2, images_per_prompt: 2, batch: 5}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A working directory with `squeeze`, trained, and `tiny`, untrained but there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        Path("experiments").mkdir()
+        for name, text in (("squeeze", AUTOENCODER), ("tiny", TINY)):
+            Path(f"experiments/{name}.yaml").write_text(text)
+            train.train(experiments.load(name), name=name)
+        yield Path.cwd()
+
+
+@pytest.fixture(scope="module")
+def report(folder) -> dict[str, Any]:
+    return sana_lab.evaluate("tiny")
+
+
+class Painter(TextToImage):
+    """Draws single objects as they are asked for, whatever the prompt; keeps what it was asked."""
+
+    def sample(self, prompts, *, size, indices=None, **options) -> Tensor:
+        assert (size, options["seed"], options["sampling"].steps) == (32, 43, 1)
+        self.asked = [*getattr(self, "asked", []), (list(indices), list(prompts))]
+        return torch.cat([paint(prompt, size) for prompt in prompts])
+
+
+def paint(prompt: str, size: int) -> Tensor:
+    """(1, 3, H, W): the last shape and colour that the prompt names, in the middle."""
+    words = prompt.split()
+    shape = next((scenes.SHAPES.index(w) for w in reversed(words) if w in scenes.SHAPES), 0)
+    color = next((scenes.COLORS.index(w) for w in reversed(words) if w in scenes.COLORS), 0)
+    rows = np.full((1, scenes.MOST), shape), np.full((1, scenes.MOST), color)
+    places = np.full((1, scenes.MOST, 2), 0.5, np.float32), np.full((1, scenes.MOST), 0.2, np.float32)
+    return torch.from_numpy(scenes.draw(scenes.Scenes(np.array([0]), np.array([1]), *rows, *places), size))
+
+
+def test_a_painter_of_single_objects_earns_what_it_draws():
+    experiment = experiments.load("tiny")
+    system = Painter(**{k: v for k, v in experiment["system"].items() if k != "name"})
+    system.experiment = experiment
+    found = evaluate.evaluate(system)["geneval"]
+    values = {task: t["value"] for task, t in found["tasks"].items()}
+    assert values == {**dict.fromkeys(rule.TASKS, 0.0), "single_object": 1.0, "colors": 1.0}
+    assert found["overall"] == pytest.approx(2 / 6)
+    assert [len(indices) for indices, _ in system.asked] == [5, 5, 5, 5, 4]
+    assert [i for indices, _ in system.asked for i in indices] == list(range(24))
+    rows = rule.prompts(2, seed=43)
+    assert [p for _, prompts in system.asked for p in prompts] == [r["prompt"] for r in rows for _ in range(2)]
+
+
+def test_a_report_says_what_was_measured_and_with_what(report):
+    experiment = experiments.load("tiny")
+    assert (report["geneval"]["prompts"], report["geneval"]["images"]) == (12, 24)
+    assert report["model"] == hashing.experiment_hash(experiment)
+    assert report["settings"] == {k: experiment[k] for k in ("sampling", "eval", "seed")}
+    assert "torch" in report["environment"]
+    assert "fid" not in report
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_batch_changes_no_verdict(report):
+    """Noise belongs to the image, so whatever stands beside it does not matter."""
+    again = sana_lab.evaluate("tiny", ["eval.batch=64"])
+    assert again["geneval"]["outcomes"] == report["geneval"]["outcomes"]
+
+
+def test_headline_numbers_under_the_names_of_columns(report):
+    flat = evaluate.flat(report)
+    assert flat["geneval"] == report["geneval"]["overall"]
+    shown = {"geneval", "geneval_correct_images", "geneval_correct_prompts"} | {f"geneval_{t}" for t in rule.TASKS}
+    ends = {f"{name}{end}" for name in shown for end in ("_low", "_high")}
+    assert flat.keys() == shown | ends | {"prompts", "images"}
+    assert flat["geneval_low"] <= flat["geneval"] <= flat["geneval_high"]
+
+
+def test_an_autoencoder_is_judged_by_what_it_gives_back():
+    report = sana_lab.evaluate("squeeze")
+    system = api.load("squeeze")
+    images = Shapes(size=16, held_out=12).batch_at(range(10), "val").images
+    with torch.no_grad():
+        made = system.autoencoder.decode(system.autoencoder.encode(images))
+    pairs = [((x + 1) * 127.5).round().clamp(0, 255).numpy().astype(np.uint8) for x in (images, made)]
+    expected = np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(*pairs, strict=True)])
+    assert report["reconstruction"]["psnr"] == pytest.approx(expected, abs=1e-3)
+    assert report["reconstruction"]["n"] == 10
+    assert evaluate.flat(report).keys() == {
+        f"{name}{end}" for name in ("psnr", "ssim") for end in ("", "_low", "_high")
+    }
+
+
+class TestVerb:
+    def test_prints_and_writes(self, report, tmp_path, capsys):
+        assert __main__.main(["eval", "tiny", "--json", str(tmp_path / "a.json")]) == 0
+        said = capsys.readouterr().out.splitlines()
+        overall, (low, high) = report["geneval"]["overall"], report["geneval"]["interval"]
+        assert said[0] == f"GenEval-shapes overall {overall:.3f}  95 % [{low:.3f}, {high:.3f}]  (12 prompts, 24 images)"
+        assert [line.split()[0] for line in said[1:7]] == list(rule.TASKS)
+        assert [line.split()[0] for line in said[7:9]] == ["geneval_correct_images", "geneval_correct_prompts"]
+        assert "eval.fid_weights" in said[9]
+        assert json.loads((tmp_path / "a.json").read_text())["geneval"] == report["geneval"]
+
+    def test_an_autoencoder_in_one_line(self, capsys):
+        assert __main__.main(["eval", "squeeze", "eval.reconstructions=4"]) == 0
+        assert capsys.readouterr().out.startswith("PSNR ")
+
+    def test_a_file_that_cannot_be_written_is_said_before_the_work(self, capsys):
+        assert __main__.main(["eval", "tiny", "--json", "nowhere/a.json"]) == 1
+        assert "cannot write nowhere/a.json: there is no folder" in capsys.readouterr().err
+
+
+def test_what_has_no_experiment_is_refused():
+    system = api.load("tiny")
+    del system.experiment
+    with pytest.raises(SpecError, match="TextToImage without an experiment; expected the name"):
+        sana_lab.evaluate(system)
+
+
+SHIPPED = sorted((Path(experiments.__file__).parent.parent / "experiments" / "weights").glob("*.safetensors"))
+
+
+class TestShipped:
+    @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+    def test_every_file_is_what_its_recipe_trains(self, path):
+        card = weights.card(path)
+        assert card["hash"] == hashing.experiment_hash(experiments.load(path.stem))
+        assert card["experiment"] == path.stem
+        assert card["measured"]
+        assert {"seed", "steps", "environment"} <= card.keys()
+
+    def test_they_are_small(self):
+        size = {path.stem: path.stat().st_size / 1e6 for path in SHIPPED}
+        assert size["shapes_vae_f8"] + size["shapes_dcae_f32"] <= 6
+        assert size["shapes_sana"] <= 8
+        assert size["shapes_attributes"] + size["shapes_clip"] <= 4
+
+    def test_shapes_sana_draws_what_it_is_told(self):
+        report = sana_lab.evaluate("shapes_sana", ["eval.prompts_per_task=8", "eval.images_per_prompt=1"])
+        assert report["geneval"]["prompts"] == 44
+        assert report["geneval"]["overall"] >= 0.5
+
+    @pytest.mark.parametrize(("name", "least"), [("shapes_vae_f8", 31.0), ("shapes_dcae_f32", 26.0)])
+    def test_autoencoders_hold_their_bars(self, name, least):
+        experiment = experiments.load(name)
+        path = weights.shipped(experiment)
+        assert path is not None
+        assert weights.card(path)["hash"] == hashing.experiment_hash(experiment)
+        assert sana_lab.evaluate(name, ["eval.reconstructions=64"])["reconstruction"]["psnr"] >= least
+
+    def test_other_settings_ship_nothing_and_say_what_to_run(self):
+        experiment = experiments.load("shapes_vae_f8", ["system.kl=1.0e-3"])
+        assert weights.shipped(experiment) is None
+        with pytest.raises(SpecError, match=r"ships no weights for these settings; run: sana-lab train shapes_vae_f8"):
+            weights.find_trained(experiment, "shapes_vae_f8")

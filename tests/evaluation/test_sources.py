@@ -1,0 +1,133 @@
+"""`eval` and `stats` on what is no experiment: folders of pictures, GenEval's layout, diffusers pipelines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_peers
+import torch
+from PIL import Image
+
+import sana_lab
+from sana_lab import __main__
+from sana_lab.config.specs import SpecError
+from sana_lab.evaluation.geneval import rule
+from sana_lab.evaluation.geneval.folder import write
+from sana_lab.shapes.data import Shapes
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # of MLflow
+]
+
+MEANS = "{name: function, function: 'features:means'}"
+
+
+@pytest.fixture
+def photos(here: Path) -> Path:
+    """Twenty pictures of the embedded world, of two sizes, with captions."""
+    folder = here / "photos"
+    folder.mkdir()
+    lines = []
+    for i in range(20):
+        image, prompt = Shapes(size=32 if i % 3 else 48).example(i)
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{i:02d}.png")
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "caption": prompt}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_pictures_are_no_distance_from_their_own_statistics(photos, capsys):
+    assert __main__.main(["stats", str(photos), "--extractor", MEANS, "--out", "own.safetensors", "--features"]) == 0
+    assert "20 pictures" in capsys.readouterr().out
+    asked = f"{{name: distances, extractor: {MEANS}, metrics: [fid, precision], reference: own.safetensors}}"
+    report = sana_lab.evaluate(str(photos), [f"eval.measures=[{asked}]"])
+    values = report["measures"]["distances"]["values"]
+    assert values["fd_means"]["value"] == pytest.approx(0, abs=1e-6)
+    assert values["precision_means"]["value"] == 1.0
+    assert report["measures"]["distances"]["settings"]["reference"]["n"] == 20
+
+
+def test_a_folder_of_real_captions_stands_for_held_out_data(photos, here):
+    other = here / "other"
+    other.mkdir()
+    for i in range(12):
+        noise = np.random.default_rng(i).integers(0, 255, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(other / f"{i}.png")
+    asked = [f"eval.measures=[{{name: distances, extractor: {MEANS}}}]", f"eval.captions={photos}"]
+    assert sana_lab.evaluate(str(other), asked)["measures"]["distances"]["values"]["fd_means"]["value"] > 100
+
+
+def test_broken_pictures_are_named_and_counted_and_too_many_are_an_error(photos):
+    asked = [f"eval.measures=[{{name: distances, extractor: {MEANS}}}]", f"eval.captions={photos}"]
+    other = photos.parent / "mixed"
+    other.mkdir()
+    for i in range(20):
+        Image.fromarray(np.full((16 + i % 2, 16, 3), i, np.uint8)).save(other / f"{i}.png")
+    (other / "cut.png").write_bytes((other / "1.png").read_bytes()[:40])
+    report = sana_lab.evaluate(str(other), asked)
+    assert [Path(name).name for name in report["skipped"]] == ["cut.png"]
+    assert report["measures"]["distances"]["values"]["fd_means"]["n"] == 20
+    (other / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"2 of 22 pictures cannot be read .*cut.png"):
+        sana_lab.evaluate(str(other), asked)
+
+
+def test_genevals_layout_is_judged_as_it_lies(here, capsys):
+    """One right picture of each single object: the other tasks have none, so the score is partial and says so."""
+    rows = [r for r in rule.prompts(4) if r["tag"] == "single_object"]
+    world = Shapes(size=64)
+    for at, row in enumerate(rows):
+        name = row["include"][0]["class"]
+        i = next(i for i in range(1000) if f" {name}" in world.example(i)[1] and len(world.example(i)[1].split()) < 6)
+        write(here / "drawn", at, row, torch.from_numpy(world.example(i)[0])[None])
+    measure = "eval.measures=[{name: geneval, detector: shapes, prompts_per_task: 4, images_per_prompt: 1}]"
+    assert __main__.main(["eval", str(here / "drawn"), measure, "--json", "a.json"]) == 0
+    found = json.loads(Path("a.json").read_text())["measures"]["geneval"]["values"]
+    assert found["geneval_partial_single_object"]["value"] == 1.0
+    assert "geneval" not in found
+    assert "geneval_partial" in capsys.readouterr().out
+
+
+def test_geneval_on_another_layout_is_refused(photos):
+    with pytest.raises(SpecError, match="GenEval's layout"):
+        sana_lab.evaluate(str(photos), ["eval.measures=[{name: geneval}]"])
+
+
+def test_nothing_to_measure_is_said(photos):
+    with pytest.raises(SpecError, match="expected a suite with measures"):
+        sana_lab.evaluate(str(photos))
+
+
+def test_a_foreign_option_is_refused(photos):
+    with pytest.raises(SpecError, match=r"eval\.\*, sampling\.\* and size can be given, not trainer"):
+        sana_lab.evaluate(str(photos), ["trainer.max_steps=1"])
+
+
+def test_a_pipeline_goes_through_the_same_measures(sana_folder, photos):
+    """As our own system, since the lab reads it; its noise and its numbers are those of `sample`."""
+    asked = [
+        f"eval.measures=[{{name: distances, extractor: {MEANS}}}]",
+        f"eval.captions={photos}",
+        "eval.held_out=6",
+        "sampling.steps=1",
+    ]
+    report = sana_lab.evaluate(str(sana_folder), [*asked, "size=64"])
+    assert report["measures"]["distances"]["values"]["fd_means"]["n"] == 6
+    assert report["settings"]["eval"]["held_out"] == 6
+
+
+def test_peers_of_another_kind_too(here, photos):
+    folder = tiny_peers.saved(tiny_peers.stable_diffusion(), here / "sd")
+    asked = [
+        f"eval.measures=[{{name: distances, extractor: {MEANS}}}]",
+        f"eval.captions={photos}",
+        "eval.held_out=4",
+        "sampling.steps=1",
+    ]
+    report = sana_lab.evaluate(str(folder), [*asked, "size=64"])
+    assert report["model"]["pipeline"] == "StableDiffusionPipeline"
+    assert report["measures"]["distances"]["values"]["fd_means"]["n"] == 4
+    with pytest.raises(SpecError, match="such as size=1024"):
+        sana_lab.evaluate(str(folder), asked)

@@ -1,0 +1,153 @@
+"""The real SANA on the meta device: sizes, tokens and multiply-accumulates of the paper from our own modules."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoders import ENCODERS, offline, stand_in
+
+from sana_lab.bench.bench import pair_tmacs
+from sana_lab.config import experiments, specs
+from sana_lab.models.text import loading
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.training import train
+
+SIZES = {
+    "sana_600m_512": 591.75,
+    "sana_600m_1024": 591.75,
+    "sana_600m_2048": 591.75,
+    "sana_600m_4096": 591.75,
+    "sana_1600m_512": 1604.46,
+    "sana_1600m_1024": 1604.46,
+    "sana_1600m_2048": 1604.46,
+    "sana_1600m_4096": 1604.46,
+}
+"""Millions of parameters in the DiT, from the released code's layers (the paper rounds to 590 and 1604)."""
+
+OTHERS = ("sana1_5_1600m_1024", "sana1_5_4800m_1024", "sana_600m_f8_1024", "sana_600m_f8_256", "sana_600m_t5_xxl",
+          "sana_600m_t5_large")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoders")
+
+
+def bare(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
+    with torch.device("meta"):
+        return specs.build(kind, spec, **supplied)
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def dit_of(name: str, text_dim: int = 2304) -> Any:
+    system = experiments.load(name)["system"]
+    return bare("dit", system["dit"], channels=bare("autoencoder", system["autoencoder"]).channels, text_dim=text_dim)
+
+
+def test_every_preset_is_named_here():
+    assert {n for n in experiments.available("experiments") if n.startswith("sana")} == {*SIZES, *OTHERS}
+
+
+@pytest.mark.parametrize("name", [*SIZES, *OTHERS])
+def test_a_preset_is_complete_and_its_denoiser_builds(name: str):
+    experiment = experiments.load(name)
+    assert experiments.complete(experiment) == experiment
+    assert len(dit_of(name).blocks) == experiment["system"]["dit"]["depth"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters(name: str):
+    assert round(millions(dit_of(name)), 2) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", ["sana_600m_512", "sana_600m_4096", "sana_600m_f8_256", "sana_600m_t5_large"])
+def test_a_whole_system_builds_from_the_encoders_configuration(name: str, home: Path):
+    train.check(offline(experiments.load(name), home))
+
+
+@pytest.mark.parametrize("name", [*SIZES, *OTHERS])
+def test_a_whole_system_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loading, "HfApi", None)  # asking the hub would raise
+    train.check(experiments.load(name))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("small", 35), ("base", 110), ("large", 341), ("xl", 1224), ("xxl", 4762)]
+)
+def test_encoders_that_are_known_are_as_large_as_the_paper_says(size: str, expected: int):
+    """Its Table 13."""
+    assert round(millions(bare("text_encoder", {"name": "t5", "model": f"google/t5-v1_1-{size}"}))) == expected
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_a_known_encoder_has_the_shape_of_its_configuration(model: str, home: Path):
+    kind = "t5" if "t5" in model else "llm"
+    known, read = (bare("text_encoder", {"name": kind, "model": m}) for m in (model, stand_in(model, home)))
+    assert {k: v.shape for k, v in known.state_dict().items()} == {k: v.shape for k, v in read.state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "depth"), [("sana1_5_1600m_1024", 20), ("sana1_5_4800m_1024", 60)])
+def test_sana_1_5_is_as_large_as_diffusers_own(name: str, depth: int):
+    diffusers = pytest.importorskip("diffusers")
+    shape = {"num_attention_heads": 70, "attention_head_dim": 32, "num_cross_attention_heads": 20}
+    shape |= {"cross_attention_head_dim": 112, "cross_attention_dim": 2240, "caption_channels": 2304}
+    with torch.device("meta"):
+        theirs = diffusers.SanaTransformer2DModel(**shape, num_layers=depth, qk_norm="rms_norm_across_heads")
+    assert millions(dit_of(name)) == millions(theirs)
+
+
+@pytest.mark.parametrize("model", ENCODERS)
+def test_encoders_are_as_large_as_the_paper_says(model: str, home: Path):
+    config_, expected = ENCODERS[model]
+    encoder = bare("text_encoder", {"name": "t5" if "t5" in model else "llm", "model": stand_in(model, home)})
+    assert round(millions(encoder)) == expected
+    assert encoder.dim == config_.hidden_size
+
+
+# --- Table 8 of the paper
+
+BLOCKS = [
+    ("FullAttn & FFN", "sana_600m_f8_1024", [], 6.48),
+    ("+ LinearAttn", "sana_600m_f8_1024", ["system.dit.attention=linear"], 4.30),
+    ("+ MixFFN", "sana_600m_f8_1024", ["system.dit.attention=linear", "system.dit.ffn=mix"], 4.19),
+    ("LinearAttn & MixFFN, F32C32P1", "sana_600m_1024", [], 1.08),
+]
+
+
+@pytest.mark.parametrize(("label", "name", "overrides", "expected"), BLOCKS)
+def test_macs_of_table_8(label: str, name: str, overrides: list[str], expected: float):
+    """Within 2 %, counted as `evaluation.flops.PAIR` says."""
+    experiment = experiments.load(name, overrides)
+    autoencoder = bare("autoencoder", experiment["system"]["autoencoder"])
+    side = experiments.image_size(experiment["data"]) // autoencoder.downsample
+    tmacs = pair_tmacs(experiment["system"]["dit"], (autoencoder.channels, side, side), 2304)
+    assert tmacs == pytest.approx(expected, rel=0.02), label
+
+
+# --- tokens
+
+
+@pytest.mark.parametrize(
+    ("autoencoder", "patch", "tokens"),
+    [
+        ("vae_sdxl", 2, {256: 256, 512: 1024, 1024: 4096, 2048: 16384, 4096: 65536}),
+        ("vae_sd3", 4, {256: 64, 512: 256, 1024: 1024, 2048: 4096, 4096: 16384}),
+        ("dcae_f8c16", 4, {256: 64, 512: 256, 1024: 1024, 2048: 4096, 4096: 16384}),
+        ("vae_f16c32", 2, {256: 64, 512: 256, 1024: 1024, 2048: 4096, 4096: 16384}),
+        ("dcae_f16c32", 2, {256: 64, 512: 256, 1024: 1024, 2048: 4096, 4096: 16384}),
+        ("dcae_f32c32_sana_1_0", 1, {256: 64, 512: 256, 1024: 1024, 2048: 4096, 4096: 16384}),
+        ("dcae_f64c128_mix_1_0", 1, {256: 16, 512: 64, 1024: 256, 2048: 1024, 4096: 4096}),
+        ("dcae_f128c512_mix_1_0", 1, {256: 4, 512: 16, 1024: 64, 2048: 256, 4096: 1024}),
+    ],
+)
+def test_tokens(autoencoder: str, patch: int, tokens: dict[int, int]):
+    """What the DiT really sees at each size."""
+    with torch.device("meta"):
+        dit = {"name": "sana", "dim": 32, "depth": 1, "patch": patch, "cross_heads": 1}
+        system = TextToImage(dit=dit, autoencoder=autoencoder)
+        grids = {size: system.dit.embed(torch.empty(1, *system.latent_shape(size))) for size in tokens}
+    assert {size: grid.shape[1] * grid.shape[2] for size, grid in grids.items()} == tokens

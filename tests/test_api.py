@@ -1,0 +1,181 @@
+"""Trained models loaded by name or checkpoint, and drawn from: in Python and by the verb `sample`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.utils import parameters_to_vector
+
+import sana_lab
+from sana_lab import __main__, api
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments
+from sana_lab.config.specs import SpecError
+from sana_lab.diffusion.sampling import Sampling
+from sana_lab.training import resume, train
+
+AUTOENCODER = """
+system:
+  name: autoencoder
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+data: {name: shapes, size: 16, batch: 64, held_out: 4}
+trainer: {max_steps: 2, accelerator: cpu, threads: 1}
+"""
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: experiment:squeeze
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
+data: {name: shapes, size: 16, batch: 4, held_out: 4}
+sampling: {solver: euler, steps: 2, guidance: 2.0}
+trainer: {max_steps: 3, accelerator: cpu, threads: 1, checkpoint_every: 2}
+"""
+PROMPTS = ["a red circle", "Zwei blaue Quadrate — 2 = 1 + 1!"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory) -> Iterator[Path]:
+    """A working directory with `squeeze` and `tiny`, both trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        Path("experiments").mkdir()
+        for name, text in (("squeeze", AUTOENCODER), ("tiny", TINY)):
+            Path(f"experiments/{name}.yaml").write_text(text)
+            train.train(experiments.load(name), name=name)
+        yield Path.cwd()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder) -> str:
+    return str(resume.latest(train.folder(experiments.load("tiny"))))
+
+
+def test_loads_what_training_left(folder):
+    system = api.load("tiny")
+    held = weights.read(weights.find("experiment:tiny"))
+    own = system.state_dict()
+    assert {name.split(".")[0] for name in held} == {"dit", "text_encoder"}
+    assert all(torch.equal(own[name], value) for name, value in held.items())
+    squeezed = weights.read(weights.find("experiment:squeeze"))
+    assert all(torch.equal(own[name], value) for name, value in squeezed.items())
+    assert not system.training
+    assert system.experiment == experiments.load("tiny")
+
+
+def test_loads_a_part_by_the_name_of_its_experiment():
+    """What an experiment takes from another one is that one's part, with its weights."""
+    autoencoder = api.load("squeeze").autoencoder
+    vectors = [parameters_to_vector(a.parameters()) for a in (autoencoder, api.load("tiny").autoencoder)]
+    assert torch.equal(*vectors)
+
+
+def test_a_name_a_system_and_the_system_itself_draw_the_same():
+    system = api.load("tiny")
+    images = sana_lab.sample("tiny", PROMPTS, seed=3)
+    assert images.shape == (2, 3, 16, 16)
+    assert torch.equal(images, sana_lab.sample(system, PROMPTS, seed=3))
+    sampling = Sampling("euler", 2, 2.0)
+    assert torch.equal(images, system.sample(PROMPTS, size=16, sampling=sampling, seed=3))
+    assert not torch.equal(images, sana_lab.sample(system, PROMPTS, seed=4))
+
+
+def test_changes_are_fields_of_sampling():
+    system = api.load("tiny")
+    plain = sana_lab.sample(system, PROMPTS)
+    assert not torch.equal(plain, sana_lab.sample(system, PROMPTS, steps=5))
+    assert sana_lab.sample(system, PROMPTS, size=24).shape[-2:] == (24, 24)
+    with pytest.raises(SpecError, match="did you mean 'guidance'"):
+        sana_lab.sample(system, PROMPTS, guidence=2.0)
+    with pytest.raises(SpecError, match="did you mean 'euler'"):
+        sana_lab.sample(system, PROMPTS, solver="eulr")
+
+
+def test_overrides_of_what_trains_are_another_model():
+    assert api.load("tiny", ["sampling.steps=7"]).experiment["sampling"]["steps"] == 7
+    with pytest.raises(SpecError, match=r"'tiny' is not trained yet .*run: sana-lab train tiny"):
+        api.load("tiny", ["system.dit.depth=2"])
+
+
+def test_a_text_is_no_list_of_prompts():
+    for prompts in ("a red circle", [], [7]):
+        with pytest.raises(ValueError, match="expected a list with at least one text"):
+            sana_lab.sample("tiny", prompts)
+
+
+def test_an_autoencoder_draws_nothing():
+    with pytest.raises(SpecError, match="AutoencoderSystem, expected a text2image"):
+        sana_lab.sample("squeeze", PROMPTS)
+
+
+class TestCheckpoint:
+    def test_draws_when_told_the_size(self, checkpoint):
+        system = api.load(checkpoint)
+        with pytest.raises(SpecError, match="such as size=64"):
+            sana_lab.sample(system, PROMPTS)
+        assert sana_lab.sample(system, PROMPTS, size=16, steps=1).shape == (2, 3, 16, 16)
+
+    def test_of_an_autoencoder_is_its_average(self, tmp_path):
+        experiment = experiments.load("squeeze", ["trainer.max_steps=4", "trainer.checkpoint_every=2"])
+        train.train(experiment)
+        path = resume.latest(train.folder(experiment))
+        loaded = api.load(str(path)).autoencoder
+        held = torch.load(str(path), weights_only=True)["average"]["values"]
+        assert all(torch.equal(p, held[name]) for name, p in loaded.named_parameters())
+
+    def test_takes_no_overrides(self, checkpoint):
+        with pytest.raises(SpecError, match=r"seed=1 changes an experiment, .* is a checkpoint"):
+            api.load(checkpoint, ["seed=1"])
+
+    def test_the_verb_takes_it(self, checkpoint, tmp_path):
+        assert __main__.main(["sample", "a ring", "--out", str(tmp_path), "--model", checkpoint, "--size", "16"]) == 0
+        with Image.open(tmp_path / "000-a-ring.png") as image:
+            assert json.loads(image.text["sana_lab"])["sampling"]["solver"]["name"] == "dpmpp"
+
+
+class TestVerb:
+    def test_writes_pictures_that_say_what_they_are(self, tmp_path, capsys):
+        words = ["sample", *PROMPTS, "--out", str(tmp_path / "a/b"), "--model", "tiny", "--seed", "5"]
+        assert __main__.main([*words, "--negative", "fog", "--set", "sampling.steps=3"]) == 0
+        files = sorted((tmp_path / "a/b").iterdir())
+        assert [f.name for f in files] == ["000-a-red-circle.png", "001-zwei-blaue-quadrate-2-1-1.png"]
+        assert capsys.readouterr().out.splitlines() == [str(f) for f in files]
+        expected = sana_lab.sample("tiny", PROMPTS, seed=5, negative="fog", steps=3)
+        for i, file in enumerate(files):
+            with Image.open(file) as image:
+                about = json.loads(image.text["sana_lab"])
+                assert image.text["prompt"] == about["prompt"] == PROMPTS[i]
+                assert np.array_equal(np.asarray(image), expected[i].permute(1, 2, 0).numpy())
+            assert (about["model"], about["seed"], about["index"], about["negative"]) == ("tiny", 5, i, "fog")
+            assert about["sampling"]["steps"] == 3
+
+    def test_leaves_gradients_as_they_are(self, tmp_path):
+        assert __main__.main(["sample", "a", "--out", str(tmp_path), "--model", "tiny"]) == 0
+        assert torch.is_grad_enabled()
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--size", "20"], "the nearest is 16 x 16"),
+            (["--set", "sampling.stpes=3"], "did you mean 'steps'?"),
+            (["--model", "squeeze"], "expected a text2image system"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, words, said, tmp_path, capsys):
+        given = ["--model", "tiny"] if "--model" not in words else []
+        assert __main__.main(["sample", "a ring", "--out", str(tmp_path), *given, *words]) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_name_without_letters_is_still_a_file(tmp_path):
+    about = {"prompt": "赤い丸", "index": 12}
+    assert api.write(tmp_path, torch.zeros(3, 4, 4, dtype=torch.uint8), about).name == "012-image.png"
+    with Image.open(tmp_path / "012-image.png") as image:
+        assert image.text["prompt"] == "赤い丸"

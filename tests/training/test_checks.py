@@ -1,0 +1,136 @@
+"""What is said of an experiment before any work: ranges, devices, files that are absent, weights of other shapes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sana_lab.config import experiments, specs
+from sana_lab.config.specs import SpecError
+from sana_lab.training import checks, train
+
+TINY = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
+data: {name: shapes, size: 16, batch: 4, held_out: 4}
+trainer: {max_steps: 2, accelerator: cpu, threads: 1}
+"""
+SQUEEZE = """
+system:
+  name: autoencoder
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+data: {name: shapes, size: 16, batch: 64, held_out: 4}
+trainer: {max_steps: 2, accelerator: cpu, threads: 1}
+"""
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """Two experiments, `tiny` and `squeeze`, and weights of the autoencoder, right, narrow and cut short."""
+    (here / "experiments").mkdir()
+    (here / "experiments/tiny.yaml").write_text(TINY)
+    (here / "experiments/squeeze.yaml").write_text(SQUEEZE)
+    spec = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}
+    save_file(specs.build("autoencoder", spec).state_dict(), here / "right.safetensors")
+    save_file(specs.build("autoencoder", {**spec, "latent": 2}).state_dict(), here / "narrow.safetensors")
+    (here / "cut.safetensors").write_bytes((here / "right.safetensors").read_bytes()[:3000])
+    return here
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.max_steps=-1", "trainer.max_steps is -1, expected at least 0"),
+        ("trainer.log_every=0", "trainer.log_every is 0, expected at least 1"),
+        ("trainer.validate_every=0", "trainer.validate_every is 0, expected at least 1"),
+        ("trainer.checkpoint_every=0", "trainer.checkpoint_every is 0, expected at least 1"),
+        ("trainer.accumulate=0", "trainer.accumulate is 0, expected at least 1"),
+        ("trainer.gradient_clip=-1", "trainer.gradient_clip is -1.0, expected at least 0"),
+        ("trainer.threads=0", "trainer.threads is 0, expected at least 1"),
+        ("trainer.devices=0", "trainer.devices is 0, expected auto, a number"),
+        ("trainer.devices=all", "trainer.devices is 'all', expected auto"),
+        ("trainer.accelerator=cpuu", "did you mean 'cpu'"),
+        ("system.optimizer.lr=abc", "system.optimizer.lr is 'abc' (str), expected float"),
+        ("system.optimizer.lr=-1", "Invalid learning rate"),
+        ("eval.prompts_per_task=0", "eval.prompts_per_task is 0, expected at least 1"),
+        ("eval.batch=0", "eval.batch is 0, expected at least 1"),
+        ("eval.bench_repeats=0", "eval.bench_repeats is 0"),
+        ("eval.bench_size=100", "eval.bench_size 100 is not a multiple of 8 (autoencoder 8 x patch 1); the nearest is"),
+        ("eval.fid_weights=rihgt.safetensors", "which is no file here; did you mean 'right.safetensors'"),
+        ("system.autoencoder.weights=nofile.safetensors", "there is no weights file 'nofile.safetensors'"),
+        ("system.autoencoder.weights=./nofolder", "there is no"),
+        ("system.autoencoder.weights=cut.safetensors", "cut short"),
+        ("system.autoencoder.weights=narrow.safetensors", "narrow.safetensors does not fit Vae: "),
+        (
+            "system.dit.attention.backend=triton",
+            "blocks.0.attention has backend 'triton', which needs a CUDA device, not",
+        ),
+        ("system.dit.weights=right.safetensors", "right.safetensors does not fit Sana: "),
+        ("system.autoencoder={name: 'experiment:squeeze', weights: none.safetensors}", "no weights file"),
+    ],
+)
+def test_a_bad_setting_is_said_in_one_line_before_any_work(folder: Path, override: str, words: str):
+    with pytest.raises(SpecError) as caught:
+        checks.check(experiments.load("tiny", [override]))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.max_steps=0",
+        "trainer.threads=null",
+        "trainer.devices='0,1'",
+        "eval.bench_size=64",
+        "eval.fid_weights=cut.safetensors",  # what it holds is looked at when it is used
+        "system.autoencoder.weights=right.safetensors",
+        "system.autoencoder.weights=owner/name",
+        "system.autoencoder=experiment:squeeze",
+    ],
+)
+def test_a_good_setting_passes(folder: Path, override: str):
+    checks.check(experiments.load("tiny", [override]))
+
+
+def test_weights_of_a_frozen_experiment_fit_once_it_is_trained(folder: Path):
+    train.train(experiments.load("squeeze"))
+    checks.check(experiments.load("tiny", ["system.autoencoder=experiment:squeeze"]))
+    with pytest.raises(SpecError, match="experiment:squeeze does not fit Vae"):
+        checks.check(experiments.load("tiny", ["system.autoencoder={name: 'experiment:squeeze', latent: 2}"]))
+
+
+@pytest.mark.parametrize(("weights", "words"), [("narrow", "does not fit Vae"), ("none", "no weights file")])
+def test_weights_that_data_are_made_with_are_looked_at_too(folder: Path, weights: str, words: str):
+    squeeze = f"{{name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2, weights: {weights}.safetensors}}"
+    source = "{name: shapes, size: 16}"
+    override = f"data={{name: latents, items: 4, source: {source}, autoencoder: {squeeze}}}"
+    with pytest.raises(SpecError, match=words):
+        checks.check(experiments.load("tiny", [override]))
+
+
+def test_released_weights_of_another_width_are_refused(folder: Path, sana_folder: Path):
+    with pytest.raises(SpecError, match=r"has (dim|depth) .*, and the spec of the dit says"):
+        checks.check(experiments.load("tiny", [f"system.dit.weights={sana_folder}"]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks for a missing GPU")
+@pytest.mark.parametrize("name", ["cuda", "gpu", "mps"])
+def test_a_device_that_is_not_there(folder: Path, name: str):
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    with pytest.raises(SpecError, match=f"trainer.accelerator is '{name}', which this machine does not have"):
+        checks.check(experiments.load("tiny", [f"trainer.accelerator={name}"]))
+
+
+def test_what_experiments_take_weights_from_is_listed_innermost_first(folder: Path):
+    write = "base: squeeze\nsystem: {autoencoder: 'experiment:squeeze'}\nseed: 1\n"
+    (folder / "experiments/again.yaml").write_text(write)
+    latents = "{name: latents, items: 4, source: {name: shapes, size: 16}, autoencoder: 'experiment:again'}"
+    assert experiments.needed(experiments.load("tiny", [f"data={latents}"])) == ["squeeze", "again"]
+    assert experiments.needed(experiments.load("tiny")) == []
