@@ -1,0 +1,76 @@
+"""The tiny parts, systems and captions that many tests share: specs, and functions that build them.
+
+Each function seeds torch first, so the same call gives the same weights. Sizes fit together: `DIT` on the latents of
+`VAE` with the text of `LLM` or `T5`. Reference models of diffusers are in `tiny_peers`, of transformers in
+`tiny_folders`, short trainings on the embedded world in `tiny_world`, real configurations of pretrained text encoders
+in `encoders`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sana_lab.config import specs
+from sana_lab.types import Text
+
+Spec = dict[str, Any]
+
+CHANNELS = 4  # latent channels of VAE
+TEXT_DIM = 12  # width of `caption`'s features, and of the text that `dit` reads
+
+DIT: Spec = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
+TWO_BLOCKS: Spec = {**DIT, "depth": 2, "attention": {"name": "linear", "head_dim": 8}}  # four heads of width 8
+VAE: Spec = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}  # 8x
+VAE_2X: Spec = {**VAE, "widths": [8, 8]}  # 2x
+DCAE: Spec = {"name": "dcae", "widths": [8, 16, 16], "attention_stages": 1, "latent": 8, "head_dim": 8}  # 4x
+LLM: Spec = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}  # random weights, offline tokenizer
+T5: Spec = {**LLM, "name": "t5"}
+
+EXPERIMENT = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
+  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
+  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 24}
+  warmup: 2
+data: {name: shapes, size: 32, batch: 4, held_out: 4}
+sampling: {solver: euler, steps: 2}
+trainer: {max_steps: 4, accelerator: cpu, threads: 1, log_every: 1, validate_every: 2, checkpoint_every: 2}
+eval: {prompts_per_task: 1, images_per_prompt: 1, bench_size: 64, bench_repeats: 1, bench_steps: 1}
+prompts: [a red circle, three stars]
+"""
+"""A whole text-to-image experiment in YAML: trains in a second."""
+
+
+def build(kind: str, spec: specs.Spec, seed: int = 0, **supplied: Any) -> Any:
+    """A part with the weights of this seed."""
+    torch.manual_seed(seed)
+    return specs.build(kind, spec, **supplied)
+
+
+def dit(spec: Spec = TWO_BLOCKS, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """A DiT in evaluation mode that reads `caption` and 4-channel latents."""
+    return build("dit", {**spec, **options}, channels=CHANNELS, text_dim=TEXT_DIM).to(dtype).eval()
+
+
+def autoencoder(spec: Spec = VAE, **options: Any) -> Any:
+    """An autoencoder in evaluation mode."""
+    return build("autoencoder", {**spec, **options}).eval()
+
+
+def text2image(**options: Any) -> Any:
+    """A text-to-image system of DIT, VAE and LLM; options are those of its constructor."""
+    from sana_lab.systems.text2image import TextToImage
+
+    torch.manual_seed(0)
+    return TextToImage(**{"dit": DIT, "autoencoder": VAE, "text_encoder": LLM, "warmup": 2, **options})
+
+
+def caption(
+    counts: Sequence[int], seed: int = 0, length: int | None = None, dtype: torch.dtype = torch.float64
+) -> Text:
+    """Random features of captions with so many tokens, right-padded to `length` (the longest caption's)."""
+    random, length = torch.Generator().manual_seed(seed), length or max(counts)
+    mask = torch.arange(length) < torch.tensor(list(counts))[:, None]
+    return Text(torch.randn(len(counts), length, TEXT_DIM, generator=random, dtype=torch.float64).to(dtype), mask)
