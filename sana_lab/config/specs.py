@@ -195,6 +195,8 @@ def _check_kind(kind: str, name: str, target: Any) -> None:
         return
     if not inspect.isclass(target) or not issubclass(target, _import(kind, base)):
         raise SpecError(f"{name!r} is no {kind}: expected a subclass of {base.replace(':', '.')}")
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        raise SpecError(f"{name!r} is no complete {kind}: it lacks {', '.join(missing)} of {base.replace(':', '.')}")
 
 
 def _leading(target: Callable[..., Any]) -> tuple[str, ...]:

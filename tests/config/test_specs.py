@@ -1,5 +1,6 @@
 """The table of parts: what a signature admits, what it completes, and what is said of a spec that is wrong."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,6 +296,23 @@ def test_what_must_be_given_is_asked_for(guest):
 def test_guests_of_another_kind_are_turned_away(guest):
     assert "is no attention" in message(lambda: specs.resolve("attention", f"{guest}:Stranger"))
     assert "is no solver" in message(lambda: specs.resolve("solver", f"{guest}:backwards"))
+
+
+ABSTRACT = [kind for kind in registry.BASES if inspect.isabstract(specs._import(kind, registry.BASES[kind]))]
+
+
+def test_which_kinds_have_an_interface():
+    assert {"attention", "dit", "autoencoder", "text_encoder", "measure"} <= set(ABSTRACT)
+
+
+@pytest.mark.parametrize("kind", ABSTRACT)
+def test_a_guest_that_lacks_methods_is_refused_while_it_resolves(tmp_path, monkeypatch, kind: str):
+    module, _, name = registry.BASES[kind].partition(":")
+    (tmp_path / f"half_{kind}.py").write_text(f"from {module} import {name}\n\n\nclass Half({name}): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = message(lambda: specs.resolve(kind, f"half_{kind}:Half"))
+    assert "lacks" in said
+    assert not [m for m in specs._import(kind, registry.BASES[kind]).__abstractmethods__ if m not in said], said
 
 
 def test_a_guest_whose_own_import_fails_is_not_called_absent(tmp_path, monkeypatch):
