@@ -180,7 +180,7 @@ def encoded(pipeline: Any, number: int) -> Tensor:
 
 def features(encoder: Any, number: int) -> Tensor:
     found = encoder([models.prompt(number)])
-    null = encoder.against([""], found)
+    null = encoder.negative([""], found)
     return torch.cat([t.tokens[t.mask] for t in (found, null)])
 
 

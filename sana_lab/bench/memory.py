@@ -96,7 +96,7 @@ class Counter:
 
         def read() -> Any:
             text = encoder(prompts)
-            return text, encoder.against([""], text) if self.guided else None
+            return text, encoder.negative([""], text) if self.guided else None
 
         with Offload("meta").visit(encoder), _silent(encoder), _unasked(encoder):
             return _bytes(encoder, read)
@@ -132,11 +132,11 @@ def _long(encoder: TextEncoder, batch: int) -> list[str]:
 @contextmanager
 def _silent(encoder: Any) -> Iterator[None]:
     """Nothing is said of prompts that are cut: they are so on purpose."""
-    reports, encoder.reports = encoder.reports, 0
+    warnings_left, encoder.warnings_left = encoder.warnings_left, 0
     try:
         yield
     finally:
-        encoder.reports = reports
+        encoder.warnings_left = warnings_left
 
 
 @contextmanager

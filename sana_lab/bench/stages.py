@@ -105,9 +105,9 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
 
     def text() -> tuple[Any, Any]:
-        system.text_encoder.forget()
+        system.text_encoder.clear_cache()
         found = system.text_encoder(texts)
-        return found, system.text_encoder.against([""], found) if sampling.guidance != 1 else None
+        return found, system.text_encoder.negative([""], found) if sampling.guidance != 1 else None
 
     def prepare(pair: tuple[Any, Any], how: Sampling = sampling) -> Velocity:
         return system.velocity(*pair, how)

@@ -10,7 +10,7 @@ from transformers import CLIPModel
 from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
 from sana_lab.models.text.loading import load_tokenizer
-from sana_lab.models.text.tokenizer import check_prompts, padded, padding, token_rows, tokens_cut
+from sana_lab.models.text.tokenizer import check_prompts, count_truncated, pad_rows, padding_id, token_rows
 from sana_lab.types import Json
 
 
@@ -33,13 +33,13 @@ class PretrainedClip:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Directions (B, D) of length 1. A long text is cut to `max_tokens` before its end-of-text, which stays."""
         rows = token_rows(self.tokenizer, check_prompts(texts), self.max_tokens)
-        ids, mask = (x.to(self.network.device) for x in padded(rows, padding(self.tokenizer)))
+        ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
         return normalize(self.network.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
     def is_cut(self, text: str) -> bool:
         """Whether a text is longer than the network reads."""
         rows = token_rows(self.tokenizer, [text], self.max_tokens)
-        return bool(tokens_cut(self.tokenizer, [text], rows, self.max_tokens))
+        return bool(count_truncated(self.tokenizer, [text], rows, self.max_tokens))
 
     def identity(self) -> Json:
         return {

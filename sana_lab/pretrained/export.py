@@ -175,7 +175,7 @@ def _notes(system: TextToImage) -> list[str]:
 
 
 def _instruction_note(text: Llm) -> str:
-    if text.asked == "released":
+    if text.instruction_option == "released":
         return "Prompts were read with an instruction, SanaPipeline's own default of complex_human_instruction."
     said = repr([text.instruction] if text.instruction else None)
     return f"Prompts were read with an instruction of their own: pass complex_human_instruction={said}."

@@ -117,7 +117,7 @@ def profile_sampling(
         size, how = experiments.image_size(experiment["data"]), Sampling(**{**experiment["sampling"], "graph": "never"})
 
         def draw() -> None:
-            system.text_encoder.forget()
+            system.text_encoder.clear_cache()
             system.sample([PROMPTS[0]], size=size, sampling=how)
 
         def run(clock: Clock, count: int) -> None:

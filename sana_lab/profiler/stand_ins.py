@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sana_lab.config import schema, specs
-from sana_lab.models.text.configs import KNOWN
+from sana_lab.models.text.configs import CONFIGS
 
 BATCHES = 4
 """So many batches of latents are encoded, and of pictures drawn."""
@@ -25,8 +25,8 @@ def system_for(experiment: schema.Config) -> Any:
 def drawn(spec: schema.Config) -> schema.Config:
     """A spec without the weights in it, and with networks drawn where their shape is known."""
     kept = {k: drawn(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
-    if kept.get("name") == "llm" and kept.get("model") in KNOWN and "drawn" in kept:
-        return {**kept, "drawn": True}
+    if kept.get("name") == "llm" and kept.get("model") in CONFIGS and "random_init" in kept:
+        return {**kept, "random_init": True}
     return kept
 
 

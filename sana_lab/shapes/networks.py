@@ -16,7 +16,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
-from sana_lab.models.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
+from sana_lab.models.text.tokenizer import (
+    check_prompts,
+    count_truncated,
+    offline_tokenizer,
+    pad_rows,
+    padding_id,
+    token_rows,
+)
 from sana_lab.shapes.scenes import COLORS, MOST, SHAPES
 
 SIDE = 64  # pixels a side of what both look at
@@ -90,7 +97,7 @@ class Clip(nn.Module):
             )
         self.tokenizer, self.max_tokens = offline_tokenizer(start=False), max_tokens
         tower = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
-        special = {"pad_token_id": padding(self.tokenizer), "bos_token_id": None}
+        special = {"pad_token_id": padding_id(self.tokenizer), "bos_token_id": None}
         text = {"vocab_size": len(self.tokenizer), "max_position_embeddings": max_tokens, **special}
         self.network = CLIPModel(
             CLIPConfig(
@@ -122,13 +129,13 @@ class Clip(nn.Module):
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """Directions (B, D) of length 1. ValueError where there is no prompt, or one is not text."""
         rows = token_rows(self.tokenizer, check_prompts(prompts), self.max_tokens)
-        ids, mask = (x.to(self.network.device) for x in padded(rows, padding(self.tokenizer)))
+        ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
         return F.normalize(self.network.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
     def are_cut(self, prompts: Sequence[str]) -> list[bool]:
         """Which of the prompts are longer than what is read."""
         rows = token_rows(self.tokenizer, prompts, self.max_tokens)
-        cut = tokens_cut(self.tokenizer, prompts, rows, self.max_tokens)
+        cut = count_truncated(self.tokenizer, prompts, rows, self.max_tokens)
         return [i in cut for i in range(len(prompts))]
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -118,7 +118,7 @@ class TextToImage(L.LightningModule):
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
         """Features of prompts, or of the null condition where they are dropped."""
         with nullcontext() if self.text_trains else torch.no_grad():
-            return self.text_encoder(prompts) if dropped is None else self.text_encoder.dropped(prompts, dropped)
+            return self.text_encoder(prompts) if dropped is None else self.text_encoder.with_dropout(prompts, dropped)
 
     def averaged(self) -> AbstractContextManager[None]:
         """The module with its averaged weights while training; after loading they are the weights already."""
@@ -183,7 +183,7 @@ class TextToImage(L.LightningModule):
             null = (
                 text
                 if sampling.guidance == 1
-                else self.text_encoder.against([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
+                else self.text_encoder.negative([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
         with self.working(dit, f"denoising {self._named(noise)}"):
             velocity = self.velocity(text, null, sampling, dit)

@@ -71,7 +71,7 @@ def test_tiles_hold_less_and_nothing_is_changed():
     assert counter.peaks(Way(tile=2)).work["decode"] < counter.peaks(Way()).work["decode"]
     assert system.autoencoder.tile is None
     assert all(t is before[n] and t.device.type == "cpu" for n, t in system.named_parameters())
-    assert system.text_encoder.reports == type(system.text_encoder).reports
+    assert system.text_encoder.warnings_left == type(system.text_encoder).warnings_left
 
 
 def test_guidance_costs_rows():

@@ -112,4 +112,4 @@ def drawn(system: dict[str, Any]) -> dict[str, Any]:
     """The spec of a system without its weights: a pretrained text encoder by its shape alone."""
     bare = bench.without_weights(system)
     encoder = bare["text_encoder"]
-    return {**bare, "text_encoder": {**encoder, "drawn": True}} if encoder.get("model") else bare
+    return {**bare, "text_encoder": {**encoder, "random_init": True}} if encoder.get("model") else bare

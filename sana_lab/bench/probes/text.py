@@ -26,7 +26,7 @@ class TextProbe(Probe):
         given = {"name": encoder} if isinstance(encoder, str) else encoder
         if batch < 1:
             raise SpecError(f"batch is {batch}, expected at least 1")
-        shape = {"drawn": True, "dtype": dtype} if given.get("model") else {}
+        shape = {"random_init": True, "dtype": dtype} if given.get("model") else {}
         anew = {"cache": False} if given.get("name") == "llm" else {}  # what was read is to be read again
         self.encoder = specs.resolve("text_encoder", {**given, **shape, **anew, "pad_to_max": True})
         self.batch, self.dtype = batch, dtype

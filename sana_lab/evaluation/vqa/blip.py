@@ -12,7 +12,7 @@ from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
 from sana_lab.evaluation.vqa import Vqa
 from sana_lab.models.text.loading import load_tokenizer
-from sana_lab.models.text.tokenizer import padded, padding, token_rows
+from sana_lab.models.text.tokenizer import pad_rows, padding_id, token_rows
 from sana_lab.types import Json
 
 
@@ -55,7 +55,7 @@ class Blip(Vqa):
     def _yes(self, patches: Tensor, questions: Sequence[str]) -> list[bool]:
         room = self.network.config.text_config.max_position_embeddings
         rows = token_rows(self.tokenizer, questions, room)
-        ids, mask = (x.to(patches.device) for x in padded(rows, padding(self.tokenizer)))
+        ids, mask = (x.to(patches.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
         seen = {"encoder_hidden_states": patches.expand(len(ids), -1, -1)}
         read = self.network.text_encoder(ids, mask.long(), **seen).last_hidden_state  # (Q, L, D)
         begin = torch.full((len(ids), 1), self.network.decoder_start_token_id, device=ids.device)

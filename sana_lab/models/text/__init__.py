@@ -1,4 +1,7 @@
-"""Interface of the text encoders: prompts to token features."""
+"""Interface of the text encoders: prompts to token features.
+
+Legend: B prompts, L tokens, D feature width.
+"""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -12,62 +15,71 @@ from sana_lab.models.layers import queued
 from sana_lab.types import Text
 
 Null = Literal["diffusers", "nvlabs"]
-"""What the unconditional half of guidance may look at. Both encode the negative prompt, or "", without instruction.
+"""Attention mask of the unconditional half of guidance; both encode the negative prompt, or "", without instruction.
 
-`diffusers` masks it as any text: of "", one token is seen. `nvlabs` lays the prompt's own mask over it, in training and
-sampling: as many positions are seen as the prompt has, padding among them, whose features the encoder gives as well.
+`diffusers` uses the negative prompt's own mask: one token for "". `nvlabs` uses the prompt's mask, in training and in
+sampling, so that cross-attention sees as many positions as the prompt has, padding features included.
 """
 
+WARNINGS = 8  # truncation warnings per encoder, so that training on long captions does not flood the log
 
-class PromptCut(UserWarning):
-    """A prompt is longer than its encoder reads."""
+
+class PromptTruncated(UserWarning):
+    """A prompt has more tokens than its encoder reads."""
 
 
 class TextEncoder(nn.Module, ABC):
-    """Prompts -> Text(tokens (B, L, dim), mask (B, L)); the null condition is `forward([""])`.
+    """Prompts -> Text(tokens (B, L, D), mask (B, L) bool, True at real tokens).
 
-    A subclass gives `dim` (feature width) and `max_tokens` (the longest L).
+    A subclass implements `forward` and sets in its constructor: `dim` (D), `max_tokens` (the largest L), `pretrained`
+    where its weights come from elsewhere, and `null` where it offers the choice. It overrides `without_instruction` if
+    it puts an instruction before prompts or offers `null` "nvlabs", and `clear_cache` if it caches features. The null
+    condition is the encoding of "".
     """
 
     dim: int
     max_tokens: int
+    pretrained: bool = False  # pretrained encoders are frozen, others train with the DiT
     null: Null = "diffusers"
-    reports: int = 8  # warnings of cut prompts that are left: a training on long captions shall not drown in them
+    warnings_left: int = WARNINGS
 
     @abstractmethod
     def forward(self, prompts: Sequence[str]) -> Text:
-        """Features of each prompt, right-padded to the longest of the batch (at most `max_tokens`)."""
+        """Features of each prompt, right-padded to the longest of the batch; L is at most `max_tokens`."""
 
-    def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
-        """Features without an instruction, right-padded to `length` at least; an encoder that can pad overrides it."""
+    def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
+        """Features of the prompts alone, right-padded to at least `length` tokens, padding features included."""
         return self(prompts)
 
-    def forget(self) -> None:
-        """Read each prompt anew, also one that was read lately; a measurement asks for it. Here nothing is kept."""
+    def clear_cache(self) -> None:
+        """Forget the features of prompts, so that the next call encodes them again and can be timed."""
 
-    def against(self, negatives: Sequence[str], text: Text) -> Text:
-        """What guidance leads away from, one row for all prompts or one each, as `null` has it masked."""
+    def negative(self, negatives: Sequence[str], text: Text) -> Text:
+        """Condition of the unconditional half of guidance for `text`: one negative prompt for all rows, or one each.
+
+        Tokens (1 or B, L', D); the mask follows the convention `null`.
+        """
         if self.null == "diffusers":
-            return self.plain(negatives)
+            return self.without_instruction(negatives)
         rows, length = text.mask.shape
-        tokens = self.plain(negatives, length).tokens[:, :length]
+        tokens = self.without_instruction(negatives, length).tokens[:, :length]
         return Text(tokens.expand(rows, -1, -1), text.mask)
 
-    def dropped(self, prompts: Sequence[str], drop: Sequence[bool]) -> Text:
-        """Features for training, those of some rows replaced by the null condition's."""
+    def with_dropout(self, prompts: Sequence[str], drop: Sequence[bool]) -> Text:
+        """Features for training; rows where `drop` is True get the null condition (classifier-free guidance)."""
         if self.null == "diffusers":
-            return self(["" if gone else prompt for prompt, gone in zip(prompts, drop, strict=True)])
+            return self(["" if dropped else prompt for prompt, dropped in zip(prompts, drop, strict=True)])
         text = self(prompts)
         rows = queued(torch.tensor(drop), text.mask.device)[:, None, None]
-        return Text(torch.where(rows, self.against([""], text).tokens, text.tokens), text.mask)
+        return Text(torch.where(rows, self.negative([""], text).tokens, text.tokens), text.mask)
 
-    def report(self, cut: Mapping[int, int]) -> None:
-        """Warn, once for a batch, how many tokens of which of its prompts were cut."""
-        if not cut or not self.reports:
+    def warn_truncated(self, removed: Mapping[int, int]) -> None:
+        """Emit one warning per batch; `removed` maps the index of a truncated prompt to its number of lost tokens."""
+        if not removed or not self.warnings_left:
             return
-        self.reports -= 1
-        named = ", ".join(f"{tokens} of prompt {i}" for i, tokens in [*cut.items()][:5])
-        more = f" and of {len(cut) - 5} more" if len(cut) > 5 else ""
-        last = "" if self.reports else "; this is not said again"
-        said = f"prompts over {self.max_tokens} tokens are cut at their end, by tokens: {named}{more}{last}"
-        warnings.warn(said, PromptCut, stacklevel=2)
+        self.warnings_left -= 1
+        listed = ", ".join(f"{tokens} of prompt {i}" for i, tokens in [*removed.items()][:5])
+        more = f" and of {len(removed) - 5} more" if len(removed) > 5 else ""
+        last = "" if self.warnings_left else "; further truncations are not reported"
+        message = f"prompts over {self.max_tokens} tokens are truncated at the end, tokens removed: {listed}{more}"
+        warnings.warn(message + last, PromptTruncated, stacklevel=2)

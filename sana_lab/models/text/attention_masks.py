@@ -1,7 +1,8 @@
-"""Masks for the networks of transformers that it takes as they are.
+"""Attention masks for transformers networks, built without a device synchronisation.
 
-Given a mask of tokens (B, L), it looks whether all are real: on a GPU the host waits there, once for each batch. What
-it would make of the mask is made here, by what is known before the mask leaves the host.
+Given a token mask (B, L), transformers checks whether every token is real; on a GPU the host waits for that answer at
+each batch. The masks that transformers would build (`masking_utils.py`) are built here instead, from the copy of the
+mask that is still on the host.
 """
 
 from typing import Any
@@ -9,40 +10,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CAUSAL = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
-"""Decoders whose attention sees what lies before a token, and no more."""
+CAUSAL_MODELS = ("gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3")
+"""`model_type` of decoders: a token attends to itself and earlier tokens."""
 
-BOTH_WAYS = ("t5",)
-"""Encoders whose attention sees all real tokens."""
+BIDIRECTIONAL_MODELS = ("t5",)
+"""`model_type` of encoders: a token attends to all real tokens."""
 
 
-def attention_mask(network: Any, mask: Tensor, there: Tensor, before: int = 0) -> Tensor | None:
-    """What to give the network as `attention_mask`: what transformers makes of a mask (B, L) bool, which is on the CPU
-    and `there`, on the network's device; the mask itself where that is not known here. `before` tokens, all real, were
-    read earlier."""
-    whole = torch.cat([there.new_ones(len(there), before), there], 1) if before else there
-    if not _known(network.config, whole.shape[1]):
-        return whole
-    exact, causal = network.config._attn_implementation == "eager", network.config.model_type in CAUSAL
-    looks = causal and there.device.type != "cpu"  # a decoder without a mask looks whether its positions begin anew
-    if not exact and not before and not looks and bool(mask.all()):
+def attention_mask(network: Any, mask: Tensor, device_mask: Tensor, prefix: int = 0) -> Tensor | None:
+    """The `attention_mask` argument of `network`, or None where it needs none.
+
+    `mask` (B, L) bool is on the CPU and `device_mask` is its copy on the network's device. `prefix` real tokens, whose
+    keys and values are cached, precede the L tokens. Returns (B, 1, L, prefix + L), bool for SDPA and additive for
+    eager attention; for other networks the token mask (B, prefix + L), of which transformers makes its own.
+    """
+    tokens = torch.cat([device_mask.new_ones(len(device_mask), prefix), device_mask], 1) if prefix else device_mask
+    if not _supported(network.config, tokens.shape[1]):
+        return tokens
+    eager, causal = network.config._attn_implementation == "eager", network.config.model_type in CAUSAL_MODELS
+    synchronises = causal and device_mask.device.type != "cpu"  # without a mask, decoders look for packed sequences
+    if not eager and not prefix and not synchronises and bool(mask.all()):
         return None
-    seen = _seen(whole, causal)[:, :, before:]
-    return _additive(seen, network.dtype) if exact else seen
+    visible = _visible(tokens, causal)[:, :, prefix:]
+    return _additive(visible, network.dtype) if eager else visible
 
 
-def _known(config: Any, length: int) -> bool:
+def _supported(config: Any, length: int) -> bool:
     window = getattr(config, "sliding_window", None)
-    kind = config.model_type in (*CAUSAL, *BOTH_WAYS) and config._attn_implementation in ("sdpa", "eager")
+    models = (*CAUSAL_MODELS, *BIDIRECTIONAL_MODELS)
+    kind = config.model_type in models and config._attn_implementation in ("sdpa", "eager")
     return kind and (window is None or length < window)
 
 
-def _seen(mask: Tensor, causal: bool) -> Tensor:
-    """(B, 1, L, L) bool: which token (last) each token sees."""
+def _visible(mask: Tensor, causal: bool) -> Tensor:
+    """(B, L) -> (B, 1, L, L) bool: whether a query (third axis) attends to a key (last axis)."""
     rows, length = mask.shape
-    seen = mask[:, None, None].expand(rows, 1, length, length)
-    return seen & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else seen
+    keys = mask[:, None, None].expand(rows, 1, length, length)
+    return keys & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() if causal else keys
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, else the dtype's lowest number."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)

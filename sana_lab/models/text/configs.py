@@ -1,7 +1,7 @@
-"""Published sizes of the text encoders that presets name, so that an experiment is checked and counted offline.
+"""Published configurations of the text encoders that presets name: experiments are checked and counted offline.
 
-Of the models' config.json, what differs from the defaults of their class in transformers; weights and tokenizers are
-fetched where prompts are really encoded. The parameters that come of them are those of the SANA paper's Table 13.
+Each holds the entries of the model's config.json that differ from the defaults of its transformers class. Weights and
+tokenizers are fetched when prompts are encoded. Parameter counts agree with the SANA paper, Table 13.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def _t5(width: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-KNOWN: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "google/gemma-2-2b": _GEMMA_2_2B,
     "google/gemma-2-2b-it": _GEMMA_2_2B,
     "Efficient-Large-Model/gemma-2-2b-it": _GEMMA_2_2B,
@@ -55,4 +55,4 @@ KNOWN: dict[str, dict[str, Any]] = {
     "google/t5-v1_1-xxl": _t5(4096, 10240, 24, 64),
     "DeepFloyd/t5-v1_1-xxl": _t5(4096, 10240, 24, 64),
 }
-"""Hub id -> its configuration."""
+"""Hub id -> configuration."""

@@ -1,4 +1,4 @@
-"""Complex human instructions: what a decoder-only model reads before a prompt, so that its features say more (CHI)."""
+"""Complex human instructions (CHI): text before a prompt that enriches a decoder's features (SANA, section 2.3)."""
 
 import inspect
 from pathlib import Path
@@ -15,22 +15,22 @@ Two examples:
 - Caption: two birds on a wire. Picture: two small grey birds on a black cable, an orange evening sky behind them.
 Tell the picture alone, without remarks about the task.
 Caption: """
-"""Our own text, for models trained here."""
+"""Instruction `sana_lab`, written for models trained in this lab."""
 
 NAMES = ("sana_lab", "released")
 
 
 def read_instruction(instruction: str | None) -> str:
-    """The text that is meant: `sana_lab`, ours; `released`, that of the released models as diffusers holds it; a file's
-    as `file:PATH`, to the last letter; or what is given, if it is no single word. None is none. SpecError.
+    """The text of an `instruction` option; None and "" give "". SpecError.
 
-    NVlabs' own copies have double quotes around "Enhanced prompt" where diffusers has single ones: to have theirs to
-    the letter, put it in a file.
+    `sana_lab` is this lab's own text, `released` that of the released models as diffusers holds it, `file:PATH` the
+    exact content of a UTF-8 file. Any other value that is more than one word is the text itself. NVlabs' own configs
+    have double quotes around "Enhanced prompt" where diffusers has single ones; use `file:PATH` for their version.
     """
     if instruction is None or not instruction:
         return ""
     if instruction.startswith("file:"):
-        return _of_file(Path(instruction.removeprefix("file:")).expanduser())
+        return _read_file(Path(instruction.removeprefix("file:")).expanduser())
     if instruction in NAMES:
         return SANA_LAB if instruction == "sana_lab" else _released()
     if instruction.isidentifier():
@@ -39,7 +39,7 @@ def read_instruction(instruction: str | None) -> str:
     return instruction
 
 
-def _of_file(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -47,7 +47,7 @@ def _of_file(path: Path) -> str:
 
 
 def _released() -> str:
-    """The default of SanaPipeline's `complex_human_instruction`, its lines joined as it joins them."""
+    """The default of SanaPipeline's `complex_human_instruction`, its lines joined as the pipeline joins them."""
     try:
         from diffusers import SanaPipeline
     except ImportError as error:

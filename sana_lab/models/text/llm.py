@@ -1,4 +1,7 @@
-"""Decoder-only language models as text encoders, with a complex human instruction in front (SANA, section 2.3)."""
+"""Decoder-only language models as text encoders, with a complex human instruction (SANA, arXiv 2410.10629, 2.3).
+
+Legend: B prompts, L tokens, D feature width, S tokens after a cached prefix.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -14,158 +17,169 @@ from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.instruction import read_instruction
 from sana_lab.models.text.loading import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.models.text.prefix_cache import Memory, Row, Shelf
-from sana_lab.models.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
+from sana_lab.models.text.prefix_cache import FeatureCache, Table, TokenIds
+from sana_lab.models.text.tokenizer import (
+    check_prompts,
+    count_truncated,
+    offline_tokenizer,
+    pad_rows,
+    padding_id,
+    token_rows,
+)
 from sana_lab.types import Text
 
 
 @final
 class Llm(TextEncoder):
-    """A pretrained decoder (`model`: folder or hub id of Gemma, Qwen, Llama ...), or without one a tiny Gemma to train.
+    """A pretrained decoder (Gemma, Qwen, Llama ...), or without `model` a tiny Gemma that trains with the DiT.
 
-    Features are the last hidden states, after the final norm, in the network's own dtype. `instruction` is put before
-    each prompt but the empty one, which is the null condition; the model reads it and answers nothing. As in SANA's
-    released code, BOS and the last `max_tokens` - 1 of the (instruction + max_tokens - 2) positions are kept, so that
-    the kept window begins at the instruction's last token. It is `sana_lab`, `released`, `file:PATH` or a text
-    (`instruction.read_instruction`). `lowercase` also strips: diffusers does so with each prompt, NVlabs does not.
-    `pretrained` says whether `model` was given, and `variant` which of its files are read, such as fp16; `drawn` takes
-    its shape alone, with random weights and the offline tokenizer, for speed. `width`, `layers`, `heads` are the tiny
-    one's.
-
-    With `cache` a frozen network reads the instruction once, and a prompt that it has read lately not again: the same
-    features, up to rounding, in less work. Where padding is, there are then zeros.
+    Features are the last hidden states after the final norm, in the network's dtype. The instruction precedes every
+    prompt but "", which is the null condition; nothing is generated. As in SANA's released code, of the (instruction +
+    `max_tokens` - 2) positions BOS and the last `max_tokens` - 1 are kept, so that the window begins at the
+    instruction's last token.
     """
 
     def __init__(
         self,
-        model: str | None = None,
-        max_tokens: int = 300,
+        model: str | None = None,  # folder or hub id of a decoder; null builds a tiny Gemma to train
+        max_tokens: int = 300,  # features kept per prompt, BOS included; at least 2, longer prompts are truncated
+        # text before each prompt: sana_lab, released (of SanaPipeline), file:PATH or the text itself; null for none
         instruction: str | None = None,
-        dtype: Dtype = "auto",
-        width: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        pad_to_max: Annotated[bool, RUNTIME] = False,
+        dtype: Dtype = "auto",  # of weights and features; auto: as stored, float32 for the tiny Gemma
+        width: int = 64,  # of the tiny Gemma: channels, a multiple of 2 x `heads`
+        layers: int = 2,  # of the tiny Gemma: transformer blocks
+        heads: int = 2,  # of the tiny Gemma: attention heads
+        pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
+        # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
+        # lower-case and strip prompts, as diffusers does and NVlabs does not
         lowercase: Annotated[bool, AsBefore(False)] = False,
+        # which of the model's weight files to read, such as fp16; null takes the default or the only one
         variant: Annotated[str | None, AsBefore(None)] = None,
-        drawn: Annotated[bool, AsBefore(False)] = False,
+        # random weights in the published configuration of `model`, offline tokenizer: for measuring speed
+        random_init: Annotated[bool, AsBefore(False)] = False,
+        # while frozen, encode the instruction once and reuse features of recent prompts; equal up to rounding
         cache: Annotated[bool, RUNTIME] = True,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
-            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a beginning and a word")
+            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: BOS and a word")
         self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
             self.tokenizer = offline_tokenizer(start=True)
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = _pretrained(model, dtype, variant, drawn), load_tokenizer(model, drawn)
+            self.network = _pretrained(model, dtype, variant, random_init)
+            self.tokenizer = load_tokenizer(model, random_init)
         self.train(not self.pretrained)
         self.dim = self.network.config.hidden_size
         self.null, self.lowercase = null, lowercase
-        self.memory = Memory() if cache else None
-        self.asked = instruction
-        if instruction != "released":  # that is read with the first prompt: a system loads without diffusers
+        self.cache = FeatureCache() if cache else None
+        self.instruction_option = instruction
+        if instruction != "released":  # read at the first prompt, so that a system loads without diffusers
             read_instruction(instruction)
 
     @cached_property
     def instruction(self) -> str:
-        """What is put before each prompt."""
-        return read_instruction(self.asked)
+        """The text before each prompt."""
+        return read_instruction(self.instruction_option)
 
     @cached_property
-    def first(self) -> int:
-        """The first kept position after BOS."""
+    def window_start(self) -> int:
+        """The first position, after BOS, whose features are kept: the instruction's last token."""
         return max(1, len(self._ids(self.instruction)) - 1)
 
     def forward(self, prompts: Sequence[str]) -> Text:
         texts = [self.instruction + prompt if prompt else "" for prompt in self._checked(prompts)]
-        return self._encoded(texts, self.first)
+        return self._encode(texts, self.window_start)
 
-    def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
-        return self._encoded(self._checked(prompts), 1, length)
+    def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
+        return self._encode(self._checked(prompts), 1, length)
 
-    def forget(self) -> None:
-        if self.memory is not None:
-            self.memory.forget("prompt")
+    def clear_cache(self) -> None:
+        """Forget the features of prompts; those of the instruction and of texts without it stay."""
+        if self.cache is not None:
+            self.cache.clear("prompt")
 
     def _checked(self, prompts: Sequence[str]) -> list[str]:
         checked = check_prompts(prompts)
         return [prompt.lower().strip() for prompt in checked] if self.lowercase else checked
 
-    def _encoded(self, texts: list[str], first: int, length: int = 0) -> Text:
-        """Features of BOS and of what follows position `first`, at most `max_tokens` together."""
-        room = first + self.max_tokens - 1
-        rows = token_rows(self.tokenizer, texts, room)
-        self.report(tokens_cut(self.tokenizer, texts, rows, room))
-        least = room if self.pad_to_max else length
-        if self.memory is None or not self.memory.serves(self.network):
-            return self._read(rows, first, least)
-        shelf: Shelf = "whole" if length else "prompt" if first > 1 else "plain"
-        features = self._recalled(self.memory, shelf, [tuple(row) for row in rows], first)
-        return _stacked(features, [_real(row, first) for row in rows], 1 + least - first)
+    def _encode(self, texts: list[str], start: int, length: int = 0) -> Text:
+        """Features of BOS and of positions from `start` on, at most `max_tokens` together.
 
-    def _read(self, rows: Sequence[Sequence[int]], first: int, least: int = 0) -> Text:
-        ids, mask = padded(rows, padding(self.tokenizer), least)
-        ids, there = queued(ids, self.network.device), queued(mask, self.network.device)
-        seen = attention_mask(self.network, mask, there)
-        hidden = self.network(input_ids=ids, attention_mask=seen, use_cache=False).last_hidden_state
-        return Text(*(torch.cat([x[:, :1], x[:, first:]], 1) for x in (hidden, there)))
+        With the cache, features at padding are zeros, except in `padded` texts (`length` > 0).
+        """
+        limit = start + self.max_tokens - 1
+        rows = token_rows(self.tokenizer, texts, limit)
+        self.warn_truncated(count_truncated(self.tokenizer, texts, rows, limit))
+        min_length = limit if self.pad_to_max else length
+        if self.cache is None or not self.cache.validate(self.network):
+            return self._run(rows, start, min_length)
+        table: Table = "padded" if length else "prompt" if start > 1 else "plain"
+        features = self._lookup(self.cache, table, [tuple(row) for row in rows], start)
+        return _stack(features, [_kept_tokens(row, start) for row in rows], 1 + min_length - start)
 
-    def _recalled(self, memory: Memory, shelf: Shelf, rows: list[Row], first: int) -> list[Tensor]:
-        """Each row's features, of padding too on the shelf `whole`, where they are as many as there can be."""
-        if shelf == "whole":
-            return memory.recall(shelf, rows, lambda new: self._read(new, first, self.max_tokens).tokens.clone())
-        return memory.recall(shelf, rows, lambda new: self._new(memory, new, first))
+    def _run(self, rows: Sequence[Sequence[int]], start: int, min_length: int = 0) -> Text:
+        """Encode whole rows, padded to at least `min_length`, and keep BOS and positions from `start` on."""
+        ids, mask = pad_rows(rows, padding_id(self.tokenizer), min_length)
+        ids, device_mask = queued(ids, self.network.device), queued(mask, self.network.device)
+        visible = attention_mask(self.network, mask, device_mask)
+        hidden = self.network(input_ids=ids, attention_mask=visible, use_cache=False).last_hidden_state
+        return Text(*(torch.cat([x[:, :1], x[:, start:]], 1) for x in (hidden, device_mask)))
 
-    def _new(self, memory: Memory, rows: list[Row], first: int) -> Iterator[Tensor]:
-        """The real tokens' features of rows that were not read before, after the instruction where they begin so."""
-        begun = memory.begun(self.network, self._ids(self.instruction)[:first])
-        behind = [] if begun is None else [row for row in rows if 2 * begun.shared(row) >= len(begun.ids)]
-        found: dict[Row, Tensor] = {}
-        if begun is not None and behind:
-            n, hidden = begun.after(self.network, behind, padding(self.tokenizer))
-            for row, features in zip(behind, hidden[:, first - n :], strict=True):
-                found[row] = torch.cat([begun.first[0], features[: _real(row, first) - 1]])
-        if others := [row for row in rows if row not in found]:
-            tokens = self._read(others, first).tokens
-            found |= {row: features[: _real(row, first)].clone() for row, features in zip(others, tokens, strict=True)}
-        return iter([found[row] for row in rows])
+    def _lookup(self, cache: FeatureCache, table: Table, rows: list[TokenIds], start: int) -> list[Tensor]:
+        """Features (L, D) of each row; in the table `padded` of all `max_tokens` positions, else of real ones."""
+        if table == "padded":
+            return cache.lookup(table, rows, lambda missing: self._run(missing, start, self.max_tokens).tokens.clone())
+        return cache.lookup(table, rows, lambda missing: self._encode_missing(cache, missing, start))
 
-    def _ids(self, text: str) -> Row:
+    def _encode_missing(self, cache: FeatureCache, rows: list[TokenIds], start: int) -> Iterator[Tensor]:
+        """Features (L, D) of each row's real tokens; rows that begin with the instruction reuse its keys and values."""
+        prefix = cache.prefix_of(self.network, self._ids(self.instruction)[:start])
+        continued = [] if prefix is None else [row for row in rows if 2 * prefix.shared_length(row) >= len(prefix.ids)]
+        features: dict[TokenIds, Tensor] = {}
+        if prefix is not None and continued:
+            n, hidden = prefix.encode_suffixes(self.network, continued, padding_id(self.tokenizer))  # (B, S, D)
+            for row, suffix in zip(continued, hidden[:, start - n :], strict=True):
+                features[row] = torch.cat([prefix.first[0], suffix[: _kept_tokens(row, start) - 1]])
+        if others := [row for row in rows if row not in features]:
+            tokens = self._run(others, start).tokens
+            features |= {row: x[: _kept_tokens(row, start)].clone() for row, x in zip(others, tokens, strict=True)}
+        return iter([features[row] for row in rows])
+
+    def _ids(self, text: str) -> TokenIds:
         return tuple(self.tokenizer([text])["input_ids"][0])
 
 
-def _real(row: Sequence[int], first: int) -> int:
-    """How many positions of a row are kept and are no padding: one at least, as `padded` has it."""
-    return 1 + max(0, len(row) - first)
+def _kept_tokens(row: Sequence[int], start: int) -> int:
+    """Number of a row's kept positions that are real: BOS and those from `start` on; at least one, as in `pad_rows`."""
+    return 1 + max(0, len(row) - start)
 
 
-def _stacked(features: Sequence[Tensor], counts: Sequence[int], least: int) -> Text:
-    """Rows (n, D), of which so many positions are real, right-padded to `least` at least."""
-    longest = max(least, *counts)
-    tokens = features[0].new_zeros(len(features), longest, features[0].shape[-1])
-    for row, found in zip(tokens, features, strict=True):
-        row[: len(found)] = found[:longest]
-    mask = torch.arange(longest) < torch.tensor(counts)[:, None]
+def _stack(features: Sequence[Tensor], counts: Sequence[int], min_length: int) -> Text:
+    """Features (L_i, D), the first `counts[i]` of them real, as one batch right-padded to at least `min_length`."""
+    length = max(min_length, *counts)
+    tokens = features[0].new_zeros(len(features), length, features[0].shape[-1])
+    for row, values in zip(tokens, features, strict=True):
+        row[: len(values)] = values[:length]
+    mask = torch.arange(length) < torch.tensor(counts)[:, None]
     return Text(tokens, queued(mask, tokens.device))
 
 
-def _pretrained(model: str, dtype: Dtype, variant: str | None, drawn: bool) -> Any:
-    config = read_config(model, drawn)
+def _pretrained(model: str, dtype: Dtype, variant: str | None, random_init: bool) -> Any:
+    config = read_config(model, random_init)
     if config.model_type in T5_FAMILY or config.is_encoder_decoder:
         kind = config.model_type
         raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
-    return load_network(
-        AutoModel, model, dtype, variant, drawn
-    ).get_decoder()  # without what a multimodal model has beside it
+    network = load_network(AutoModel, model, dtype, variant, random_init)
+    return network.get_decoder()  # of a multimodal model, the language model alone
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
-    """Gemma at toy size: of Gemma, Gemma 2, Llama and Qwen 3 it learned fastest from nothing, in steps and in time."""
+    """Gemma at toy size: trained from scratch, the fastest learner of Gemma, Gemma 2, Llama and Qwen 3."""
     if width % (2 * heads):
-        raise SpecError(f"width {width} is not a multiple of 2 x heads {heads}: rotary positions turn pairs")
+        raise SpecError(f"width {width} is not a multiple of 2 x heads {heads}: rotary embeddings rotate pairs")
     config = GemmaConfig(
         vocab_size=vocabulary,
         hidden_size=width,

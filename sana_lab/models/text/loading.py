@@ -13,54 +13,54 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging
 
 from sana_lab.config.specs import SpecError, nearest
-from sana_lab.models.text.configs import KNOWN
+from sana_lab.models.text.configs import CONFIGS
 from sana_lab.models.text.tokenizer import offline_tokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-"""`auto` is what the weights are stored in, and float32 for a tiny model."""
+"""`auto` is the dtype in which the weights are stored, and float32 for a tiny model."""
 
 T5_FAMILY = ("t5", "mt5", "umt5")
 
-_FAILURES = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
-_SECONDS = 10.0  # for the hub to answer
+_LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
+_HUB_TIMEOUT = 10.0  # seconds
 
 
 def tiny_dtype(dtype: Dtype) -> torch.dtype:
     return torch.float32 if dtype == "auto" else getattr(torch, dtype)
 
 
-def read_config(model: str, drawn: bool = False) -> PreTrainedConfig:
-    """The configuration of a folder or hub id; on the meta device, and where weights are drawn, as known here.
+def read_config(model: str, random_init: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder or hub id; from `CONFIGS` for random weights and on the meta device.
 
-    SpecError says what was tried and how to get the model.
+    SpecError lists what was tried and how to get the model.
     """
-    if _only_shape(model, drawn):
-        return AutoConfig.for_model(**KNOWN[model])
+    if _is_offline(model, random_init):
+        return AutoConfig.for_model(**CONFIGS[model])
     with _quiet():
-        return _fetch(AutoConfig, _places(model)[0])
+        return _fetch(AutoConfig, _locations(model)[0])
 
 
-def _only_shape(model: str, drawn: bool) -> bool:
-    """Whether the shape is all that is asked for, and is known without any file. SpecError where it should be."""
-    if drawn and model not in KNOWN:
+def _is_offline(model: str, random_init: bool) -> bool:
+    """Whether a published configuration suffices, so that no file is read. SpecError where `random_init` lacks one."""
+    if random_init and model not in CONFIGS:
         raise SpecError(
-            f"the shape of {model!r} is not known here, so its weights cannot be drawn; {nearest(model, KNOWN)}"
+            f"the configuration of {model!r} is not listed, so random_init cannot build it; {nearest(model, CONFIGS)}"
         )
-    shape = drawn or torch.get_default_device().type == "meta"
-    return shape and model in KNOWN and not Path(model).is_dir()
+    without_weights = random_init or torch.get_default_device().type == "meta"
+    return without_weights and model in CONFIGS and not Path(model).is_dir()
 
 
-def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None, drawn: bool = False) -> Any:
-    """The network that the transformers class `auto` reads, for evaluation; without weights on the meta device.
+def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None, random_init: bool = False) -> Any:
+    """A network in evaluation mode, loaded by the transformers class `auto`; without weights on the meta device.
 
-    `variant` chooses among several files, such as fp16; where there is one alone it is taken. SpecError also where the
-    files lack weights, which transformers would draw at random; `drawn` asks for that, for a known shape.
+    `variant` chooses among weight files, such as fp16; None takes the default file, or the only one there is.
+    `random_init` reads no files and needs a listed configuration. SpecError also where the files lack weights, which
+    transformers would initialise at random.
     """
-    if drawn:
-        return auto.from_config(
-            read_config(model, drawn), dtype=None if dtype == "auto" else getattr(torch, dtype)
-        ).eval()
-    place = _places(model)[0]
+    if random_init:
+        torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
+        return auto.from_config(read_config(model, random_init), dtype=torch_dtype).eval()
+    place = _locations(model)[0]
     variant = variant or _sole_variant(Path(place))
     with _quiet():
         if torch.get_default_device().type == "meta":
@@ -72,25 +72,27 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
     return network
 
 
-def load_tokenizer(model: str, drawn: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, cutting at the right; the offline one where the network has no numbers, or
-    drawn ones, and its shape is known here. SpecError where its vocabulary is missing."""
-    if _only_shape(model, drawn):
+def load_tokenizer(model: str, random_init: bool = False) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or hub id, truncating on the right. SpecError where its vocabulary is missing.
+
+    Where the network has no or random weights and a listed configuration, it is the offline tokenizer.
+    """
+    if _is_offline(model, random_init):
         return offline_tokenizer(start=True)
-    place = _places(model)[1]
+    place = _locations(model)[1]
     if Path(place).name == "tokenizer" and Path(place).parent.is_dir() and not Path(place).is_dir():
         raise SpecError(f"{model!r} lacks tokenizer/; expected tokenizer.json and tokenizer_config.json in it")
     with _quiet():
         tokenizer = _fetch(AutoTokenizer, place)
     red, blue = tokenizer(["red", "blue"])["input_ids"]
-    if red == blue:  # where its files are missing, transformers makes an empty one in silence
+    if red == blue:  # where its files are missing, transformers silently builds an empty one
         raise SpecError(f"the tokenizer of {place!r} has no vocabulary; expected a tokenizer.json beside its settings")
     tokenizer.truncation_side = "right"
     return tokenizer
 
 
-def _places(model: str) -> tuple[str, str]:
-    """Where network and tokenizer lie: one folder, two of a diffusers pipeline's, or a hub id."""
+def _locations(model: str) -> tuple[str, str]:
+    """Where network and tokenizer are: one folder, two folders of a diffusers pipeline, or a hub id."""
     folder = Path(model).expanduser()
     if (folder / "text_encoder").is_dir():
         return str(folder / "text_encoder"), str(folder / "tokenizer")
@@ -103,48 +105,50 @@ def _places(model: str) -> tuple[str, str]:
 
 
 def _fetch(part: Any, place: str, **options: Any) -> Any:
-    """Files of this machine first; the hub only if it answers that it has the model, so that nothing hangs offline."""
+    """`from_pretrained` on local files, then from the hub if it answers in time, so that nothing hangs offline."""
     try:
         return part.from_pretrained(place, local_files_only=True, **options)
-    except _FAILURES as error:
+    except _LOAD_ERRORS as error:
         if Path(place).is_dir():
-            _check_whole(Path(place))
-            raise SpecError(f"{place!r} lacks a text model's config, weights or tokenizer: {_line(error)}") from error
+            _check_complete(Path(place))
+            raise SpecError(
+                f"{place!r} lacks a text model's config, weights or tokenizer: {_first_line(error)}"
+            ) from error
     try:
-        HfApi().model_info(place, timeout=_SECONDS)
+        HfApi().model_info(place, timeout=_HUB_TIMEOUT)
         return part.from_pretrained(place, **options)
     except Exception as error:  # the hub's client lets the errors of its HTTP library through
         raise SpecError(
             f"text model {place!r} is neither a folder here nor in the local Hugging Face cache, and the hub says: "
-            f"{_line(error)}; get it with `hf download {place}` (where it is gated: accept its licence and "
+            f"{_first_line(error)}; get it with `hf download {place}` (where it is gated: accept its licence and "
             "`hf auth login` first), or give the folder that holds it"
         ) from error
 
 
 def _sole_variant(folder: Path) -> str | None:
-    """The variant of which all weights in a folder are, as `model.fp16.safetensors`; None where there is another."""
-    named = (re.fullmatch(r"model(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors", p.name) for p in folder.glob("*"))
-    found = {match[1] for match in named if match}
-    return next(iter(found)) if len(found) == 1 else None
+    """The variant that all weight files of a folder share, as fp16 in `model.fp16.safetensors`; None if they differ."""
+    matches = (re.fullmatch(r"model(?:\.(\w+))?(?:-\d{5}-of-\d{5})?\.safetensors", p.name) for p in folder.glob("*"))
+    variants = {match[1] for match in matches if match}
+    return next(iter(variants)) if len(variants) == 1 else None
 
 
-def _check_whole(folder: Path) -> None:
-    """SpecError where a file of weights is cut short."""
+def _check_complete(folder: Path) -> None:
+    """SpecError where a weight file is truncated."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             safe_open(path, "pt").__enter__().__exit__(None, None, None)
         except SafetensorError as error:
-            raise SpecError(f"{path} is cut short or is no safetensors file: {error}") from error
+            raise SpecError(f"{path} is truncated or is no safetensors file: {error}") from error
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no load reports of transformers meanwhile; the bars of a download stay."""
+    """Suppress the progress bars and load reports of transformers, but not the bars of a download."""
     verbosity = logging.get_verbosity()
     hook = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
     logging.set_verbosity_error()

@@ -1,6 +1,6 @@
-"""What a frozen decoder need not read twice: the instruction before every prompt, and whole prompts.
+"""Caches of a frozen decoder: keys and values of the instruction, and features of recent prompts.
 
-Legend: B rows, n tokens of the beginning that rows share, S tokens after it, D width of the features.
+Legend: B rows, n tokens of the prefix that all rows share, S tokens after it, D feature width.
 """
 
 import weakref
@@ -15,103 +15,109 @@ from transformers.cache_utils import DynamicLayer
 
 from sana_lab.models.layers import queued
 from sana_lab.models.text.attention_masks import attention_mask
-from sana_lab.models.text.tokenizer import padded
+from sana_lab.models.text.tokenizer import pad_rows
 
-Row = tuple[int, ...]
-"""A text's token ids."""
+TokenIds = tuple[int, ...]
 
-Shelf = Literal["prompt", "plain", "whole"]
-"""Prompts after the instruction; texts without it; those with the features of padding, which `nvlabs` looks at."""
+Table = Literal["prompt", "plain", "padded"]
+"""Prompts after the instruction; texts without it; texts without it, with features of padding (`null: nvlabs`)."""
 
-MOST: dict[Shelf, int] = {"prompt": 64, "plain": 8, "whole": 8}
-"""Texts whose features are kept: of Gemma 2 in bfloat16 at 300 tokens 1.4 MB each."""
+CAPACITY: dict[Table, int] = {"prompt": 64, "plain": 8, "padded": 8}
+"""Texts per table. Features of Gemma 2 2B in bfloat16 at 300 tokens take 1.4 MB a text."""
 
-CAUSAL = {"full_attention", "sliding_attention"}
+MIN_PREFIX = 8  # tokens; running a shorter prefix separately saves nothing
+
+CAUSAL_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class Memory:
-    """What a network said, for as long as its weights are those that said it; copies begin empty."""
+class FeatureCache:
+    """LRU cache of text-encoder outputs, invalidated when the weights change; copies and pickles are empty."""
 
     def __init__(self) -> None:
-        self.forget()
+        self.clear()
 
-    def forget(self, *shelves: Shelf) -> None:
-        """The features of those texts, or everything."""
-        if shelves:
-            self.kept.update({shelf: {} for shelf in shelves})
+    def clear(self, *tables: Table) -> None:
+        """Empty these tables; without arguments, everything."""
+        if tables:
+            self.features.update({table: {} for table in tables})
             return
-        self.kept: dict[Shelf, dict[Row, Tensor]] = {shelf: {} for shelf in MOST}
-        self.beginning: Beginning | None = None
-        self.weights: Weights | None = None
+        self.features: dict[Table, dict[TokenIds, Tensor]] = {table: {} for table in CAPACITY}
+        self.prefix: Prefix | None = None
+        self.weights: WeightsVersion | None = None
 
-    def __reduce__(self) -> tuple[type["Memory"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["FeatureCache"], tuple[()]]:
         return type(self), ()
 
-    def serves(self, network: nn.Module) -> bool:
-        """Whether the network is frozen, so that what it says may be kept. Else, and where its weights are others than
-        those that were here last, everything is forgotten."""
-        weights = Weights.of(network) if frozen(network) else None
-        if self.weights is None or weights is None or not self.weights.are(weights):
-            self.forget()
+    def validate(self, network: nn.Module) -> bool:
+        """Whether outputs of `network` may be cached: it is frozen and its tensors count their changes.
+
+        Clears the cache unless the weights are those of the last call.
+        """
+        weights = WeightsVersion.of(network) if frozen(network) else None
+        if self.weights is None or weights is None or not self.weights.matches(weights):
+            self.clear()
         self.weights = weights
         return weights is not None
 
-    def recall(self, shelf: Shelf, rows: Sequence[Row], read: Callable[[list[Row]], Iterable[Tensor]]) -> list[Tensor]:
-        """Features of each row; those that are not known are read, each once. The least used are dropped."""
-        kept = self.kept[shelf]
-        new = [*dict.fromkeys(row for row in rows if row not in kept)]
-        kept.update(zip(new, read(new) if new else (), strict=True))
-        found = [kept[row] for row in rows]
+    def lookup(
+        self, table: Table, rows: Sequence[TokenIds], encode: Callable[[list[TokenIds]], Iterable[Tensor]]
+    ) -> list[Tensor]:
+        """Features of each row; `encode` computes those that are missing, each once."""
+        cached = self.features[table]
+        missing = [*dict.fromkeys(row for row in rows if row not in cached)]
+        cached.update(zip(missing, encode(missing) if missing else (), strict=True))
+        features = [cached[row] for row in rows]
         for row in dict.fromkeys(rows):
-            kept[row] = kept.pop(row)  # the last used are last
-        for row in [*kept][: max(0, len(kept) - MOST[shelf])]:
-            del kept[row]
-        return found
+            cached[row] = cached.pop(row)  # the most recently used are last
+        for row in [*cached][: max(0, len(cached) - CAPACITY[table])]:
+            del cached[row]
+        return features
 
-    def begun(self, network: Any, ids: Row) -> "Beginning | None":
-        """The network after these tokens; None where it is no plain causal decoder, or they are too few to matter."""
-        if len(ids) < 8 or not causal(network.config):
+    def prefix_of(self, network: Any, ids: TokenIds) -> "Prefix | None":
+        """Keys and values of these tokens; None if the network is not a plain causal decoder or there are too few."""
+        if len(ids) < MIN_PREFIX or not causal(network.config):
             return None
-        if self.beginning is None or self.beginning.ids != ids:
-            self.beginning = Beginning.read(network, ids)
-        return self.beginning
+        if self.prefix is None or self.prefix.ids != ids:
+            self.prefix = Prefix.encode(network, ids)
+        return self.prefix
 
 
-class Beginning(NamedTuple):
-    """A decoder's keys and values of tokens that stand before others: causal, so the others change nothing in them."""
+class Prefix(NamedTuple):
+    """A causal decoder's keys and values of tokens that precede others; later tokens do not change them."""
 
-    ids: Row
-    layers: list[tuple[Tensor, Tensor]]  # (1, heads, n, head width)
-    first: Tensor  # (1, 1, D), the features of the first position
+    ids: TokenIds
+    layers: list[tuple[Tensor, Tensor]]  # keys and values, each (1, heads, n, head width)
+    first: Tensor  # (1, 1, D), features of the first position
 
     @classmethod
-    def read(cls, network: Any, ids: Row) -> "Beginning":
+    def encode(cls, network: Any, ids: TokenIds) -> "Prefix":
         cache = DynamicCache()
-        given = queued(torch.tensor([ids]), network.device)
-        hidden = network(input_ids=given, past_key_values=cache, use_cache=True).last_hidden_state
+        input_ids = queued(torch.tensor([ids]), network.device)
+        hidden = network(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
         layers: list[Any] = cache.layers
         return cls(ids, [(layer.keys, layer.values) for layer in layers], hidden[:, :1].clone())
 
-    def shared(self, row: Row) -> int:
-        """With how many of its tokens a row begins, its last left out: tokens may merge across the border."""
+    def shared_length(self, row: TokenIds) -> int:
+        """Number of leading tokens in common with a row, its last token excluded: tokens may merge at the border."""
         pairs = zip(self.ids, row[:-1], strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.ids), len(row) - 1))
 
-    def after(self, network: Any, rows: Sequence[Row], fill: int) -> tuple[int, Tensor]:
-        """Rows that share tokens with it: n, as many as all share, and features (B, S, D) of what follows those."""
-        n = min(self.shared(row) for row in rows)
-        ids, mask = padded([row[n:] for row in rows], fill)
-        ids, there = queued(ids, network.device), queued(mask, network.device)
-        seen = attention_mask(network, mask, there, n)
-        past = Cache(layers=[After(k[:, :, :n], v[:, :, :n]) for k, v in self.layers])
-        hidden = network(input_ids=ids, attention_mask=seen, past_key_values=past, use_cache=True).last_hidden_state
+    def encode_suffixes(self, network: Any, rows: Sequence[TokenIds], fill: int) -> tuple[int, Tensor]:
+        """n, the prefix length that all rows share, and features (B, S, D) of each row's tokens after it."""
+        n = min(self.shared_length(row) for row in rows)
+        ids, mask = pad_rows([row[n:] for row in rows], fill)
+        ids, device_mask = queued(ids, network.device), queued(mask, network.device)
+        visible = attention_mask(network, mask, device_mask, n)
+        past = Cache(layers=[PrefixLayer(k[:, :, :n], v[:, :, :n]) for k, v in self.layers])
+        hidden = network(input_ids=ids, attention_mask=visible, past_key_values=past, use_cache=True).last_hidden_state
         return n, hidden
 
 
-class After(DynamicLayer):
-    """A layer's keys and values of the beginning, one row for all; what is read after it is not kept.
+class PrefixLayer(DynamicLayer):
+    """One layer's keys and values (1, heads, n, head width) of the prefix, shared by all rows of a batch.
 
-    Layers with a sliding window have all of it too: their mask says what they see.
+    `update` appends to a copy, so later tokens are not stored. Sliding-window layers get the whole prefix too; their
+    mask limits what they attend to.
     """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -126,40 +132,40 @@ class After(DynamicLayer):
         return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
 
 
-class Weights(NamedTuple):
-    """Which tensors a network computes with, and in which state: that of their counters of changes in place."""
+class WeightsVersion(NamedTuple):
+    """Identity of a network's parameters and buffers, with their counters of in-place changes, and its autocast."""
 
-    tensors: list[tuple[weakref.ref[Tensor], int, int]]  # with version and address
+    tensors: list[tuple[weakref.ref[Tensor], int, int]]  # tensor, version, address
     autocast: torch.dtype | None
 
     @classmethod
-    def of(cls, network: nn.Module) -> "Weights | None":
+    def of(cls, network: nn.Module) -> "WeightsVersion | None":
         """None where tensors do not count their changes (inference mode) or have no address (quantised)."""
         try:
-            found = [(weakref.ref(t), t._version, t.data_ptr()) for t in _tensors(network)]
+            tensors = [(weakref.ref(t), t._version, t.data_ptr()) for t in _tensors(network)]
         except RuntimeError:
             return None
         device = next(_tensors(network)).device.type
-        return cls(found, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
+        return cls(tensors, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
 
-    def are(self, other: "Weights") -> bool:
-        """The same tensors, not changed in between."""
+    def matches(self, other: "WeightsVersion") -> bool:
+        """The same tensors, unchanged in between."""
         same = len(self.tensors) == len(other.tensors) and self.autocast == other.autocast
         pairs = zip(self.tensors, other.tensors, strict=False)
         return same and all(a[0]() is b[0]() and a[1:] == b[1:] for a, b in pairs)
 
 
 def frozen(network: nn.Module) -> bool:
-    """Whether a network is in evaluation mode, nothing in it trains, and no gradient is asked for."""
+    """Whether a network is in evaluation mode, has no trainable tensor, and gradients are off."""
     idle = not torch.is_grad_enabled() and not any(m.training for m in network.modules())
     return idle and not any(t.requires_grad or t.is_meta for t in _tensors(network))
 
 
 def causal(config: Any) -> bool:
-    """Whether every layer is attention to earlier tokens alone, whose keys and values can stand for them."""
-    kinds = set(getattr(config, "layer_types", None) or CAUSAL)
-    both = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
-    return kinds <= CAUSAL and not both and not getattr(config, "num_kv_shared_layers", 0)
+    """Whether every layer attends to earlier tokens alone and has its own keys and values."""
+    kinds = set(getattr(config, "layer_types", None) or CAUSAL_LAYERS)
+    bidirectional = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
+    return kinds <= CAUSAL_LAYERS and not bidirectional and not getattr(config, "num_kv_shared_layers", 0)
 
 
 def _tensors(network: nn.Module) -> Iterator[Tensor]:

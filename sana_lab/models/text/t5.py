@@ -11,65 +11,73 @@ from sana_lab.models.layers import queued
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.loading import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.models.text.tokenizer import check_prompts, offline_tokenizer, padded, padding, token_rows, tokens_cut
+from sana_lab.models.text.tokenizer import (
+    check_prompts,
+    count_truncated,
+    offline_tokenizer,
+    pad_rows,
+    padding_id,
+    token_rows,
+)
 from sana_lab.types import Text
 
 
 @final
 class T5(TextEncoder):
-    """A pretrained T5, mT5 or UMT5 encoder (`model`: folder or hub id), or without one a tiny T5 to train with the DiT.
+    """A pretrained T5, mT5 or UMT5 encoder, or without `model` a tiny T5 that trains with the DiT.
 
-    `pretrained` says which; `width`, `layers` and `heads` are the tiny one's. Features come in the network's own dtype.
-    `drawn` takes the shape of `model` alone, with random weights and the offline tokenizer, for speed.
+    Features are the last hidden states, in the network's dtype.
     """
 
     def __init__(
         self,
-        model: str | None = None,
-        max_tokens: int = 300,
-        dtype: Dtype = "auto",
-        width: int = 64,
-        layers: int = 2,
-        heads: int = 2,
-        pad_to_max: Annotated[bool, RUNTIME] = False,
+        model: str | None = None,  # folder or hub id of a T5, mT5 or UMT5; null builds a tiny T5 to train
+        max_tokens: int = 300,  # tokens read per prompt, EOS included; at least 2, longer prompts are truncated
+        dtype: Dtype = "auto",  # of weights and features; auto: as stored, float32 for the tiny T5
+        width: int = 64,  # of the tiny T5: channels, a multiple of `heads`
+        layers: int = 2,  # of the tiny T5: transformer blocks
+        heads: int = 2,  # of the tiny T5: attention heads
+        pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
+        # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
-        drawn: Annotated[bool, AsBefore(False)] = False,
+        # random weights in the published configuration of `model`, offline tokenizer: for measuring speed
+        random_init: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
         super().__init__()
         if max_tokens < 2:
-            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a word and an end")
+            raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a word and EOS")
         self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
             self.tokenizer = offline_tokenizer(start=False)
             self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
         else:
-            self.network, self.tokenizer = _pretrained(model, dtype, drawn), load_tokenizer(model, drawn)
+            self.network = _pretrained(model, dtype, random_init)
+            self.tokenizer = load_tokenizer(model, random_init)
         self.null = null
         self.train(not self.pretrained)
         self.dim = self.network.config.d_model
 
     def forward(self, prompts: Sequence[str]) -> Text:
-        """Last hidden states; a longer prompt is cut to `max_tokens`, its EOS kept."""
-        return self.plain(prompts)
+        """Last hidden states; a longer prompt is truncated to `max_tokens` and keeps its EOS."""
+        return self.without_instruction(prompts)
 
-    def plain(self, prompts: Sequence[str], length: int = 0) -> Text:
+    def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
         texts = check_prompts(prompts)
         rows = token_rows(self.tokenizer, texts, self.max_tokens)
-        self.report(tokens_cut(self.tokenizer, texts, rows, self.max_tokens))
-        ids, mask = padded(rows, padding(self.tokenizer), self.max_tokens if self.pad_to_max else length)
-        ids, there = queued(ids, self.network.device), queued(mask, self.network.device)
-        hidden = self.network(input_ids=ids, attention_mask=attention_mask(self.network, mask, there)).last_hidden_state
-        return Text(hidden, there)
+        self.warn_truncated(count_truncated(self.tokenizer, texts, rows, self.max_tokens))
+        ids, mask = pad_rows(rows, padding_id(self.tokenizer), self.max_tokens if self.pad_to_max else length)
+        ids, device_mask = queued(ids, self.network.device), queued(mask, self.network.device)
+        visible = attention_mask(self.network, mask, device_mask)
+        return Text(self.network(input_ids=ids, attention_mask=visible).last_hidden_state, device_mask)
 
 
-def _pretrained(model: str, dtype: Dtype, drawn: bool) -> Any:
-    kind = read_config(model, drawn).model_type
+def _pretrained(model: str, dtype: Dtype, random_init: bool) -> Any:
+    kind = read_config(model, random_init).model_type
     if kind not in T5_FAMILY:
         expected = ", ".join(T5_FAMILY)
         raise SpecError(f"{model!r} holds a {kind} model, expected {expected}; did you mean text_encoder 'llm'?")
-    return load_network(
-        AutoModelForTextEncoding, model, dtype, drawn=drawn
-    ).encoder  # its embedding once, not under two names
+    network = load_network(AutoModelForTextEncoding, model, dtype, random_init=random_init)
+    return network.encoder  # which has its embedding under one name
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
@@ -88,5 +96,5 @@ def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) ->
     )
     encoder: Any = T5EncoderModel(config).encoder
     bias = encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-    nn.init.normal_(bias.weight)  # T5's own 1/sqrt(width) leaves a word blind to its neighbours for hundreds of steps
+    nn.init.normal_(bias.weight)  # T5's own 1/sqrt(width) leaves attention near uniform for hundreds of steps
     return encoder.to(tiny_dtype(dtype))

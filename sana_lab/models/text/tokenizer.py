@@ -1,7 +1,9 @@
-"""The tokenizer of the tiny text encoders, made without a download; prompts checked, and token rows padded.
+"""The offline tokenizer of the tiny text encoders, checks of prompts, and padding of token ids.
 
-The vocabulary is written here, not trained, so it is the same on every machine and with every version of the library:
-three special tokens, 256 bytes, whole words, then fragments that shorten the words that are not listed.
+The vocabulary is fixed here rather than trained, so it is identical on every machine and library version: three
+special tokens, 256 bytes, whole words, and fragments that shorten the spelling of unlisted words.
+
+Legend: B texts, L tokens.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ between one two three four five six seven eight nine ten red orange yellow green
 gray grey circle circles square squares triangle triangles cross crosses star stars diamond diamonds ring rings plus
 rectangle rectangles hexagon hexagons shape shapes object objects background color colored colour coloured
 """
-"""The words of the embedded world and its near neighbours."""
+"""Words of the embedded data set of shapes, and close relatives."""
 
 COMMON = """
 at as by for from it its that this these those his her their our your my he she they we you who which what where while
@@ -46,7 +48,7 @@ walking running lying looking holding wearing eating drinking playing riding fly
 shown seen set put taken painting sketch style art portrait landscape scene view close shot camera film digital oil
 watercolor cartoon abstract texture pattern lines line dots stripes shadow reflection space world time
 """
-"""Common words of captions, and the words of the 80 COCO classes that GenEval asks for."""
+"""Common words of captions, and the words of the 80 COCO classes in GenEval's prompts."""
 
 MARKS = "0 1 2 3 4 5 6 7 8 9 . , : ; ! ? ' \" - ( ) / &"
 
@@ -56,20 +58,20 @@ ra ce li ch ll be ma si om ur ca el ta la ns di us no so tr un lo ow ai ot ph ck
 am ac ad ab ig ag im id ir il et ut ul um op ap ey ly ry ty gy cy ing ion ent ess ant ate ous bl ble ver gh ght igh
 est ist ack oun ter
 """
-"""Frequent pairs of letters, and triples whose first two letters are such a pair."""
+"""Frequent letter pairs, and triples whose first two letters are one of the pairs."""
 
 
 def vocabulary() -> list[str]:
-    """All tokens in the order of their ids; Ġ is how byte-level tokens write the space before a word."""
+    """All tokens in the order of their ids; Ġ is the byte-level spelling of the space before a word."""
     words = (f"Ġ{word}" for word in (WORLD + COMMON + MARKS).split())
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     return list(dict.fromkeys([PAD, EOS, BOS, *letters, *words, *FRAGMENTS.split()]))
 
 
 def offline_tokenizer(*, start: bool) -> PreTrainedTokenizerFast:
-    """Lower-cased byte-level tokens; a word of the lists is one token, any other is spelled and nothing is lost.
+    """A lower-casing byte-level tokenizer: listed words are one token, others are spelled without loss.
 
-    `start` puts BOS before a prompt, as decoder-only models want; otherwise EOS follows it, as in T5.
+    `start` puts BOS before a prompt, as decoder-only models expect; otherwise EOS follows it, as in T5.
     """
     ids = {token: i for i, token in enumerate(vocabulary())}
     core = Tokenizer(models.BPE(ids, [(f[:-1], f[-1]) for f in FRAGMENTS.split()], ignore_merges=True))
@@ -85,7 +87,7 @@ def offline_tokenizer(*, start: bool) -> PreTrainedTokenizerFast:
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """The prompts as a list. ValueError where there is none, or one is not text."""
+    """The prompts as a list. ValueError for an empty list or a prompt that is not text."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}, expected a list of texts; did you mean [{prompts!r}]?")
     if not len(prompts):
@@ -99,23 +101,23 @@ def check_prompts(prompts: Sequence[str]) -> list[str]:
 
 
 def token_rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Ids of each text, with the tokenizer's own BOS or EOS, which stay when a text is cut to `length` tokens."""
+    """Token ids of each text, truncated to `length`; the tokenizer's own BOS or EOS stays."""
     return tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
 
 
-def tokens_cut(
+def count_truncated(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], rows: Sequence[Sequence[int]], length: int
 ) -> dict[int, int]:
-    """How many tokens of which text `token_rows` left out."""
+    """Index of each text that `token_rows` truncated -> number of tokens removed."""
     full = [i for i, row in enumerate(rows) if len(row) >= length]
-    whole = tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
-    return {i: len(row) - length for i, row in zip(full, whole, strict=True) if len(row) > length}
+    untruncated = tokenizer([texts[i] for i in full], verbose=False)["input_ids"] if full else []
+    return {i: len(row) - length for i, row in zip(full, untruncated, strict=True) if len(row) > length}
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L) right-padded to the longest row, or to `length` where that is more, and their mask (B, L) bool.
+def pad_rows(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L), right-padded to the longest row and at least to `length`, and their mask (B, L) bool.
 
-    The first position always counts as real, even of an empty row: no prompt leaves attention without a token.
+    The first position counts as real even in an empty row, so that attention always has a token.
     """
     lengths = torch.tensor([max(1, len(row)) for row in rows])
     length = max(length, int(lengths.max()))
@@ -123,7 +125,7 @@ def padded(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[T
     return ids, torch.arange(length) < lengths[:, None]
 
 
-def padding(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id to fill with: of PAD, or of EOS where a decoder-only model has no PAD. It is masked, so any would do."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((i for i in known if i is not None), 0)
+def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The id to pad with: PAD, or EOS where a decoder-only model has no PAD; padding is masked, so any id would do."""
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((i for i in candidates if i is not None), 0)

@@ -58,7 +58,7 @@ def test_prompts_are_encoded_as_diffusers_does(
     encoder = Llm(str(folder), instruction=name, lowercase=True, pad_to_max=pad_to_max)
     with torch.no_grad():
         text = encoder(PROMPTS)
-        null = encoder.against(NEGATIVES, text)
+        null = encoder.negative(NEGATIVES, text)
         theirs = made.encode_prompt(PROMPTS, negative_prompt=NEGATIVES, complex_human_instruction=lines, device="cpu")
     for ours, tokens, mask in ((text, *theirs[:2]), (null, *theirs[2:])):
         length, mask = ours.mask.shape[1], mask.bool()

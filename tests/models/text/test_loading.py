@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from sana_lab.config.specs import SpecError, build
-from sana_lab.models.text import PromptCut, TextEncoder
+from sana_lab.models.text import PromptTruncated, TextEncoder
 from sana_lab.models.text.llm import Llm
 from sana_lab.models.text.t5 import T5
 from sana_lab.models.text.tokenizer import offline_tokenizer
@@ -126,7 +126,10 @@ def test_the_instruction_keeps_the_positions_that_sana_keeps(
     encoder = Llm(str(root / "gemma2"), max_tokens=10, instruction=instruction, pad_to_max=pad_to_max)
     prompts = [*PROMPTS[:2], "a very long prompt " * 9]
     over = len(encoder.tokenizer([prompts[2]])["input_ids"][0]) - 9  # BOS and the instruction's last token stay too
-    with torch.no_grad(), pytest.warns(PromptCut, match=rf"over 10 tokens .*: 3 of prompt 1, {over} of prompt 2$"):
+    with (
+        torch.no_grad(),
+        pytest.warns(PromptTruncated, match=rf"over 10 tokens .*: 3 of prompt 1, {over} of prompt 2$"),
+    ):
         text = encoder(prompts)
     assert text.tokens.shape == (3, 10, 32)
     for i, prompt in enumerate(prompts):
@@ -240,7 +243,7 @@ def test_weights_that_are_cut_short_or_lack_a_tensor(
     with pytest.raises(SpecError, match=r"incomplete: there is no layers.1.mlp.up_proj.weight"):
         Llm(str(folder))
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(SpecError, match=r"model.safetensors is cut short or is no safetensors file"):
+    with pytest.raises(SpecError, match=r"model.safetensors is truncated"):
         Llm(str(folder))
 
 
@@ -270,12 +273,12 @@ def test_a_model_that_the_hub_does_not_have() -> None:
 def test_a_known_shape_is_drawn_without_any_file(kind: str, config: dict[str, object], monkeypatch: pytest.MonkeyPatch):
     """Random weights and the offline tokenizer, for speed; a shape that is not known is refused."""
     known = {**config, "vocab_size": 2000, "head_dim": 16, "num_key_value_heads": 1}
-    monkeypatch.setattr("sana_lab.models.text.loading.KNOWN", {"org/small": known})
+    monkeypatch.setattr("sana_lab.models.text.loading.CONFIGS", {"org/small": known})
     monkeypatch.setattr("sana_lab.models.text.loading.HfApi", None)
-    encoder = build("text_encoder", {"name": kind, "model": "org/small", "drawn": True, "dtype": "bfloat16"})
+    encoder = build("text_encoder", {"name": kind, "model": "org/small", "random_init": True, "dtype": "bfloat16"})
     assert encoder.pretrained
     text = encoder(PROMPTS)
     assert (text.tokens.shape[-1], text.tokens.dtype) == (encoder.dim, torch.bfloat16)
     assert text.tokens.isfinite().all()
-    with pytest.raises(SpecError, match=r"shape of 'org/smal' is not known here.*did you mean 'org/small'"):
-        build("text_encoder", {"name": kind, "model": "org/smal", "drawn": True})
+    with pytest.raises(SpecError, match=r"org/smal.*did you mean 'org/small'"):
+        build("text_encoder", {"name": kind, "model": "org/smal", "random_init": True})

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sana_lab.models.text.llm import Llm
-from sana_lab.models.text.prefix_cache import MOST, causal
+from sana_lab.models.text.prefix_cache import CAPACITY, causal
 from sana_lab.models.text.tokenizer import offline_tokenizer
 from sana_lab.types import Text
 
@@ -94,9 +94,9 @@ def test_the_instruction_read_once_gives_what_reading_it_each_time_gives(folder:
     kept, plain = pair(folder, name, pad_to_max=pad_to_max)
     for prompts in (PROMPTS, PROMPTS[::-1], ["another prompt"], [""], PROMPTS[:1]):
         assert_same(kept(prompts), plain(prompts))
-    assert kept.memory is not None
-    assert kept.memory.beginning is not None
-    assert len(kept.memory.beginning.ids) == kept.first
+    assert kept.cache is not None
+    assert kept.cache.prefix is not None
+    assert len(kept.cache.prefix.ids) == kept.window_start
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama"])
@@ -142,12 +142,12 @@ def test_a_prompt_that_does_not_begin_as_the_instruction_does(folder: Path):
     """A tokenizer may give the whole row other tokens; then it is read whole."""
     kept, plain = pair(folder)
     kept(PROMPTS)
-    assert kept.memory is not None
-    begun = kept.memory.beginning
-    assert begun is not None
-    kept.memory.beginning = begun._replace(ids=(begun.ids[0], *[99] * (len(begun.ids) - 1)))
-    kept.memory.begun = lambda network, ids: kept.memory.beginning  # type: ignore[method-assign, union-attr]
-    kept.forget()
+    assert kept.cache is not None
+    prefix = kept.cache.prefix
+    assert prefix is not None
+    kept.cache.prefix = prefix._replace(ids=(prefix.ids[0], *[99] * (len(prefix.ids) - 1)))
+    kept.cache.prefix_of = lambda network, ids: kept.cache.prefix  # type: ignore[method-assign, union-attr]
+    kept.clear_cache()
     assert_same(kept(PROMPTS), plain(PROMPTS))
 
 
@@ -158,12 +158,13 @@ def test_the_null_condition_of_both_conventions(folder: Path, null: Any, pad_to_
     """`nvlabs` looks at the features of padding, too."""
     kept, plain = pair(folder, null=null, pad_to_max=pad_to_max)
     for _ in range(2):
-        assert_same(kept.against(negatives, kept(PROMPTS)), plain.against(negatives, plain(PROMPTS)))
+        assert_same(kept.negative(negatives, kept(PROMPTS)), plain.negative(negatives, plain(PROMPTS)))
         assert_same(
-            kept.dropped(PROMPTS, [True, False] * 2 + [True]), plain.dropped(PROMPTS, [True, False] * 2 + [True])
+            kept.with_dropout(PROMPTS, [True, False] * 2 + [True]),
+            plain.with_dropout(PROMPTS, [True, False] * 2 + [True]),
         )
     short = kept(PROMPTS[:1])
-    assert_same(kept.against([""], short), plain.against([""], plain(PROMPTS[:1])))
+    assert_same(kept.negative([""], short), plain.negative([""], plain(PROMPTS[:1])))
 
 
 # --- what is read
@@ -174,16 +175,16 @@ def test_each_thing_is_read_once(folder: Path):
     kept = encoder(folder)
     count, whole = Count(kept), len(kept._ids(INSTRUCTION + PROMPTS[1]))
     text = kept(PROMPTS[:2])
-    assert count.take() == [(1, kept.first), (2, whole - kept.first)]
-    kept.against([""], text)
+    assert count.take() == [(1, kept.window_start), (2, whole - kept.window_start)]
+    kept.negative([""], text)
     assert count.take() == [(1, 1)]
-    kept.against([""], kept(PROMPTS[1::-1]))
+    kept.negative([""], kept(PROMPTS[1::-1]))
     assert count.take() == []
     kept([PROMPTS[0], "a zebra", "a zebra"])
     assert [rows for rows, _ in count.take()] == [1]
-    kept.forget()
-    kept.against([""], kept(PROMPTS[:2]))
-    assert count.take() == [(2, whole - kept.first)], "the instruction and the empty prompt stay"
+    kept.clear_cache()
+    kept.negative([""], kept(PROMPTS[:2]))
+    assert count.take() == [(2, whole - kept.window_start)], "the instruction and the empty prompt stay"
 
 
 @torch.no_grad()
@@ -192,14 +193,14 @@ def test_the_null_of_nvlabs_is_read_once_for_all_lengths(folder: Path):
     texts = [kept(PROMPTS[:1]), kept(PROMPTS[1:2])]
     count = Count(kept)
     for text in texts * 2:
-        kept.against([""], text)
+        kept.negative([""], text)
     assert count.take() == [(1, 40)]
 
 
 @torch.no_grad()
 def test_what_is_kept_is_bounded_and_the_last_used_stays(folder: Path):
     kept = encoder(folder)
-    names = [f"{i} circles" for i in range(MOST["prompt"])]
+    names = [f"{i} circles" for i in range(CAPACITY["prompt"])]
     kept(names)
     kept(names[:1])
     count = Count(kept)
@@ -208,11 +209,11 @@ def test_what_is_kept_is_bounded_and_the_last_used_stays(folder: Path):
     assert len(count.take()) == 1
     kept(names[1:2])
     assert len(count.take()) == 1
-    assert kept.memory is not None
-    assert len(kept.memory.kept["prompt"]) == MOST["prompt"]
-    many = [f"{i} squares" for i in range(MOST["prompt"] + 5)]
+    assert kept.cache is not None
+    assert len(kept.cache.features["prompt"]) == CAPACITY["prompt"]
+    many = [f"{i} squares" for i in range(CAPACITY["prompt"] + 5)]
     assert len(kept(many).tokens) == len(many)
-    assert len(kept.memory.kept["prompt"]) == MOST["prompt"]
+    assert len(kept.cache.features["prompt"]) == CAPACITY["prompt"]
 
 
 @torch.no_grad()
@@ -263,11 +264,11 @@ def change_dtype(e: Llm) -> None:
 @torch.no_grad()
 def test_other_weights_are_read_anew(folder: Path, change: Any):
     kept, plain = pair(folder)
-    before = kept(PROMPTS), kept.against([""], kept(PROMPTS))
+    before = kept(PROMPTS), kept.negative([""], kept(PROMPTS))
     change(kept), change(plain)
-    after = kept(PROMPTS), kept.against([""], kept(PROMPTS))
+    after = kept(PROMPTS), kept.negative([""], kept(PROMPTS))
     assert_same(after[0], plain(PROMPTS))
-    assert_same(after[1], plain.against([""], plain(PROMPTS)))
+    assert_same(after[1], plain.negative([""], plain(PROMPTS)))
     assert before[0].tokens.dtype != after[0].tokens.dtype or not torch.allclose(before[0].tokens, after[0].tokens)
 
 
@@ -305,8 +306,8 @@ def test_copies_begin_empty(folder: Path):
     kept = encoder(folder)
     text = kept(PROMPTS)
     for twin in (copy.deepcopy(kept), pickle.loads(pickle.dumps(kept))):
-        assert twin.memory is not None
-        assert not twin.memory.kept["prompt"]
+        assert twin.cache is not None
+        assert not twin.cache.features["prompt"]
         assert_same(twin(PROMPTS), text)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sana_lab.config import registry, specs
-from sana_lab.models.text import PromptCut, TextEncoder
+from sana_lab.models.text import PromptTruncated, TextEncoder
 
 SHORT, LONG = "a red circle", "a photo of a blue square, a green triangle and a zebra left of the helicopter"
 NAMES = sorted(registry.TABLE["text_encoder"])
@@ -73,10 +73,10 @@ def test_the_null_condition_is_the_empty_prompt(encoder: TextEncoder) -> None:
 
 def test_long_prompts_are_cut_and_that_is_said(encoder: TextEncoder) -> None:
     short = specs.build("text_encoder", {"name": encoder.spec["name"], "max_tokens": 6})
-    with pytest.warns(PromptCut, match=r"over 300 tokens are cut at their end, by tokens: \d+ of prompt 0$"):
+    with pytest.warns(PromptTruncated, match=r"over 300 tokens .*: \d+ of prompt 0$"):
         assert encoder([LONG * 50]).mask.sum() == encoder.max_tokens == 300
     over = len(encoder.tokenizer([LONG])["input_ids"][0]) - 6
-    with pytest.warns(PromptCut, match=f"over 6 tokens .* tokens: {over} of prompt 0, {over} of prompt 2$") as said:
+    with pytest.warns(PromptTruncated, match=f"over 6 tokens .*: {over} of prompt 0, {over} of prompt 2$") as said:
         assert short([LONG, SHORT, LONG]).tokens.shape == (3, 6, encoder.dim)
     assert len(said) == 1
 
@@ -97,7 +97,7 @@ def test_a_training_on_long_captions_is_not_told_forever(encoder: TextEncoder) -
             short([LONG] * 7)
     assert len(said) == 8
     assert "and of 2 more" in str(said[0].message)
-    assert str(said[-1].message).endswith("this is not said again")
+    assert str(said[-1].message).endswith("not reported")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,9 +109,9 @@ def test_null_conventions(name: str) -> None:
         made.append(specs.build("text_encoder", {"name": name, "null": null}))
     own, theirs = made
     text, plain = own([SHORT, LONG]), own([""])
-    assert torch.equal(own.against([""], text).tokens, plain.tokens)
-    assert torch.equal(own.against([""], text).mask, plain.mask)
-    tokens, mask = theirs.against([""], text)
+    assert torch.equal(own.negative([""], text).tokens, plain.tokens)
+    assert torch.equal(own.negative([""], text).mask, plain.mask)
+    tokens, mask = theirs.negative([""], text)
     assert torch.equal(mask, text.mask)
     assert tokens.shape == text.tokens.shape
     ids = own.tokenizer([""], padding="max_length", max_length=tokens.shape[1], return_tensors="pt")
@@ -122,21 +122,21 @@ def test_null_conventions(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_dropped_prompts_are_the_null_condition_of_each_convention(name: str) -> None:
     own, theirs = (specs.build("text_encoder", {"name": name, "null": null}) for null in ("diffusers", "nvlabs"))
-    tokens, mask = own.dropped([SHORT, LONG], [True, False])
+    tokens, mask = own.with_dropout([SHORT, LONG], [True, False])
     assert torch.equal(tokens, own(["", LONG]).tokens)
     assert torch.equal(mask, own(["", LONG]).mask)
     text = theirs([SHORT, LONG])
-    tokens, mask = theirs.dropped([SHORT, LONG], [True, False])
+    tokens, mask = theirs.with_dropout([SHORT, LONG], [True, False])
     assert torch.equal(mask, text.mask)
     assert torch.equal(tokens[1], text.tokens[1])
-    assert torch.equal(tokens[0], theirs.against([""], text).tokens[0])
+    assert torch.equal(tokens[0], theirs.negative([""], text).tokens[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_long_negative_prompt_under_a_short_mask(name: str) -> None:
     encoder = specs.build("text_encoder", {"name": name, "null": "nvlabs"})
     text = encoder([SHORT, "red"])
-    tokens, mask = encoder.against([LONG], text)
+    tokens, mask = encoder.negative([LONG], text)
     assert (tokens.shape, torch.equal(mask, text.mask)) == (text.tokens.shape, True)
 
 

@@ -13,7 +13,7 @@ from sana_lab.models.text.tokenizer import (
     PAD,
     WORLD,
     offline_tokenizer,
-    padded,
+    pad_rows,
     token_rows,
     vocabulary,
 )
@@ -96,8 +96,8 @@ def test_cutting_keeps_the_end_or_the_beginning() -> None:
 
 
 def test_padded_rows() -> None:
-    ids, mask = padded([[5, 6, 7], [8], []], fill=9)
+    ids, mask = pad_rows([[5, 6, 7], [8], []], fill=9)
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9], [9, 9, 9]]
     assert mask.tolist() == [[True] * 3, [True, False, False], [True, False, False]]
-    assert padded([[5]], fill=0, length=4)[0].tolist() == [[5, 0, 0, 0]]
+    assert pad_rows([[5]], fill=0, length=4)[0].tolist() == [[5, 0, 0, 0]]
     assert ids.dtype == torch.long

@@ -16,7 +16,7 @@ from sana_lab.evaluation import transformers_models
 from sana_lab.evaluation.geneval.detectors import Detector
 from sana_lab.evaluation.geneval.rule import coco_classes
 from sana_lab.models.text.loading import load_tokenizer
-from sana_lab.models.text.tokenizer import padded, padding, token_rows
+from sana_lab.models.text.tokenizer import pad_rows, padding_id, token_rows
 from sana_lab.types import Json, Object
 
 
@@ -77,7 +77,7 @@ class Owlv2(Detector):
         """(C, D) directions of what is asked for."""
         tokenizer, room = load_tokenizer(model), self.network.config.text_config.max_position_embeddings
         rows = token_rows(tokenizer, [f"a photo of a {label}" for label in self.labels], room)
-        ids, mask = (x.to(self.network.device) for x in padded(rows, padding(tokenizer)))
+        ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(tokenizer)))
         return normalize(self.network.owlv2.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
 
