@@ -103,3 +103,6 @@ LEADING: dict[str, tuple[str, ...]] = {"solver": ("velocity", "x", "times"), "op
 
 WEIGHTED = ("autoencoder", "dit", "text_encoder")
 """Kinds whose spec may say `weights:`, a file or `experiment:NAME`, loaded after building."""
+
+RENAMED: dict[str, dict[str, str]] = {"text_encoder": {"drawn": "random_init"}}
+"""kind -> an option's earlier name, which saved configurations still have -> its name."""

@@ -19,7 +19,7 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
-from sana_lab.config.registry import BASES, LEADING, PRESETS, TABLE, WEIGHTED
+from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
 
 Spec = str | dict[str, Any]
 
@@ -224,7 +224,7 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
     if isinstance(spec, str) and spec:
         return {"name": spec}
     if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-        return dict(spec)
+        return {RENAMED.get(kind, {}).get(key, key): value for key, value in spec.items()}
     raise SpecError(
         f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}"
     )

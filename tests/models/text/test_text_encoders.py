@@ -144,6 +144,11 @@ def test_later_options_leave_earlier_models_their_hash(encoder: TextEncoder) -> 
     assert not {"null", "lowercase"} & specs.canonical("text_encoder", encoder.spec["name"]).keys()
 
 
+def test_configurations_saved_before_options_were_renamed_still_load(encoder: TextEncoder) -> None:
+    spec = {"name": encoder.spec["name"], "drawn": False}
+    assert specs.resolve("text_encoder", spec) == encoder.spec
+
+
 def test_state_dict_round_trip(encoder: TextEncoder) -> None:
     other = specs.build("text_encoder", encoder.spec)
     assert not torch.equal(other([LONG]).tokens, encoder([LONG]).tokens)
