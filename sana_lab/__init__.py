@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sana_lab.api import load, sample
-    from sana_lab.config.specs import build
+    from sana_lab.checkpoints.build import build
     from sana_lab.evaluation.evaluate import evaluate
 
 __all__ = ["build", "evaluate", "load", "sample"]
-_HOMES = {"build": "config.specs", "evaluate": "evaluation.evaluate", "load": "api", "sample": "api"}
+_HOMES = {"build": "checkpoints.build", "evaluate": "evaluation.evaluate", "load": "api", "sample": "api"}
 
 
 def __getattr__(name: str) -> Any:

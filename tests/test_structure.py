@@ -30,8 +30,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 PENDING = {
     ("ablation.runner", "ablation.worker"),
-    ("config.specs", "checkpoints.weights"),
-    ("config.specs", "config.experiments"),
     ("report.significance", "evaluation.per_prompt"),
     ("evaluation.evaluate", "api"),
     ("evaluation.evaluate", "shapes.train_attributes"),
@@ -204,8 +202,7 @@ def test_every_name_of_the_table_resolves(kind: str, name: str):
 
 def stand_in(option: specs.Option) -> Any:
     """Something for an option without a default: the first part of its kind, likewise, or any text."""
-    kind = next(iter(option.marks(str)), None)
-    if kind is None:
+    if (kind := option.kind) is None:
         return "x"
     name = next(iter(registry.TABLE[kind]))
     schema = specs.options(kind, specs.find(kind, name))

@@ -28,9 +28,10 @@ from sana_lab.bench.stages import (
     measure_peaks,
     work,
 )
+from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_file
-from sana_lab.config.specs import Spec, SpecError, build
+from sana_lab.config.specs import Spec, SpecError
 from sana_lab.costs import nvml as drivers
 from sana_lab.costs.batch_sweep import Rung, host_room, sweep
 from sana_lab.costs.flops import DEFINITION, PAIR, count_pair_macs

@@ -9,7 +9,8 @@ import torch
 
 from sana_lab.bench.memory import GIB, Counter, Way
 from sana_lab.bench.stages import COMPONENT
-from sana_lab.config.specs import SpecError, build
+from sana_lab.checkpoints.build import build
+from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import OutOfMemory, first_line, is_out_of_memory, release
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.systems.quantize import installed

@@ -66,7 +66,12 @@ def complete(config: Config, title: str = "experiment") -> Config:
     except OmegaConfBaseException as error:
         raise SpecError(f"{title}: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
-    return specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title)
+    return specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
+
+
+def resolve(kind: str, spec: specs.Spec) -> Config:
+    """A part's spec completed and checked, `experiment:NAME` replaced by what that experiment trains. SpecError."""
+    return specs.resolve(kind, spec, part_of=part_of)
 
 
 def apply(config: Config, overrides: Iterable[str]) -> Config:

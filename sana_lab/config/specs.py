@@ -1,4 +1,4 @@
-"""The table of parts, and what turns a spec into one: find, resolve, build.
+"""Specs of parts: find, complete and check, build, and reduce to what identifies them.
 
 A *part* is a callable whose signature is its only schema. A *spec* is plain data, a name and options:
 `"linear"`, or `{"name": "linear", "eps": 1e-8}`. Positional-only parameters and keyword-only parameters without a
@@ -7,25 +7,23 @@ may set. An inner part is marked in the signature: `attention: Annotated[Spec, "
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
-import json
-import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import is_dataclass
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from sana_lab.config.errors import SpecError, nearest
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
+from sana_lab.config.validation import describe, is_optional, kind_of, validate
 
 Spec = str | dict[str, Any]
 
-
-class SpecError(ValueError):
-    """A spec that a person can mend: what was given, what was expected and the nearest right answer."""
+PartOf = Callable[[str, str], dict[str, Any]]
+"""(`experiment:NAME`, kind) -> the spec of that kind in the experiment: `config.experiments.part_of`."""
 
 
 class Runtime:
@@ -51,20 +49,22 @@ class Option(NamedTuple):
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    @property
+    def kind(self) -> str | None:
+        """The kind of part that the option holds; None for plain data."""
+        return kind_of(self.annotation)
+
     def marks(self, mark: type) -> list[Any]:
-        found = get_args(self.annotation)[1:] if get_origin(self.annotation) is Annotated else ()
-        return [m for m in found if isinstance(m, mark)]
-
-
-def nearest(word: str, options: Iterable[str]) -> str:
-    """A did-you-mean clause, or the list of what there is."""
-    names = sorted(options)
-    close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
+        """The marks of one class in the annotation, such as AsBefore."""
+        marks = get_args(self.annotation)[1:] if get_origin(self.annotation) is Annotated else ()
+        return [m for m in marks if isinstance(m, mark)]
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
-    """The callable behind a name of the table, or behind a user's own `module:attribute`, if it is of this kind."""
+    """The callable behind a registered name, a preset or a user's own `module:attribute`. SpecError if of another kind.
+
+    Nothing is built: importing the module is all that runs.
+    """
     if kind not in TABLE:
         raise SpecError(f"no kind of part is called {kind!r}; {nearest(kind, TABLE)}")
     name = presets(kind).get(name, {}).get("name", name)
@@ -76,12 +76,12 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def presets(kind: str) -> dict[str, dict[str, Any]]:
-    """The known shapes of a kind: name -> the spec that it stands for."""
+    """The named configurations of a kind: name -> the spec that it stands for."""
     return _import(kind, PRESETS[kind]) if kind in PRESETS else {}
 
 
 def options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
-    """What a spec of this part may say, in the signature's order."""
+    """The options of a part by name, in the order of its signature."""
     hints = _hints(target)
     leading = LEADING.get(kind, ())
     return {
@@ -91,38 +91,71 @@ def options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
     }
 
 
+def fields(record: type) -> dict[str, Option]:
+    """The options of a dataclass."""
+    factories = {
+        f.name: f.default_factory() for f in dataclasses.fields(record) if f.default_factory is not dataclasses.MISSING
+    }
+    return {k: o._replace(default=factories.get(k, o.default)) for k, o in options("", record).items()}
+
+
 def name_of(spec: Spec) -> str:
+    """The name in a spec of either form; '' where a mapping has none."""
     return spec if isinstance(spec, str) else spec.get("name", "")
 
 
-def resolve(kind: str, spec: Spec, where: str = "") -> dict[str, Any]:
-    """The spec completed with every default, inner specs included, and checked against the signatures. SpecError."""
+def resolve(kind: str, spec: Spec, where: str = "", part_of: PartOf | None = None) -> dict[str, Any]:
+    """The spec completed with every default, inner specs included, and checked against the signatures. SpecError.
+
+    `where` is the path in error messages. `part_of` looks up `experiment:NAME`; `config.experiments.resolve` gives it.
+    """
     where = where or kind
     given = _as_mapping(kind, spec, where)
     if preset := presets(kind).get(given["name"]):
         given = {**deepcopy(preset), **given, "name": preset["name"]}
     name = given.pop("name")
     if name.startswith("experiment:"):
-        return _from_experiment(kind, name, given, where)
+        return _from_experiment(kind, name, given, where, part_of)
     weights = _weights(kind, given, where)
     target = find(kind, name)
     schema = options(kind, target)
-    return {"name": name, **complete(schema, given, f"{kind} {name!r}", where), **weights}
+    return {"name": name, **complete(schema, given, f"{kind} {name!r}", where, part_of), **weights}
 
 
-def complete(schema: dict[str, Option], given: dict[str, Any], title: str, where: str) -> dict[str, Any]:
-    """`given` checked against `schema` and completed with its defaults, as plain data."""
+def complete(
+    schema: dict[str, Option], given: dict[str, Any], title: str, where: str, part_of: PartOf | None = None
+) -> dict[str, Any]:
+    """`given` checked against `schema` and completed with its defaults, as plain data. SpecError."""
     for key in given:
         if key not in schema:
             raise SpecError(f"{title} has no option {key!r}; {nearest(key, schema)}  [{where}.{key}]")
     for key, option in schema.items():
         if option.required and key not in given:
-            raise SpecError(f"{title} needs {key!r} ({_show(option.annotation)})  [{where}.{key}]")
-    return {k: check(_value(k, o, given), o.annotation, f"{where}.{k}") for k, o in schema.items()}
+            raise SpecError(f"{title} needs {key!r} ({describe(option.annotation)})  [{where}.{key}]")
+    return {k: check(_value(k, o, given), o.annotation, f"{where}.{k}", part_of) for k, o in schema.items()}
+
+
+def check(value: Any, annotation: Any, where: str, part_of: PartOf | None = None) -> Any:
+    """`value` of the annotated type as plain data, specs resolved and dataclasses completed. SpecError."""
+    if kind := kind_of(annotation):
+        return None if value is None and is_optional(annotation) else resolve(kind, value, where, part_of)
+    if get_origin(annotation) is Annotated:
+        return check(value, get_args(annotation)[0], where, part_of)
+    if is_dataclass(annotation):
+        return _check_record(value, annotation, where, part_of)
+    value, inner = validate(value, annotation, where), get_args(annotation)
+    if get_origin(annotation) is list:
+        return [check(v, inner[0], f"{where}[{i}]", part_of) for i, v in enumerate(value)]
+    if get_origin(annotation) is dict:
+        return {k: check(v, inner[1], f"{where}.{k}", part_of) for k, v in value.items()}
+    return value
 
 
 def build(kind: str, spec: Spec, **supplied: Any) -> Any:
-    """The part that a spec names, its weights loaded where it says `weights`; a function gets its options bound."""
+    """The part that a spec names, untrained; a function gets its options bound. SpecError.
+
+    `checkpoints.build.build` also loads the weights that a spec names.
+    """
     resolved = resolve(kind, spec)
     weighted = kind in WEIGHTED
     arguments = {k: v for k, v in resolved.items() if k != "name" and not (weighted and k == "weights")}
@@ -132,8 +165,6 @@ def build(kind: str, spec: Spec, **supplied: Any) -> Any:
     part: Any = target(**arguments, **supplied)
     if weighted:
         part.spec = resolved
-    if weighted and resolved.get("weights"):
-        importlib.import_module("sana_lab.checkpoints.weights").load_into(part, resolved["weights"], kind)
     return part
 
 
@@ -145,34 +176,6 @@ def canonical(kind: str, spec: Spec) -> dict[str, Any]:
     version = getattr(target, "version", 1)
     extra = {"version": version} if version != 1 else {}
     return {"name": resolved["name"], **kept, **{k: resolved[k] for k in ("weights",) if k in resolved}, **extra}
-
-
-def check(value: Any, annotation: Any, where: str) -> Any:
-    """`value` as plain data if it fits the annotation (int passes for float); SpecError that says where it does not."""
-    if get_origin(annotation) is Annotated:
-        inner, *marks = get_args(annotation)
-        kind = next((m for m in marks if isinstance(m, str)), None)
-        if kind is None:
-            return check(value, inner, where)
-        if value is None and type(None) in get_args(inner):
-            return None
-        return resolve(kind, value, where)
-    if is_dataclass(annotation):
-        return _check_dataclass(value, annotation, where)
-    ok, result = _fits(value, annotation, where)
-    if not ok:
-        raise SpecError(
-            f"{where} is {value!r} ({type(value).__name__}), expected {_show(annotation)}{_hint(value, annotation)}"
-        )
-    return result
-
-
-def fields(record: type) -> dict[str, Option]:
-    """The options of a dataclass."""
-    made = {
-        f.name: f.default_factory() for f in dataclasses.fields(record) if f.default_factory is not dataclasses.MISSING
-    }
-    return {k: o._replace(default=made.get(k, o.default)) for k, o in options("", record).items()}
 
 
 def _import(kind: str, target: str) -> Any:
@@ -231,34 +234,35 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
 
 
 def _value(key: str, option: Option, given: dict[str, Any]) -> Any:
-    """What is given, or the default; a mapping without a name holds options of the default part."""
+    """The given value, or the default; a mapping without a name holds options of the default part."""
     default = deepcopy(option.default)
     value = given.get(key, default)
-    if option.marks(str) and isinstance(value, dict) and "name" not in value and isinstance(default, str | dict):
+    if option.kind and isinstance(value, dict) and "name" not in value and isinstance(default, str | dict):
         return {**({"name": default} if isinstance(default, str) else default), **value}
     return value
 
 
 def _weights(kind: str, given: dict[str, Any], where: str) -> dict[str, str]:
-    """What a part's weights are loaded from, taken out of `given`; null is none."""
+    """The `weights` of a spec, removed from `given`; {} where there are none."""
     value = given.pop("weights", None) if kind in WEIGHTED else None
-    return {} if value is None else {"weights": check(value, str, f"{where}.weights")}
+    return {} if value is None else {"weights": validate(value, str, f"{where}.weights")}
 
 
-def _from_experiment(kind: str, name: str, given: dict[str, Any], where: str) -> dict[str, Any]:
+def _from_experiment(kind: str, name: str, given: dict[str, Any], where: str, part_of: PartOf | None) -> dict[str, Any]:
     if kind not in WEIGHTED:
         raise SpecError(f"{where} is {name!r}, but only {', '.join(WEIGHTED)} can be taken from an experiment")
-    spec = importlib.import_module("sana_lab.config.experiments").part_of(name, kind)
-    return resolve(kind, {**spec, **given, "weights": given.get("weights", name)}, where)
+    if part_of is None:
+        raise SpecError(f"{where} is {name!r}, expected a part by its name; sana_lab.build looks up experiments")
+    return resolve(kind, {**part_of(name, kind), **given, "weights": given.get("weights", name)}, where, part_of)
 
 
-def _check_dataclass(value: Any, record: Any, where: str) -> dict[str, Any]:
+def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -> dict[str, Any]:
     value = {} if value is inspect.Parameter.empty or value is None else value
     if is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if not isinstance(value, dict):
         raise SpecError(f"{where} is {value!r}, expected a mapping of {', '.join(fields(record))}")
-    return complete(fields(record), value, where, where)
+    return complete(fields(record), value, where, where, part_of)
 
 
 def _canonical_options(schema: dict[str, Option], resolved: dict[str, Any]) -> dict[str, Any]:
@@ -267,83 +271,6 @@ def _canonical_options(schema: dict[str, Option], resolved: dict[str, Any]) -> d
         before = option.marks(AsBefore)
         if option.marks(Runtime) or (before and before[0].value == resolved[key]):
             continue
-        kind = next(iter(option.marks(str)), None)
+        kind = option.kind
         kept[key] = canonical(kind, resolved[key]) if kind and resolved[key] is not None else resolved[key]
     return kept
-
-
-def _is_union(origin: Any) -> TypeGuard[Any]:
-    return origin is Union or origin is types.UnionType
-
-
-def _fits(value: Any, annotation: Any, where: str) -> tuple[bool, Any]:
-    origin, inner = get_origin(annotation), get_args(annotation)
-    if annotation is Any or isinstance(annotation, typing.TypeVar):
-        return True, value
-    if annotation is None or annotation is type(None):
-        return value is None, value
-    if origin is Literal:
-        return any(value == i and type(value) is type(i) for i in inner), value
-    if _is_union(origin):
-        return _fits_union(value, inner, where)
-    if origin in (list, tuple):
-        return _fits_sequence(value, origin, inner, where)
-    if origin is dict:
-        return _fits_mapping(value, inner, where)
-    return _fits_scalar(value, annotation)
-
-
-def _fits_union(value: Any, members: tuple[Any, ...], where: str) -> tuple[bool, Any]:
-    scalars = [m for m in members if m in (int, float, str, bool)]
-    for member in [m for m in members if not (scalars and _is_guest(m))]:
-        try:
-            return True, check(value, member, where)
-        except SpecError:
-            continue
-    return False, value
-
-
-def _is_guest(member: Any) -> bool:
-    """A type of torch's or a user's own (float | Tensor): where plain numbers may stand, no spec can mean it."""
-    plain = (int, float, str, bool, dict, list, tuple, type(None))
-    return isinstance(member, type) and member not in plain and not is_dataclass(member)
-
-
-def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...], where: str) -> tuple[bool, Any]:
-    if not isinstance(value, list | tuple):
-        return False, value
-    if origin is tuple and inner and inner[-1] is not Ellipsis:
-        if len(value) != len(inner):
-            return False, value
-        return True, [check(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, inner, strict=True))]
-    item = inner[0] if inner else Any
-    return True, [check(v, item, f"{where}[{i}]") for i, v in enumerate(value)]
-
-
-def _fits_mapping(value: Any, inner: tuple[Any, ...], where: str) -> tuple[bool, Any]:
-    if not isinstance(value, dict):
-        return False, value
-    return True, {k: check(v, inner[1], f"{where}.{k}") for k, v in value.items()}
-
-
-def _fits_scalar(value: Any, annotation: Any) -> tuple[bool, Any]:
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if annotation in (int, float, str, bool, dict, list):
-        return isinstance(value, annotation) and (annotation is bool or not isinstance(value, bool)), value
-    return True, value  # a guest's own types are its own business
-
-
-def _show(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        kind = next((m for m in get_args(annotation)[1:] if isinstance(m, str)), None)
-        return f"a spec of kind {kind!r}" if kind else _show(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(json.dumps(a) for a in get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-
-
-def _hint(value: Any, annotation: Any) -> str:
-    if get_origin(annotation) is Literal and isinstance(value, str):
-        return "; " + nearest(value, (str(a) for a in get_args(annotation)))
-    return ""

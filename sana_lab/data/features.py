@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sana_lab.config.specs import RUNTIME, Spec, SpecError, build, canonical, name_of, resolve
+from sana_lab.checkpoints.build import build
+from sana_lab.config import experiments
+from sana_lab.config.specs import RUNTIME, Spec, SpecError, canonical, name_of
 from sana_lab.data.latents import Latents, Split, state_digest
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order
@@ -137,7 +139,7 @@ class Features(L.LightningDataModule):
 
     def _encoder(self) -> TextEncoder:
         encoder: TextEncoder = build("text_encoder", self.text_encoder)
-        if not (encoder.pretrained or "weights" in resolve("text_encoder", self.text_encoder)):
+        if not (encoder.pretrained or "weights" in experiments.resolve("text_encoder", self.text_encoder)):
             raise SpecError(
                 f"data 'features': text_encoder {name_of(self.text_encoder)!r} has not learned anything yet; "
                 "expected its `model` or `weights`, or system: text2image, which trains one from scratch"
@@ -145,7 +147,8 @@ class Features(L.LightningDataModule):
         return encoder.requires_grad_(False).eval().to(self.trainer.strategy.root_device if self.trainer else "cpu")
 
     def _fingerprint(self, encoder: TextEncoder, captions: Sequence[str]) -> str:
-        spec = {k: v for k, v in canonical("text_encoder", self.text_encoder).items() if k != "weights"}
+        resolved = experiments.resolve("text_encoder", self.text_encoder)
+        spec = {k: v for k, v in canonical("text_encoder", resolved).items() if k != "weights"}
         facts: Json = {"version": self.version, "encoder": spec, "weights": state_digest(encoder), "shard": self.shard}
         return hashlib.sha256(json.dumps({**facts, "captions": captions}, sort_keys=True).encode()).hexdigest()
 

@@ -13,7 +13,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sana_lab.config.specs import RUNTIME, Spec, build, canonical
+from sana_lab.checkpoints.build import build
+from sana_lab.config import experiments
+from sana_lab.config.specs import RUNTIME, Spec, canonical
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order, turn
 from sana_lab.models.autoencoders import Autoencoder
@@ -178,11 +180,12 @@ class Latents(L.LightningDataModule):
         return items
 
     def _fingerprint(self, source: Source, autoencoder: Autoencoder) -> str:
+        resolved = experiments.resolve("autoencoder", self.autoencoder)
         facts: Json = {
             "version": self.version,
             "source": {k: v for k, v in canonical("data", self.source).items() if k != "batch"},
             "content": source.digest(),
-            "autoencoder": {k: v for k, v in canonical("autoencoder", self.autoencoder).items() if k != "weights"},
+            "autoencoder": {k: v for k, v in canonical("autoencoder", resolved).items() if k != "weights"},
             "weights": state_digest(autoencoder),
             "captions": self.captions,
             "shard": self.shard,

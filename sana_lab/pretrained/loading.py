@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, formats, key_tables, weights
+from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments, registry, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.pretrained import restore
@@ -53,7 +54,7 @@ def _load(path: Path, kind: str | None, **options: Any) -> Any:
 def _released(path: Path, kind: str | None, text: bool = True, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """What lies there in other people's formats, and what is to be said of it."""
     if kind == "text_encoder":
-        return specs.build("text_encoder", text_spec(path, options.get("variant"))), ()
+        return build("text_encoder", text_spec(path, options.get("variant"))), ()
     if kind is None and (path / "model_index.json").is_file():
         return pipeline(path, text=text, **options), ()
     found = formats.find(path, kind, **options)
@@ -196,7 +197,7 @@ def assemble(spec: Spec, made: Mapping[str, nn.Module], sampling: Spec, size: in
     for kind, part in made.items():
         setattr(system, kind, part.requires_grad_(False))
     if text:
-        system.text_encoder = specs.build("text_encoder", spec["text_encoder"]).requires_grad_(False)
+        system.text_encoder = build("text_encoder", spec["text_encoder"]).requires_grad_(False)
         system.to("cpu")  # Lightning keeps the device that it was made on
     resolved, pixels = specs.resolve("system", spec), size * system.autoencoder.downsample
     setattr(system, "spec", resolved)  # noqa: B010  (torch's modules are typed as if they held nothing else)

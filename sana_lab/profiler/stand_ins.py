@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sana_lab.checkpoints.build import build
 from sana_lab.config import schema, specs
 from sana_lab.models.text.configs import CONFIGS
 
@@ -54,7 +55,7 @@ def _small(spec: schema.Config, experiment: schema.Config, folder: Path, batch: 
 
 def _on_disk(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
     """A part that begins from nothing, its weights in a file, for data that take trained ones alone."""
-    part = specs.build(kind, spec)
+    part = build(kind, spec)
     if kind == "autoencoder" or part.pretrained:
         return spec
     path = folder / f"{kind}.safetensors"

@@ -5,7 +5,6 @@ about photographs. Legend: B pictures or texts, K = 40 classes, a shape in a col
 """
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.models.text.tokenizer import (
@@ -148,7 +148,6 @@ def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
 
     SpecError where there is none, or its weights do not fit.
     """
-    weights = importlib.import_module("sana_lab.checkpoints.weights")  # a layer above, as for `parts.build`
     path = weights.find(reference)
     name = weights.card(path).get("experiment", reference.removeprefix("experiment:"))
     system = experiments.load(name)["system"]

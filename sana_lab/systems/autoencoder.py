@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sana_lab.config import specs
+from sana_lab.checkpoints.build import build
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.autoencoders import Autoencoder, Normalise
@@ -60,7 +60,7 @@ class AutoencoderSystem(L.LightningModule):
         self.perceptual, self.adversarial, self.adversarial_start = lpips, adversarial, adversarial_start
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
         self.normalise: Normalise = normalise
-        self.autoencoder: Autoencoder = specs.build("autoencoder", autoencoder)
+        self.autoencoder: Autoencoder = build("autoencoder", autoencoder)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None

@@ -7,8 +7,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from sana_lab.config import specs
-from sana_lab.config.specs import AsBefore, Spec
+from sana_lab.checkpoints.build import build
+from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
@@ -50,14 +50,14 @@ class DitSystem(L.LightningModule):
         self.settings: Any = self.hparams
         self.flow = process(objective, shift, start, model_time)
         with torch.device("meta"):
-            channels = specs.build("autoencoder", autoencoder).channels
-            text = specs.build("text_encoder", text_encoder)
+            channels = build("autoencoder", autoencoder).channels
+            text = build("text_encoder", text_encoder)
         if text.null != "diffusers":
-            raise specs.SpecError(
+            raise SpecError(
                 f"text_encoder null is {text.null!r}, which needs features of padding, and a cache holds none; "
                 "expected 'diffusers', or system: text2image"
             )
-        self.dit: Dit = specs.build("dit", dit, channels=channels, text_dim=text.dim)
+        self.dit: Dit = build("dit", dit, channels=channels, text_dim=text.dim)
         self.average = Average(self, ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

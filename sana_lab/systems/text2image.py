@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from sana_lab.config import specs
+from sana_lab.checkpoints.build import build
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import doing
 from sana_lab.diffusion.guidance import Bind, at_once, guided
@@ -65,11 +65,11 @@ class TextToImage(L.LightningModule):
         self.settings: Any = self.hparams
         self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
         self.flow = process(objective, shift, start, model_time)
-        self.autoencoder: Autoencoder = specs.build("autoencoder", autoencoder).requires_grad_(False).eval()
-        self.text_encoder: TextEncoder = specs.build("text_encoder", text_encoder)
+        self.autoencoder: Autoencoder = build("autoencoder", autoencoder).requires_grad_(False).eval()
+        self.text_encoder: TextEncoder = build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
         self.text_encoder.requires_grad_(self.text_trains)
-        self.dit: Dit = specs.build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
+        self.dit: Dit = build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
         self.average = Average(self, ema)
         self.graphs = Graphs()
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sana_lab import __main__, api
 from sana_lab.checkpoints import formats, key_tables, weights
+from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
@@ -434,7 +435,7 @@ def test_norms_alone_do_not_say_what_the_network_reads_of_the_time(tmp_path: Pat
         loading.load(tmp_path / "a.pth", **HEADS)
     assert loading.load(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec["time_scale"] == 1.0
     spec = specs.resolve("dit", {**formats.find(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec})
-    assert specs.build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=8, text_dim=32) is not None
+    assert build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=8, text_dim=32) is not None
     wide = {"name": "sana", "dim": 2240, "depth": 1, "cross_heads": 20, "cross_norm": True}
     with torch.device("meta"):
         dit = specs.build("dit", {**wide, "attention": {"qk_norm": True}}, channels=32, text_dim=2304)
@@ -579,7 +580,7 @@ def test_import_of_a_pth_is_weights_for_an_experiment(here: Path, capsys: pytest
     assert "left out: pos_embed, y_embedder.y_embedding, optimizer, scheduler, epoch, step, rng_state\n" in printed
     spec = OmegaConf.to_container(OmegaConf.create(printed.split("system\n")[1]))["dit"]
     assert set(spec) == {"name", "dim", "depth", "attention", "cross_heads", "weights"}
-    assert same(*velocities(specs.build("dit", spec, channels=8, text_dim=32), model))
+    assert same(*velocities(build("dit", spec, channels=8, text_dim=32), model))
     assert same(*velocities(loading.load("dit.safetensors"), model))
     assert weights.card(here / "dit.safetensors")["imported"] == "a.pth"
 
@@ -589,11 +590,11 @@ def test_weights_of_a_spec_may_be_a_released_model(tmp_path: Path, sana_folder: 
     spec = loading.load(sana_folder, "dit").spec
     torch.save({"state_dict": nvlabs(model.transformer)}, tmp_path / "a.pth")
     for reference in (sana_folder, sana_folder / "transformer", tmp_path / "a.pth"):
-        dit = specs.build("dit", {**spec, "weights": str(reference)}, channels=8, text_dim=32)
+        dit = build("dit", {**spec, "weights": str(reference)}, channels=8, text_dim=32)
         assert same(*velocities(dit.eval(), model.transformer))
     autoencoder = loading.load(sana_folder, "autoencoder").spec
     bare = {k: v for k, v in autoencoder.items() if k != "scale"}
-    built = specs.build("autoencoder", {**bare, "weights": str(sana_folder)})
+    built = build("autoencoder", {**bare, "weights": str(sana_folder)})
     assert built.scale.tolist() == pytest.approx([0.41407] * 8)
     for kind, sound, change, supplied in (
         ("dit", spec, {"position": "sincos"}, {"channels": 8, "text_dim": 32}),
@@ -603,14 +604,14 @@ def test_weights_of_a_spec_may_be_a_released_model(tmp_path: Path, sana_folder: 
         with pytest.raises(
             SpecError, match=f"has {next(iter(change))} .*and the spec says '?{next(iter(change.values()))}"
         ):
-            specs.build(kind, {**sound, **change, "weights": str(sana_folder)}, **supplied)
+            build(kind, {**sound, **change, "weights": str(sana_folder)}, **supplied)
     with pytest.raises(SpecError, match="has cross_heads 2, and the spec says 4"):
-        specs.build("dit", {**spec, "cross_heads": 4, "weights": str(sana_folder)}, channels=8, text_dim=32)
+        build("dit", {**spec, "cross_heads": 4, "weights": str(sana_folder)}, channels=8, text_dim=32)
     wide = {**spec["attention"], "head_dim": 16}
     with pytest.raises(SpecError, match="has heads of 8, the spec of 16"):
-        specs.build("dit", {**spec, "attention": wide, "weights": str(sana_folder)}, channels=8, text_dim=32)
+        build("dit", {**spec, "attention": wide, "weights": str(sana_folder)}, channels=8, text_dim=32)
     with pytest.raises(SpecError, match=r"x_embedder.proj.weight is \(32, 8, 1, 1\), expected \(32, 4, 1, 1\)"):
-        specs.build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=4, text_dim=32)
+        build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=4, text_dim=32)
 
 
 @pytest.mark.parametrize(
@@ -628,9 +629,9 @@ def test_weights_are_not_read_otherwise_than_they_were_trained(
     folder = tiny_peers.saved(make(), tmp_path / "a")
     spec = loading.load(folder).spec
     supplied = {"channels": 8, "text_dim": 32} if kind == "dit" else {}
-    assert specs.build(kind, {**spec, "weights": str(folder)}, **supplied) is not None
+    assert build(kind, {**spec, "weights": str(folder)}, **supplied) is not None
     with pytest.raises(SpecError, match=f"has {next(iter(changes))} .*, and the spec says"):
-        specs.build(kind, {**spec, **changes, "weights": str(folder)}, **supplied)
+        build(kind, {**spec, **changes, "weights": str(folder)}, **supplied)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

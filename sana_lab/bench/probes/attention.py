@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.bench.probes import Dtype, How, Probe
+from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.costs.flops import count_macs, parameters
@@ -121,7 +122,7 @@ class AttentionPair(Probe):
 
     def _step(self, name: str, device: torch.device) -> nn.Module:
         with device, torch.no_grad():
-            made = specs.build("dit", {**self.dit, "attention": self.specs[name]}, channels=CHANNELS, text_dim=TEXT)
+            made = build("dit", {**self.dit, "attention": self.specs[name]}, channels=CHANNELS, text_dim=TEXT)
         return made.to(device, getattr(torch, self.dtype)).requires_grad_(False).eval()
 
 

@@ -7,7 +7,8 @@ import torch
 
 from sana_lab.bench.probes import PROMPT, Dtype, How, Probe
 from sana_lab.bench.record import Seconds, weights_of
-from sana_lab.config import specs
+from sana_lab.checkpoints.build import build
+from sana_lab.config import experiments
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.costs.flops import count_macs, parameters, whole_masks
 from sana_lab.costs.live_memory import peak_memory
@@ -28,7 +29,7 @@ class TextProbe(Probe):
             raise SpecError(f"batch is {batch}, expected at least 1")
         shape = {"random_init": True, "dtype": dtype} if given.get("model") else {}
         anew = {"cache": False} if given.get("name") == "llm" else {}  # what was read is to be read again
-        self.encoder = specs.resolve("text_encoder", {**given, **shape, **anew, "pad_to_max": True})
+        self.encoder = experiments.resolve("text_encoder", {**given, **shape, **anew, "pad_to_max": True})
         self.batch, self.dtype = batch, dtype
 
     def count(self) -> dict[str, float]:
@@ -49,5 +50,5 @@ class TextProbe(Probe):
 
     def _encoder(self, device: torch.device) -> TextEncoder:
         with device:
-            made: TextEncoder = specs.build("text_encoder", self.encoder)
+            made: TextEncoder = build("text_encoder", self.encoder)
         return made.to(device, getattr(torch, self.dtype)).eval()
