@@ -87,7 +87,7 @@ def _plain(annotation: Any) -> Any:
     if get_origin(annotation) is dict:
         return dict[Any, _plain(inner[1])]  # type: ignore[misc]
     if get_origin(annotation) in (list, tuple):
-        return get_origin(annotation)[tuple(m if m is Ellipsis else _plain(m) for m in inner)]  # type: ignore[index]
+        return get_origin(annotation)[tuple(m if m is Ellipsis else _plain(m) for m in inner)]
     return annotation if annotation in (None, *PLAIN) else Any
 
 

@@ -260,6 +260,7 @@ def test_weights_are_an_option_of_what_has_weights():
         ("attention", "sana_lab.models.attention:Nope", ("'sana_lab.models.attention' has no 'Nope'",)),
         ("data", "sana_lab.models.dit.sana:Sana", ("is no data", "lightning.LightningDataModule")),
         ("autoencoder", {"name": "vae", "weights": 3}, ("autoencoder.weights is 3 (int)", "expected str")),
+        ("dit", "experiment:shapes", ("dit is 'experiment:shapes'", "sana_lab.build")),
         ("attention", "experiment:shapes", ("attention is 'experiment:shapes'", "autoencoder, dit, text_encoder")),
     ],
 )
@@ -276,6 +277,10 @@ def test_wrong_specs(kind: str, spec: Any, words: tuple[str, ...]):
         ({"pair": [1]}, ("attention.pair is [1]", "expected tuple[int, float]")),
         ({"kind": "gate"}, ("did you mean 'gated'?",)),
         ({"kind": True}, ("attention.kind is True",)),
+        ({"kind": 3.0}, ("attention.kind is 3.0",)),
+        ({"pair": [1, "x"]}, ("attention.pair[1] is 'x' (str)", "expected float")),
+        ({"power": True}, ("attention.power is True (bool)", "expected float")),
+        ({"widths": {"a": 1}}, ("attention.widths is {'a': 1} (dict)",)),
         ({"flag": "yes"}, ("attention.flag is 'yes' (str)", "expected bool")),
         ({"name_or_number": 1.5}, ("attention.name_or_number is 1.5 (float)", "int | str | None")),
         ({"other": "mx"}, ("no ffn is called 'mx'",)),

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.data.features import Features
 from sana_lab.data.latents import Latents
@@ -62,7 +63,7 @@ def same_text(a, b) -> bool:
 @pytest.mark.parametrize("text", [T5, LLM], ids=lambda spec: spec["name"])
 def test_kept_features_are_those_of_the_encoder(make, text):
     data = make(text)
-    encoder = specs.build("text_encoder", data.text_encoder).eval()
+    encoder = build("text_encoder", data.text_encoder).eval()
     for split, indices in (("train", range(8)), ("val", range(2))):
         batch = data.batch_at(indices, split)
         with torch.no_grad():

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.data.latents import Latents, state_digest
 from sana_lab.data.shards import Shards
@@ -70,7 +71,7 @@ def files(data: Latents) -> dict[str, int]:
 
 def test_kept_latents_are_those_of_the_autoencoder(make):
     data = make()
-    autoencoder = specs.build("autoencoder", data.autoencoder).eval()
+    autoencoder = build("autoencoder", data.autoencoder).eval()
     for split, count in (("train", 8), ("val", 2)):
         pictures = source_of(data).batch_at(range(count), split)
         kept = data.batch_at(range(count), split)
@@ -120,7 +121,7 @@ def test_more_items_than_pictures_are_further_views(make):
     data = make({"crop": "random", "held_out": 2}, items=20)
     assert data.len_train == 20
     source = source_of(data)
-    autoencoder = specs.build("autoencoder", data.autoencoder).eval()
+    autoencoder = build("autoencoder", data.autoencoder).eval()
     views = torch.cat([source.batch_at([5], draw=d).images for d in (0, 1)])
     with torch.no_grad():
         torch.testing.assert_close(data.batch_at([5, 13]).latents, autoencoder.encode(views), atol=1e-5, rtol=1e-5)
