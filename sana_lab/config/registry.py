@@ -89,7 +89,7 @@ BASES: dict[str, str] = {
     "text_encoder": "sana_lab.models.text:TextEncoder",
     "optimizer": "torch.optim:Optimizer",
     "data": "lightning:LightningDataModule",
-    "system": "lightning:LightningModule",
+    "system": "sana_lab.systems:System",
     "extractor": "sana_lab.evaluation:Extractor",
     "detector": "sana_lab.evaluation.geneval.detectors:Detector",
     "vqa": "sana_lab.evaluation.vqa:Vqa",

@@ -62,7 +62,7 @@ def _of_name(name: str, overrides: Sequence[str]) -> Json:
     if is_pipeline(name) and not _ours(Path(name)):
         return _of_peer(Peer.load(name), options, given)
     system = api.load(name, [o for o in overrides if o.startswith("sampling.")])
-    if isinstance(system, TextToImage) and hasattr(system, "experiment"):
+    if isinstance(system, TextToImage) and system.experiment is not None:
         data = {**system.experiment["data"], **({"size": given["size"]} if "size" in given else {})}
         system.experiment = {"seed": None, **system.experiment, "eval": options, "data": data}
     return _of_system(system)

@@ -147,15 +147,14 @@ def _shift(system: TextToImage) -> float:
 
 
 def _sampling(system: TextToImage) -> Spec:
-    return experiments.check_sampling(getattr(system, "experiment", {}).get("sampling", {}))
+    return experiments.check_sampling((system.experiment or {}).get("sampling", {}))
 
 
 def _side(system: TextToImage) -> int:
     """Latents a side of the pictures that it was trained on; of a bare system, of its position embedding."""
-    known = getattr(system, "experiment", None)
-    if known is None:
+    if system.experiment is None:
         return system.dit.spec["base"] * system.dit.patch
-    return experiments.image_size(known["data"]) // system.autoencoder.downsample
+    return experiments.image_size(system.experiment["data"]) // system.autoencoder.downsample
 
 
 def _notes(system: TextToImage) -> list[str]:

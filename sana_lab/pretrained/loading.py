@@ -250,7 +250,7 @@ def opened(name: str, overrides: Sequence[str] = (), variant: str | None = None)
     system = load(name, variant=variant, **told)
     if not overrides:
         return system
-    if not hasattr(system, "experiment") or any(not o.startswith("sampling.") for o in changes):
+    if getattr(system, "experiment", None) is None or any(not o.startswith("sampling.") for o in changes):
         raise SpecError(
             f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is: of a "
             "system, sampling.* alone can change, and of a pipeline text_encoder.*"

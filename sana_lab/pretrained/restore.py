@@ -32,7 +32,7 @@ def from_checkpoint(path: Path) -> Any:
     system = specs.build("system", {"name": kind, **given})
     system.load_state_dict(checkpoint["state_dict"], strict=False)
     system.on_load_checkpoint(checkpoint)
-    system.average.write(system.autoencoder if kind == "autoencoder" else system)
+    system.write_average()
     return system.eval()
 
 

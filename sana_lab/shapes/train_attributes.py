@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,13 +14,12 @@ from sana_lab.intervals import wilson
 from sana_lab.shapes.labels import cell_classes, class_counts, held_out_scenes, training_scenes, validation_scenes
 from sana_lab.shapes.networks import SIDE, Attributes, count
 from sana_lab.shapes.scenes import COLORS, SHAPES, Scenes
+from sana_lab.systems import System
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import check_state
-from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch
 
 
-class AttributesSystem(L.LightningModule):
+class AttributesSystem(System):
     """Learns what pictures of the embedded world show (`data: shapes`, 64 px): see `attribute_loss`."""
 
     def __init__(
@@ -33,16 +31,8 @@ class AttributesSystem(L.LightningModule):
         ema: float = 0.998,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
         self.network = Attributes(widths)
         self.average = Average(self, ema)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return specs.build("optimizer", self.settings.optimizer, params=self.network.parameters())
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = training_scenes(self.trainer, batch)
@@ -51,29 +41,12 @@ class AttributesSystem(L.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=len(batch.prompts))
         return loss
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.average.update(self)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         truth = class_counts(validation_scenes(self.trainer, batch, batch_idx))
-        with self.average.swapped(self):
+        with self.averaged():
             right = outcomes(count(self.network, pictures(batch)).cpu(), truth)
         for name, values in right.items():
             self.log(f"val/{name}", values.mean(), batch_size=len(truth), sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["average"] = self.average.state()
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        check_state(self.state_dict(), checkpoint["state_dict"], type(self).__name__)
-        self.average.load(checkpoint["average"])
-
-    def trained(self) -> dict[str, Tensor]:
-        """What training leaves behind: averaged weights, under the part's kind."""
-        with self.average.swapped(self):
-            return {k: v.detach().clone() for k, v in self.state_dict().items()}
 
 
 def pictures(batch: Batch) -> Tensor:
@@ -122,12 +95,11 @@ def held_out(system: AttributesSystem, n: int = 1000, batch: int = 100) -> Repor
     return Report(intervals(found), {"scenes": "held-out", "n": n}, found)
 
 
-def world_of(system: L.LightningModule, n: int) -> Any:
+def world_of(system: System, n: int) -> Any:
     """The data module of a system's experiment, with n held-out scenes."""
-    experiment: Any = getattr(system, "experiment", None)
-    if experiment is None:
+    if system.experiment is None:
         raise SpecError("the system has no experiment, which says what it was trained on; expected what `load` makes")
-    return specs.build("data", {**experiment["data"], "held_out": n})
+    return specs.build("data", {**system.experiment["data"], "held_out": n})
 
 
 def intervals(found: Mapping[str, list[float]]) -> dict[str, Value]:

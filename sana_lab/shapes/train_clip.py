@@ -1,15 +1,13 @@
 """The LightningModule that trains the embedded world's small CLIP, which `clip_shapes` scores with."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sana_lab.config import specs
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.evaluation import Report
 from sana_lab.shapes.labels import held_out_scenes, training_scenes, validation_scenes
@@ -17,13 +15,12 @@ from sana_lab.shapes.networks import CLASSES, Clip
 from sana_lab.shapes.scenes import MOST, Scenes, scene
 from sana_lab.shapes.train_attributes import attribute_loss, intervals, pictures, world_of
 from sana_lab.shapes.wrong_captions import meaning, one_word_off, truths
+from sana_lab.systems import System
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import check_state
-from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch
 
 
-class ClipSystem(L.LightningModule):
+class ClipSystem(System):
     """Learns which caption belongs to which picture (`data: shapes`, 64 px).
 
     The loss is CLIP's (arXiv 2103.00020, figure 3), the mean of two cross-entropies over the batch: each picture picks
@@ -33,6 +30,8 @@ class ClipSystem(L.LightningModule):
     `attribute_loss` is added, of two linear maps from the picture tower that serve in training alone: captions by
     themselves teach forms slowly.
     """
+
+    auxiliary = ("cells", "counts")
 
     def __init__(
         self,
@@ -54,18 +53,10 @@ class ClipSystem(L.LightningModule):
         super().__init__()
         if negatives < 0:
             raise SpecError(f"negatives is {negatives}, expected 0 or more")
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
         self.network = Clip(width, layers, text_layers, heads, patch, dim, max_tokens)
         self.cells = nn.Linear(width, CLASSES + 1)
         self.counts = nn.Linear(width, CLASSES * (MOST + 1))
         self.average = Average(self, ema)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return specs.build("optimizer", self.settings.optimizer, params=self.parameters())
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         rows = training_scenes(self.trainer, batch)
@@ -83,29 +74,12 @@ class ClipSystem(L.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=len(spare))
         return loss
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.average.update(self)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows = validation_scenes(self.trainer, batch, batch_idx)
-        with self.average.swapped(self):
+        with self.averaged():
             right = {"retrieval": retrieved(self.network, batch, rows), "one_word": told(self.network, batch, rows)}
         for name, values in right.items():
             self.log(f"val/{name}", float(np.mean(values)), batch_size=len(values), sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["average"] = self.average.state()
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        check_state(self.state_dict(), checkpoint["state_dict"], type(self).__name__)
-        self.average.load(checkpoint["average"])
-
-    def trained(self) -> dict[str, Tensor]:
-        """What training leaves behind: averaged weights, under the part's kind."""
-        with self.average.swapped(self):
-            return {f"network.{k}": v.detach().clone() for k, v in self.network.state_dict().items()}
 
 
 def contrastive(logits: Tensor, spare: Tensor) -> Tensor:

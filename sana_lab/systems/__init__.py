@@ -1,1 +1,147 @@
-"""LightningModules: autoencoder, dit, text2image."""
+"""The interface of a training system: its step, optimiser, learning rate, averaged weights and checkpoints."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+
+from sana_lab.config.schema import Config
+from sana_lab.config.specs import SpecError
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow
+from sana_lab.systems.ema import Average
+from sana_lab.systems.optim import optimizer, set_learning_rate
+from sana_lab.types import Batch
+
+
+class System(L.LightningModule, ABC):
+    """Networks that are trained together, and the loss of a batch.
+
+    A subclass sets its networks and `average` in its constructor and implements `training_step`. The constructor's
+    arguments are the hyperparameters of its checkpoints, so that a checkpoint rebuilds its system. The options
+    `optimizer` (a spec), `warmup` (steps) and `decay` (share of training) work without further code; a system without
+    `optimizer` overrides `configure_optimizers`.
+
+    Noise and times of a training step depend on (seed, step, rank) alone, so that a resumed run equals an unbroken one.
+    """
+
+    average: Average
+    """Moving average of the parameters that train; `Average(self, decay)`, at the end of the constructor."""
+
+    experiment: Any = None
+    """The resolved experiment (`Config`) that the weights come from; None where it is not known."""
+
+    flow: Flow | Ddpm | None = None
+    """The process from data to noise, of a system that samples."""
+
+    frozen: tuple[str, ...] = ()
+    """Child modules that do not train: checkpoints leave them out, and their specs rebuild them."""
+
+    auxiliary: tuple[str, ...] = ()
+    """Child modules that serve training alone: checkpoints keep them, `trained` leaves them out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.settings: Any = self.hparams
+        self.strict_loading = False  # frozen modules are not in a checkpoint; on_load_checkpoint checks the others
+
+    @abstractmethod
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The loss of a batch; None where the system has stepped its optimisers itself."""
+
+    def preview(self, experiment: Config) -> Tensor | None:
+        """Images (B, 3, H, W) uint8 of the experiment's prompts by the averaged weights; None if it generates none."""
+        return None
+
+    def part(self, kind: str) -> Any:
+        """The child module of that name (`dit`, `autoencoder`, `text_encoder`), or None."""
+        return dict(self.named_children()).get(kind)
+
+    def check(self) -> None:
+        """SpecError where the constructor left out what training needs."""
+        if not isinstance(vars(self).get("average"), Average):
+            raise SpecError(
+                f"system {type(self).__name__} has no `average` of its weights; expected self.average = "
+                "Average(self, decay) at the end of its constructor, from sana_lab.systems.ema"
+            )
+
+    # Optimisation
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser of the option `optimizer`, over all parameters that train."""
+        if "optimizer" not in self.settings:
+            raise SpecError(
+                f"system {type(self).__name__} has no option `optimizer` and no `configure_optimizers` of its own"
+            )
+        return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the step's learning rate, where the system has the option `warmup`."""
+        if "warmup" in self.settings:
+            set_learning_rate(self.trainer, self.settings.warmup, self.settings.get("decay", 0.0))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then update the average; `on_train_batch_end` would be after the step's checkpoint is written."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.average.update(self.averaged_module)
+
+    # Averaged weights
+
+    @property
+    def averaged_module(self) -> nn.Module:
+        """The module whose parameters `average` follows."""
+        return self
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The averaged weights in place of the raw ones, within a block; before the first step the weights as they are.
+
+        Loaded weights are averages already.
+        """
+        return self.average.swapped(self.averaged_module) if self.average.updates else nullcontext()
+
+    def write_average(self) -> None:
+        """Replace the weights by their average for good."""
+        self.average.write(self.averaged_module)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the raw weights of what trains, and their average."""
+        own = self._own_state()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
+        checkpoint["average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restore the average. ValueError where the checkpoint is of another system."""
+        check_state(self._own_state(), checkpoint["state_dict"], type(self).__name__)
+        self.average.load(checkpoint["average"])
+
+    def trained(self) -> dict[str, Tensor]:
+        """The weights that training leaves: averaged, under the names of their parts (`dit.`, `autoencoder.`, ...)."""
+        with self.averaged():
+            kept = _without(self._own_state(), self.auxiliary)
+            return {k: v.detach().clone() for k, v in kept.items()}
+
+    def _own_state(self) -> dict[str, Tensor]:
+        return _without(self.state_dict(), self.frozen)
+
+
+def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
+    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
+    odd = sorted(own.keys() ^ given.keys())
+    odd += [
+        f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}"
+        for k, v in own.items()
+        if k in given and given[k].shape != v.shape
+    ]
+    if odd:
+        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
+
+
+def _without(state: Mapping[str, Tensor], modules: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a state dict outside these child modules."""
+    return {k: v for k, v in state.items() if not k.startswith(tuple(f"{m}." for m in modules))}

@@ -1,10 +1,8 @@
 """The LightningModule that trains an autoencoder."""
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -16,6 +14,7 @@ from sana_lab.models.autoencoders import Autoencoder, Normalise
 from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.models.layers import queued
+from sana_lab.systems import System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import fused
 from sana_lab.types import Batch
@@ -23,7 +22,7 @@ from sana_lab.types import Batch
 Schedule = Literal["constant", "cosine"]
 
 
-class AutoencoderSystem(L.LightningModule):
+class AutoencoderSystem(System):
     """The loss is l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge.
 
     KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means
@@ -33,6 +32,8 @@ class AutoencoderSystem(L.LightningModule):
     norm 1, and the Trainer counts both. Validation uses the averaged weights, and so does the latent normalisation,
     which is fitted when training ends.
     """
+
+    frozen, auxiliary = ("lpips",), ("discriminator",)
 
     def __init__(
         self,
@@ -55,7 +56,6 @@ class AutoencoderSystem(L.LightningModule):
         normalise: Annotated[Normalise, AsBefore("affine")] = "affine",
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
         self.l1, self.l2, self.kl, self.latent_noise = l1, l2, kl, latent_noise
         self.perceptual, self.adversarial, self.adversarial_start = lpips, adversarial, adversarial_start
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
@@ -65,7 +65,6 @@ class AutoencoderSystem(L.LightningModule):
         self.lpips = Lpips(lpips_weights) if lpips else None
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None
         self.automatic_optimization = not adversarial
-        self.strict_loading = not lpips  # the frozen LPIPS network is not in a checkpoint
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
@@ -95,10 +94,9 @@ class AutoencoderSystem(L.LightningModule):
         self.log("train/kl", kl.detach())
         return loss if self.automatic_optimization else None
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.average.update(self.autoencoder)
+    @property
+    def averaged_module(self) -> Autoencoder:
+        return self.autoencoder
 
     def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images through a sampled latent and back, and the KL per image value."""
@@ -119,7 +117,7 @@ class AutoencoderSystem(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = images_of(batch)
-        with self.average.swapped(self.autoencoder):
+        with self.averaged():
             made = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
         self.log("val/psnr", psnr(made, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
         ssim = structural_similarity_index_measure(made, images, data_range=2.0)
@@ -129,20 +127,8 @@ class AutoencoderSystem(L.LightningModule):
     @torch.no_grad()
     def on_train_end(self) -> None:
         """Fit the latent normalisation to about a thousand training images."""
-        with self.average.swapped(self.autoencoder):
+        with self.averaged():
             self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)), self.normalise)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["average"] = self.average.state()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("lpips.")}
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        self.average.load(checkpoint["average"])
-
-    def trained(self) -> dict[str, Tensor]:
-        """What training leaves behind: averaged weights, under the part's kind."""
-        with self.average.swapped(self.autoencoder):
-            return {f"autoencoder.{k}": v.detach().clone() for k, v in self.autoencoder.state_dict().items()}
 
     def _training_latents(self, images: int) -> list[Tensor]:
         found: list[Tensor] = []

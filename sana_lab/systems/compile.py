@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from torch import nn
-
 from sana_lab.config.specs import SpecError
+from sana_lab.systems import System
 
 SHAPES = 128
 """So many graphs may be compiled, of lengths of text in training and in validation; torch stops at 8 of its own."""
 
 
-def check(system: nn.Module, device: str) -> None:
+def check(system: System, device: str) -> None:
     """SpecError where blocks cannot be compiled: there are none, an option forbids it, or a compiler is missing."""
-    dit = getattr(system, "dit", None)
+    dit = system.part("dit")
     if not len(getattr(dit, "blocks", ())):
         raise SpecError(
             f"trainer.compile is for systems with a DiT of blocks, and {type(system).__name__} has none; expected false"

@@ -1,26 +1,25 @@
 """The DiT alone, trained on cached latents and cached text features: nothing frozen is held in memory."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import lightning as L
 import torch
 from torch import Tensor
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config.specs import AsBefore, Spec, SpecError
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import queued
+from sana_lab.systems import System
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
-from sana_lab.systems.optim import optimizer
-from sana_lab.systems.schedule import set_rate
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
 from sana_lab.types import Batch, Text
 
 
-class DitSystem(L.LightningModule):
+class DitSystem(System):
     """Flow matching on batches that hold latents and text (`data: features`).
 
     The autoencoder and the text encoder are built on the meta device, for their channels and width alone. A text2image
@@ -46,9 +45,7 @@ class DitSystem(L.LightningModule):
     ) -> None:
         super().__init__()
         check_draws(draws)
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
-        self.flow = process(objective, shift, start, model_time)
+        self.flow: Flow | Ddpm = process(objective, shift, start, model_time)
         with torch.device("meta"):
             channels = build("autoencoder", autoencoder).channels
             text = build("text_encoder", text_encoder)
@@ -60,12 +57,6 @@ class DitSystem(L.LightningModule):
         self.dit: Dit = build("dit", dit, channels=channels, text_dim=text.dim)
         self.average = Average(self, ema)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return optimizer(self.settings.optimizer, self.dit.parameters(), self)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         latents, text, null = features(batch)
         random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
@@ -74,27 +65,10 @@ class DitSystem(L.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=len(latents))
         return loss
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.average.update(self)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         latents, text, _ = features(batch)
-        with self.average.swapped(self):
+        with self.averaged():
             validate(self, self.dit, self.flow, latents, text, self.settings.seed, batch_idx)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["average"] = self.average.state()
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        check_state(self.state_dict(), checkpoint["state_dict"], type(self).__name__)
-        self.average.load(checkpoint["average"])
-
-    def trained(self) -> dict[str, Tensor]:
-        """What training leaves behind: averaged weights, under the part's kind."""
-        with self.average.swapped(self):
-            return {k: v.detach().clone() for k, v in self.state_dict().items()}
 
 
 def features(batch: Batch) -> tuple[Tensor, Text, Text]:

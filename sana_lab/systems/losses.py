@@ -1,6 +1,5 @@
 """What systems share of flow matching and of noise prediction: the loss, and its validation by time bin."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import lightning as L
@@ -71,15 +70,3 @@ def validate(
     for i in bins.unique().tolist():
         inside = losses[bins == i]
         module.log(f"val/loss_t{i}", inside.mean(), batch_size=len(inside), sync_dist=True)
-
-
-def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
-    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
-    odd = sorted(own.keys() ^ given.keys())
-    odd += [
-        f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in given and given[k].shape != v.shape
-    ]
-    if odd:
-        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")

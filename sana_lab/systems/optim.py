@@ -1,4 +1,4 @@
-"""The optimiser of a system: the part that its spec names, fused into one kernel a step where that changes nothing."""
+"""Optimisers from specs, and the learning rate as a function of the step, so that only the step has to be restored."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,20 +12,36 @@ from sana_lab.config.specs import Spec
 
 
 def optimizer(spec: Spec, parameters: Iterable[nn.Parameter], system: L.LightningModule) -> torch.optim.Optimizer:
-    """An optimiser that has the option `fused` and leaves it open (null) is fused on CUDA, up to rounding the same.
+    """Build the optimiser of a spec; an option `fused` that is null becomes True on CUDA, equal up to rounding.
 
-    Not so with the loss scaling of 16-mixed: a fused step unscales gradients itself, after they were to be clipped. On
-    the CPU it stays as it is written, since the fused kernel rounds differently.
+    Not with the loss scaling of 16-mixed: a fused step unscales the gradients itself, after they should be clipped. On
+    the CPU null stays null, since the fused kernel rounds differently.
     """
-    trained = list(parameters)
+    parameters = list(parameters)
     resolved = specs.resolve("optimizer", spec)
     if resolved.get("fused", False) is None:
-        resolved["fused"] = fused(trained, system)
-    return specs.build("optimizer", resolved, params=trained)
+        resolved["fused"] = fused(parameters, system)
+    return specs.build("optimizer", resolved, params=parameters)
 
 
 def fused(parameters: Sequence[nn.Parameter], system: L.LightningModule) -> bool | None:
-    """True where one kernel shall step all parameters; None leaves it to torch."""
+    """True where one kernel is to step all parameters (CUDA, no loss scaling); None leaves it to torch."""
     trainer: Any = system._trainer
     scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None) is not None
     return True if all(p.is_cuda for p in parameters) and not scaled else None
+
+
+def set_learning_rate(trainer: L.Trainer, warmup: int, decay: float) -> None:
+    """Set every parameter group to its initial rate times the factor of the trainer's step."""
+    factor = learning_rate_factor(trainer.global_step, trainer.max_steps, warmup, decay)
+    for group in (g for optimizer in trainer.optimizers for g in optimizer.param_groups):
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> float:
+    """Linear warm-up over `warmup` steps, then constant at 1, then linear to 0 over the last share `decay` of `steps`."""
+    rise = min(1.0, (step + 1) / max(1, warmup))
+    last = decay * steps
+    fall = min(1.0, (steps - step) / last) if last > 0 and steps > 0 else 1.0
+    return rise * max(fall, 0.0)

@@ -1,41 +1,42 @@
 """The full system: prompts to images through a text encoder, a DiT and an autoencoder."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints.build import build
+from sana_lab.config.experiments import image_size
+from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import doing
+from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import Bind, at_once, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
 from sana_lab.models.text import TextEncoder
+from sana_lab.systems import System
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import TRAIN, Objective, check_draws, check_state, draws_losses, process, validate
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
 from sana_lab.systems.offload import Offload
-from sana_lab.systems.optim import optimizer
 from sana_lab.systems.quantize import quantize, quantized
-from sana_lab.systems.schedule import set_rate
 from sana_lab.types import Batch, Text, Velocity
 
 
-class TextToImage(L.LightningModule):
+class TextToImage(System):
     """Flow matching on the latents of a frozen autoencoder; the text encoder is trained when it begins from scratch.
 
     Loss: mean squared error of the velocity. A share `text_dropout` of captions becomes the empty prompt, for guidance.
     Noise and times of a training step depend on (seed, step, rank) alone, so a resumed run repeats an unbroken one.
     """
 
-    experiment: dict[str, Any]  # the resolved configuration, where `draw.load` knows it
     offload: Offload | None = None  # where networks work, if they do not stay there
 
     def __init__(
@@ -61,14 +62,12 @@ class TextToImage(L.LightningModule):
         picture, whose text it reads once."""
         super().__init__()
         check_draws(draws)
-        self.save_hyperparameters()
-        self.settings: Any = self.hparams
-        self.strict_loading = False  # frozen parts are not in a checkpoint; on_load_checkpoint checks the rest
-        self.flow = process(objective, shift, start, model_time)
+        self.flow: Flow | Ddpm = process(objective, shift, start, model_time)
         self.autoencoder: Autoencoder = build("autoencoder", autoencoder).requires_grad_(False).eval()
         self.text_encoder: TextEncoder = build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
         self.text_encoder.requires_grad_(self.text_trains)
+        self.frozen = ("autoencoder",) if self.text_trains else ("autoencoder", "text_encoder")
         self.dit: Dit = build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
         self.average = Average(self, ema)
         self.graphs = Graphs()
@@ -82,12 +81,6 @@ class TextToImage(L.LightningModule):
 
     # Training
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        set_rate(self.trainer, self.settings.warmup, self.settings.decay)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
         latents = self.latents_of(batch)
@@ -96,11 +89,6 @@ class TextToImage(L.LightningModule):
         loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
         self.log("train/loss", loss.detach(), batch_size=len(latents))
         return loss
-
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """One step, then the average's; in `on_train_batch_end` a checkpoint would have been written before it."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.average.update(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the averaged weights on fixed noise and times."""
@@ -120,9 +108,11 @@ class TextToImage(L.LightningModule):
         with nullcontext() if self.text_trains else torch.no_grad():
             return self.text_encoder(prompts) if dropped is None else self.text_encoder.with_dropout(prompts, dropped)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """The module with its averaged weights while training; after loading they are the weights already."""
-        return self.average.swapped(self) if self.average.updates else nullcontext()
+    def preview(self, experiment: Config) -> Tensor | None:
+        """The experiment's prompts at the size of its data, on the same noise each time."""
+        size, sampling = image_size(experiment["data"]), Sampling(**experiment["sampling"])
+        with self.averaged():
+            return self.sample(experiment["prompts"], size=size, sampling=sampling)
 
     # Sampling
 
@@ -233,23 +223,3 @@ class TextToImage(L.LightningModule):
         if len(negatives) != len(prompts) or len(indices) != len(prompts):
             given = f"{len(prompts)} prompts, {len(negatives)} negative prompts and {len(indices)} indices"
             raise ValueError(f"{given} were given, expected as many of each")
-
-    # Checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What trains, raw and averaged; frozen parts come back from their specs."""
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in self._saved()}
-        checkpoint["average"] = self.average.state()
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        check_state(self._saved(), checkpoint["state_dict"], type(self).__name__)
-        self.average.load(checkpoint["average"])
-
-    def trained(self) -> dict[str, Tensor]:
-        """What training leaves behind: averaged weights, each part's under its kind."""
-        with self.averaged():
-            return {k: v.detach().clone() for k, v in self._saved().items()}
-
-    def _saved(self) -> dict[str, Tensor]:
-        frozen = ("autoencoder.",) if self.text_trains else ("autoencoder.", "text_encoder.")
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}

@@ -11,9 +11,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import Tensor
 
-from sana_lab.config import experiments, schema
-from sana_lab.diffusion.sampling import Sampling
-from sana_lab.systems.text2image import TextToImage
+from sana_lab.config import schema
+from sana_lab.systems import System
 from sana_lab.training.resume import latest
 
 Progress = Callable[[int, int], None]
@@ -35,6 +34,7 @@ def quiet() -> None:
         ".*litlogger.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start of training.*",
+        ".*have no `validation_step`.*",
         ".*no pre-optimization state was saved.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -122,16 +122,16 @@ class SampleGrid(Callback):
     """Draws the experiment's prompts with averaged weights at every validation; same noise each time."""
 
     def __init__(self, experiment: schema.Config) -> None:
-        self.prompts, self.size = experiment["prompts"], experiments.image_size(experiment["data"])
-        self.sampling = Sampling(**experiment["sampling"])
+        self.experiment = experiment
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         log = getattr(trainer.logger, "log_image", None)
-        if log is None or not isinstance(module, TextToImage) or not trainer.is_global_zero:
+        if log is None or not trainer.is_global_zero:
             return
-        with module.averaged():
-            images = module.sample(self.prompts, size=self.size, sampling=self.sampling)
-        log("samples", side_by_side(images), trainer.global_step)
+        assert isinstance(module, System)
+        images = module.preview(self.experiment)
+        if images is not None:
+            log("samples", side_by_side(images), trainer.global_step)
 
 
 def side_by_side(images: Tensor, gap: int = 2) -> Tensor:

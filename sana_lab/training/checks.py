@@ -14,7 +14,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.ops import backend
-from sana_lab.systems import compile, quantize
+from sana_lab.systems import System, compile, quantize
 
 ALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that can be built without another one to tell them sizes."""
@@ -32,13 +32,14 @@ def check(experiment: schema.Config) -> None:
     experiments.needed(experiment)
     try:
         with torch.device("meta"):
-            system = specs.build("system", experiment["system"])
+            system: System = specs.build("system", experiment["system"])
+            system.check()
             used = system.configure_optimizers()
-        Sampling(**experiment["sampling"]).times(getattr(system, "flow", Flow()))
+        Sampling(**experiment["sampling"]).times(system.flow or Flow())
     except ValueError as error:  # ours or torch's: what a part says of its options
         raise SpecError(str(error)) from error
     how(experiment["trainer"], system, used)
-    if hasattr(system, "autoencoder"):
+    if system.part("autoencoder") is not None:
         sizes(experiment, system)
     for kind, part in loaded(experiment, system):
         fits(part, part.spec["weights"], kind)
@@ -51,7 +52,7 @@ def accelerator(name: str) -> None:
         raise SpecError(f"trainer.accelerator is {name!r}, which this machine does not have; expected auto or cpu")
 
 
-def how(options: schema.Config, system: Any, used: Any) -> None:
+def how(options: schema.Config, system: System, used: Any) -> None:
     """SpecError for ways to train that cannot be had together, or not on this machine."""
     cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
     kernels(torch.device("cuda" if cuda else "cpu"), system)
@@ -72,12 +73,13 @@ def kernels(device: torch.device, system: nn.Module) -> None:
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
 
 
-def sizes(experiment: schema.Config, system: Any) -> None:
+def sizes(experiment: schema.Config, system: System) -> None:
     """SpecError where the pictures of training, or those that costs are measured on, do not divide."""
-    patch = getattr(getattr(system, "dit", None), "patch", 1)
-    divides(experiments.image_size(experiment["data"]), system.autoencoder.downsample, patch)
-    if hasattr(system, "dit") and experiment["eval"]["bench_size"]:
-        divides(experiment["eval"]["bench_size"], system.autoencoder.downsample, patch, "eval.bench_size")
+    dit, downsample = system.part("dit"), system.part("autoencoder").downsample
+    patch = 1 if dit is None else dit.patch
+    divides(experiments.image_size(experiment["data"]), downsample, patch)
+    if dit is not None and experiment["eval"]["bench_size"]:
+        divides(experiment["eval"]["bench_size"], downsample, patch, "eval.bench_size")
 
 
 def divides(size: int, downsample: int, patch: int, what: str = "data.size") -> None:
@@ -91,11 +93,11 @@ def divides(size: int, downsample: int, patch: int, what: str = "data.size") -> 
         )
 
 
-def loaded(experiment: schema.Config, system: Any) -> Iterator[tuple[str, Any]]:
+def loaded(experiment: schema.Config, system: System) -> Iterator[tuple[str, Any]]:
     """(kind, part on the meta device) of every part of system and data whose spec says `weights`."""
-    held = {kind: getattr(system, kind) for kind in WEIGHTED if hasattr(system, kind)}
-    yield from ((kind, part) for kind, part in held.items() if part.spec.get("weights"))
-    absent = {k: v for k, v in experiment["system"].items() if k not in held}
+    parts = {kind: part for kind in WEIGHTED if (part := system.part(kind)) is not None}
+    yield from ((kind, part) for kind, part in parts.items() if part.spec.get("weights"))
+    absent = {k: v for k, v in experiment["system"].items() if k not in parts}
     for kind, spec in (*_specs(absent), *_specs(experiment["data"])):
         if spec.get("weights"):
             with torch.device("meta"):

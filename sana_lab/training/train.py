@@ -22,6 +22,7 @@ from sana_lab.bench.memory_advice import advised, training_tips
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing, schema, specs
 from sana_lab.config.paths import check_folder
+from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import Tracker
 from sana_lab.tracking.store import Store
@@ -70,13 +71,13 @@ def _fit(experiment: schema.Config, home: Path, name: str, logger: Logger | None
     L.seed_everything(experiment["seed"], verbose=False)
     (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
     data = specs.build("data", experiment["data"])
-    system = specs.build("system", experiment["system"])
+    system: System = specs.build("system", experiment["system"])
     if options["compile"]:
         compile_blocks(system.dit)
     clock = Clock()
     if options["max_steps"] > 0:
         start = resumable(home)
-        trainer = _trainer(experiment, home, logger, progress, clock)
+        trainer = _trainer(experiment, system, home, logger, progress, clock)
         with warnings.catch_warnings():
             quiet()
             try:
@@ -89,7 +90,7 @@ def _fit(experiment: schema.Config, home: Path, name: str, logger: Logger | None
     return path
 
 
-def metrics(system: L.LightningModule) -> dict[str, float]:
+def metrics(system: System) -> dict[str, float]:
     found = system._trainer.callback_metrics if system._trainer else {}
     return {k: float(v) for k, v in found.items()}
 
@@ -112,21 +113,26 @@ def card(experiment: schema.Config, name: str, seconds: float, measured: dict[st
 
 
 def _trainer(
-    experiment: schema.Config, home: Path, logger: Logger | None, progress: Progress | None, clock: "Clock"
+    experiment: schema.Config,
+    system: System,
+    home: Path,
+    logger: Logger | None,
+    progress: Progress | None,
+    clock: Clock,
 ) -> L.Trainer:
     options = experiment["trainer"]
     keep = ModelCheckpoint(
         home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False
     )
     callbacks: list[Callback] = [keep, Guard(home, options["log_every"]), clock]
-    if experiment["prompts"] and experiment["system"]["name"] == "text2image":
+    if experiment["prompts"]:
         callbacks.append(SampleGrid(experiment))
     callbacks.append(Report(progress) if progress is not None else Bar(options["log_every"]))
     return L.Trainer(
         max_steps=options["max_steps"],
         max_epochs=-1,
         precision=options["precision"],
-        gradient_clip_val=options["gradient_clip"] if experiment["system"].get("adversarial", 0) == 0 else None,
+        gradient_clip_val=options["gradient_clip"] if system.automatic_optimization else None,
         accumulate_grad_batches=options["accumulate"],
         accelerator=options["accelerator"],
         devices=options["devices"],

@@ -1,4 +1,4 @@
-"""Optimisers fused on CUDA where a spec leaves it open, and nowhere else."""
+"""Optimisers fused on CUDA where a spec leaves it open, and nowhere else; learning rates as functions of the step."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sana_lab.systems.optim import fused, optimizer
+from sana_lab.systems.optim import fused, learning_rate_factor, optimizer
 
 
 def stepped(device: str, **options: Any) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
@@ -53,3 +53,25 @@ def test_on_cuda_an_open_choice_is_fused_and_steps_alike():
     system = L.LightningModule()
     system._trainer = L.Trainer(accelerator="gpu", devices=1, precision="16-mixed", logger=False, barebones=True)
     assert fused(list(nn.Linear(2, 2).cuda().parameters()), system) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.1), (4, 0.5), (9, 1.0), (10, 1.0), (59, 1.0), (60, 1.0), (80, 0.5), (99, 0.025), (100, 0.0), (120, 0.0)],
+)
+def test_up_flat_and_down(step: int, expected: float):
+    """Ten steps of warm-up, a hundred in all, the last 40 % to zero."""
+    assert learning_rate_factor(step, 100, 10, 0.4) == pytest.approx(expected)
+
+
+def test_without_warm_up_or_decay_it_is_constant():
+    assert {learning_rate_factor(step, 100, 0, 0.0) for step in range(200)} == {1.0}
+
+
+def test_endless_training_never_decays():
+    assert learning_rate_factor(10**6, -1, 10, 0.4) == 1.0
+
+
+def test_warm_up_and_decay_may_meet():
+    rates = [learning_rate_factor(step, 10, 8, 1.0) for step in range(11)]
+    assert rates == pytest.approx([min(1, (s + 1) / 8) * (1 - s / 10) for s in range(11)])

@@ -124,13 +124,14 @@ def test_no_steps_are_an_untrained_model(folder):
 
 KILLED = """
 import sys, time
-from sana_lab import config, train
+from sana_lab.config import experiments
+from sana_lab.training import train
 
 def wait(step, steps):
     print("step", step, flush=True)
     time.sleep(600)
 
-train.train(config.load("tiny"), progress=wait)
+train.train(experiments.load("tiny"), progress=wait)
 """
 
 

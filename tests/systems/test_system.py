@@ -1,0 +1,123 @@
+"""The interface of a system: what a guest's needs, what it inherits, and what is said of one that lacks something."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import torch
+from torch import nn
+
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments
+from sana_lab.config.specs import Spec, SpecError
+from sana_lab.systems import System
+from sana_lab.systems.ema import Average
+from sana_lab.training import checks, train
+from sana_lab.types import Batch
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
+
+
+class Guest(System):
+    """Learns the mean colour of its pictures; `scale` is frozen, `extra` serves training alone."""
+
+    frozen, auxiliary = ("scale",), ("extra",)
+
+    def __init__(
+        self, optimizer: Annotated[Spec, "optimizer"] = "sgd", warmup: int = 2, ema: float = 0.5, start: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.colour, self.extra = nn.Linear(1, 3, bias=False), nn.Linear(1, 1)
+        self.scale = nn.Linear(1, 1).requires_grad_(False)
+        nn.init.constant_(self.colour.weight, start)
+        self.average = Average(self, ema)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        error = batch.images.mean((0, 2, 3)) - self.colour(torch.ones(1))
+        return error.square().mean() + self.extra(torch.ones(1)).square().mean()
+
+
+class NoStep(System):
+    pass
+
+
+class NoAverage(System):
+    def __init__(self, optimizer: Annotated[Spec, "optimizer"] = "sgd") -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        raise AssertionError
+
+
+class NoOptimizer(NoAverage):
+    def __init__(self, ema: float = 0.9) -> None:
+        System.__init__(self)
+        self.net = nn.Linear(1, 1)
+        self.average = Average(self, ema)
+
+
+def experiment(here: Path, system: type[System], **options: Any) -> dict[str, Any]:
+    (here / "experiments").mkdir(exist_ok=True)
+    (here / "experiments/guest.yaml").write_text(
+        f"system: {{name: '{__name__}:{system.__name__}'}}\n"
+        "data: {name: shapes, size: 8, batch: 2, held_out: 2}\n"
+        "trainer: {max_steps: 4, checkpoint_every: 2, accelerator: cpu, threads: 1}\n"
+    )
+    return experiments.load("guest", [f"{k}={v}" for k, v in options.items()])
+
+
+def test_a_guest_trains_resumes_and_leaves_averaged_weights(here):
+    given = experiment(here, Guest)
+    checks.check(given)
+    path = train.train(given)
+    kept = torch.load(path.parent / "step=4.ckpt", weights_only=True)
+    assert set(kept["state_dict"]) == {"colour.weight", "extra.weight", "extra.bias"}
+    assert kept["average"]["updates"] == 4
+    assert kept["hyper_parameters"]["ema"] == 0.5
+    left = weights.read(path)
+    assert left.keys() == {"colour.weight"}
+    assert left["colour.weight"].equal(kept["average"]["values"]["colour.weight"])
+    assert not left["colour.weight"].equal(kept["state_dict"]["colour.weight"])
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        (NoStep, "lacks training_step of sana_lab.systems.System"),
+        (NoAverage, "NoAverage has no `average`"),
+        (NoOptimizer, "NoOptimizer has no option `optimizer`"),
+    ],
+)
+def test_what_a_guest_lacks_is_named_in_one_line_before_training(here, system: type[System], words: str):
+    with pytest.raises(SpecError) as caught:
+        checks.check(experiment(here, system))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (here / "runs").exists()
+
+
+def test_weights_as_they_are_before_the_first_step_and_averages_after():
+    system = Guest(start=1.0)
+    nn.init.constant_(system.colour.weight, 3.0)  # as when weights are loaded
+
+    def value() -> float:
+        return system.colour.weight.detach()[0].item()
+
+    with system.averaged():
+        assert value() == 3.0
+    system.average.update(system)
+    with system.averaged():
+        assert 1.0 < value() < 3.0
+    assert value() == 3.0
+    system.write_average()
+    assert 1.0 < value() < 3.0
+
+
+def test_children_are_found_by_their_kind():
+    system = Guest()
+    assert system.part("colour") is system.colour
+    assert system.part("dit") is None
