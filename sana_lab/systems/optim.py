@@ -40,7 +40,7 @@ def set_learning_rate(trainer: L.Trainer, warmup: int, decay: float) -> None:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Linear warm-up over `warmup` steps, then constant at 1, then linear to 0 over the last share `decay` of `steps`."""
+    """Linear warm-up over `warmup` steps, then constant 1, then linear to 0 over the last share `decay` of `steps`."""
     rise = min(1.0, (step + 1) / max(1, warmup))
     last = decay * steps
     fall = min(1.0, (steps - step) / last) if last > 0 and steps > 0 else 1.0
