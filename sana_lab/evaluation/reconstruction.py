@@ -313,7 +313,7 @@ def _told(skipped: dict[str, str], most: int = 5) -> str:
 
 
 def _least(suite: Suite) -> int:
-    return max(WINDOW, 0 if suite.lpips is None else suite.lpips.least)
+    return max(WINDOW, 0 if suite.lpips is None else suite.lpips.min_size)
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 Normalise = Literal["affine", "scale"]
-"""How latents are normalised: by mean and deviation of each channel, or by its root mean square alone, which the
-convolutions beside it can take in exactly, at borders too (`export`)."""
+"""How latents are normalised per channel: by mean and standard deviation (`affine`), or by root mean square alone
+(`scale`), which the adjacent convolutions can absorb exactly, image borders included (`pretrained.fold_normalisation`).
+"""
 
 
 class Autoencoder(nn.Module, ABC):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / downsample, W / downsample).
 
-    Latents leave normalised, (z - shift) * scale per channel, and nobody else knows these numbers: a published model's
-    own are options, and one that is trained here fits them. A subclass gives `channels`, `downsample`, `posterior` and
-    `reconstruct`. Where `tile` is set, images of more than `tile` latents on a side go through it tile by tile, to the
-    same result in less memory; not while training, where all activations are kept anyway.
+    Latents are normalised, (z - shift) * scale per channel, and these numbers are private to the autoencoder: options
+    of a published model, fitted for one that is trained here (`fit_normalisation`).
+
+    A subclass calls this constructor with its `channels` and `downsample`, and implements `posterior` and
+    `reconstruct` on raw latents. To support `tile`, both ask `tile_for` whether to process a grid in tiles: the same
+    result in less memory.
     """
 
     channels: int
@@ -32,28 +35,31 @@ class Autoencoder(nn.Module, ABC):
     ) -> None:
         super().__init__()
         if scale <= 0:
-            raise ValueError(f"autoencoder: scale is {scale}, expected more than 0: one over the latents' deviation")
+            raise ValueError(f"autoencoder: scale is {scale}, expected more than 0: 1 / standard deviation of latents")
         if tile is not None and tile < 1:
-            raise ValueError(f"autoencoder: tile is {tile}, expected null or at least 1: latents on a tile's side")
-        self.channels, self.downsample, self.given = channels, downsample, {"shift": shift, "scale": scale}
-        self.tile = tile
+            raise ValueError(f"autoencoder: tile is {tile}, expected null or at least 1: latents on a side of a tile")
+        self.channels, self.downsample, self.tile = channels, downsample, tile
+        self.normalisation = {"shift": shift, "scale": scale}  # as options, in float64
         self.register_buffer("shift", torch.full((channels,), shift))
         self.register_buffer("scale", torch.full((channels,), scale))
 
     @abstractmethod
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw mean and log-variance, each (B, channels, h, w); a deterministic encoder gives a log-variance of -30."""
+        """Raw mean and log-variance, each (B, channels, h, w); log-variance is -30 for a deterministic encoder."""
 
     @abstractmethod
     def reconstruct(self, z: Tensor) -> Tensor:
         """Raw latents (B, channels, h, w) -> images (B, 3, H, W), not clamped."""
 
-    def tile_of(self, latents: Sequence[int]) -> int | None:
-        """The side of a tile for a grid of (h, w) latents, or None where it goes through whole."""
-        return None if self.tile is None or self.training or max(latents) <= self.tile else self.tile
+    def tile_for(self, grid: Sequence[int]) -> int | None:
+        """Latents on a side of a tile for a grid (h, w) of latents; None if it is processed whole.
+
+        Training is never tiled: its activations are kept anyway.
+        """
+        return None if self.tile is None or self.training or max(grid) <= self.tile else self.tile
 
     def encode(self, images: Tensor) -> Tensor:
-        """Normalised latents of the posterior's mean (deterministic). ValueError where H or W is not a multiple."""
+        """Normalised posterior mean (B, channels, h, w). ValueError if H or W is not a multiple of `downsample`."""
         height, width = images.shape[-2:]
         if height % self.downsample or width % self.downsample:
             near = [max(1, round(s / self.downsample)) * self.downsample for s in (height, width)]
@@ -68,22 +74,27 @@ class Autoencoder(nn.Module, ABC):
         return self.reconstruct(self.denormalise(latents))
 
     def normalise(self, z: Tensor) -> Tensor:
-        return ((z - self._wide("shift", z)) * self._wide("scale", z)).to(z.dtype)
+        return ((z - self._buffer("shift", z)) * self._buffer("scale", z)).to(z.dtype)
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return (latents / self._wide("scale", latents) + self._wide("shift", latents)).to(latents.dtype)
+        return (latents / self._buffer("scale", latents) + self._buffer("shift", latents)).to(latents.dtype)
 
-    def _wide(self, name: str, like: Tensor) -> Tensor:
-        """The buffer (channels, 1, 1) in float32 or wider; where it holds the option, the option's own digits."""
-        vector: Tensor = getattr(self, name)
-        exact = torch.full_like(vector, self.given[name], dtype=torch.promote_types(like.dtype, torch.float32))
-        same = vector.float() == exact.to(vector.dtype).float()
-        return torch.where(same, exact, vector.to(exact.dtype))[:, None, None]
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
+        """`shift` or `scale` as (channels, 1, 1) in float32 or wider.
+
+        Where the buffer is the option rounded to its dtype, the option itself: a float16 model normalises as exactly.
+        """
+        buffer: Tensor = getattr(self, name)
+        option = torch.full_like(buffer, self.normalisation[name], dtype=torch.promote_types(like.dtype, torch.float32))
+        rounded = buffer.float() == option.to(buffer.dtype).float()
+        return torch.where(rounded, option, buffer.to(option.dtype))[:, None, None]
 
     @torch.no_grad()
     def fit_normalisation(self, z: Tensor, normalise: Normalise = "affine") -> None:
-        """Set shift and scale from raw latents (n, channels, h, w), so that each channel has mean 0 and deviation 1, or
-        for `scale` no shift and mean square 1."""
-        z = z.float().transpose(0, 1).flatten(1)
+        """Set shift and scale from raw latents (n, channels, h, w): each channel gets mean 0 and variance 1.
+
+        With `scale`, shift is 0 and each channel gets mean square 1.
+        """
+        z = z.float().transpose(0, 1).flatten(1)  # (channels, n h w)
         self.shift.copy_(z.mean(1) if normalise == "affine" else torch.zeros(len(z)))
         self.scale.copy_(1 / (z - self.shift[:, None]).square().mean(1).sqrt().clamp(min=1e-6))

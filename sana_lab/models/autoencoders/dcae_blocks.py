@@ -1,7 +1,7 @@
-"""What DC-AE is made of: residual blocks, multi-scale linear attention, and changes of resolution with shortcuts.
+"""Blocks of DC-AE: residual blocks, multi-scale linear attention, and resampling with shortcuts.
 
-Each block has a `backend` for inference and a method `tiled`. Shapes: B batch, C channels, h x w grid, G heads, D head
-width, N = h * w.
+Each has a `backend` for inference and a method `tiled`. Legend: B batch, C channels, h x w grid, G heads, D head width,
+N = h * w cells.
 """
 
 import functools
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sana_lab.models.autoencoders.fast_inference import convolved
-from sana_lab.models.autoencoders.tiling import Tiled, convolving_first, doubling, halving, within
+from sana_lab.models.autoencoders.fast_inference import apply_conv3x3
+from sana_lab.models.autoencoders.tiling import Tiled, reach_doubling, reach_halving, reach_pixel_shuffle, reach_same
 from sana_lab.ops.conv.conv3x3 import Norm, conv3x3
 from sana_lab.ops.conv.upsample import upsample_conv3x3
 from sana_lab.ops.inference_backend import Fast, taken
@@ -26,48 +26,48 @@ Up = Literal["interpolate", "shuffle"]
 Activation = Literal["relu", "silu"]
 
 GAIN = 0.1  # initial weight of the norm that ends a residual branch, so that blocks start near the identity
-EPS = 1e-15  # of attention's normaliser
+EPS = 1e-15  # added to the normaliser of attention
 
 
 class Downsample(nn.Module):
-    """(B, C, 2h, 2w) -> (B, C', h, w): a convolution beside space-to-channel averaging."""
+    """(B, C, 2h, 2w) -> (B, C', h, w): a convolution plus the space-to-channel shortcut (averaging)."""
 
-    def __init__(self, width: int, out: int, how: Down, shortcut: bool = True, backend: Fast = "auto") -> None:
+    def __init__(self, width: int, out: int, method: Down, shortcut: bool = True, backend: Fast = "auto") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, out, 3, 2, 1) if how == "conv" else nn.Conv2d(width, out // 4, 3, padding=1)
-        self.unshuffle, self.shortcut, self.out, self.backend = how == "unshuffle", shortcut, out, backend
+        self.conv = nn.Conv2d(width, out, 3, 2, 1) if method == "conv" else nn.Conv2d(width, out // 4, 3, padding=1)
+        self.unshuffle, self.shortcut, self.out, self.backend = method == "unshuffle", shortcut, out, backend
 
     def tiled(self, x: Tiled) -> Tiled:
-        return x.then(self, halving, down=2)
+        return x.then(self, reach_halving, down=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.pixel_unshuffle(convolved(self.conv, x, self.backend), 2) if self.unshuffle else self.conv(x)
-        return averaged(x, y, self.backend) if self.shortcut else y
+        y = F.pixel_unshuffle(apply_conv3x3(self.conv, x, self.backend), 2) if self.unshuffle else self.conv(x)
+        return add_averaged(x, y, self.backend) if self.shortcut else y
 
 
 class Upsample(nn.Module):
-    """(B, C, h, w) -> (B, C', 2h, 2w): a convolution beside channel-to-space duplication."""
+    """(B, C, h, w) -> (B, C', 2h, 2w): a convolution plus the channel-to-space shortcut (duplication)."""
 
-    def __init__(self, width: int, out: int, how: Up, shortcut: bool = True, backend: Fast = "auto") -> None:
+    def __init__(self, width: int, out: int, method: Up, shortcut: bool = True, backend: Fast = "auto") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, out if how == "interpolate" else 4 * out, 3, padding=1)
-        self.shuffle, self.shortcut, self.out, self.backend = how == "shuffle", shortcut, out, backend
+        self.conv = nn.Conv2d(width, out if method == "interpolate" else 4 * out, 3, padding=1)
+        self.shuffle, self.shortcut, self.out, self.backend = method == "shuffle", shortcut, out, backend
 
     def tiled(self, x: Tiled) -> Tiled:
-        return x.then(self, convolving_first if self.shuffle else doubling, up=2)
+        return x.then(self, reach_pixel_shuffle if self.shuffle else reach_doubling, up=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convolved(x)
-        return duplicated(x, y, self.backend) if self.shortcut else y
+        y = self.resampled(x)
+        return add_duplicated(x, y, self.backend) if self.shortcut else y
 
-    def convolved(self, x: Tensor) -> Tensor:
+    def resampled(self, x: Tensor) -> Tensor:
         if self.shuffle:
-            return F.pixel_shuffle(convolved(self.conv, x, self.backend), 2)
+            return F.pixel_shuffle(apply_conv3x3(self.conv, x, self.backend), 2)
         return upsample_conv3x3(x, self.conv.weight, self.conv.bias, self.backend)
 
 
 class ResBlock(nn.Module):
-    """x + norm(conv(act(conv(x)))), (B, C, h, w) -> same: RMSNorm and SiLU, or batch norm and ReLU."""
+    """x + norm(conv(act(conv(x)))), (B, C, h, w) -> same; RMSNorm and SiLU, or batch norm and ReLU."""
 
     def __init__(self, width: int, batch_norm: bool = False, backend: Fast = "auto") -> None:
         super().__init__()
@@ -78,17 +78,17 @@ class ResBlock(nn.Module):
         self.backend = backend
 
     def tiled(self, x: Tiled) -> Tiled:
-        return x.then(self, within(2))
+        return x.then(self, reach_same(2))
 
     def forward(self, x: Tensor) -> Tensor:
         y = conv3x3(x, self.conv1.weight, self.conv1.bias, activation=self.activation, backend=self.backend)
         if isinstance(self.norm, RmsNorm2d):
             return conv3x3(y, self.conv2.weight, norm=self.norm.parts(), residual=x, backend=self.backend)
-        return x + self.norm(convolved(self.conv2, y, self.backend))
+        return x + self.norm(apply_conv3x3(self.conv2, y, self.backend))
 
 
 class EfficientViTBlock(nn.Module):
-    """Multi-scale linear attention, then a gated convolutional feed-forward, each with its residual."""
+    """Multi-scale linear attention, then a gated convolutional feed-forward; (B, C, h, w) -> same."""
 
     def __init__(self, width: int, head_dim: int, multiscales: Sequence[int], backend: Fast = "auto") -> None:
         super().__init__()
@@ -100,18 +100,21 @@ class EfficientViTBlock(nn.Module):
 
     def tiled(self, x: Tiled) -> Tiled:
         state = self.attention.state(x)
-        x = x.then(lambda t: self.attention.read(t, state), within(self.attention.around)).settled()
-        return x.then(self.ffn, within(1))
+        x = x.then(lambda t: self.attention.query(t, state), reach_same(self.attention.radius)).materialised()
+        return x.then(self.ffn, reach_same(1))
 
 
 class MultiscaleAttention(nn.Module):
-    """x + ReLU attention over x (B, C, h, w). Channels of `qkv` come head by head, q then k then v, D of each."""
+    """x + ReLU linear attention over the grid, (B, C, h, w) -> same (EfficientViT, arXiv 2205.14756).
+
+    Channels of `qkv` are ordered by head, each with D of q, then k, then v.
+    """
 
     def __init__(self, width: int, head_dim: int, multiscales: Sequence[int], backend: Fast = "auto") -> None:
         super().__init__()
         heads = width // head_dim
         inner = heads * head_dim
-        self.head_dim, self.around, self.backend = head_dim, max(multiscales, default=1) // 2, backend
+        self.head_dim, self.radius, self.backend = head_dim, max(multiscales, default=1) // 2, backend
         self.qkv = nn.Conv2d(width, 3 * inner, 1, bias=False)
         self.scales = nn.ModuleList(
             nn.Sequential(
@@ -125,18 +128,18 @@ class MultiscaleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if taken(self.backend, x, *self.parameters()):
-            return self.merge(self.mixed(x), x)
+            return self.merge(self.attend_channels_last(x), x)
         q, k, v = self.split(self.project(x))
         return self.merge(relu_attention(q, k, v), x)
 
     def state(self, x: Tiled) -> Tensor:
-        """What all of x tells each query, (B, G, D + 1, D), summed over its tiles."""
-        parts = x.then(self.project, within(self.around)).parts()
-        kv = (self.split(values)[1:] for _, values in parts)
-        return functools.reduce(Tensor.add, (wide(attention_state(k, v)) for k, v in kv))
+        """Sum of keys and values over the whole grid, (B, G, D + 1, D), accumulated over its tiles."""
+        tiles = x.then(self.project, reach_same(self.radius)).tiles()
+        kv = (self.split(values)[1:] for _, values in tiles)
+        return functools.reduce(Tensor.add, (at_least_float32(attention_state(k, v)) for k, v in kv))
 
-    def read(self, x: Tensor, state: Tensor) -> Tensor:
-        """x and the attention of a part of the grid to the whole, whose state is given."""
+    def query(self, x: Tensor, state: Tensor) -> Tensor:
+        """x + attention of a tile's queries to the whole grid, given its state."""
         return self.merge(read_state(self.split(self.project(x))[0], state), x)
 
     def project(self, x: Tensor) -> Tensor:
@@ -149,27 +152,29 @@ class MultiscaleAttention(nn.Module):
         return qkv.flatten(2).unflatten(1, (-1, 3 * self.head_dim)).chunk(3, dim=2)
 
     def merge(self, y: Tensor, x: Tensor) -> Tensor:
-        """x and (B, G, D, N) -> (B, C, h, w), as x is."""
+        """x + the output projection of y (B, G, D, N), in the shape of x (B, C, h, w)."""
         return self.norm(self.out(y.to(x.dtype).reshape(x.shape[0], -1, *x.shape[2:])), x)
 
-    def mixed(self, x: Tensor) -> Tensor:
-        """The attention of each scale without the memory that `project` and `split` take: (B, h, w, G D) channels-last
-        -> (B, G D, h, w)."""
+    def attend_channels_last(self, x: Tensor) -> Tensor:
+        """Attention of each scale without the copies of `project` and `split`.
+
+        Channels-last (B, C, h, w) -> (B, heads of all scales x D, h, w).
+        """
         qkv = self.qkv(x)
         scales = (cast("nn.Sequential", scale) for scale in self.scales)
-        scaled = (grouped(cast("nn.Conv2d", scale[1]), scale[0](qkv)) for scale in scales)
+        scaled = (grouped_conv1x1(cast("nn.Conv2d", scale[1]), scale[0](qkv)) for scale in scales)
         heads = [tokens(qkv).unflatten(2, (-1, 3, self.head_dim)), *(y.unflatten(2, (-1, 3)) for y in scaled)]
         y = torch.cat([linear_attention(*part.unbind(3), eps=EPS).flatten(2) for part in heads], dim=2)
         return y.mT.unflatten(2, x.shape[2:])
 
 
 def tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, N, C), a view of channels-last memory."""
+    """(B, C, h, w) -> (B, N, C); a view of channels-last memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def grouped(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution in groups, (B, C, h, w) -> (B, N, groups, C / groups), as products of matrices."""
+def grouped_conv1x1(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A grouped 1x1 convolution as batched matrix products, (B, C, h, w) -> (B, N, groups, C / groups)."""
     batch, cells = len(x), tokens(x)
     cells = cells.unflatten(2, (conv.groups, -1)).flatten(0, 1).transpose(0, 1)  # (groups, B N, C / groups)
     weight = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
@@ -179,27 +184,27 @@ def grouped(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def relu_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = EPS) -> Tensor:
     """Attention with weights relu(q) . relu(k), each (B, G, D, N) -> same, in float32 or wider.
 
-    The products are taken in the cheaper order: D x D when there are more tokens than D, else N x N.
+    The products are taken in the cheaper order: D x D if N > D, else N x N.
     """
     if q.shape[-1] <= q.shape[-2]:
-        weights = F.relu(wide(k)).mT @ F.relu(wide(q))
-        return wide(v) @ (weights / (weights.sum(-2, keepdim=True) + eps))
+        weights = F.relu(at_least_float32(k)).mT @ F.relu(at_least_float32(q))
+        return at_least_float32(v) @ (weights / (weights.sum(-2, keepdim=True) + eps))
     return read_state(q, attention_state(k, v), eps)
 
 
 def attention_state(k: Tensor, v: Tensor) -> Tensor:
-    """Values (B, G, D, N) summed with weights relu(k): (B, G, D + 1, D), whose last row makes the normaliser."""
-    return F.pad(wide(v), (0, 0, 0, 1), value=1.0) @ F.relu(wide(k)).mT
+    """sum over N of [v, 1] relu(k)^T for k, v (B, G, D, N): (B, G, D + 1, D); the last row is the normaliser's."""
+    return F.pad(at_least_float32(v), (0, 0, 0, 1), value=1.0) @ F.relu(at_least_float32(k)).mT
 
 
 def read_state(q: Tensor, state: Tensor, eps: float = EPS) -> Tensor:
-    """What queries (B, G, D, N) find in a state of keys and values -> same."""
-    y = state @ F.relu(wide(q))
+    """Attention of queries (B, G, D, N) to the keys and values in a state (B, G, D + 1, D) -> (B, G, D, N)."""
+    y = state @ F.relu(at_least_float32(q))
     return y[:, :, :-1] / (y[:, :, -1:] + eps)
 
 
 class GluMbConv(nn.Module):
-    """x + inverted bottleneck, 3x3 depthwise convolution and SiLU gate, (B, C, h, w) -> same."""
+    """x + gated feed-forward: 1x1 up, 3x3 depthwise, SiLU gate, 1x1 down; (B, C, h, w) -> same (GLUMBConv)."""
 
     def __init__(self, width: int, expand: int = 4, backend: Fast = "auto") -> None:
         super().__init__()
@@ -211,15 +216,17 @@ class GluMbConv(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        free = taken(self.backend, x, *self.parameters())
-        value, gate = self.depthwise(F.silu(self.inverted(x), inplace=free)).chunk(2, dim=1)
-        gate = F.silu(gate, inplace=free)
-        return self.norm(self.point(gate.mul_(value) if free else value * gate), x)
+        inplace = taken(self.backend, x, *self.parameters())
+        value, gate = self.depthwise(F.silu(self.inverted(x), inplace=inplace)).chunk(2, dim=1)
+        gate = F.silu(gate, inplace=inplace)
+        return self.norm(self.point(gate.mul_(value) if inplace else value * gate), x)
 
 
 class RmsNorm2d(nn.Module):
-    """x / rms(x) over the channels of (B, C, h, w), with weight and bias, and a residual if given; statistics in
-    float32 or wider."""
+    """RMSNorm over the channels of (B, C, h, w) with weight and bias, plus an optional residual.
+
+    Statistics in float32 or wider; `gain` is the initial weight.
+    """
 
     def __init__(self, width: int, gain: float = 1.0, eps: float = 1e-5, backend: Fast = "auto") -> None:
         super().__init__()
@@ -234,14 +241,14 @@ class RmsNorm2d(nn.Module):
 
 
 def batch_norm_2d(width: int) -> nn.BatchNorm2d:
-    """Over (B, C, h, w), beginning as quietly as the other norms of residual branches."""
+    """Batch norm with the initial weight of the other norms that end a residual branch."""
     norm = nn.BatchNorm2d(width)
     nn.init.constant_(norm.weight, GAIN)
     return norm
 
 
-def wide(x: Tensor) -> Tensor:
-    """In float32, or in float64 where it is."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or unchanged if it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -255,31 +262,31 @@ def repeat_channels(x: Tensor, out: int) -> Tensor:
     return x.repeat_interleave(out // x.shape[1], dim=1)
 
 
-def averaged(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
-    """y (B, C', h, w) and x (B, C, 2h, 2w), whose 2x2 cells become channels, runs of which are averaged to C'."""
+def add_averaged(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
+    """y (B, C', h, w) plus the space-to-channel shortcut of x (B, C, 2h, 2w): pixel unshuffle, averaged to C'."""
     channels, out = x.shape[1], y.shape[1]
-    times = 4 * channels // out
-    if times not in DISTINCT or x.dtype not in WHOLE or not taken(backend, x, y):
+    averaged = 4 * channels // out  # cells of x averaged to one of y
+    if averaged not in DISTINCT_CELLS or x.dtype not in IN_PLACE_SUMS or not taken(backend, x, y):
         return y + average_channels(F.pixel_unshuffle(x, 2), out)
-    to = y.unflatten(1, (channels, *DISTINCT[times]))  # (B, C, rows, columns, h, w)
+    to = y.unflatten(1, (channels, *DISTINCT_CELLS[averaged]))  # (B, C, rows, columns, h, w)
     for i, j in itertools.product(range(2), repeat=2):
-        to[:, :, i % to.shape[2], j % to.shape[3]].add_(x[..., i::2, j::2], alpha=1 / times)
+        to[:, :, i % to.shape[2], j % to.shape[3]].add_(x[..., i::2, j::2], alpha=1 / averaged)
     return y
 
 
-def duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
-    """y (B, C', 2h, 2w) and x (B, C, h, w), each of whose channels is repeated to fill 4 C', which become 2x2 cells."""
+def add_duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
+    """y (B, C', 2h, 2w) plus the channel-to-space shortcut of x (B, C, h, w): repeated to 4 C', pixel shuffle."""
     out = y.shape[1]
-    times = 4 * out // x.shape[1]
-    if times not in DISTINCT or not taken(backend, x, y):
+    repeated = 4 * out // x.shape[1]  # cells of y that get one of x
+    if repeated not in DISTINCT_CELLS or not taken(backend, x, y):
         return y + F.pixel_shuffle(repeat_channels(x, 4 * out), 2)
     cells = y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C', h, 2, w, 2)
-    cells.add_(x.unflatten(1, (out, *DISTINCT[times])).permute(0, 1, 4, 2, 5, 3))
+    cells.add_(x.unflatten(1, (out, *DISTINCT_CELLS[repeated])).permute(0, 1, 4, 2, 5, 3))
     return y
 
 
-DISTINCT = {4: (1, 1), 2: (2, 1), 1: (2, 2)}
-"""How many rows and columns of 2x2 cells differ, where so many of the four share one value."""
+DISTINCT_CELLS = {4: (1, 1), 2: (2, 1), 1: (2, 2)}
+"""Number of cells of a 2x2 block that share one value -> number of distinct rows and columns of the block."""
 
-WHOLE = (torch.float32, torch.float64)
-"""In which sums may be rounded at every step."""
+IN_PLACE_SUMS = (torch.float32, torch.float64)
+"""Dtypes precise enough to round after each term of an average."""

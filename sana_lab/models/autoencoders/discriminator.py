@@ -1,4 +1,4 @@
-"""A patch discriminator: one logit per receptive field (arXiv 1611.07004)."""
+"""PatchGAN discriminator: one logit per receptive field (pix2pix, arXiv 1611.07004, section 3.2.2)."""
 
 from itertools import pairwise
 
@@ -6,7 +6,10 @@ from torch import Tensor, nn
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (B, 3, H, W) -> logits (B, 1, h, w). At depth 3 each logit sees 70 pixels and sides are at least 24."""
+    """Images (B, 3, H, W) -> logits (B, 1, h, w).
+
+    At depth 3 the receptive field is 70 x 70 pixels, and H and W are at least 24.
+    """
 
     def __init__(self, width: int = 64, depth: int = 3) -> None:
         super().__init__()

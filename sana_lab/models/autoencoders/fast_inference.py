@@ -1,4 +1,4 @@
-"""What autoencoders share to compute quickly where no gradient is recorded."""
+"""Helpers of autoencoders for fast inference (`backend`), where no gradient is recorded."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from sana_lab.ops.inference_backend import Fast, taken
 
 
 def channels_last(x: Tensor, backend: Fast, *parameters: Tensor) -> Tensor:
-    """x (B, C, h, w) in the memory order of fast inference, or as it is."""
+    """x (B, C, h, w) in channels-last memory if the backend takes the fast form, else unchanged."""
     return x.contiguous(memory_format=torch.channels_last) if taken(backend, x, *parameters) else x
 
 
-def convolved(conv: nn.Conv2d, x: Tensor, backend: Fast, residual: Tensor | None = None) -> Tensor:
-    """x through a 3x3 convolution that keeps the grid, and a residual if given."""
+def apply_conv3x3(conv: nn.Conv2d, x: Tensor, backend: Fast, residual: Tensor | None = None) -> Tensor:
+    """A 3x3 convolution of stride 1 and padding 1, plus an optional residual of the output's shape."""
     return conv3x3(x, conv.weight, conv.bias, residual=residual, backend=backend)

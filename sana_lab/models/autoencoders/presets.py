@@ -1,11 +1,12 @@
-"""Known shapes of autoencoders by name: the name holds the widths, and `weights:` says where numbers come from.
+"""Published autoencoder configurations by name; the name fixes the shape, and `weights:` says where numbers come from.
 
-Sources: DC-AE from the configurations of efficientvit and DC-Gen (`dc_ae.py`) and of diffusers' conversion script, its
-scales and the KL autoencoders from the models' config.json. No released file was read to check them: the keys, shapes
-and sizes are compared with diffusers on the meta device, the scales rest on those sources.
+Sources: for DC-AE, the configurations of efficientvit and DC-Gen (`dc_ae.py`) and of diffusers' conversion script; for
+the scales and the KL autoencoders, the models' config.json. Keys, shapes and sizes are tested against diffusers on the
+meta device; the scales were not checked against released files.
 
-The F16 shapes, and `dcae_f8c16`, are ours: the paper compares AE-F8C16, F16C32 and F32C32 but says nothing of how the
-first two are made and released no weights, so they keep the family's rules with stages left out, and no scale is known.
+`dcae_f16c32`, `dcae_f8c16` and `vae_f16c32` are this lab's own: the SANA paper compares AE-F8C16, F16C32 and F32C32 but
+gives no architecture of the first two and released no weights. They follow the family's rules with fewer stages, and
+have no published scale.
 """
 
 from typing import Any
@@ -50,8 +51,8 @@ _LITE: dict[str, Any] = {
 
 SPECS: dict[str, dict[str, Any]] = {
     "dcae_f32c32_sana_1_0": _SANA,
-    "dcae_f32c32_sana_1_1": _SANA,  # the same shape and scale; its decoder was trained further
-    "dcae_lite_f32c32_sana_1_1": _LITE,  # sana_1_0's encoder, a smaller decoder of residual blocks alone
+    "dcae_f32c32_sana_1_1": _SANA,  # same shape and scale as 1.0, decoder trained further
+    "dcae_lite_f32c32_sana_1_1": _LITE,  # encoder of sana_1_0, smaller decoder without attention
     "dcae_f32c32_in_1_0": {**_IN, "scale": 0.3189},
     "dcae_f32c32_mix_1_0": {**_IN, "scale": 0.4552},
     "dcae_f64c128_in_1_0": {**_F64, "scale": 0.2889},

@@ -345,7 +345,7 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoder_depths": [1, 1]}, "encoder_depths has 2 entries and widths 3"),
+        ({"encoder_depths": [1, 1]}, "encoder_depths has 2 entries"),
         ({"decoder_depths": [1, 0, 1]}, "only the first depth may be 0"),
         ({"widths": (8, 24, 16)}, "24 does not divide"),
         ({"latent": 3}, "not a multiple of latent 3"),

@@ -53,7 +53,7 @@ def test_lpips_equals_torchmetrics(pair):
 def test_lpips_takes_images_down_to_its_least_side(pair):
     net, path, _ = pair
     ours = losses.Lpips(path, net)
-    a, b = torch.rand(2, 1, 3, ours.least, ours.least)
+    a, b = torch.rand(2, 1, 3, ours.min_size, ours.min_size)
     assert ours(a, b) > 0
     with pytest.raises(RuntimeError, match=r"too small|Kernel size"):
         ours(a[..., 1:], b[..., 1:])

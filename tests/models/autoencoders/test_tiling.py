@@ -157,8 +157,8 @@ def test_the_option_changes_no_hash_and_no_state(spec):
 
 def test_small_images_and_training_go_through_whole():
     model = built({**FIVE, "tile": 4})
-    assert [model.tile_of(grid) for grid in ((4, 4), (5, 1), (1, 5))] == [None, 4, 4]
-    assert model.train().tile_of((5, 5)) is None
+    assert [model.tile_for(grid) for grid in ((4, 4), (5, 1), (1, 5))] == [None, 4, 4]
+    assert model.train().tile_for((5, 5)) is None
 
 
 @pytest.mark.parametrize("name", ["vae", "dcae"])
