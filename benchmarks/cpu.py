@@ -32,6 +32,7 @@ from torch import Tensor
 
 from sana_lab.costs.timing import thread_clock
 from sana_lab.diffusion.sampling import Sampling, noise_like
+from sana_lab.models.dit import TextDit
 from sana_lab.models.text.instruction import read_instruction
 from sana_lab.types import Json
 
@@ -124,10 +125,14 @@ def step_case(blocks: int, side: int) -> Case:
     text = models.captions(TOKENS, PADDED)
     inputs = [torch.randn(2, 32, side, side) for _ in range(3)]
     truth = models.peer_step(theirs, inputs[0], *text)
-    mine = {"ours": text, "ours, text prepared once": ours.prepare(text), SAMPLING: models.prepared(ours, text, t)}
-    sides = {name: Side(lambda x, how=how: ours(x, t, how), truth) for name, how in mine.items()}
+    mine = {
+        "ours": TextDit(ours, text),
+        "ours, text prepared once": ours.prepare(text),
+        SAMPLING: models.prepared(ours, text, t),
+    }
+    sides = {name: Side(lambda x, model=model: model(x, t), truth) for name, model in mine.items()}
     sides[PEER] = Side(lambda x: models.peer_step(theirs, x, *text), truth)
-    pairs = [Pair(SAME if how is text else EXACT, PEER, name) for name, how in mine.items()]
+    pairs = [Pair(SAME if name == "ours" else EXACT, PEER, name) for name in mine]
     name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens, float32"
     return Case(name, sides, pairs, inputs, repeats=3)
 

@@ -279,8 +279,8 @@ def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
     theirs, ours = theirs.to(extent.dtype), ours.to(extent.dtype)
     text, inputs = Text(text.tokens.to(extent.dtype), text.mask), [x.to(extent.dtype) for x in inputs]
     half = torch.full((2,), 0.5)  # on the host, as in sampling
-    t, how = half.to(inputs[0]), models.prepared(ours, text, half)
-    prepared = partial(lambda x: ours(x, half, how))
+    t, model = half.to(inputs[0]), models.prepared(ours, text, half)
+    prepared = partial(lambda x: model(x, half))
     sides = {
         "diffusers": Side(lambda x: models.peer_step(theirs, x, *text), truth),
         "ours": Side(lambda x: ours(x, t, text), truth),
@@ -320,7 +320,7 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
 
     graphs = Graphs()
-    bind = partial(graphs.velocity, ours, "always" if extent.device.type == "cuda" else "never")
+    bind = partial(graphs.velocity, "always" if extent.device.type == "cuda" else "never")
 
     def mine(noise: Tensor) -> Tensor:
         return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow), bind=bind), noise, flow)

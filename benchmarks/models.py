@@ -18,8 +18,8 @@ from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
 from sana_lab.checkpoints import architectures, formats
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import join, pad, pair, prepare
-from sana_lab.models.dit import Prepared
+from sana_lab.diffusion.guidance import prepare
+from sana_lab.models.dit import SamplingDit
 from sana_lab.models.text.instruction import read_instruction
 from sana_lab.models.text.llm import Llm
 from sana_lab.pretrained import loading
@@ -178,11 +178,10 @@ def captions(real: int, padded: int, device: torch.device | str = "cpu") -> Text
     return Text(tokens, torch.arange(padded, device=device) < lengths[:, None])
 
 
-def prepared(dit: Any, text: Text, times: Tensor) -> Prepared:
+def prepared(dit: Any, text: Text, times: Tensor) -> SamplingDit:
     """What `guided` prepares of a caption and the empty prompt before the first step."""
     caption, null = (Text(text.tokens[i : i + 1], text.mask[i : i + 1]) for i in range(2))
-    first = prepare(dit, caption)._replace(schedule=dit.schedule(times))
-    return pair(dit, first, null)
+    return prepare(dit, caption, times).beside(prepare(dit, null))
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -194,7 +193,7 @@ FLOW = Flow()
 
 def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: float) -> Velocity:
     """Guidance as diffusers' pipeline has it: both captions padded and read again in every step."""
-    both = join(pad(prompt, padded), pad(null, padded))
+    both = prompt.padded(padded).beside(null.padded(padded))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         x2, t2 = torch.cat([x, x]).to(both.tokens.dtype), 1000 * torch.cat([t, t]).to(x.device)

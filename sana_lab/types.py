@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -14,6 +16,23 @@ class Text(NamedTuple):
 
     tokens: Tensor  # (B, L, D)
     mask: Tensor  # (B, L) bool, True at real tokens
+
+    def trimmed(self) -> "Text":
+        """Without the positions that are padding in every row."""
+        used = self.mask.any(0)
+        return self if bool(used.all()) else Text(self.tokens[:, used], self.mask[:, used])
+
+    def padded(self, length: int) -> "Text":
+        """Right-padded with zeros to `length` tokens."""
+        extra = length - self.tokens.shape[1]
+        return Text(F.pad(self.tokens, (0, 0, 0, extra)), F.pad(self.mask, (0, extra)))
+
+    def beside(self, other: "Text") -> "Text":
+        """One batch: the other's rows (one for all, or as many) after these, both padded to one length."""
+        rows, length = len(self.tokens), max(self.tokens.shape[1], other.tokens.shape[1])
+        other = Text(other.tokens.expand(rows, -1, -1), other.mask.expand(rows, -1))
+        both = zip(self.padded(length), other.padded(length), strict=True)
+        return Text(*(torch.cat(parts) for parts in both))
 
 
 class Batch(NamedTuple):

@@ -106,7 +106,7 @@ class Counter:
             dit = quantized(self.system.dit, how)
             text = self._features(dit)
             x, t = torch.empty(self.rows, *self.shape[1:]), torch.empty(self.rows)
-            return _bytes(dit, lambda: dit(x, t, dit.prepare(text)))
+            return _bytes(dit, lambda: dit.prepare(text)(x, t))
 
     def _features(self, dit: Dit) -> Text:
         length = self.system.text_encoder.max_tokens

@@ -19,7 +19,6 @@ from sana_lab.config.specs import RUNTIME, Spec, SpecError, canonical, name_of
 from sana_lab.data.latents import Latents, Split, state_digest
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import Endless, Finite, Order
-from sana_lab.diffusion.guidance import pad
 from sana_lab.models.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
 
@@ -74,7 +73,7 @@ class Features(L.LightningDataModule):
         rows = [self._tokens(self.rows[caption]) for caption in captions]
         masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
         text = Text(pad_sequence(rows, batch_first=True), pad_sequence(masks, batch_first=True))
-        return pad(text, -(-text.tokens.shape[1] // self.bucket) * self.bucket)
+        return text.padded(-(-text.tokens.shape[1] // self.bucket) * self.bucket)
 
     def train_dataloader(self) -> Endless:
         """Endless batches, starting after those that the trainer has already used."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.diffusion.flow import Grid
-from sana_lab.models.layers import queued
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Velocity
 
 
@@ -36,7 +36,7 @@ class Ddpm:
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_k for times k / steps (B,)."""
         k = (t.double() * self.steps).round().long()
-        signal, sigma = (queued(v, k.device)[k] for v in (self.signal, self.sigma))
+        signal, sigma = (to_device(v, k.device)[k] for v in (self.signal, self.sigma))
         a, s = (v.to(data).view(-1, *[1] * (data.ndim - 1)) for v in (signal, sigma))
         return a * data + s * noise
 
@@ -63,7 +63,7 @@ class Ddpm:
         """The flow's dx/dt by a network that predicts the noise: (noise - x) / (1 - t)."""
 
         def flow(x: Tensor, t: Tensor) -> Tensor:
-            rest = queued(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+            rest = to_device(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
             both = (rest**2 + (1 - rest) ** 2).rsqrt()  # a + s
             return (model(both * x, self._told(t)) - x) / rest
 

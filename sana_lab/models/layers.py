@@ -136,12 +136,6 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next(module.parameters()).dtype
 
 
-def queued(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """x on a device (and in a dtype); the host does not wait for the copy."""
-    waits = device.type in ("cpu", "mps")  # a queued copy to MPS may be read too early (pytorch#83015)
-    return x.to(device, dtype, non_blocking=not waits)
-
-
 def unpatch(x: Tensor, patch: int) -> Tensor:
     """Tokens (B, h, w, p p c) -> latents (B, c, h p, w p)."""
     b, h, w, _ = x.shape

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.profilers import Profiler
 from torch import nn
 
+from sana_lab.models.dit import SamplingDit
+
 OTHER = "other"
 TRAINING = {
     "data loading": "the next batch, from the data module",
@@ -108,6 +110,9 @@ def watched(system: nn.Module, clock: Clock) -> Iterator[None]:
             stack.enter_context(_replaced(owner, name, clock.timed(phase, getattr(owner, name))))
         for module, phase in _modules(system):
             _hook(stack, module, clock, phase)
+        step = SamplingDit.__call__
+        stack.callback(setattr, SamplingDit, "__call__", step)
+        SamplingDit.__call__ = clock.timed("dit: modulation and norms", step)  # type: ignore[method-assign]
         yield
 
 
@@ -125,8 +130,10 @@ def _methods(system: Any) -> Iterator[tuple[Any, str, str]]:
     dit = getattr(system, "dit", None)
     if dit is not None:
         yield dit, "prepare", "dit: caption"
+        crosses = [block.cross for block in getattr(dit, "blocks", ()) if hasattr(block, "cross")]
+        yield from ((cross, "keys_values", "dit: caption") for cross in crosses)
     if dit is not None and _compiled(dit):
-        yield dit, "_run", "dit: blocks"
+        yield dit, "run", "dit: blocks"
 
 
 def _modules(system: Any) -> Iterator[tuple[nn.Module, str]]:
@@ -134,6 +141,7 @@ def _modules(system: Any) -> Iterator[tuple[nn.Module, str]]:
     named = {"text_encoder": "text encoding", "dit": "dit: modulation and norms"}
     yield from ((m, p) for name, p in named.items() if isinstance(m := getattr(system, name, None), nn.Module))
     named = {"patch_embed": "dit: embeddings", "time_embed": "dit: embeddings", "head": "dit: head"}
+    named |= {"caption_embed": "dit: caption"}
     yield from ((m, p) for name, p in named.items() if isinstance(m := getattr(dit, name, None), nn.Module))
     named = {"attention": "dit: attention", "cross": "dit: cross-attention", "ffn": "dit: feed-forward"}
     for block in () if dit is None or _compiled(dit) else getattr(dit, "blocks", ()):

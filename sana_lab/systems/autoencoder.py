@@ -13,7 +13,7 @@ from sana_lab.diffusion.sampling import generator
 from sana_lab.models.autoencoders import Autoencoder, Normalise
 from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
-from sana_lab.models.layers import queued
+from sana_lab.ops.transfer import to_device
 from sana_lab.systems import System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import fused
@@ -105,7 +105,7 @@ class AutoencoderSystem(System):
         if self.latent_noise:
             spread = mean.detach().std((0, 2, 3), keepdim=True)
             deviation = (deviation.square() + (self.latent_noise * spread).square()).sqrt()
-        noise = queued(torch.randn(mean.shape, generator=random), mean.device, mean.dtype)
+        noise = to_device(torch.randn(mean.shape, generator=random), mean.device, mean.dtype)
         made = self.autoencoder.reconstruct(mean + deviation * noise)
         return made, kl_divergence(mean, log_variance).sum() / images.numel()
 

@@ -5,7 +5,7 @@ of latents and length of text; texts are padded to a few lengths, so that those 
 """
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.costs.timing import plain
-from sana_lab.diffusion.guidance import Step, at_once
-from sana_lab.models.dit import Dit, Modulation, Prepared
+from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Velocity
 
 Mode = Literal["auto", "never", "always"]
@@ -84,12 +83,12 @@ class Graphs:
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
         return type(self), ()
 
-    def velocity(self, dit: Dit, mode: Mode, step: Step, prepared: Prepared, kind: Hashable) -> Velocity:
-        """The denoiser's step with that text, replayed where `mode` has it so. ValueError as `check` says."""
-        self.check(dit, mode)
-        if mode == "never" or device_of(dit) != self.recorder.device:
-            return at_once(step, prepared, kind)
-        return Bound(self, dit, mode, step, prepared, kind)
+    def velocity(self, mode: Mode, model: SamplingDit) -> Velocity:
+        """The denoiser's velocity, replayed where `mode` has it so. ValueError as `check` says."""
+        self.check(model.dit, mode)
+        if mode == "never" or device_of(model.dit) != self.recorder.device:
+            return model
+        return Bound(self, mode, model)
 
     def check(self, dit: Dit, mode: Mode) -> None:
         """ValueError where `always` is asked for on another device than CUDA."""
@@ -127,47 +126,45 @@ class Graphs:
 
 
 class Bound:
-    """A velocity whose steps are replayed for one text."""
+    """The velocity of one batch of captions, whose steps are replayed."""
 
-    def __init__(self, graphs: Graphs, dit: Dit, mode: Mode, step: Step, prepared: Prepared, kind: Hashable) -> None:
-        self.graphs, self.step, self.whole, self.strict = graphs, step, prepared, mode == "always"
-        self.prepared = prepared.padded(bucket(prepared.size[1]))
-        shapes = tuple((x.shape, x.dtype) for x in _fixed(self.prepared))
-        self.key = (id(dit), kind, shapes, self.prepared.mask is None, addresses(dit))
+    def __init__(self, graphs: Graphs, mode: Mode, model: SamplingDit) -> None:
+        self.graphs, self.model, self.strict = graphs, model, mode == "always"
+        self.padded = model.padded(bucket(model.length))
+        self.key = (id(model.dit), layout(self.padded.tensors), addresses(model.dit))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-            return self.step(x, t, self.whole)
-        now = self.prepared.modulation(t)
-        prepared = self.prepared._replace(schedule=None, now=now)
-        key = (self.key, x.shape, x.dtype, x.device, now is None, torch.is_inference_mode_enabled())
-        record = partial(Recorded, self.graphs.recorder, self.step, x, t, prepared)
-        found = self.graphs.find(key, record, self.strict)
-        return self.step(x, t, self.whole) if found is None else found.run(self, x, t, prepared)
+            return self.model(x, t)
+        inputs = self.padded.step_inputs(t)
+        key = (self.key, layout([x, *inputs]), x.device, torch.is_inference_mode_enabled())
+        recorded = self.graphs.find(key, partial(Recorded, self.graphs.recorder, self.padded, x, inputs), self.strict)
+        return self.model(x, t) if recorded is None else recorded.run(self, x, inputs)
 
 
 class Recorded:
-    """A step with the memory that it reads; whose text is there is known, so that it is copied once."""
+    """A recorded step with the memory that it reads; the captions' part is copied when they change."""
 
-    def __init__(self, recorder: Any, step: Step, x: Tensor, t: Tensor, prepared: Prepared) -> None:
-        self.x, self.t, self.prepared = x.clone(), t.to(x.device, copy=True), _cloned(prepared)
-        self.owner: Bound | None = None
-        call = partial(step, self.x, self.t, self.prepared)
+    def __init__(self, recorder: Any, model: SamplingDit, x: Tensor, inputs: Sequence[Tensor]) -> None:
+        self.x, self.inputs, self.model = x.clone(), [i.clone() for i in inputs], model.map(torch.clone)
+        self.owner: Bound | None = None  # whose captions are in the memory
+        call = partial(self.model.step, self.x, self.inputs)
         self.replay: Replay = recorder.record(call)
         if not _close(self.replay.run(), call()):
             raise RuntimeError("the recorded step gives another velocity than the step itself")
 
-    def run(self, owner: Bound, x: Tensor, t: Tensor, prepared: Prepared) -> Tensor:
+    def run(self, owner: Bound, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """A copy of the result: the next replay writes over it."""
         if self.owner is not owner:
-            torch._foreach_copy_(_fixed(self.prepared), _fixed(prepared))
+            torch._foreach_copy_(self.model.tensors, owner.padded.tensors)
             self.owner = owner
-        self.x.copy_(x)
-        if prepared.now is None or self.prepared.now is None:
-            self.t.copy_(t, non_blocking=True)
-        else:
-            torch._foreach_copy_(_vectors(self.prepared.now), _vectors(prepared.now))
+        torch._foreach_copy_([self.x, *self.inputs], [x, *inputs])
         return self.replay.run().clone()
+
+
+def layout(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """Shapes and dtypes; bool tells a mask from keys and values."""
+    return tuple((x.shape, x.dtype) for x in tensors)
 
 
 def bucket(length: int) -> int:
@@ -183,24 +180,6 @@ def device_of(dit: Dit) -> str:
 def addresses(dit: Dit) -> tuple[int, ...]:
     """Where the weights lie: a graph reads them there, whatever they have become."""
     return tuple(x.data_ptr() for whole in (*dit.parameters(), *dit.buffers()) for x in plain(whole))
-
-
-def _fixed(prepared: Prepared) -> list[Tensor]:
-    """What stays for a text."""
-    mask = [] if prepared.mask is None else [prepared.mask]
-    return [*prepared.keys, *prepared.values, *mask, *(prepared.constant or ())]
-
-
-def _vectors(now: Modulation) -> list[Tensor]:
-    return [*now.blocks, now.head]
-
-
-def _cloned(prepared: Prepared) -> Prepared:
-    keys, values = ([x.clone() for x in part] for part in (prepared.keys, prepared.values))
-    mask = None if prepared.mask is None else prepared.mask.clone()
-    constant = None if prepared.constant is None else [x.clone() for x in prepared.constant]
-    now = prepared.now and Modulation([x.clone() for x in prepared.now.blocks], prepared.now.head.clone())
-    return prepared._replace(keys=keys, values=values, mask=mask, constant=constant, now=now)
 
 
 def _close(made: Tensor, expected: Tensor) -> bool:

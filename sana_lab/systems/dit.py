@@ -9,10 +9,9 @@ from sana_lab.checkpoints.build import build
 from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import pad
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
-from sana_lab.models.layers import queued
+from sana_lab.ops.transfer import to_device
 from sana_lab.systems import System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
@@ -83,6 +82,6 @@ def features(batch: Batch) -> tuple[Tensor, Text, Text]:
 def without(text: Text, dropped: Tensor, null: Text) -> Text:
     """Rows `dropped` (B,) bool replaced by the empty prompt (1, L0, D); both are padded to one length."""
     length = max(text.tokens.shape[1], null.tokens.shape[1])
-    text, null, dropped = pad(text, length), pad(null, length), queued(dropped, text.mask.device)
+    text, null, dropped = text.padded(length), null.padded(length), to_device(dropped, text.mask.device)
     tokens = torch.where(dropped[:, None, None], null.tokens, text.tokens)
     return Text(tokens, torch.where(dropped[:, None], null.mask, text.mask))

@@ -9,9 +9,9 @@ from torch import Tensor
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
-from sana_lab.models.dit import Dit, Prepared
-from sana_lab.models.layers import queued
-from sana_lab.types import Text
+from sana_lab.models.dit import Dit
+from sana_lab.ops.transfer import to_device
+from sana_lab.types import Text, Velocity
 
 BINS = 4
 TRAIN, HELD_OUT = 1, 2  # which stream of random numbers
@@ -30,16 +30,23 @@ def velocity_losses(
     dit: Dit,
     flow: Flow | Ddpm,
     latents: Tensor,
-    text: Text | Prepared,
+    text: Text,
     random: torch.Generator,
     times: Tensor | None = None,
 ) -> Tensor:
     """Squared error of the velocity, or the noise that `Ddpm` predicts (B,), mean over a latent (B, C, h, w), at
     random or given times (B,)."""
-    noise = queued(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
+    return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times)
+
+
+def squared_errors(
+    model: Velocity, flow: Flow | Ddpm, latents: Tensor, random: torch.Generator, times: Tensor | None = None
+) -> Tensor:
+    """The same of a denoiser that knows its text."""
+    noise = to_device(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
     times = flow.sample_times(len(latents), generator=random) if times is None else times
-    times = queued(times, latents.device, latents.dtype)
-    predicted = dit(flow.mix(latents, noise, times), flow.seen(times), text)
+    times = to_device(times, latents.device, latents.dtype)
+    predicted = model(flow.mix(latents, noise, times), flow.seen(times))
     return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
 
 
@@ -55,7 +62,7 @@ def draws_losses(
     """`velocity_losses` (B draws,) of so many noises and times for each latent; its text is prepared once."""
     if draws == 1:
         return velocity_losses(dit, flow, latents, text, random)
-    return velocity_losses(dit, flow, latents.repeat_interleave(draws, 0), dit.prepare(text).repeat(draws), random)
+    return squared_errors(dit.prepare(text).repeat(draws), flow, latents.repeat_interleave(draws, 0), random)
 
 
 def validate(

@@ -15,7 +15,7 @@ from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import doing
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import Bind, at_once, guided
+from sana_lab.diffusion.guidance import Bind, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
@@ -196,7 +196,7 @@ class TextToImage(System):
                 "and a denoiser that is quantised already (`settle`)"
             )
         self.graphs.check(dit, how.graph)
-        return at_once if moves else partial(self.graphs.velocity, dit, how.graph)
+        return partial(self.graphs.velocity, "never" if moves else how.graph)
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, H, W) uint8."""

@@ -40,7 +40,7 @@ def test_stages_are_what_real_calls_hold(batch: int):
     assert found["decode"] == followed(system, system.autoencoder, lambda: system.pixels(latents))
     text = Text(torch.randn(2 * batch, 16, 32), torch.ones(2 * batch, 16, dtype=torch.bool))
     x, t = torch.randn(2 * batch, 4, 4, 4), torch.rand(2 * batch)
-    real = followed(system, system.dit, lambda: system.dit(x, t, system.dit.prepare(text)))
+    real = followed(system, system.dit, lambda: system.dit.prepare(text)(x, t))
     assert real <= found["denoise"] < 1.1 * real
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sana_lab.config.specs import build
-from sana_lab.diffusion.guidance import guided, join, pad
+from sana_lab.diffusion.guidance import guided
 from sana_lab.models.dit import Dit
 from sana_lab.types import Text
 
@@ -77,9 +77,9 @@ def test_guidance_within_an_interval_alone(dit: Dit, t: float, rows: int, dtype:
     assert torch.equal(made, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
 
 
-def test_join_pads_both_to_one_length():
+def test_texts_beside_one_another_have_one_length():
     a, b = text(3, 5, 1), text(1, 2, 2)
-    both = join(a, b)
+    both = a.beside(b)
     assert both.tokens.shape == (6, 5, 12)
     assert torch.equal(both.tokens[:3], a.tokens)
     assert torch.equal(both.mask[:3], a.mask)
@@ -94,15 +94,15 @@ def test_prepared_texts_beside_one_another_are_the_joined_text_prepared(
     dit: Dit, rows: int, other_rows: int, length: int
 ):
     first, other = text(rows, 5, 1), text(other_rows, length, 2)
-    both, expected = dit.prepare(first).beside(dit.prepare(other)), dit.prepare(join(first, other))
-    assert both.size == (2 * rows, max(5, length))
+    both, expected = dit.prepare(first).beside(dit.prepare(other)), dit.prepare(first.beside(other))
+    assert (len(both.mask), both.length) == (2 * rows, max(5, length))
     assert torch.equal(both.mask, expected.mask)
     seen = both.mask[:, None, :, None]
     for ours, theirs in zip([*both.keys, *both.values], [*expected.keys, *expected.values], strict=True):
         torch.testing.assert_close(ours * seen, theirs * seen)
 
 
-def test_pad_to_its_own_length_changes_nothing():
+def test_padding_to_its_own_length_changes_nothing():
     a = text(3, 5, 1)
-    assert torch.equal(pad(a, 5).tokens, a.tokens)
-    assert torch.equal(pad(a, 5).mask, a.mask)
+    assert torch.equal(a.padded(5).tokens, a.tokens)
+    assert torch.equal(a.padded(5).mask, a.mask)

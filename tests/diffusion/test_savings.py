@@ -11,10 +11,10 @@ from sana_lab.config import registry
 from sana_lab.config.specs import build
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.guidance import guided, pair, prepare, trim, within
+from sana_lab.diffusion.guidance import guided, prepare, within
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.models.dit import Dit, Schedule
-from sana_lab.models.dit.sana import MOST
+from sana_lab.models.dit import Dit, TextDit
+from sana_lab.models.dit.sana_sampling import MAX_TIMES, Schedule
 from sana_lab.profiler.host_syncs import Syncs
 from sana_lab.types import Text, Velocity
 
@@ -125,10 +125,10 @@ def test_prompts_of_one_length_are_not_masked():
     dit = make("1.0")
     alone = prepare(dit, text([7, 7, 7], 1))
     assert alone.mask is None
-    assert alone.size == (3, 7)
-    assert pair(dit, alone, NULLS["one token"]).mask is None
-    assert pair(dit, alone, text([7, 7, 7], 2)).mask is None
-    mixed = pair(dit, alone, text([2], 2))
+    assert alone.length == 7
+    assert alone.beside(prepare(dit, NULLS["one token"])).mask is None
+    assert alone.beside(prepare(dit, text([7, 7, 7], 2))).mask is None
+    mixed = alone.beside(prepare(dit, text([2], 2)))
     assert mixed.mask is not None
     assert mixed.mask.sum(1).tolist() == [7, 7, 7, 2, 2, 2]
     how = Sampling("euler", 3, SCALE)
@@ -145,12 +145,12 @@ def test_a_prompt_without_padding_is_bitwise_the_text_itself():
 
 def test_trim_cuts_what_no_row_uses():
     whole = text([3, 7, 5], 1)
-    cut = trim(whole)
+    cut = whole.trimmed()
     assert torch.equal(cut.tokens, whole.tokens[:, :7])
     assert torch.equal(cut.mask, whole.mask[:, :7])
-    assert trim(cut) is cut
+    assert cut.trimmed() is cut
     gap = Text(whole.tokens, torch.arange(LENGTH).expand(3, -1) % 5 == 0)
-    assert torch.equal(trim(gap).tokens, whole.tokens[:, ::5])
+    assert torch.equal(gap.trimmed().tokens, whole.tokens[:, ::5])
 
 
 # --- nothing is computed twice
@@ -197,9 +197,9 @@ def test_a_time_that_was_not_foretold_is_computed():
 @torch.no_grad()
 def test_so_many_steps_that_their_vectors_are_not_all_kept():
     dit = make("1.0")
-    schedule = dit.schedule(torch.linspace(1, 0, 2 * MOST))
+    schedule = dit.prepare(PROMPTS, torch.linspace(1, 0, 2 * MAX_TIMES, dtype=torch.float64)).schedule
     assert schedule is not None
-    assert len(schedule.rows) == len(schedule.blocks) == MOST
+    assert len(schedule.rows) == len(schedule.blocks) == MAX_TIMES
     assert schedule.at(torch.ones(2)) is not None
     assert schedule.at(torch.zeros(2)) is None
 
@@ -211,10 +211,42 @@ def test_a_schedule_answers_for_the_host_alone():
     assert schedule.at(torch.tensor([0.5, 0.25])) is None
 
 
-def test_what_was_distilled_with_guidance_computes_its_vectors_itself():
+def test_a_model_distilled_with_guidance_is_not_guided():
     torch.manual_seed(0)
     dit = build("dit", {"name": "sana", **TINY, "guidance": 0.1}, channels=4, text_dim=12)
-    assert dit.schedule(torch.ones(3)) is None
+    with pytest.raises(ValueError, match="distilled with guidance"):
+        guided(dit.double(), PROMPTS, NULLS["one token"], SCALE, times=torch.ones(3, dtype=torch.float64))
+
+
+class Guest(Dit):
+    """A denoiser that is `forward` and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sana = make("1.0")
+
+    def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
+        return self.sana(x, t, text)
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_a_denoiser_without_savings_is_guided_too(null: str):
+    """What `Dit` gives those that keep nothing: its text with each step."""
+    assert isinstance(Guest().prepare(PROMPTS), TextDit)
+    how = Sampling("heun", 3, SCALE, guidance_interval=(0.3, 0.8))
+    assert compare(Guest(), PROMPTS, NULLS[null], how, Flow()) <= 1e-12
+
+
+@torch.no_grad()
+def test_copies_of_a_prepared_denoiser():
+    """Repeated, padded and cloned, it is the network with its text."""
+    dit, x, t = make("1.0"), noise(), torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64)
+    expected = dit(x, t, PROMPTS)
+    for model in (dit.prepare(PROMPTS), Guest().prepare(PROMPTS)):
+        assert error(model.padded(LENGTH + 4)(x, t), expected) <= 1e-12
+        assert torch.equal(model.map(torch.clone)(x, t), expected)
+        twice = model.repeat(2)(x.repeat_interleave(2, 0), t.repeat_interleave(2, 0))
+        assert error(twice, expected.repeat_interleave(2, 0)) <= 1e-12
 
 
 def test_told_is_what_each_solver_asks_for():

@@ -88,7 +88,7 @@ NULL = text([1], 3)
 def velocity(
     dit: Dit, graphs: Graphs | None, prompts: Text, how: Sampling, null: Text = NULL, mode: Any = "auto"
 ) -> Velocity:
-    bind = {} if graphs is None else {"bind": partial(graphs.velocity, dit, mode)}
+    bind = {} if graphs is None else {"bind": partial(graphs.velocity, mode)}
     return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.told(FLOW, torch.float64), **bind)
 
 
@@ -132,7 +132,7 @@ def test_a_time_that_was_not_foretold(dit: Dit):
         assert_same(replayed(x, at(t)), plain(x, at(t)))
     mixed = torch.tensor([0.2, 0.7], dtype=torch.float64)
     assert_same(replayed(x, mixed), plain(x, mixed))
-    assert len(graphs.recorder.made) == 2, "one that reads the time, one that reads its vectors"
+    assert len(graphs.recorder.made) == 2, "one for the vectors of one time, one for those of each row"
 
 
 # --- what is recorded, and what is copied
@@ -153,7 +153,7 @@ def test_one_recording_for_each_bucket_and_shape(dit: Dit):
     drawn(dit, graphs, text([5, 9, 4]), how)
     assert len(made) == 4
     drawn(dit, graphs, text([5, 9]), Sampling("euler", 4, 2.0))
-    assert len(made) == 5, "guidance is a number in the recording"
+    assert len(made) == 4, "guidance is applied to what is recorded"
 
 
 @torch.no_grad()
@@ -164,7 +164,7 @@ def test_a_text_is_copied_once_and_again_where_another_was_in_between(dit: Dit):
     expected = [velocity(dit, None, prompts, how)(x, at(0.9)) for prompts in (first, second)]
     a(x, at(0.9))
     (recorded,) = graphs.kept.values()
-    key = recorded.prepared.keys[0]
+    key = recorded.model.tensors[0]
     before = key._version
     for _ in range(3):
         assert_same(a(x, at(0.9)), expected[0])
@@ -336,6 +336,6 @@ def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.
             torch.cuda.set_sync_debug_mode("default")
 
     for prompts in (text([5, 9]), text([32, 20], 4), text([60, 20], 5), text([5, 9], 6)):
-        made, expected = run(prompts, {"bind": partial(graphs.velocity, dit, "always")}), run(prompts, {})
+        made, expected = run(prompts, {"bind": partial(graphs.velocity, "always")}), run(prompts, {})
         assert ((made - expected).norm() / expected.norm()).item() <= (1e-5 if dtype == torch.float32 else 2e-2)
     assert 0 < len(graphs.kept) <= MOST

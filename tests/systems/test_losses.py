@@ -9,7 +9,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator
-from sana_lab.models.dit import Dit, Prepared
+from sana_lab.models.dit import Dit
 from sana_lab.systems.losses import process, velocity_losses
 from sana_lab.training.train import check
 from sana_lab.types import Text
@@ -31,10 +31,7 @@ class Oracle(Dit):
         super().__init__()
         self.data, self.flow, self.seen = data, flow, []
 
-    def prepare(self, text: Text) -> Prepared:
-        return Prepared([], [], text.mask)
-
-    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
         self.seen.append(t)
         noise = torch.zeros_like(x)
         start, end = self.flow.mix(self.data, noise, t), self.flow.mix(self.data, noise + 1, t)

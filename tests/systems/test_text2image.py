@@ -14,7 +14,7 @@ from sana_lab.config import specs
 from sana_lab.data.stream import Endless
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
-from sana_lab.models.dit import Dit, Prepared
+from sana_lab.models.dit import Dit
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.losses import draws_losses, velocity_losses
 from sana_lab.systems.text2image import TextToImage
@@ -173,10 +173,7 @@ class Constant(Dit):
         super().__init__()
         self.data, self.share = data, share
 
-    def prepare(self, text: Text) -> Prepared:
-        return Prepared([], [], text.mask)
-
-    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
         return self.share * (x - self.data) / t.view(-1, 1, 1, 1)
 
 
@@ -300,7 +297,7 @@ class TestSampling:
     @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 2), (3.0, 4)])
     def test_without_guidance_half_the_work_and_no_negative(self, still, guidance, rows):
         seen = []
-        hook = still.dit.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0])))
+        hook = still.dit.patch_embed.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0])))
         sampling = Sampling("euler", 2, guidance)
         images = [still.sample(PROMPTS[:2], size=16, sampling=sampling, negative=n) for n in ("", "a ring")]
         hook.remove()

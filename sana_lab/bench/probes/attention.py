@@ -117,7 +117,7 @@ class AttentionPair(Probe):
             "core": lambda: layer.mix(*qkv.unbind(2)),
             "core_train": lambda: torch.autograd.grad(layer.mix(*leaf.unbind(2)), leaf, qkv[:, :, 0]),
             "layer": lambda: layer(x),
-            "step": lambda: step(latents, t, prepared),
+            "step": lambda: prepared(latents, t),
         }
 
     def _step(self, name: str, device: torch.device) -> nn.Module:

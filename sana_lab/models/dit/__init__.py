@@ -1,93 +1,16 @@
-"""Interface of the denoisers: (x_t, t, text) -> velocity."""
+"""Interface of the denoisers: `Dit` for training, (x_t, t, text) -> velocity, and `SamplingDit` for sampling."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
 Quantize = Literal["none", "int8", "w8a8"]
-
-
-class Modulation(NamedTuple):
-    """AdaLN vectors of times; of one time they may be one row for the whole batch."""
-
-    blocks: Sequence[Tensor]  # per block (B or 1, 6, C): shift, scale, gate of attention, then of the feed-forward
-    head: Tensor  # (B or 1, C): the time's embedding itself
-
-
-class Schedule(NamedTuple):
-    """The modulation of M times that are known before sampling begins."""
-
-    rows: Mapping[float, int]  # time -> row
-    blocks: Tensor  # (M, depth, 1, 6, C)
-    head: Tensor  # (M, 1, C)
-
-    def at(self, t: Tensor) -> Modulation | None:
-        """Of times (B,) on the host that are all the same known one, else None: nothing waits for a device."""
-        if t.device.type != "cpu" or bool((t != t[0]).any()):
-            return None
-        row = self.rows.get(t[0].item())
-        return None if row is None else Modulation(self.blocks[row].unbind(), self.head[row])
-
-
-class Prepared(NamedTuple):
-    """What depends on the prompt alone, computed once per prompt and reused over all sampling steps.
-
-    `constant` is for rows of the batch that follow those of `keys`: captions of one token, which says the same to every
-    query, so that there is nothing to attend to. `now` is the modulation of the next forward where `schedule` does not
-    have it.
-    """
-
-    keys: Sequence[Tensor]  # per block (B, heads, L, D)
-    values: Sequence[Tensor]  # per block (B, heads, L, D)
-    mask: Tensor | None  # (B, L) bool; None where every token counts
-    constant: Sequence[Tensor] | None = None  # per block (B', C): what cross-attention adds to B' more rows
-    schedule: Schedule | None = None
-    now: Modulation | None = None
-
-    def repeat(self, times: int) -> "Prepared":
-        """Each row so many times in succession."""
-        keys, values = ([x.repeat_interleave(times, 0) for x in part] for part in (self.keys, self.values))
-        mask = None if self.mask is None else self.mask.repeat_interleave(times, 0)
-        return self._replace(keys=keys, values=values, mask=mask)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(B, L)."""
-        return self.keys[0].shape[0], self.keys[0].shape[2]
-
-    def beside(self, other: "Prepared") -> "Prepared":
-        """The other's rows (one for all, or as many) after these; both are padded to one length."""
-        (rows, length), longest = self.size, max(self.size[1], other.size[1])
-        keys, values = (
-            [torch.cat([_padded(x, rows, longest) for x in layer]) for layer in zip(*both, strict=True)]
-            for both in ((self.keys, other.keys), (self.values, other.values))
-        )
-        if self.mask is None and other.mask is None and length == other.size[1]:
-            return self._replace(keys=keys, values=values)
-        masks = [F.pad(p._mask(rows), (0, longest - p.size[1])) for p in (self, other)]
-        return self._replace(keys=keys, values=values, mask=torch.cat(masks))
-
-    def modulation(self, t: Tensor) -> Modulation | None:
-        """What was prepared for times (B,), if anything was."""
-        return self.now if self.now is not None or self.schedule is None else self.schedule.at(t)
-
-    def padded(self, length: int) -> "Prepared":
-        """Right-padded with positions that do not count."""
-        (rows, now) = self.size
-        if now == length:
-            return self
-        keys, values = ([_padded(x, rows, length) for x in part] for part in (self.keys, self.values))
-        return self._replace(keys=keys, values=values, mask=F.pad(self._mask(rows), (0, length - now)))
-
-    def _mask(self, rows: int) -> Tensor:
-        mask = self.keys[0].new_ones(self.size, dtype=torch.bool) if self.mask is None else self.mask
-        return mask.expand(rows, -1)
 
 
 class Dit(nn.Module, ABC):
@@ -96,30 +19,99 @@ class Dit(nn.Module, ABC):
     channels: int
     text_dim: int
     patch: int
-    quantized: Quantize = "none"  # how the products of its blocks are stored and worked out
+    quantized: Quantize = "none"  # how the products of its blocks are stored and computed
     spec: dict[str, Any]  # what it was built from, resolved
 
     @abstractmethod
-    def prepare(self, text: Text) -> Prepared:
-        """Projected caption and each block's cross-attention keys and values."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared, guidance: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Noisy latents (B, C, h, w) at times t (B,) in [0, 1] (1 is noise) -> velocity (B, C, h, w).
 
-        Times may lie on the host, latents on a device. `guidance` (B,), such as 4.5, is for models that were distilled
+        Times may be on the CPU and latents on a GPU. `guidance` (B,), such as 4.5, is for models that were distilled
         with it, and for no other.
         """
 
-    def constant(self, prepared: Prepared) -> Sequence[Tensor] | None:
-        """`Prepared.constant` of captions of one token each, where a model can do with that."""
-        return None
+    def prepare(self, text: Text, times: Tensor | None = None, masked: bool = True) -> "SamplingDit":
+        """The denoiser of one batch of captions, with what the steps share computed once.
 
-    def schedule(self, times: Tensor) -> Schedule | None:
-        """The modulation of times (M,) that sampling will ask for, where a model can prepare it."""
-        return None
+        `times` (M,) are those that sampling will visit, as far as they are known. `masked=False` promises that
+        `text.mask` is True everywhere.
+        """
+        return TextDit(self, text)
 
 
-def _padded(x: Tensor, rows: int, length: int) -> Tensor:
-    """Keys or values (1 or `rows`, H, L, D) as (rows, H, length, D), with zeros."""
-    return F.pad(x.expand(rows, -1, -1, -1), (0, 0, 0, length - x.shape[2]))
+class SamplingDit(ABC):
+    """A denoiser and a batch of captions: (x, t) -> velocity, in the dtype of x.
+
+    It owns what is kept between sampling steps. A step has two parts, so that the second can be recorded as a CUDA
+    graph: `step_inputs` of the times, and `step`, which reads the latents, these inputs, the kept `tensors` and the
+    weights, and nothing else.
+    """
+
+    dit: Dit
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.step(x, self.step_inputs(t))
+
+    @abstractmethod
+    def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
+        """What a step reads of its times (B,), on the network's device."""
+
+    @abstractmethod
+    def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Velocity (B, C, h, w) of latents (B, C, h, w)."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """The kept tensors that depend on the captions."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens of a caption, padding included."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same with a function applied to each of `tensors`."""
+
+    @abstractmethod
+    def padded(self, length: int) -> Self:
+        """The same with captions right-padded to `length` tokens."""
+
+    @abstractmethod
+    def beside(self, other: Self) -> Self:
+        """One batch: the other's captions (one for all, or as many) after these."""
+
+    def repeat(self, copies: int) -> Self:
+        """Each caption so many times in succession."""
+        return self.map(lambda x: x.repeat_interleave(copies, 0))
+
+
+class TextDit(SamplingDit):
+    """The network with its text, for a `Dit` that computes everything anew in each step."""
+
+    def __init__(self, dit: Dit, text: Text) -> None:
+        self.dit, self.text = dit, text
+
+    def step_inputs(self, t: Tensor) -> list[Tensor]:
+        return [to_device(t, self.text.tokens.device)]
+
+    def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        return self.dit(x, inputs[0], self.text).to(x.dtype)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.text]
+
+    @property
+    def length(self) -> int:
+        return self.text.tokens.shape[1]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TextDit":
+        return TextDit(self.dit, Text(*map(function, self.text)))
+
+    def padded(self, length: int) -> "TextDit":
+        return TextDit(self.dit, self.text.padded(length))
+
+    def beside(self, other: "TextDit") -> "TextDit":
+        return TextDit(self.dit, self.text.beside(other.text))

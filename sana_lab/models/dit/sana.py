@@ -1,31 +1,28 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build
-from sana_lab.models.dit import Dit, Modulation, Prepared, Schedule
+from sana_lab.models.dit import Dit
 from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
+from sana_lab.models.dit.sana_sampling import SamplingSana, prepare
 from sana_lab.models.layers import (
     CaptionEmbed,
     CrossAttention,
     MixFfn,
     PatchEmbed,
     TimeEmbed,
-    queued,
     sincos_positions,
     unpatch,
 )
 from sana_lab.ops.backend import Backend
 from sana_lab.ops.modulate.reference import add, add_modulate, modulate
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
-
-MOST = 128
-"""Times whose modulation is kept at once: of SANA-0.6B 100 MB in float32. What comes after is computed when it does."""
 
 
 class Block(nn.Module):
@@ -49,7 +46,7 @@ class Block(nn.Module):
         self.ffn = build("ffn", ffn, dim=dim)
 
     def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
-        """x (B, h, w, C), modulation with the table in it (B, 6, C), and the caption as cross-attention takes it."""
+        """Tokens (B, h, w, C), AdaLN vectors (B, 6, C), and the caption's part of `CrossAttention.forward`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
         mixed = self.attention(modulate(x, shift_a, scale_a, backend=self.backend))
         x = add(x, mixed, gate_a, backend=self.backend)
@@ -137,39 +134,23 @@ class Sana(Dit):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
 
-    def prepare(self, text: Text) -> Prepared:
-        caption = self.caption_embed(text.tokens)
-        keys, values = zip(*(block.cross.keys_values(caption) for block in self.blocks), strict=True)
-        return Prepared(list(keys), list(values), text.mask)
+    def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
+        """The paper's figure of the DiT: embed patches, time and caption; run the blocks; project to the velocity."""
+        time, six = self.modulation(t, guidance)  # (B, C) and (B, 6, C): AdaLN-single, shared by all blocks
+        caption = self.caption_embed(text.tokens)  # (B, L, C)
+        x = self.embed(x)  # (B, h, w, C)
+        for block in self.blocks:
+            keys, values = block.cross.keys_values(caption)
+            x = self.run(block, x, block.table + six, keys, values, text.mask)
+        return unpatch(self.head(x, time), self.patch)  # (B, channels, h p, w p)
 
-    def forward(self, x: Tensor, t: Tensor, text: Text | Prepared, guidance: Tensor | None = None) -> Tensor:
-        prepared = text if isinstance(text, Prepared) else self.prepare(text)
-        ready = prepared.modulation(t) if guidance is None else None
-        sixes, time = self.modulation(t, guidance) if ready is None else ready
-        constants: Sequence[Tensor | None] = prepared.constant or [None] * len(self.blocks)
-        x = self.embed(x)
-        for block, six, k, v, constant in zip(
-            self.blocks, sixes, prepared.keys, prepared.values, constants, strict=True
-        ):
-            x = self._run(block, x, six.expand(len(x), -1, -1), k, v, prepared.mask, constant)
-        return unpatch(self.head(x, time.expand(len(x), -1)), self.patch)
+    def modulation(self, t: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The time embedding (B, C) of times (B,), and the six AdaLN vectors (B, 6, C) that blocks add a table to."""
+        time = self.embed_time(to_device(t, self.head.table.device), guidance)
+        return time, self.time_block(time).unflatten(-1, (6, -1))
 
-    def modulation(self, t: Tensor, guidance: Tensor | None = None) -> Modulation:
-        """Of times (B,), and of guidance in a distilled model."""
-        time = self.embed_time(queued(t, self.head.table.device), guidance)
-        six = self.time_block(time).unflatten(-1, (6, -1))
-        return Modulation([block.table + six for block in self.blocks], time)
-
-    def schedule(self, times: Tensor) -> Schedule | None:
-        if self.guidance_embed is not None:
-            return None
-        each = [*dict.fromkeys(times.tolist())][:MOST]
-        rows = {t: i for i, t in enumerate(each)}
-        sixes, time = self.modulation(times.new_tensor(each))
-        return Schedule(rows, torch.stack([*sixes], 1)[:, :, None], time[:, None])
-
-    def constant(self, prepared: Prepared) -> Sequence[Tensor]:
-        return [block.cross.constant(v) for block, v in zip(self.blocks, prepared.values, strict=True)]
+    def prepare(self, text: Text, times: Tensor | None = None, masked: bool = True) -> SamplingSana:
+        return prepare(self, text, times, masked)
 
     def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
         """Times and, in a distilled model, guidance (B,) -> (B, dim)."""
@@ -191,5 +172,6 @@ class Sana(Dit):
             x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
         return x
 
-    def _run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+    def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        """A block, with activation checkpointing where training has it."""
         return run(block, self.training and self.checkpointing, *arguments)

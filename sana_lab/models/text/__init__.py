@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sana_lab.models.layers import queued
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
 Null = Literal["diffusers", "nvlabs"]
@@ -70,7 +70,7 @@ class TextEncoder(nn.Module, ABC):
         if self.null == "diffusers":
             return self(["" if dropped else prompt for prompt, dropped in zip(prompts, drop, strict=True)])
         text = self(prompts)
-        rows = queued(torch.tensor(drop), text.mask.device)[:, None, None]
+        rows = to_device(torch.tensor(drop), text.mask.device)[:, None, None]
         return Text(torch.where(rows, self.negative([""], text).tokens, text.tokens), text.mask)
 
     def warn_truncated(self, removed: Mapping[int, int]) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import AutoModel, GemmaConfig, GemmaModel
 
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
-from sana_lab.models.layers import queued
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.instruction import read_instruction
@@ -26,6 +25,7 @@ from sana_lab.models.text.tokenizer import (
     padding_id,
     token_rows,
 )
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
 
@@ -123,7 +123,7 @@ class Llm(TextEncoder):
     def _run(self, rows: Sequence[Sequence[int]], start: int, min_length: int = 0) -> Text:
         """Encode whole rows, padded to at least `min_length`, and keep BOS and positions from `start` on."""
         ids, mask = pad_rows(rows, padding_id(self.tokenizer), min_length)
-        ids, device_mask = queued(ids, self.network.device), queued(mask, self.network.device)
+        ids, device_mask = to_device(ids, self.network.device), to_device(mask, self.network.device)
         visible = attention_mask(self.network, mask, device_mask)
         hidden = self.network(input_ids=ids, attention_mask=visible, use_cache=False).last_hidden_state
         return Text(*(torch.cat([x[:, :1], x[:, start:]], 1) for x in (hidden, device_mask)))
@@ -164,7 +164,7 @@ def _stack(features: Sequence[Tensor], counts: Sequence[int], min_length: int) -
     for row, values in zip(tokens, features, strict=True):
         row[: len(values)] = values[:length]
     mask = torch.arange(length) < torch.tensor(counts)[:, None]
-    return Text(tokens, queued(mask, tokens.device))
+    return Text(tokens, to_device(mask, tokens.device))
 
 
 def _pretrained(model: str, dtype: Dtype, variant: str | None, random_init: bool) -> Any:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sana_lab.models.layers import queued
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.tokenizer import pad_rows
+from sana_lab.ops.transfer import to_device
 
 TokenIds = tuple[int, ...]
 
@@ -92,7 +92,7 @@ class Prefix(NamedTuple):
     @classmethod
     def encode(cls, network: Any, ids: TokenIds) -> "Prefix":
         cache = DynamicCache()
-        input_ids = queued(torch.tensor([ids]), network.device)
+        input_ids = to_device(torch.tensor([ids]), network.device)
         hidden = network(input_ids=input_ids, past_key_values=cache, use_cache=True).last_hidden_state
         layers: list[Any] = cache.layers
         return cls(ids, [(layer.keys, layer.values) for layer in layers], hidden[:, :1].clone())
@@ -106,7 +106,7 @@ class Prefix(NamedTuple):
         """n, the prefix length that all rows share, and features (B, S, D) of each row's tokens after it."""
         n = min(self.shared_length(row) for row in rows)
         ids, mask = pad_rows([row[n:] for row in rows], fill)
-        ids, device_mask = queued(ids, network.device), queued(mask, network.device)
+        ids, device_mask = to_device(ids, network.device), to_device(mask, network.device)
         visible = attention_mask(network, mask, device_mask, n)
         past = Cache(layers=[PrefixLayer(k[:, :, :n], v[:, :, :n]) for k, v in self.layers])
         hidden = network(input_ids=ids, attention_mask=visible, past_key_values=past, use_cache=True).last_hidden_state

@@ -7,7 +7,6 @@ from torch import nn
 from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
-from sana_lab.models.layers import queued
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.loading import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
@@ -19,6 +18,7 @@ from sana_lab.models.text.tokenizer import (
     padding_id,
     token_rows,
 )
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
 
@@ -66,7 +66,7 @@ class T5(TextEncoder):
         rows = token_rows(self.tokenizer, texts, self.max_tokens)
         self.warn_truncated(count_truncated(self.tokenizer, texts, rows, self.max_tokens))
         ids, mask = pad_rows(rows, padding_id(self.tokenizer), self.max_tokens if self.pad_to_max else length)
-        ids, device_mask = queued(ids, self.network.device), queued(mask, self.network.device)
+        ids, device_mask = to_device(ids, self.network.device), to_device(mask, self.network.device)
         visible = attention_mask(self.network, mask, device_mask)
         return Text(self.network(input_ids=ids, attention_mask=visible).last_hidden_state, device_mask)
 

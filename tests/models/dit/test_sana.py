@@ -59,7 +59,7 @@ def test_gradient_reaches_every_parameter(name: str, patch: int):
 @pytest.mark.parametrize("name", NAMES)
 def test_prepared_text_is_the_text(name: str):
     dit, (x, t) = make(name), noisy()
-    assert torch.equal(dit(x, t, dit.prepare(prompt())), dit(x, t, prompt()))
+    assert torch.equal(dit.prepare(prompt())(x, t), dit(x, t, prompt()))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,128 @@
+"""SANA's denoiser for sampling: what no step changes is computed once."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sana_lab.models.dit import SamplingDit
+from sana_lab.models.layers import unpatch
+from sana_lab.types import Text
+
+MAX_TIMES = 128
+"""Times whose modulation is kept, 100 MB of SANA-0.6B in float32; that of later times is computed in their steps."""
+
+
+class Schedule(NamedTuple):
+    """The modulation of M times that are known before sampling begins."""
+
+    rows: Mapping[float, int]  # time -> row
+    blocks: Tensor  # (M, depth, 1, 6, C): shift, scale, gate of attention, then of the feed-forward
+    head: Tensor  # (M, 1, C): the time's embedding
+
+    def at(self, t: Tensor) -> list[Tensor] | None:
+        """(depth, 1, 6, C) and (1, C) of times (B,) on the CPU that are all the same known one, else None."""
+        if t.device.type != "cpu" or bool((t != t[0]).any()):
+            return None
+        row = self.rows.get(t[0].item())
+        return None if row is None else [self.blocks[row], self.head[row]]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingSana(SamplingDit):
+    """`Sana` with the cross-attention keys and values of captions and the AdaLN modulation of known times.
+
+    `constants` are for more rows of the batch, after those of `keys`, whose captions have one token: softmax over one
+    key is 1, so that cross-attention adds the same vector to every image token.
+    """
+
+    dit: Any  # Sana
+    keys: list[Tensor]  # per block (B, heads, L, D)
+    values: list[Tensor]  # per block (B, heads, L, D)
+    mask: Tensor | None  # (B, L) bool; None where every token counts
+    schedule: Schedule | None = None
+    constants: list[Tensor] | None = None  # per block (B', C)
+
+    def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
+        """Modulation (depth, B, 6, C) and time embedding (B, C); with a known time for all, one row instead of B."""
+        known = None if self.schedule is None else self.schedule.at(t)
+        return modulation(self.dit, t) if known is None else known
+
+    def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        (six, time), rows, dit = inputs, len(x), self.dit
+        tokens = dit.embed(x)
+        constants: Sequence[Tensor | None] = self.constants or [None] * len(dit.blocks)
+        for block, modulation, k, v, constant in zip(dit.blocks, six, self.keys, self.values, constants, strict=True):
+            tokens = dit.run(block, tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant)
+        return unpatch(dit.head(tokens, time.expand(rows, -1)), dit.patch).to(x.dtype)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        mask = [] if self.mask is None else [self.mask]
+        return [*self.keys, *self.values, *mask, *(self.constants or ())]
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SamplingSana":
+        return replace(
+            self,
+            keys=[*map(function, self.keys)],
+            values=[*map(function, self.values)],
+            mask=None if self.mask is None else function(self.mask),
+            constants=None if self.constants is None else [*map(function, self.constants)],
+        )
+
+    def padded(self, length: int) -> "SamplingSana":
+        if length == self.length:
+            return self
+        keys, values = ([_pad(x, length) for x in layers] for layers in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, mask=self._padded_mask(length))
+
+    def beside(self, other: "SamplingSana") -> "SamplingSana":
+        """One batch: the other's captions (one for all, or as many) after these; of one token each, as constants."""
+        rows, length = len(self.keys[0]), max(self.length, other.length)
+        if other.mask is None and other.length == 1:
+            constants = [b.cross.constant(v) for b, v in zip(self.dit.blocks, other.values, strict=True)]
+            return replace(self, constants=[c.expand(rows, -1) for c in constants])
+        keys, values = (
+            [torch.cat([_pad(x, length), _pad(y, length).expand(rows, -1, -1, -1)]) for x, y in zip(*pair, strict=True)]
+            for pair in ((self.keys, other.keys), (self.values, other.values))
+        )
+        unmasked = self.mask is None and other.mask is None and self.length == other.length
+        masks = [side._padded_mask(length).expand(rows, -1) for side in (self, other)]
+        return replace(self, keys=keys, values=values, mask=None if unmasked else torch.cat(masks))
+
+    def _padded_mask(self, length: int) -> Tensor:
+        full = self.keys[0].new_ones(len(self.keys[0]), self.length, dtype=torch.bool)
+        return F.pad(full if self.mask is None else self.mask, (0, length - self.length))
+
+
+def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool) -> SamplingSana:
+    """`Sana.prepare`: captions are projected once, and known times embedded in one call."""
+    caption = dit.caption_embed(text.tokens)
+    keys, values = zip(*(block.cross.keys_values(caption) for block in dit.blocks), strict=True)
+    known = None if times is None else schedule(dit, times)
+    return SamplingSana(dit, [*keys], [*values], text.mask if masked else None, known)
+
+
+def schedule(dit: Any, times: Tensor) -> Schedule:
+    """The modulation of the first distinct times of (M,)."""
+    distinct = [*dict.fromkeys(times.tolist())][:MAX_TIMES]
+    six, time = modulation(dit, times.new_tensor(distinct))
+    return Schedule({t: i for i, t in enumerate(distinct)}, six.transpose(0, 1)[:, :, None], time[:, None])
+
+
+def modulation(dit: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+    """AdaLN vectors (depth, B, 6, C) of all blocks and the time embedding (B, C) of times (B,)."""
+    time, six = dit.modulation(t)
+    return torch.stack([block.table + six for block in dit.blocks]), time
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """Keys or values (B, H, L, D) right-padded with zeros to (B, H, length, D)."""
+    return F.pad(x, (0, 0, 0, length - x.shape[2]))
