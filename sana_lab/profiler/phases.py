@@ -123,7 +123,7 @@ def _methods(system: Any) -> Iterator[tuple[Any, str, str]]:
         yield system.average, "update", "average"
     if hasattr(system, "encode_text"):
         yield system, "encode_text", "text encoding"
-        yield system.text_encoder, "against", "text encoding"
+        yield system.text_encoder, "negative", "text encoding"
     if hasattr(system, "autoencoder"):
         yield from ((system.autoencoder, name, "autoencoder encode") for name in ("encode", "posterior"))
         yield from ((system.autoencoder, name, "autoencoder decode") for name in ("decode", "reconstruct"))

@@ -56,7 +56,9 @@ class Image(Probe):
         with torch.no_grad(), whole_masks(system.text_encoder):
             text, texts = counted(partial(system.text_encoder, [PROMPT]))
             null, nulls = (
-                counted(partial(system.text_encoder.plain, [""])) if self.sampling.guidance != 1 else (text, 0)
+                counted(partial(system.text_encoder.without_instruction, [""]))
+                if self.sampling.guidance != 1
+                else (text, 0)
             )
         with torch.no_grad():
             denoise = self._denoise(system, x, seen(text), seen(null))

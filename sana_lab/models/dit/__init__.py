@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor, nn
 
 from sana_lab.ops.transfer import to_device
