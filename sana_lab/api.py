@@ -27,7 +27,7 @@ def load(name: str, overrides: Sequence[str] = (), variant: str | None = None) -
     SpecError where it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.loading.load` reads.
     `system.experiment` is its resolved configuration, where that is known; `variant` is diffusers', such as fp16.
     """
-    return loading.opened(name, overrides, variant)
+    return loading.open_model(name, overrides, variant)
 
 
 def sample(

@@ -1,6 +1,6 @@
-"""What diffusers' configurations mean here: `config.json` to spec and back, one pair of functions per class.
+"""Architectures of diffusers: `config.json` to the spec of a part and back, one pair of functions per class.
 
-A configuration says less than a class can do; what ours cannot do is refused by name, never passed over.
+A setting that the lab's part does not implement raises SpecError; none is ignored.
 """
 
 import warnings
@@ -15,17 +15,14 @@ Spec = dict[str, Any]
 
 
 class Architecture(NamedTuple):
-    """A class of diffusers that is a part here."""
+    """A model class of diffusers that has an equivalent part."""
 
     kind: str
-    defaults: Config  # what its configuration may leave out
-    read: Callable[[Config], tuple[Spec, Spec]]  # configuration -> spec, and what other parts would supply
-    write: Callable[[Spec, Spec], dict[str, Any]]
+    defaults: Config  # of settings that a config.json may leave out
+    read: Callable[[Config], tuple[Spec, Spec]]  # configuration -> spec, and arguments that other parts supply
+    write: Callable[[Spec, Spec], dict[str, Any]]  # the reverse
     table: Callable[[Spec], key_tables.Table]
 
-
-KNOWN_WIDTHS = {1152: 16, 2240: 20}
-"""Width of NVlabs' DiTs -> heads of their cross-attention, which no tensor's shape shows."""
 
 SANA: Config = {
     "in_channels": 32,
@@ -94,34 +91,34 @@ VAE: Config = {
 
 
 def read(config: Config, source: str) -> tuple[Architecture, Spec, Spec]:
-    """The architecture, spec and supplied options of a component's configuration. SpecError names any other."""
+    """The architecture, spec and supplied arguments of a component's configuration. SpecError for another class."""
     name = config.get("_class_name")
-    if name not in KNOWN:
-        raise SpecError(f"{source} holds {_called(config)}; the lab reads {', '.join(KNOWN)}")
-    known = KNOWN[name]
-    if unknown := [k for k in config if not k.startswith("_") and k not in known.defaults]:
+    if name not in ARCHITECTURES:
+        raise SpecError(f"{source} holds {_model_name(config)}; the lab reads {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    if unknown := [k for k in config if not k.startswith("_") and k not in architecture.defaults]:
         warnings.warn(f"{source}: {name} has no {', '.join(unknown)}, which is left out", stacklevel=2)
-    return known, *known.read({**known.defaults, **config})
+    return architecture, *architecture.read({**architecture.defaults, **config})
 
 
-def _called(config: Config) -> str:
+def _model_name(config: Config) -> str:
     if "model_type" in config and "_class_name" not in config:
         return f"a {config['model_type']} model of transformers, which is text_encoder {{name: llm, model: FOLDER}}"
     return str(config.get("_class_name", "no diffusers component (its config.json names no _class_name)"))
 
 
-def expect(config: Config, part: str, **values: Any) -> None:
-    """SpecError where the configuration says something else."""
+def expect(config: Config, model: str, **values: Any) -> None:
+    """SpecError where a setting has another value than the one that the lab implements."""
     for key, value in values.items():
         if config[key] != value:
-            raise SpecError(f"{part} has {key} {config[key]!r}; the lab's has {value!r} alone")
+            raise SpecError(f"{model} has {key} {config[key]!r}; the lab's has {value!r} alone")
 
 
 # SanaTransformer2DModel
 
 
 def read_sana(config: Config) -> tuple[Spec, Spec]:
-    """The spec of `sana`, and its channels and text width."""
+    """The spec of `sana`, and (channels, text_dim) as `supplied`."""
     heads, patch = config["num_attention_heads"], config["patch_size"]
     dim = heads * config["attention_head_dim"]
     if config["qk_norm"] not in (None, "rms_norm_across_heads"):
@@ -131,7 +128,7 @@ def read_sana(config: Config) -> tuple[Spec, Spec]:
     if config["out_channels"] not in (None, config["in_channels"]):
         raise SpecError(f"SanaTransformer2DModel turns {config['in_channels']} channels into {config['out_channels']}")
     norm, scale = config["qk_norm"] is not None, config["interpolation_scale"]
-    distilled = config["guidance_embeds"]
+    is_sprint = config["guidance_embeds"]
     spec = {
         "name": "sana",
         "dim": dim,
@@ -145,15 +142,15 @@ def read_sana(config: Config) -> tuple[Spec, Spec]:
         "position": "none" if scale is None else "sincos",
         "base": config["sample_size"] // patch,
         "interpolation": scale or 1.0,
-        # Sprint's pipeline gives its network t itself, every other one 1000 t
-        "time_scale": config["timestep_scale"] * (1.0 if distilled else 1000.0),
-        "guidance": config["guidance_embeds_scale"] if distilled else None,
+        # Sprint's pipeline passes t to its network, every other one 1000 t
+        "time_scale": config["timestep_scale"] * (1.0 if is_sprint else 1000.0),
+        "guidance": config["guidance_embeds_scale"] if is_sprint else None,
     }
     return spec, {"channels": config["in_channels"], "text_dim": config["caption_channels"]}
 
 
 def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
-    """The configuration of a `sana` that diffusers can run. SpecError where it cannot."""
+    """The configuration of a `sana`. SpecError where diffusers cannot run it."""
     attention, ffn = spec["attention"], spec["ffn"]
     if attention["name"] != "linear" or ffn["name"] != "mix" or ffn.get("kernel", 3) != 3:
         raise SpecError(
@@ -162,7 +159,7 @@ def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
         )
     if spec["cross_norm"] != attention["qk_norm"]:
         raise SpecError("diffusers norms q and k of self- and cross-attention or of neither; this DiT of one alone")
-    distilled = spec["guidance"] is not None
+    is_sprint = spec["guidance"] is not None
     return {
         **SANA,
         "in_channels": supplied["channels"],
@@ -178,10 +175,10 @@ def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
         "sample_size": spec["base"] * spec["patch"],
         "patch_size": spec["patch"],
         "interpolation_scale": spec["interpolation"] if spec["position"] == "sincos" else None,
-        "guidance_embeds": distilled,
-        "guidance_embeds_scale": spec["guidance"] if distilled else 0.1,
+        "guidance_embeds": is_sprint,
+        "guidance_embeds_scale": spec["guidance"] if is_sprint else 0.1,
         "qk_norm": "rms_norm_across_heads" if spec["cross_norm"] else None,
-        "timestep_scale": spec["time_scale"] / (1.0 if distilled else 1000.0),
+        "timestep_scale": spec["time_scale"] / (1.0 if is_sprint else 1000.0),
     }
 
 
@@ -195,7 +192,7 @@ def read_dcae(config: Config) -> tuple[Spec, Spec]:
     if list(config["decoder_block_out_channels"]) != widths:
         raise SpecError(f"AutoencoderDC has widths {widths} and {config['decoder_block_out_channels']}; expected equal")
     encoder, decoder = (_attention_stages(config, half, len(widths)) for half in ("encoder", "decoder"))
-    scales = {tuple(s) for s in [*_last(config, "encoder", encoder), *_last(config, "decoder", decoder)]}
+    scales = {tuple(s) for s in [*_multiscales(config, "encoder", encoder), *_multiscales(config, "decoder", decoder)]}
     if len(scales) > 1:
         raise SpecError(f"AutoencoderDC has qkv_multiscales {sorted(scales)} in its stages; expected one for all")
     spec = {
@@ -221,10 +218,10 @@ def _each(value: Any, stages: int) -> list[Any]:
     return [value] * stages if isinstance(value, str) else list(value)
 
 
-def _last(config: Config, half: str, stages: int) -> list[Sequence[int]]:
-    """The extra kernels of the attention stages."""
-    given = config[f"{half}_qkv_multiscales"]
-    return list(given)[len(given) - stages :]
+def _multiscales(config: Config, half: str, attention_stages: int) -> list[Sequence[int]]:
+    """Kernel sizes of each attention stage, which are the last ones."""
+    scales = list(config[f"{half}_qkv_multiscales"])
+    return scales[len(scales) - attention_stages :]
 
 
 def _attention_stages(config: Config, half: str, stages: int) -> int:
@@ -236,18 +233,18 @@ def _attention_stages(config: Config, half: str, stages: int) -> int:
 
 
 def _batch_norm_stages(config: Config, stages: int, attention: int) -> int:
-    """How many of the decoder's first stages have batch norm and ReLU; the other residual ones RMSNorm and SiLU."""
+    """The number of first decoder stages with batch norm and ReLU; other residual stages have RMSNorm and SiLU."""
     norms, acts = (_each(config[f"decoder_{what}"], stages) for what in ("norm_types", "act_fns"))
     count = norms.count("batch_norm")
     pairs = list(zip(norms, acts, strict=True))[: stages - attention]
-    right = pairs == [("batch_norm", "relu")] * count + [("rms_norm", "silu")] * (stages - attention - count)
-    if not right or "batch_norm" in norms[stages - attention :]:
+    ordered = [("batch_norm", "relu")] * count + [("rms_norm", "silu")] * (stages - attention - count)
+    if pairs != ordered or "batch_norm" in norms[stages - attention :]:
         raise SpecError(f"AutoencoderDC has decoder_norm_types {norms} and decoder_act_fns {acts}, which dcae has not")
     return count
 
 
 def write_dcae(spec: Spec, supplied: Spec) -> dict[str, Any]:
-    """The configuration of a `dcae`. SpecError where its latents are shifted."""
+    """The configuration of a `dcae`. SpecError where its latents have a shift."""
     if spec["shift"] != 0:
         raise SpecError(
             f"AutoencoderDC has no shift of its latents, and this dcae's is {spec['shift']}; expected shift 0: train "
@@ -326,19 +323,20 @@ def write_vae(spec: Spec, supplied: Spec) -> dict[str, Any]:
     }
 
 
-KNOWN: dict[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "SanaTransformer2DModel": Architecture("dit", SANA, read_sana, write_sana, key_tables.sana_diffusers),
     "AutoencoderDC": Architecture("autoencoder", DCAE, read_dcae, write_dcae, key_tables.dcae_diffusers),
     "AutoencoderKL": Architecture("autoencoder", VAE, read_vae, write_vae, key_tables.vae_diffusers),
 }
-"""diffusers' class -> what it is here."""
+"""diffusers' class -> the equivalent part."""
 
-NAMES = {"sana": "SanaTransformer2DModel", "dcae": "AutoencoderDC", "vae": "AutoencoderKL"}
+CLASSES = {"sana": "SanaTransformer2DModel", "dcae": "AutoencoderDC", "vae": "AutoencoderKL"}
 """Our part -> diffusers' class."""
 
 
 def class_of(spec: Spec) -> tuple[str, Architecture]:
-    """diffusers' class for one of our parts. SpecError where there is none."""
-    if spec["name"] not in NAMES:
-        raise SpecError(f"diffusers has no class for part {spec['name']!r}; {nearest(spec['name'], NAMES)}")
-    return NAMES[spec["name"]], KNOWN[NAMES[spec["name"]]]
+    """The name and architecture of diffusers' class for a part. SpecError where there is none."""
+    if spec["name"] not in CLASSES:
+        raise SpecError(f"diffusers has no class for part {spec['name']!r}; {nearest(spec['name'], CLASSES)}")
+    name = CLASSES[spec["name"]]
+    return name, ARCHITECTURES[name]

@@ -1,46 +1,38 @@
-"""Names of tensors in other people's files: one table per format, read in both directions.
+"""Key tables: the names of our tensors in NVlabs' and diffusers' state dicts. `rename_keys` applies them both ways.
 
-A row says where one of our modules (or single tensors) lies there. Several names are stacked, in this order, into one
-of ours. `conv` marks what is a 1x1 convolution there and a linear layer here, `linear` the reverse. Rows of parts that
-a model has not are never asked for.
+A row maps one of our modules (or single tensors) to its names in the other format; several names are concatenated, in
+this order, into one tensor of ours. Rows of modules that a model does not have are ignored.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
-
-import torch
-from torch import Tensor
-
-from sana_lab.config.specs import SpecError
 
 Spec = dict[str, Any]
 
 
-class There(NamedTuple):
-    """Where it lies in the other format."""
+class Row(NamedTuple):
+    """Names of one module in the other format, and how its weight is shaped there."""
 
     names: tuple[str, ...]
-    shape: Literal["same", "conv", "linear"] = "same"
+    shape: Literal["same", "conv", "linear"] = "same"  # conv: a 1x1 convolution there, linear here; linear: the reverse
 
 
-Table = dict[str, There]
+Table = dict[str, Row]
 
 
-def at(*names: str) -> There:
-    return There(names)
+def at(*names: str) -> Row:
+    return Row(names)
 
 
-def conv(*names: str) -> There:
-    return There(names, "conv")
+def conv(*names: str) -> Row:
+    return Row(names, "conv")
 
 
-def linear(*names: str) -> There:
-    return There(names, "linear")
+def linear(*names: str) -> Row:
+    return Row(names, "linear")
 
 
-# SANA's DiT: diffusers' SanaTransformer2DModel, and NVlabs' .pth
+# SANA's DiT: diffusers' SanaTransformer2DModel and NVlabs' .pth
 
 SANA_DIFFUSERS: Table = {
     "patch_embed.proj": at("patch_embed.proj"),
@@ -59,7 +51,7 @@ SPRINT_DIFFUSERS: Table = {
     "guidance_embed.mlp.0": at("time_embed.guidance_embedder.linear_1"),
     "guidance_embed.mlp.2": at("time_embed.guidance_embedder.linear_2"),
 }
-"""What differs where guidance is embedded."""
+"""Differences where guidance is embedded (SANA-Sprint)."""
 
 SANA_DIFFUSERS_BLOCK: Table = {
     "table": at("scale_shift_table"),
@@ -76,7 +68,7 @@ SANA_DIFFUSERS_BLOCK: Table = {
     "ffn.depthwise": at("ff.conv_depth"),
     "ffn.project": conv("ff.conv_point"),
 }
-"""blocks.N here, transformer_blocks.N there."""
+"""Prefixes: ours blocks.N, diffusers' transformer_blocks.N."""
 
 SANA_NVLABS: Table = {
     "patch_embed.proj": at("x_embedder.proj"),
@@ -106,10 +98,11 @@ SANA_NVLABS_BLOCK: Table = {
     "ffn.depthwise": at("mlp.depth_conv.conv"),
     "ffn.project": conv("mlp.point_conv.conv"),
 }
-"""blocks.N on both sides."""
+"""Prefixes: blocks.N on both sides."""
 
 NVLABS_UNUSED = ("pos_embed", "y_embedder.y_embedding", "logvar_linear.*")
-"""Positions are computed here, the null caption is the text encoder's, and the loss's uncertainty is for training."""
+"""Tensors without a place here: positions are computed, the null caption is the text encoder's, and the uncertainty of
+the loss is for training only."""
 
 # DC-AE: diffusers' AutoencoderDC
 
@@ -139,7 +132,7 @@ DCAE_BLOCK: Table = {
     "ffn.point": at("conv_out.conv_point"),
     "ffn.norm": at("conv_out.norm"),
 }
-"""Of a block or a resampling, wherever `dcae_places` has it."""
+"""Rows of one block or resampling; `dcae_prefixes` lists the prefixes."""
 
 # KL autoencoder: diffusers' AutoencoderKL
 
@@ -164,50 +157,50 @@ VAE_BLOCK: Table = {
     "qkv": at("to_q", "to_k", "to_v"),
     "out": at("to_out.0"),
 }
-"""Of a block or a resampling, wherever `vae_places` has it."""
+"""Rows of one block or resampling; `vae_prefixes` lists the prefixes."""
 
-VAE_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""How the first releases called the layers of the middle's attention."""
+VAE_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""Names of the middle block's attention layers in the first releases -> today's."""
 
 
 def sana_diffusers(spec: Spec) -> Table:
-    """The DiT of that spec in diffusers' SanaTransformer2DModel."""
+    """The key table of a `sana` spec in diffusers' SanaTransformer2DModel."""
     sprint = {} if spec["guidance"] is None else SPRINT_DIFFUSERS
-    places = [(f"blocks.{i}", f"transformer_blocks.{i}") for i in range(spec["depth"])]
-    return {**SANA_DIFFUSERS, **sprint, **_placed(SANA_DIFFUSERS_BLOCK, places)}
+    prefixes = [(f"blocks.{i}", f"transformer_blocks.{i}") for i in range(spec["depth"])]
+    return {**SANA_DIFFUSERS, **sprint, **_with_prefixes(SANA_DIFFUSERS_BLOCK, prefixes)}
 
 
 def sana_nvlabs(spec: Spec) -> Table:
-    """The DiT of that spec in NVlabs' state dict."""
-    return {**SANA_NVLABS, **_placed(SANA_NVLABS_BLOCK, [(f"blocks.{i}",) * 2 for i in range(spec["depth"])])}
+    """The key table of a `sana` spec in NVlabs' state dict."""
+    return {**SANA_NVLABS, **_with_prefixes(SANA_NVLABS_BLOCK, [(f"blocks.{i}",) * 2 for i in range(spec["depth"])])}
 
 
 def dcae_diffusers(spec: Spec) -> Table:
-    """The DC-AE of that spec in diffusers' AutoencoderDC."""
-    return {**DCAE, **_placed(DCAE_BLOCK, dcae_places(spec))}
+    """The key table of a `dcae` spec in diffusers' AutoencoderDC."""
+    return {**DCAE, **_with_prefixes(DCAE_BLOCK, dcae_prefixes(spec))}
 
 
 def vae_diffusers(spec: Spec) -> Table:
-    """The KL autoencoder of that spec in diffusers' AutoencoderKL."""
-    return {**VAE, **_placed(VAE_BLOCK, vae_places(spec))}
+    """The key table of a `vae` spec in diffusers' AutoencoderKL."""
+    return {**VAE, **_with_prefixes(VAE_BLOCK, vae_prefixes(spec))}
 
 
-def dcae_places(spec: Spec) -> Iterator[tuple[str, str]]:
-    """(ours, theirs) of each block. Our encoder stage begins with its downsampling; theirs ends the one before."""
+def dcae_prefixes(spec: Spec) -> Iterator[tuple[str, str]]:
+    """(ours, theirs) of each block. Downsampling begins a stage of our encoder and ends the previous one of theirs."""
     depths = spec["encoder_depths"]
     for i, depth in enumerate(depths):
-        begins = i > (depths[0] == 0)
-        if begins:
+        has_downsampling = i > (depths[0] == 0)
+        if has_downsampling:
             yield f"encoder.stages.{i}.0", f"encoder.down_blocks.{i - 1}.{depths[i - 1]}"
         for j in range(depth):
-            yield f"encoder.stages.{i}.{j + begins}", f"encoder.down_blocks.{i}.{j}"
+            yield f"encoder.stages.{i}.{j + has_downsampling}", f"encoder.down_blocks.{i}.{j}"
     for i, depth in enumerate(spec["decoder_depths"]):
         for j in range(depth + 1):
             yield f"decoder.stages.{i}.{j}", f"decoder.up_blocks.{i}.{j}"
 
 
-def vae_places(spec: Spec) -> Iterator[tuple[str, str]]:
-    """(ours, theirs) of each block; their decoder counts its stages from the smallest grid."""
+def vae_prefixes(spec: Spec) -> Iterator[tuple[str, str]]:
+    """(ours, theirs) of each block. Their decoder counts its stages from the smallest grid."""
     stages, depth = len(spec["widths"]), spec["depth"]
     for i in range(stages):
         if i:
@@ -223,78 +216,10 @@ def vae_places(spec: Spec) -> Iterator[tuple[str, str]]:
             yield f"{half}.middle.{i}", f"{half}.mid_block.{name}"
 
 
-def _placed(block: Table, places: Iterable[tuple[str, str]]) -> Table:
+def _with_prefixes(block: Table, prefixes: Iterable[tuple[str, str]]) -> Table:
+    """The block's rows once for each pair of prefixes."""
     return {
         f"{ours}.{key}": row._replace(names=tuple(f"{theirs}.{name}" for name in row.names))
-        for ours, theirs in places
+        for ours, theirs in prefixes
         for key, row in block.items()
     }
-
-
-def there(key: str, table: Table) -> There | None:
-    """Where one of our tensors lies, its `.weight` or `.bias` included."""
-    module, _, leaf = key.rpartition(".")
-    if key in table or module not in table:
-        return table.get(key)
-    row = table[module]
-    return row._replace(names=tuple(f"{name}.{leaf}" for name in row.names))
-
-
-def to_ours(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], table: Table, source: str, unused: Iterable[str] = ()
-) -> dict[str, Tensor]:
-    """Their tensors under our names and in our shapes, views where they can be. SpecError names every odd one.
-
-    `own` gives names and shapes; what the table does not know (latents' shift and scale) is left out.
-    """
-    rows = {key: row for key in own if (row := there(key, table)) is not None}
-    expected = {name: _shape(own[key], row) for key, row in rows.items() for name in row.names}
-    if problems := odd(expected, given, unused):
-        raise SpecError(f"{source} does not fit: {'; '.join(problems)}")
-    return {key: _stacked([given[name] for name in row.names], own[key]) for key, row in rows.items()}
-
-
-def to_theirs(own: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our tensors under their names and in their shapes; what the table does not know is left out."""
-    out = {}
-    for key, value in own.items():
-        if (row := there(key, table)) is not None:
-            shape, many = _shape(value, row), len(row.names)
-            pieces = value.chunk(many) if many > 1 else (value,)
-            out.update({n: v.reshape(shape) for n, v in zip(row.names, pieces, strict=True)})
-    return out
-
-
-def odd(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Tensor], unused: Iterable[str] = (), most: int = 12
-) -> list[str]:
-    """What is missing, not expected or of another shape: the first `most` by name, and how many more."""
-    missing = [k for k in expected if k not in given]
-    surplus = [k for k in given if k not in expected and not any(fnmatch(k, pattern) for pattern in unused)]
-    shapes = {k: tuple(given[k].shape) for k in expected if k in given}
-    wrong = [k for k, shape in shapes.items() if shape != expected[k]]
-    said = [
-        *(f"{k} is missing{_near(k, surplus)}" for k in missing[:most]),
-        *(f"{k} is not expected{_near(k, missing)}" for k in surplus[:most]),
-        *(f"{k} is {shapes[k]}, expected {expected[k]}" for k in wrong[:most]),
-    ]
-    rest = len(missing) + len(surplus) + len(wrong) - most
-    return [*said[:most], *([f"and {rest} more"] if rest > 0 else [])]
-
-
-def _near(name: str, names: list[str]) -> str:
-    close = get_close_matches(name, names, 1, cutoff=0.7)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _shape(ours: Tensor, row: There) -> tuple[int, ...]:
-    """Of each tensor there; biases and norms are the same in all of them."""
-    many = len(row.names)
-    shape = (ours.shape[0] // many, *ours.shape[1:]) if many > 1 else tuple(ours.shape)
-    if row.shape == "conv" and ours.ndim == 2:
-        return (*shape, 1, 1)
-    return shape[:2] if row.shape == "linear" else shape
-
-
-def _stacked(tensors: list[Tensor], like: Tensor) -> Tensor:
-    return (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).reshape(like.shape)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sana_lab.checkpoints import files
+from sana_lab.checkpoints import files, hub
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.timing import Call
 from sana_lab.diffusion.sampling import generator, noise_like
@@ -62,7 +62,7 @@ class Peer:
 
         `dtype` None takes float32. SpecError where it is no pipeline, has code of its own, or holds pickles.
         """
-        folder = files.find(str(reference))
+        folder = hub.locate(str(reference))
         _check(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(_pipeline(folder, dtype or torch.float32, variant).to(device), folder)
@@ -210,7 +210,7 @@ class Peer:
 def is_pipeline(reference: str | Path) -> bool:
     """Whether it names a pipeline's folder here, or could be one on the hub."""
     path = Path(reference)
-    return (path / "model_index.json").is_file() or (not path.exists() and files.is_hub_id(str(reference)))
+    return (path / "model_index.json").is_file() or (not path.exists() and hub.is_hub_id(str(reference)))
 
 
 @contextmanager

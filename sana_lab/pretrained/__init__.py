@@ -1,4 +1,4 @@
-"""Released and exported weights. `load(PATH)` gives the module that a file or folder holds."""
+"""Released, imported and trained models in, folders for diffusers out. `load(PATH)` gives the module."""
 
 from sana_lab.pretrained.loading import load
 

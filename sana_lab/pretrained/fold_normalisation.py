@@ -1,6 +1,7 @@
-"""A shift and scale for each channel, taken into the convolutions beside the latent: the same model without them.
+"""Fold the latents' shift and scale per channel into the convolutions beside the latent: the same model without them.
 
-Sums in float64. C channels beside the latent, L of the latent; both shortcuts of DC-AE go by runs of C / L channels.
+Computed in float64. With C channels beside the latent and L of the latent, both shortcuts of DC-AE average or repeat
+runs of C / L channels.
 """
 
 from typing import Any
@@ -14,22 +15,22 @@ from sana_lab.models.autoencoders import Autoencoder
 State = dict[str, Tensor]
 
 
-def folded(part: Autoencoder) -> tuple[dict[str, Any], State]:
-    """The spec and state of an autoencoder that encodes and decodes the same and normalises nothing.
+def fold(part: Autoencoder) -> tuple[dict[str, Any], State]:
+    """The spec and state of an autoencoder with shift 0 and scale 1 that encodes and decodes the same.
 
-    SpecError where none does: the zeros that pad a `dcae`'s decoder would have to be shifted too.
+    SpecError for a `dcae` with a shift: the zeros that pad its decoder's input would have to be shifted too.
     """
-    given: Any = part.spec
+    spec: Any = part.spec
     state = {k: v.detach() for k, v in part.state_dict().items() if k not in ("shift", "scale")}
     shift, scale = part.shift.double(), part.scale.double()
-    whole = {**given, "shift": 0.0, "scale": 1.0}
-    if given["name"] == "dcae":
-        return whole, state | _dcae(state, shift, scale)
-    return {**whole, "quant": True}, state | _vae(state, shift, scale)
+    spec = {**spec, "shift": 0.0, "scale": 1.0}
+    if spec["name"] == "dcae":
+        return spec, state | _fold_dcae(state, shift, scale)
+    return {**spec, "quant": True}, state | _fold_vae(state, shift, scale)
 
 
-def _dcae(state: State, shift: Tensor, scale: Tensor) -> State:
-    """The shortcuts have no parameters: what they lack is added at the middle of the 3x3 convolutions beside them."""
+def _fold_dcae(state: State, shift: Tensor, scale: Tensor) -> State:
+    """Scale the 3x3 convolutions. The shortcuts have no parameters: their part is added to the kernels' centres."""
     if shift.any():
         raise SpecError(
             f"the dcae shifts its latents, by up to {shift.abs().max():.3g}, which diffusers' AutoencoderDC cannot "
@@ -49,8 +50,8 @@ def _dcae(state: State, shift: Tensor, scale: Tensor) -> State:
     }
 
 
-def _vae(state: State, shift: Tensor, scale: Tensor) -> State:
-    """Into the 1x1 convolutions on both sides of the latent, which need no padding; the identity where it has none."""
+def _fold_vae(state: State, shift: Tensor, scale: Tensor) -> State:
+    """Fold into the 1x1 convolutions on both sides of the latent, which have no padding: identities if it has none."""
     dtype, latent, eye = state["decoder.stem.weight"].dtype, len(shift), torch.eye(2 * len(shift)).to(shift)
     zero = torch.zeros(2 * latent).to(shift)
     out, bias = (state.get(f"quant.{x}", v).double() for x, v in (("weight", eye[:, :, None, None]), ("bias", zero)))
@@ -58,10 +59,10 @@ def _vae(state: State, shift: Tensor, scale: Tensor) -> State:
     more = torch.cat([-shift * scale, 2 * scale.log()])
     back = state.get("post_quant.weight", eye[:latent, :latent, None, None]).double()
     after = state.get("post_quant.bias", zero[:latent]).double() + back[:, :, 0, 0] @ shift
-    made = {
+    folded = {
         "quant.weight": rows[:, None, None, None] * out,
         "quant.bias": rows * bias + more,
         "post_quant.weight": back / scale[:, None, None],
         "post_quant.bias": after,
     }
-    return {k: v.to(dtype) for k, v in made.items()}
+    return {k: v.to(dtype) for k, v in folded.items()}

@@ -1,4 +1,4 @@
-"""Our own trained models: an experiment's weights file, or a Lightning checkpoint."""
+"""Models that the lab trained: from an experiment's weights file or a Lightning checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from sana_lab.config.specs import SpecError
 
 
 def restore(experiment: schema.Config, path: Path) -> Any:
-    """The experiment's system with the weights that its training left in `path`."""
+    """The experiment's system with the weights file of its training, in evaluation mode. SpecError."""
     system = specs.build("system", experiment["system"])
     state = weights.read(path)
     for kind in sorted({key.split(".")[0] for key in state}):
@@ -20,39 +20,39 @@ def restore(experiment: schema.Config, path: Path) -> Any:
 
 
 def from_checkpoint(path: Path) -> Any:
-    """The averaged weights of a Lightning checkpoint, its system rebuilt from the specs it holds."""
+    """The system of a Lightning checkpoint, rebuilt from the specs in it, with the averaged weights. SpecError."""
     if not path.is_file():
         raise SpecError(f"there is no checkpoint {str(path)!r}")
     checkpoint = files.read_torch(path)
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "average"} <= checkpoint.keys():
         raise SpecError(f"{path} is no checkpoint of the lab: it holds no specs; for NVlabs' weights call it .pth")
-    given = checkpoint["hyper_parameters"]
-    known_names(given, str(path))
-    kind = _kind_of(given, path)
-    system = specs.build("system", {"name": kind, **given})
+    options = checkpoint["hyper_parameters"]
+    check_names(options, str(path))
+    kind = system_with(options, path)
+    system = specs.build("system", {"name": kind, **options})
     system.load_state_dict(checkpoint["state_dict"], strict=False)
     system.on_load_checkpoint(checkpoint)
     system.write_average()
     return system.eval()
 
 
-def _kind_of(given: Mapping[str, Any], path: Path) -> str:
-    """The system whose options those are: the one with the fewest where several have them all."""
-    known = {name: specs.options("system", specs.find("system", name)) for name in registry.TABLE["system"]}
-    fitting = [name for name, options in known.items() if given.keys() <= options.keys()]
+def system_with(options: Mapping[str, Any], path: Path) -> str:
+    """The name of the system that has all these options, and of several the one with the fewest others. SpecError."""
+    schemas = {name: specs.options("system", specs.find("system", name)) for name in registry.TABLE["system"]}
+    fitting = [name for name, schema in schemas.items() if options.keys() <= schema.keys()]
     if not fitting:
-        raise SpecError(f"{path} is of no system of the lab: no one has the options {', '.join(given)}")
-    return min(fitting, key=lambda name: len(known[name]))
+        raise SpecError(f"{path} is of no system of the lab: none has the options {', '.join(options)}")
+    return min(fitting, key=lambda name: len(schemas[name]))
 
 
 def from_weights(path: Path) -> Any:
-    """The system of a weights file that training left behind, by the experiment that its card holds or names."""
+    """The system of a weights file that training wrote, by the experiment that its card holds or names. SpecError."""
     card = weights.card(path)
     name = card.get("experiment")
     if name is None:
         raise SpecError(f"{path} has no card that says what it holds; expected a file that train or import wrote")
     if "config" in card:
-        known_names(card["config"], str(path))
+        check_names(card["config"], str(path))
         return restore(experiments.complete(card["config"], str(path)), path)
     experiment = experiments.load(name)
     if hashing.experiment_hash(experiment) != card["hash"]:
@@ -63,8 +63,8 @@ def from_weights(path: Path) -> Any:
     return restore(experiment, path)
 
 
-def known_names(spec: Any, source: str) -> None:
-    """SpecError where a file names code that is not the lab's: only a person's own YAML may."""
+def check_names(spec: Any, source: str) -> None:
+    """SpecError where a file names code that is not the lab's, which only the user's own YAML may."""
     if isinstance(spec, dict):
         name = spec.get("name")
         if isinstance(name, str) and ":" in name and not name.startswith("experiment:"):
@@ -73,4 +73,4 @@ def known_names(spec: Any, source: str) -> None:
                 "your own YAML and give that experiment's name"
             )
         for value in spec.values():
-            known_names(value, source)
+            check_names(value, source)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sana_lab.checkpoints import files, formats, weights
+from sana_lab.checkpoints import files, formats, hub, weights
 from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
@@ -118,13 +118,13 @@ def fits(part: nn.Module, reference: str, kind: str) -> None:
     """
     if reference.startswith("experiment:"):
         path = left_by(reference.removeprefix("experiment:"))
-    elif weights.is_released(reference):
+    elif formats.is_released(reference):
         released(part, reference, kind)
         return
     else:
         path = weights.find(reference)
     if path is not None:
-        weights.load_state(part, header(path), f"{kind}.", reference)  # of nothing to nothing, on the meta device
+        weights.load_state(part, files.read_header(path), f"{kind}.", reference)  # both on the meta device
 
 
 def left_by(name: str) -> Path | None:
@@ -138,19 +138,12 @@ def left_by(name: str) -> Path | None:
 
 def released(part: Any, reference: str, kind: str) -> None:
     """The same of other people's formats; hub ids are looked up when they are needed."""
-    if Path(reference).expanduser().exists() or not files.is_hub_id(reference):
-        found = formats.find(files.find(reference), kind, like=part.spec)
-        if found.kind != kind:
-            raise SpecError(f"{reference!r} holds a {found.kind}, and the spec is of a {kind}")
-        for key in SIZES & found.spec.keys() & part.spec.keys():
-            if found.spec[key] != part.spec[key]:
+    if Path(reference).expanduser().exists() or not hub.is_hub_id(reference):
+        other = formats.recognise(hub.locate(reference), kind, like=part.spec)
+        formats.check_kind(kind, other, reference)
+        for key in SIZES & other.spec.keys() & part.spec.keys():
+            if other.spec[key] != part.spec[key]:
                 raise SpecError(
-                    f"{reference!r} has {key} {found.spec[key]!r}, and the spec of the {kind} says {part.spec[key]!r}"
+                    f"{reference!r} has {key} {other.spec[key]!r}, and the spec of the {kind} says {part.spec[key]!r}"
                 )
-        formats.check_agree(part.spec, found)
-
-
-def header(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of the shapes that a safetensors file holds, on the meta device. SpecError where it is none."""
-    with files.opened(path) as file:
-        return {k: torch.empty(file.get_slice(k).get_shape(), device="meta") for k in file.keys()}  # noqa: SIM118
+        formats.check_agree(part.spec, other)

@@ -22,14 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sana_lab import __main__, api
-from sana_lab.checkpoints import formats, key_tables, weights
+from sana_lab.checkpoints import formats, key_tables, nvlabs, rename_keys, weights
 from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import sincos_positions
-from sana_lab.pretrained import convert, loading
+from sana_lab.pretrained import export, imported, loading, schedulers
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Text
 
@@ -92,7 +92,7 @@ NVLABS = {  # diffusers' names -> NVlabs', as both projects write them
 FUSED = {".attn1.to_q.": (".attn.qkv.", "qkv"), ".attn2.to_k.": (".cross_attn.kv_linear.", "kv")}
 
 
-def nvlabs(model: nn.Module) -> dict[str, Tensor]:
+def nvlabs_state(model: nn.Module) -> dict[str, Tensor]:
     """NVlabs' state dict of a diffusers transformer: renamed, q, k and v in one tensor, two buffers more."""
     given, state = model.state_dict(), {}
     for key, value in given.items():
@@ -259,7 +259,7 @@ def test_an_autoencoder_dc_folder_there_and_back(tmp_path: Path, changes: PART):
     latents = model.encode(images).latent * 0.41407
     assert same(ours.encode(images), latents)
     assert same(ours.decode(latents), model.decode(latents / 0.41407).sample)
-    assert loading.export(ours, tmp_path / "b") == []
+    assert export.export(ours, tmp_path / "b") == []
     back = type(model).from_pretrained(tmp_path / "b", low_cpu_mem_usage=False)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in back.state_dict().items())
     assert same(back.eval().decode(latents).sample, model.decode(latents).sample)
@@ -290,7 +290,7 @@ def test_a_scale_of_each_channel_is_taken_into_the_convolutions(tmp_path: Path, 
 
     make = tiny_peers.dc_autoencoder if kind == "AutoencoderDC" else tiny_peers.kl_autoencoder
     ours = normalised(loading.load(tiny_peers.saved(make(**changes), tmp_path / "a")), shift)
-    assert loading.export(ours, tmp_path / "b") == []
+    assert export.export(ours, tmp_path / "b") == []
     theirs = getattr(diffusers, kind).from_pretrained(tmp_path / "b", low_cpu_mem_usage=False, dtype=torch.float64)
     assert theirs.config.scaling_factor == 1.0
     assert kind == "AutoencoderDC" or theirs.config.shift_factor is None
@@ -317,7 +317,7 @@ def test_an_autoencoder_kl_folder_there_and_back(tmp_path: Path, changes: PART):
     latents = (model.encode(images).latent_dist.mean - shift) * 1.5305
     assert same(ours.encode(images), latents)
     assert same(ours.decode(latents), model.decode(latents / 1.5305 + shift).sample)
-    loading.export(ours, tmp_path / "b")
+    export.export(ours, tmp_path / "b")
     back = type(model).from_pretrained(tmp_path / "b", low_cpu_mem_usage=False)
     assert (back.config.shift_factor, back.config.scaling_factor) == (changes.get("shift_factor", 0.0609), 1.5305)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in back.state_dict().items())
@@ -342,7 +342,7 @@ def test_the_first_kl_autoencoders_have_other_names(tmp_path: Path):
 @pytest.mark.parametrize("wrapped", ["state_dict", "raw", "module.", "old format", "safetensors"])
 def test_nvlabs_checkpoint(tmp_path: Path, wrapped: str):
     model = tiny_peers.sana_transformer(interpolation_scale=None)
-    state = nvlabs(model)
+    state = nvlabs_state(model)
     path = tmp_path / "model.pth"
     if wrapped == "safetensors":
         path = tmp_path / "model.safetensors"
@@ -364,13 +364,13 @@ def test_nvlabs_checkpoint(tmp_path: Path, wrapped: str):
 def test_a_repository_of_nvlabs_holds_one_pth(tmp_path: Path):
     model = tiny_peers.sana_transformer()
     (tmp_path / "checkpoints").mkdir()
-    torch.save({"state_dict": nvlabs(model)}, tmp_path / "checkpoints" / "Sana_tiny.pth")
+    torch.save({"state_dict": nvlabs_state(model)}, tmp_path / "checkpoints" / "Sana_tiny.pth")
     assert same(*velocities(loading.load(tmp_path, **HEADS), model))
 
 
 def test_averaged_weights_are_taken_where_there_are_any(tmp_path: Path):
     averaged, raw = tiny_peers.sana_transformer(), tiny_peers.scattered(tiny_peers.sana_transformer(), 9)
-    states = {"state_dict": nvlabs(raw), "state_dict_ema": nvlabs(averaged)}
+    states = {"state_dict": nvlabs_state(raw), "state_dict_ema": nvlabs_state(averaged)}
     torch.save(states, tmp_path / "both.pth")
     torch.save({**states, "state_dict_ema": None}, tmp_path / "raw.pth")
     assert same(*velocities(loading.load(tmp_path / "both.pth", **HEADS), averaged))
@@ -383,7 +383,7 @@ def test_averaged_weights_are_taken_where_there_are_any(tmp_path: Path):
 @pytest.mark.parametrize(("interpolation", "base"), [(1.0, 8), (2.0, 16)])
 def test_positions_are_read_from_nvlabs_buffer(tmp_path: Path, interpolation: float, base: int):
     model = tiny_peers.sana_transformer(interpolation_scale=interpolation, sample_size=base)
-    state = nvlabs(model)
+    state = nvlabs_state(model)
     table = sincos_positions(base, base, 32, base, interpolation, torch.device("cpu"))
     torch.save({"state_dict": state | {"pos_embed": table.reshape(1, -1, 32).half()}}, tmp_path / "4k.pth")
     dit = loading.load(tmp_path / "4k.pth", **HEADS)
@@ -396,14 +396,14 @@ def test_positions_are_read_from_nvlabs_buffer(tmp_path: Path, interpolation: fl
 
 def test_sprint_and_1_5_are_seen_by_their_tensors(tmp_path: Path):
     model = tiny_peers.sana_transformer(guidance_embeds=True, qk_norm="rms_norm_across_heads")
-    state = nvlabs(model)
+    state = nvlabs_state(model)
     torch.save({"state_dict": state | {"logvar_linear.weight": torch.zeros(1, 32)}}, tmp_path / "sprint.pth")
     norm = {**HEADS["attention"], "qk_norm": True}
     dit = loading.load(tmp_path / "sprint.pth", **{**HEADS, "attention": norm})
     assert (dit.spec["guidance"], dit.spec["time_scale"], dit.spec["cross_norm"]) == (0.1, 1.0, True)
     assert dit.spec["cross_norm_eps"] == 1e-6
     assert dit.guidance_embed is not None
-    with_norms = formats.find(tmp_path / "sprint.pth", cross_heads=2, attention={"head_dim": 8}).spec["attention"]
+    with_norms = formats.recognise(tmp_path / "sprint.pth", cross_heads=2, attention={"head_dim": 8}).spec["attention"]
     assert with_norms == {"name": "linear", "head_dim": 8, "qk_norm": True}
 
 
@@ -411,14 +411,14 @@ def test_sprint_and_1_5_are_seen_by_their_tensors(tmp_path: Path):
 def test_cross_attention_heads_follow_from_the_released_widths(width: int, heads: int):
     with torch.device("meta"):
         dit = specs.build("dit", {"name": "sana", "dim": width, "depth": 1}, channels=32, text_dim=2304)
-    state = key_tables.to_theirs(dit.state_dict(), key_tables.sana_nvlabs(dit.spec))
-    spec, supplied = formats.nvlabs_spec(state, "a.pth", {})
+    state = rename_keys.to_theirs(dit.state_dict(), key_tables.sana_nvlabs(dit.spec))
+    spec, supplied = nvlabs.infer_spec(state, "a.pth", {})
     assert (spec["dim"], spec["cross_heads"], spec["attention"]["head_dim"]) == (width, heads, 32)
     assert supplied == {"channels": 32, "text_dim": 2304}
 
 
 def test_other_widths_do_not_say_how_many_heads_nor_how_wide(tmp_path: Path):
-    torch.save({"state_dict": nvlabs(tiny_peers.sana_transformer())}, tmp_path / "a.pth")
+    torch.save({"state_dict": nvlabs_state(tiny_peers.sana_transformer())}, tmp_path / "a.pth")
     said = r"a.pth is 32 wide.*16 of width 1152, 20 of width 2240.*options cross_heads and attention.head_dim"
     for hints in ({}, {"cross_heads": 2}, {"attention": {"head_dim": 8}}, {"cross_heads": 2, "attention": {}}):
         with pytest.raises(SpecError, match=said):
@@ -427,26 +427,28 @@ def test_other_widths_do_not_say_how_many_heads_nor_how_wide(tmp_path: Path):
 
 def test_norms_alone_do_not_say_what_the_network_reads_of_the_time(tmp_path: Path):
     """SANA-1.5 has them and reads 1000 t, Sprint's teachers have them and read t."""
-    state = nvlabs(tiny_peers.sana_transformer(qk_norm="rms_norm_across_heads"))
+    state = nvlabs_state(tiny_peers.sana_transformer(qk_norm="rms_norm_across_heads"))
     torch.save({"state_dict": state}, tmp_path / "a.pth")
     with pytest.raises(
         SpecError, match=r"norms q and k, and does not hold .*expected the option time_scale, 1000 or 1"
     ):
         loading.load(tmp_path / "a.pth", **HEADS)
     assert loading.load(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec["time_scale"] == 1.0
-    spec = specs.resolve("dit", {**formats.find(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec})
+    spec = specs.resolve("dit", {**formats.recognise(tmp_path / "a.pth", **HEADS, time_scale=1.0).spec})
     assert build("dit", {**spec, "weights": str(tmp_path / "a.pth")}, channels=8, text_dim=32) is not None
     wide = {"name": "sana", "dim": 2240, "depth": 1, "cross_heads": 20, "cross_norm": True}
     with torch.device("meta"):
         dit = specs.build("dit", {**wide, "attention": {"qk_norm": True}}, channels=32, text_dim=2304)
-    found = formats.nvlabs(key_tables.to_theirs(dit.state_dict(), key_tables.sana_nvlabs(dit.spec)), "a.pth")
+    found = formats.nvlabs_weights(rename_keys.to_theirs(dit.state_dict(), key_tables.sana_nvlabs(dit.spec)), "a.pth")
     assert found.spec["time_scale"] == 1000.0
     assert found.notes == ("time_scale: 1000 is taken, as in SANA-1.5; a teacher of Sprint has 1 (--set time_scale=1)",)
 
 
 def test_an_option_is_laid_over_what_the_file_shows(tmp_path: Path):
-    torch.save({"state_dict": nvlabs(tiny_peers.sana_transformer(qk_norm="rms_norm_across_heads"))}, tmp_path / "a.pth")
-    spec = formats.find(tmp_path / "a.pth", cross_heads=2, attention={"head_dim": 8}, time_scale=1.0).spec
+    torch.save(
+        {"state_dict": nvlabs_state(tiny_peers.sana_transformer(qk_norm="rms_norm_across_heads"))}, tmp_path / "a.pth"
+    )
+    spec = formats.recognise(tmp_path / "a.pth", cross_heads=2, attention={"head_dim": 8}, time_scale=1.0).spec
     assert spec["attention"] == {"name": "linear", "head_dim": 8, "qk_norm": True}
 
 
@@ -459,7 +461,7 @@ def test_an_exported_pipeline_runs_in_diffusers(system: TextToImage, sana_folder
     """The folder's tensors are those that came in, and SanaPipeline draws the same image from both."""
     from diffusers import SanaPipeline
 
-    notes = loading.export(system, tmp_path / "out")
+    notes = export.export(system, tmp_path / "out")
     assert ["complex_human_instruction" in note for note in notes] == [True]
     for name in ("transformer", "vae"):
         before, after = (
@@ -483,7 +485,7 @@ def test_export_of_a_component_is_what_came_in(tmp_path: Path):
     for changes in ({"qk_norm": "rms_norm_across_heads"}, {"guidance_embeds": True, "patch_size": 2}):
         model = tiny_peers.sana_transformer(**changes)
         folder = tiny_peers.saved(model, tmp_path / f"in{len(changes)}")
-        assert loading.export(loading.load(folder), tmp_path / f"out{len(changes)}") == []
+        assert export.export(loading.load(folder), tmp_path / f"out{len(changes)}") == []
         back = transformer(tmp_path / f"out{len(changes)}")
         assert all(torch.equal(v, model.state_dict()[k]) for k, v in back.state_dict().items())
         ours = {k: v for k, v in back.config.items() if not k.startswith("_")}
@@ -502,7 +504,7 @@ def test_our_own_models_leave_where_diffusers_has_their_like(tmp_path: Path):
         "text_encoder": {"name": "llm", "width": 16, "layers": 1, "heads": 1, "max_tokens": 20},
     }
     own = specs.build("system", spec).eval()
-    notes = loading.export(own, tmp_path / "out")
+    notes = export.export(own, tmp_path / "out")
     assert any("max_sequence_length" in note for note in notes)
     assert any("t = 0.999, the lab at 1" in note for note in notes)
     pipe = SanaPipeline.from_pretrained(tmp_path / "out", low_cpu_mem_usage=False)
@@ -512,7 +514,7 @@ def test_our_own_models_leave_where_diffusers_has_their_like(tmp_path: Path):
     assert same(text.tokens[text.mask], tokens[mask.bool()])
     own.autoencoder.shift[0] = 0.7
     with pytest.raises(SpecError, match=r"shifts its latents, by up to 0.7, .* train the autoencoder with system.norm"):
-        loading.export(own, tmp_path / "again")
+        export.export(own, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
@@ -529,16 +531,16 @@ def test_what_diffusers_has_not_is_not_exported(tmp_path: Path, change: PART, me
         "dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2, **change}, channels=4, text_dim=8
     )
     with pytest.raises(SpecError, match=message):
-        loading.export(dit, tmp_path / "out")
+        export.export(dit, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_export_does_not_write_over_anything(tmp_path: Path, system: TextToImage):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(SpecError, match="is there and not empty; expected a new folder"):
-        loading.export(system.dit, tmp_path)
+    with pytest.raises(SpecError, match="not empty"):
+        export.export(system.dit, tmp_path)
     with pytest.raises(SpecError, match="a Linear cannot be exported"):
-        loading.export(nn.Linear(1, 1), tmp_path / "new")
+        export.export(nn.Linear(1, 1), tmp_path / "new")
 
 
 # --- the verbs, and weights in an experiment
@@ -558,13 +560,13 @@ def test_import_of_a_pipeline_draws_like_its_folder(sana_folder: Path, here: Pat
     assert np.array_equal(*(np.asarray(Image.open(here / name)) for name in names))
     assert loading.load("sana.safetensors", "dit").spec["cross_heads"] == 2
     assert __main__.main(["import", str(sana_folder), "--out", "sana.safetensors"]) == 1
-    assert "is there already; expected another --out" in capsys.readouterr().err
+    assert "another --out" in capsys.readouterr().err
 
 
 def test_import_of_a_pth_is_weights_for_an_experiment(here: Path, capsys: pytest.CaptureFixture[str]):
     """What the verb prints is a spec that builds the model with its weights."""
     model = tiny_peers.sana_transformer()
-    torch.save({"state_dict": nvlabs(model), **baggage({})}, here / "a.pth")
+    torch.save({"state_dict": nvlabs_state(model), **baggage({})}, here / "a.pth")
     run(
         "import",
         "a.pth",
@@ -588,7 +590,7 @@ def test_import_of_a_pth_is_weights_for_an_experiment(here: Path, capsys: pytest
 def test_weights_of_a_spec_may_be_a_released_model(tmp_path: Path, sana_folder: Path):
     model = tiny_peers.sana_pipeline()
     spec = loading.load(sana_folder, "dit").spec
-    torch.save({"state_dict": nvlabs(model.transformer)}, tmp_path / "a.pth")
+    torch.save({"state_dict": nvlabs_state(model.transformer)}, tmp_path / "a.pth")
     for reference in (sana_folder, sana_folder / "transformer", tmp_path / "a.pth"):
         dit = build("dit", {**spec, "weights": str(reference)}, channels=8, text_dim=32)
         assert same(*velocities(dit.eval(), model.transformer))
@@ -691,12 +693,12 @@ def test_what_is_the_labs_is_not_imported(here: Path, sana_folder: Path):
     with pytest.raises(
         SpecError, match=r"is the lab's already, nothing to import: use it as it is, such as `weights: "
     ):
-        convert.write_import(shipped, here / "out.safetensors")
+        imported.write_import(shipped, here / "out.safetensors")
     torch.save({"hyper_parameters": {}, "average": {}}, here / "a.ckpt")
     with pytest.raises(
         SpecError, match=r"a.ckpt is the lab's already, nothing to import: use it with `--model a.ckpt`"
     ):
-        convert.write_import("a.ckpt", here / "out.safetensors")
+        imported.write_import("a.ckpt", here / "out.safetensors")
 
 
 def test_a_pipeline_loads_without_diffusers_and_takes_another_instruction(
@@ -720,7 +722,7 @@ def test_export_says_what_is_sampled_otherwise(system: TextToImage, tmp_path: Pa
     for name, (change, said) in told.items():
         monkeypatch.setitem(system.experiment, "sampling", {**default, **change})
         monkeypatch.setitem(system.experiment, "data", {"size": 48})
-        notes = loading.export(system, tmp_path / name)
+        notes = export.export(system, tmp_path / name)
         assert [said in note for note in notes].count(True) == 1, notes
         scheduler = json.loads((tmp_path / name / "scheduler/scheduler_config.json").read_text())
         assert scheduler.get("shift", scheduler.get("flow_shift")) == change.get("shift", 3.0)
@@ -729,7 +731,7 @@ def test_export_says_what_is_sampled_otherwise(system: TextToImage, tmp_path: Pa
         assert "height=48, width=48" in (tmp_path / name / "README.md").read_text()
     monkeypatch.setattr(system.text_encoder, "null", "nvlabs")
     monkeypatch.setattr(system, "flow", Flow(2.0, 1.0))
-    said = "\n".join(loading.export(system, tmp_path / "own"))
+    said = "\n".join(export.export(system, tmp_path / "own"))
     assert all(words in said for words in ("(nvlabs)", "the lab at 1.", "rounded down to 1/1000, the lab exact"))
 
 
@@ -821,7 +823,7 @@ def test_a_configuration_that_is_not_ours(tmp_path: Path, change: PART, message:
 
 
 def test_every_odd_key_is_named_with_its_neighbour(tmp_path: Path):
-    state = nvlabs(tiny_peers.sana_transformer())
+    state = nvlabs_state(tiny_peers.sana_transformer())
     state["blocks.1.attn.prj.weight"] = state.pop("blocks.1.attn.proj.weight")
     state["t_block.1.bias"] = state["t_block.1.bias"][:5]
     state["extra.weight"] = torch.zeros(1)
@@ -873,7 +875,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path, ending: str):
 @pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.ckpt"])
 @pytest.mark.parametrize("left", [0, 7, 1000, -100])
 def test_a_truncated_file(tmp_path: Path, name: str, left: int):
-    state, path = nvlabs(tiny_peers.sana_transformer()), tmp_path / name
+    state, path = nvlabs_state(tiny_peers.sana_transformer()), tmp_path / name
     save_file(state, path) if name.endswith("safetensors") else torch.save({"state_dict": state}, path)
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(SpecError, match=f"{name} is cut short or is no"):
@@ -951,11 +953,11 @@ def test_parts_of_a_pipeline_that_do_not_fit_each_other(tmp_path: Path, sana_fol
 def test_a_scheduler_that_the_lab_has_not(sana_folder: Path, change: PART, message: str):
     given = json.loads((sana_folder / "scheduler/scheduler_config.json").read_text())
     with pytest.raises(SpecError, match=message):
-        loading.read_scheduler({**given, **change}, sana_folder)
+        schedulers.read_scheduler({**given, **change}, sana_folder)
 
 
 def test_a_file_may_not_name_code(tmp_path: Path, sana_folder: Path):
-    card = convert.write_import(sana_folder, tmp_path / "a.safetensors", "dit")
+    card = imported.write_import(sana_folder, tmp_path / "a.safetensors", "dit")
     card["parts"]["dit"]["spec"]["attention"] = {"name": "os:system"}
     weights.write(tmp_path / "b.safetensors", load_file(tmp_path / "a.safetensors"), card)
     with pytest.raises(SpecError, match="asks for 'os:system', code from outside the lab, which a file may not"):
@@ -994,7 +996,8 @@ from pathlib import Path
 
 import torch
 
-from sana_lab import parts, pretrained
+from sana_lab import pretrained
+from sana_lab.config import specs
 
 
 def memory(key):
@@ -1003,7 +1006,7 @@ def memory(key):
 
 
 with torch.device("meta"):
-    parts.build("dit", {"name": "sana", "depth": 1}, channels=32, text_dim=8)  # every import is done
+    specs.build("dit", {"name": "sana", "depth": 1}, channels=32, text_dim=8)  # every import is done
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 began = time.perf_counter()
@@ -1028,11 +1031,11 @@ def wide_files(folder: Path, depth: int) -> list[Path]:
             "dit", {"name": "sana", "dim": 2240, "depth": depth, "cross_heads": 20}, channels=32, text_dim=2304
         )
     state = {k: torch.ones(v.shape, dtype=torch.float16) for k, v in dit.state_dict().items()}
-    theirs = key_tables.to_theirs(state, key_tables.sana_nvlabs(dit.spec))
+    theirs = rename_keys.to_theirs(state, key_tables.sana_nvlabs(dit.spec))
     states = {"state_dict": theirs, "state_dict_ema": {k: v.clone() for k, v in theirs.items()}}
     torch.save({**states, **baggage({"a": torch.zeros(10_000_000)})}, folder / "a.pth")
     dit.load_state_dict(state, assign=True)
-    loading.export(dit, folder / "one")
+    export.export(dit, folder / "one")
     shutil.copytree(folder / "one", folder / "shards")
     whole = folder / "shards/diffusion_pytorch_model.safetensors"
     huggingface_hub.save_torch_state_dict(

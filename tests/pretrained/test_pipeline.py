@@ -13,7 +13,7 @@ from torch import Tensor
 from sana_lab import __main__, sample
 from sana_lab.config import experiments, specs
 from sana_lab.diffusion.sampling import Sampling, noise_like
-from sana_lab.pretrained import loading
+from sana_lab.pretrained import export, loading
 from sana_lab.systems.text2image import TextToImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -93,7 +93,7 @@ def test_a_negative_prompt_too(model: Model) -> None:
 
 def test_and_back_through_export(model: Model, tmp_path: Path) -> None:
     _, ours, _ = model
-    loading.export(ours, tmp_path / "out")
+    export.export(ours, tmp_path / "out")
     again = SanaPipeline.from_pretrained(tmp_path / "out")
     again.set_progress_bar_config(disable=True)
     for steps, guidance in ((2, 4.5), (14, 1.0)):
@@ -110,7 +110,7 @@ def test_a_system_of_our_own_draws_in_diffusers(tmp_path: Path) -> None:
     ours = tiny_peers.scattered(specs.build("system", experiment["system"]))
     ours.experiment = experiment
     ours.autoencoder.scale.copy_(0.5 + 3 * torch.rand(ours.autoencoder.channels))
-    loading.export(ours, tmp_path / "out")
+    export.export(ours, tmp_path / "out")
     theirs = SanaPipeline.from_pretrained(tmp_path / "out")
     theirs.set_progress_bar_config(disable=True)
     prompts, noise = ["a red circle", "three green stars"], noise_like(ours.latent_shape(64), SEED, range(2))

@@ -27,9 +27,9 @@ SYSTEMS = {
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_is_known_by_its_options(name: str):
     system: L.LightningModule = specs.build("system", {"name": name, **SYSTEMS[name]})
-    assert restore._kind_of(dict(system.hparams), Path("a.ckpt")) == name
+    assert restore.system_with(dict(system.hparams), Path("a.ckpt")) == name
 
 
 def test_options_of_no_system_are_refused():
-    with pytest.raises(SpecError, match=r"a.ckpt is of no system of the lab: no one has the options color"):
-        restore._kind_of({"color": 1}, Path("a.ckpt"))
+    with pytest.raises(SpecError, match=r"a.ckpt is of no system of the lab: none has the options color"):
+        restore.system_with({"color": 1}, Path("a.ckpt"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_lab.checkpoints import architectures, key_tables
+from sana_lab.checkpoints import architectures, key_tables, rename_keys
 from sana_lab.config import registry, specs
 from sana_lab.config.specs import SpecError, build
 from sana_lab.costs.live_memory import LiveBytes
@@ -291,7 +291,7 @@ def ours_of(model: nn.Module) -> Dit:
 
 def ours(dit: Dit, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors, or gradients, by our names."""
-    found = key_tables.to_ours(dit.state_dict(), theirs, key_tables.sana_diffusers(dit.spec), "diffusers")
+    found = rename_keys.to_ours(dit.state_dict(), theirs, key_tables.sana_diffusers(dit.spec), "diffusers")
     return {k: v.detach().clone() for k, v in found.items()}
 
 
@@ -345,7 +345,7 @@ def test_the_way_back_to_diffusers():
     for config in (SMALL, {**SMALL, **NORMS, "patch_size": 2, "interpolation_scale": 2.0}, {**SMALL, **SPRINT}):
         model = peer(config)
         dit = ours_of(model)
-        back = key_tables.to_theirs(dit.state_dict(), key_tables.sana_diffusers(dit.spec))
+        back = rename_keys.to_theirs(dit.state_dict(), key_tables.sana_diffusers(dit.spec))
         assert back.keys() == model.state_dict().keys()
         assert all(torch.equal(back[k], v) for k, v in model.state_dict().items())
         written = architectures.write_sana(dit.spec, {"channels": 4, "text_dim": 12})

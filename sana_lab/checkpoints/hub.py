@@ -1,0 +1,52 @@
+"""Local paths of models: files and folders as they are, Hugging Face hub ids from the cache or the hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+
+from sana_lab.checkpoints.files import TORCH_SUFFIXES, first_line
+from sana_lab.config.specs import SpecError, nearest
+
+TIMEOUT = 10.0
+"""Seconds for the hub to answer."""
+
+PATTERNS = ("*.json", "*.safetensors", "*.pth", "tokenizer*", "*/tokenizer*")
+"""Files of a repository that are downloaded."""
+
+
+def locate(reference: str) -> Path:
+    """The local file or folder of a path or hub id. SpecError says what was tried and what to do."""
+    path = Path(reference).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_id(reference):
+        hint = nearest(path.name, (p.name for p in path.parent.glob("*")))
+        what = "checkpoint" if path.suffix == ".ckpt" else "file or folder"
+        raise SpecError(f"there is no {what} {reference!r}; {hint}")
+    return _snapshot(reference)
+
+
+def is_hub_id(reference: str) -> bool:
+    """Whether a reference has the form owner/name and no suffix of a file."""
+    is_file = reference.endswith((*TORCH_SUFFIXES, ".safetensors", ".yaml", ".yml"))
+    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", reference)) and not is_file
+
+
+def _snapshot(name: str) -> Path:
+    """The local copy of a hub repository, downloaded if it is not in the cache."""
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the client raises many classes where the cache has no copy
+        pass
+    try:
+        HfApi().model_info(name, timeout=TIMEOUT)
+        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+    except Exception as error:  # errors of the client's HTTP library pass through
+        folder = name.split("/")[-1]
+        raise SpecError(
+            f"{name!r} is neither a file or folder here nor in the local Hugging Face cache, and the hub says: "
+            f"{first_line(error)}; on a machine with a network run `hf download {name} --local-dir {folder}`, copy the "
+            "folder here and give its path. A pipeline needs: model_index.json, transformer/, vae/, text_encoder/, "
+            "tokenizer/ and scheduler/ (config.json and *.safetensors each); NVlabs' own release: the .pth alone"
+        ) from error

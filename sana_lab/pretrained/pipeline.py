@@ -1,0 +1,94 @@
+"""diffusers' SanaPipeline folder as a frozen text2image system."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sana_lab.checkpoints import files, formats
+from sana_lab.checkpoints.build import build
+from sana_lab.config import experiments, specs
+from sana_lab.config.specs import SpecError
+from sana_lab.pretrained import parts, schedulers
+from sana_lab.systems.ema import Average
+from sana_lab.systems.text2image import TextToImage
+
+Spec = dict[str, Any]
+
+COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+"""Folders of a complete SanaPipeline."""
+
+
+def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = None, **options: Any) -> TextToImage:
+    """The system of a SanaPipeline's folder; without `text` the text encoder stays on the meta device.
+
+    `text_encoder` changes options of how prompts are read. SpecError where the pipeline is another one or incomplete.
+    """
+    check_pipeline(path)
+    variant = options.get("variant")
+    dit = formats.recognise(path, "dit", **options)
+    autoencoder = formats.recognise(path, "autoencoder", variant=variant)
+    text_spec = {**text_encoder_spec(path, variant), **(text_encoder or {})}
+    _check_widths(path, dit, autoencoder)
+    flow, sampling = schedulers.read_scheduler(files.read_json(path / "scheduler" / "scheduler_config.json"), path)
+    spec = {"name": "text2image", "dit": dit.spec, "autoencoder": autoencoder.spec, "text_encoder": text_spec, **flow}
+    size = files.read_json(path / "transformer" / "config.json").get("sample_size", 32)
+    loaded = {"dit": parts.from_released(dit), "autoencoder": parts.from_released(autoencoder)}
+    return assemble(spec, loaded, sampling, size, text)
+
+
+def check_pipeline(path: Path) -> None:
+    """SpecError where a pipeline is of another architecture, or lacks a component."""
+    name = files.read_json(path / "model_index.json").get("_class_name")
+    if name == "SanaSprintPipeline":
+        raise SpecError(f"{path} is a SanaSprintPipeline, whose sampler the lab has not; load its DiT: kind='dit'")
+    if name == "SanaPAGPipeline":
+        raise SpecError(
+            f"{path} is a SanaPAGPipeline, which samples with perturbed-attention guidance, and the lab has none; load "
+            "its DiT: kind='dit', or to sample without it write SanaPipeline as _class_name in model_index.json"
+        )
+    if name != "SanaPipeline":
+        raise SpecError(f"{path} is a {name}, another architecture; the lab reads SanaPipeline")
+    if missing := [c for c in COMPONENTS if not (path / c).is_dir()]:
+        raise SpecError(f"{path} lacks {', '.join(f'{c}/' for c in missing)}; a {name} has {', '.join(COMPONENTS)}")
+
+
+def text_encoder_spec(path: Path, variant: str | None = None) -> Spec:
+    """How a SanaPipeline reads its prompts: lower-cased, with the released instruction."""
+    spec = {"name": "llm", "model": str(path.resolve()), **({"variant": variant} if variant else {})}
+    if not (path / "text_encoder").is_dir():
+        return spec
+    return {**spec, "instruction": "released", "lowercase": True}
+
+
+def _check_widths(path: Path, dit: formats.ReleasedWeights, autoencoder: formats.ReleasedWeights) -> None:
+    """SpecError where the transformer does not fit the autoencoder's latents or the text encoder's features."""
+    channels, text_dim, latent = dit.supplied["channels"], dit.supplied["text_dim"], autoencoder.spec["latent"]
+    if channels != latent:
+        raise SpecError(f"{path}: the transformer takes latents of {channels} channels, and the vae makes {latent}")
+    width = files.read_json(path / "text_encoder" / "config.json").get("hidden_size")
+    if width not in (None, text_dim):
+        raise SpecError(f"{path}: the transformer reads text {text_dim} wide, and the text encoder makes it {width}")
+
+
+def assemble(spec: Spec, loaded: Mapping[str, nn.Module], sampling: Spec, size: int, text: bool = True) -> TextToImage:
+    """A frozen system of the loaded parts, its `experiment` holding the sampling options; `size` is latents a side."""
+    with torch.device("meta"):
+        system: TextToImage = specs.build("system", spec)
+    system.requires_grad_(False)
+    system.average = Average(system, 0.0)
+    for kind, part in loaded.items():
+        setattr(system, kind, part.requires_grad_(False))
+    if text:
+        system.text_encoder = build("text_encoder", spec["text_encoder"]).requires_grad_(False)
+        system.to("cpu")  # Lightning keeps the device that the system was built on
+    resolved, pixels = specs.resolve("system", spec), size * system.autoencoder.downsample
+    setattr(system, "spec", resolved)  # noqa: B010  (nn.Module's attributes are typed as Tensor | Module)
+    system.experiment = {
+        "system": resolved,
+        "sampling": experiments.check_sampling(sampling),
+        "data": {"size": pixels},
+    }
+    return system.eval()
