@@ -47,15 +47,14 @@ def _without_later(record: type, values: Config) -> Config:
     return {k: v for k, v in values.items() if k in kept and not any(m.value == v for m in kept[k].marks(AsBefore))}
 
 
-def _content(data: Config) -> str | None:
-    """A digest of what a data set holds, where the part offers one (`digest`); files may change under one name.
+def _content(data: Config) -> str:
+    """The digest of a data set's content; files may change under one name.
 
     Of data made from other data it is that of the first source: what is made of it follows, and need not be made.
     """
     while "source" in data:
         data = data["source"]
-    part = specs.build("data", data)
-    return part.digest() if hasattr(part, "digest") else None
+    return specs.build("data", data).digest()
 
 
 def _with_hashes(value: Any, key: str = "") -> Any:

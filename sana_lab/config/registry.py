@@ -88,7 +88,7 @@ BASES: dict[str, str] = {
     "autoencoder": "sana_lab.models.autoencoders:Autoencoder",
     "text_encoder": "sana_lab.models.text:TextEncoder",
     "optimizer": "torch.optim:Optimizer",
-    "data": "lightning:LightningDataModule",
+    "data": "sana_lab.data:DataModule",
     "system": "sana_lab.systems:System",
     "extractor": "sana_lab.evaluation:Extractor",
     "detector": "sana_lab.evaluation.geneval.detectors:Detector",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -16,57 +15,74 @@ from torch.nn.utils.rnn import pad_sequence
 from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
 from sana_lab.config.specs import RUNTIME, Spec, SpecError, canonical, name_of
-from sana_lab.data.latents import Latents, Split, state_digest
+from sana_lab.data import DataModule, Split, Turn
+from sana_lab.data.latents import Latents, state_digest
 from sana_lab.data.shards import Captions, Shards
-from sana_lab.data.stream import Endless, Finite, Order
 from sana_lab.models.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
 
-AT_ONCE = 32
-"""Captions are encoded this many at a time, those of like length together."""
+ENCODER_BATCH = 32
+"""Captions that are encoded at a time; neighbours are of like length."""
 
 
-class Features(L.LightningDataModule):
-    """Batches of `source` (a `latents`) with `text` (B, L, D) and `null` (1, L0, D).
+class Features(DataModule):
+    """Batches of `source`'s latents with `text` (B, L, D) and `null`, the empty prompt's (1, L0, D).
 
-    L is the longest caption's number of tokens, rounded up to a multiple of `bucket`: what is compiled or captured for
-    each shape then sees few of them, and the mask says what is real.
-
-    Each distinct caption is encoded once. The files lie in `cache` (None: runs/features) under a fingerprint of the
-    captions and of the encoder's spec and weights: sets of latents that say the same share them, and a killed encoding
-    goes on where it stopped. Training batch s is a function of (seed, s); the source's own `batch` counts for nothing.
+    L is the token count of the longest caption, rounded up to a multiple of `bucket`. Each distinct caption is encoded
+    once. The files lie in `cache` under a fingerprint of the captions and of the encoder's spec and weights: sets of
+    latents with the same captions share them, and a killed encoding goes on where it stopped.
     """
 
     version = 1
 
     def __init__(
         self,
-        source: Annotated[Spec, "data"],
-        text_encoder: Annotated[Spec, "text_encoder"],
-        batch: int = 64,
-        seed: int = 0,
-        cache: Annotated[str | None, RUNTIME] = None,
-        shard: Annotated[int, RUNTIME] = 256,
-        bucket: Annotated[int, RUNTIME] = 1,
-        workers: Annotated[int, RUNTIME] = 0,
+        source: Annotated[Spec, "data"],  # data set of kind `latents`; its own `batch` has no effect
+        text_encoder: Annotated[Spec, "text_encoder"],  # frozen encoder, with pretrained or given weights
+        batch: int = 64,  # items in a batch, of one device
+        seed: int = 0,  # of order; that of captions is the source's
+        cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded captions; null is runs/features
+        shard: Annotated[int, RUNTIME] = 256,  # captions in a file
+        bucket: Annotated[int, RUNTIME] = 1,  # pad text to multiples of so many tokens, to compile for few lengths
+        workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
-        super().__init__()
-        given = {"batch": (batch, 1), "seed": (seed, 0), "shard": (shard, 1), "bucket": (bucket, 1)}
-        for name, (value, least) in (given | {"workers": (workers, 0)}).items():
-            if value < least:
-                raise ValueError(f"data 'features': {name} is {value}; it must be at least {least}")
-        self.source, self.text_encoder = source, text_encoder
-        self.batch, self.seed, self.shard = batch, seed, shard
-        self.bucket, self.workers = bucket, workers
+        super().__init__(batch, seed, workers)
+        self.source, self.text_encoder, self.shard, self.bucket = source, text_encoder, shard, bucket
         self.cache = Path(cache) if cache else Path("runs", "features")
+        self.check_least(shard=1, bucket=1)
 
     def setup(self, stage: str | None = None) -> None:
-        """Encode what is not on disk yet. ValueError for another source, bare encoders, a cache out of reach."""
+        """Encode the captions that are not on disk. ValueError for another kind of source, an untrained encoder, a
+        cache that cannot be written."""
         self.store  # noqa: B018
 
-    def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
-        """The items with these indices."""
-        return self._batch(split, [(i, draw) for i in indices])
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Height and width of the images in pixels."""
+        return self.latents.size
+
+    @property
+    def len_train(self) -> int:
+        """Number of training items."""
+        return self.latents.len_train
+
+    @property
+    def len_val(self) -> int:
+        """Number of held-out items."""
+        return self.latents.len_val
+
+    def digest(self) -> str:
+        """The fingerprints of latents and captions."""
+        return f"{self.latents.digest()} {self.store.fingerprint}"
+
+    def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
+        """The source's batch, with the features of its captions and of the empty prompt."""
+        batch = self.latents.batch_of(turns, split)
+        return batch._replace(text=self.text_at(batch.prompts), null=self.text_at([""]))
+
+    def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
+        """The captions of `batch_at`."""
+        return self.latents.prompts_at(indices, split, draw)
 
     def text_at(self, captions: Sequence[str]) -> Text:
         """Features (in float32) of the empty prompt and of captions of the source; KeyError for any other."""
@@ -75,61 +91,31 @@ class Features(L.LightningDataModule):
         text = Text(pad_sequence(rows, batch_first=True), pad_sequence(masks, batch_first=True))
         return text.padded(-(-text.tokens.shape[1] // self.bucket) * self.bucket)
 
-    def train_dataloader(self) -> Endless:
-        """Endless batches, starting after those that the trainer has already used."""
-        return Endless(self._train_batch, self.trainer, self.workers)
-
-    def val_dataloader(self) -> Finite | list[Finite]:
-        """The held-out items in order, the first caption of each."""
-        items = self.latents.len_val
-        return Finite(self._val_batch, items, self.batch, self.trainer, self.workers) if items else []
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the trainer, so that a spawned worker gets plain data."""
-        return {**self.__dict__, "trainer": None}
-
-    def _train_batch(self, number: int) -> Batch:
-        return self._batch("train", self._order.at(range(number * self.batch, (number + 1) * self.batch)))
-
-    def _val_batch(self, rows: range) -> Batch:
-        return self.batch_at(rows, "val")
-
-    def _batch(self, split: Split, turns: Sequence[tuple[int, int]]) -> Batch:
-        draws = itertools.groupby(turns, lambda turn: turn[1])
-        found = [self.latents.batch_at([i for i, _ in same], split, draw) for draw, same in draws]
-        prompts = [prompt for batch in found for prompt in batch.prompts]
-        latents = torch.cat([batch.latents for batch in found if batch.latents is not None])
-        return Batch(None, prompts, latents, self.text_at(prompts), self.text_at([""]))
-
     def _tokens(self, row: int) -> Tensor:
-        """(L, D) of one caption, without padding."""
-        kept = self.store.row(row)
-        return kept[: int((kept[:, -1] > 0).sum()), :-1].float()
-
-    @functools.cached_property
-    def _order(self) -> Order:
-        return Order(self.latents.len_train, self.seed)
+        """Features (L, D) of one caption, without padding."""
+        marked = self.store.row(row)  # (L, D + 1), the mask last
+        return marked[: int((marked[:, -1] > 0).sum()), :-1].float()
 
     @functools.cached_property
     def latents(self) -> Latents:
-        """The source, its pictures encoded."""
+        """The source, with its images encoded."""
         source = build("data", self.source)
         if not isinstance(source, Latents):
-            raise SpecError(f"data 'features': source is {name_of(self.source)!r}, expected a 'latents' of pictures")
+            raise SpecError(f"data 'features': source is {name_of(self.source)!r}, expected a 'latents' of images")
         source.trainer = self.trainer
         source.setup("fit")
         return source
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
-        """Where each distinct caption is kept: the empty prompt, then by length."""
-        kept = [*self.latents.stores.train.captions, *self.latents.stores.val.captions]
-        distinct = {"", *itertools.chain.from_iterable(kept)}
+        """Row of each distinct caption in the files: the empty prompt first, then by length."""
+        captions = [*self.latents.stores.train.captions, *self.latents.stores.val.captions]
+        distinct = {"", *itertools.chain.from_iterable(captions)}
         return {caption: row for row, caption in enumerate(sorted(distinct, key=lambda c: (len(c), c)))}
 
     @functools.cached_property
     def store(self) -> Shards:
-        """The files, complete: what was missing is encoded on first use. Rows are (L, D + 1), mask last."""
+        """The files, complete: those that are missing are encoded on first use. Rows are (L, D + 1), the mask last."""
         encoder, captions = self._encoder(), list(self.rows)
         fingerprint = self._fingerprint(encoder, captions)
         store = Shards(self.cache / fingerprint[:16], "text", len(captions), self.shard, fingerprint)
@@ -154,10 +140,10 @@ class Features(L.LightningDataModule):
 
 @torch.no_grad()
 def _encode(encoder: TextEncoder, captions: Sequence[str], rows: range) -> tuple[Tensor, list[Captions]]:
-    """(n, L, D + 1) features of these captions, zeros after the last token, and the captions."""
-    found: list[Tensor] = []
-    for first in range(rows.start, rows.stop, AT_ONCE):
-        text = encoder(captions[first : min(first + AT_ONCE, rows.stop)])
+    """Features (n, L, D + 1) of these captions, the mask last and zeros after the last token, and the captions."""
+    features: list[Tensor] = []
+    for first in range(rows.start, rows.stop, ENCODER_BATCH):
+        text = encoder(captions[first : min(first + ENCODER_BATCH, rows.stop)])
         marked = torch.cat([text.tokens, text.mask[:, :, None].to(text.tokens)], -1).cpu()
-        found += [row[mask] for row, mask in zip(marked, text.mask.cpu(), strict=True)]
-    return pad_sequence(found, batch_first=True), [(captions[row],) for row in rows]
+        features += [row[mask] for row, mask in zip(marked, text.mask.cpu(), strict=True)]
+    return pad_sequence(features, batch_first=True), [(captions[row],) for row in rows]

@@ -1,4 +1,4 @@
-"""`data: folder`: your own pictures with captions, as a Lightning data module."""
+"""`data: folder`: your own images with captions."""
 
 import functools
 import hashlib
@@ -8,138 +8,99 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from sana_lab.config.specs import RUNTIME
-from sana_lab.data import captions
+from sana_lab.data import DataModule, Split, Turn, captions
 from sana_lab.data.captions import Entry
 from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, read
-from sana_lab.data.stream import Endless, Finite, Order, turn
+from sana_lab.data.stream import turn
 from sana_lab.types import Batch
-
-Split = Literal["train", "val"]
 
 
 class Index(NamedTuple):
-    """What a scan found."""
+    """The files of a folder, split."""
 
     train: list[Entry]
     val: list[Entry]
-    skipped: dict[str, str]  # name -> why
+    skipped: dict[str, str]  # name -> reason
 
 
-class Folder(L.LightningDataModule):
-    """Pictures of any size and mode below `root`, as (B, 3, size, size) in [-1, 1], with one caption each.
+class Folder(DataModule):
+    """Images of any size and mode below `root`, as (B, 3, size, size) in [-1, 1], with one caption each.
 
-    `pictures` states how a file becomes RGB and how `resize` works, `captions` where captions come from (`caption` is
-    for pictures that have none). `crop: random` and `flip` vary with the epoch, in training only; a flip turns left
-    into right but not in the caption. A file that cannot be read is reported by name, counted in `skipped`, and the
-    next one takes its place; ValueError if none can. `check: pixels` decodes every file at the start, `headers` trusts
-    the rest until its turn. `min_side` leaves out pictures whose shorter side is smaller.
-
-    `held_out` is a share, drawn by a hash of each name so that new files move no others (where there are two pictures,
-    one at least is held out and one trains), or a number of pictures. Training batch s is a function of (seed, s).
+    `data.images` states how a file becomes RGB and how `resize` works, `data.captions` where captions come from. A file
+    that cannot be read is reported by name and counted in `skipped`, and the next one takes its place; ValueError if
+    none can be read.
     """
 
     def __init__(
         self,
-        root: Annotated[str, RUNTIME],
-        manifest: Annotated[str | None, RUNTIME] = None,
-        caption: str | None = None,
-        size: int = 256,
-        batch: int = 16,
-        resize: Resize = "cover",
-        crop: Literal["center", "random"] = "center",
-        flip: bool = False,
-        min_side: int = 1,
-        held_out: int | float = 0.05,
-        check: Literal["headers", "pixels"] = "headers",
-        seed: int = 0,
-        workers: Annotated[int, RUNTIME] = 0,
+        root: Annotated[str, RUNTIME],  # folder of images, at any depth
+        manifest: Annotated[str | None, RUNTIME] = None,  # .jsonl or .csv of files and captions; null looks in the root
+        caption: str | None = None,  # caption of images without one, "" for none; null is an error
+        size: int = 256,  # height and width, pixels
+        batch: int = 16,  # images in a batch, of one device
+        resize: Resize = "cover",  # cover crops a square, contain pads with white, stretch changes proportions
+        crop: Literal["center", "random"] = "center",  # of resize cover; random differs in each epoch, in training only
+        flip: bool = False,  # mirror half of the training images; captions that say left or right stay as they are
+        min_side: int = 1,  # leave out images whose shorter side has fewer pixels
+        held_out: int | float = 0.05,  # for validation: a share below 1.0, chosen by a hash of each name, or a number
+        check: Literal["headers", "pixels"] = "headers",  # what is read at the start to find broken files
+        seed: int = 0,  # of order, crops, flips and choice of captions
+        workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("size", size, 1),
-            ("batch", batch, 1),
-            ("held_out", held_out, 0),
-            ("seed", seed, 0),
-            ("workers", workers, 0),
-        ):
-            if value < least:
-                raise ValueError(f"data 'folder': {name} is {value}; it must be at least {least}")
+        super().__init__(batch, seed, workers)
+        self.root, self.manifest, self.caption, self.size = Path(root), manifest, caption, size
+        self.resize, self.crop, self.flip, self.min_side = resize, crop, flip, min_side
+        self.held_out, self.check = held_out, check
+        self.check_least(size=1, held_out=0)
         if isinstance(held_out, float) and held_out >= 1:
             raise ValueError(
                 f"data 'folder': held_out is {held_out}; expected a share below 1.0 or a number of pictures"
             )
-        self.root, self.manifest, self.caption, self.size, self.batch = Path(root), manifest, caption, size, batch
-        self.resize, self.crop, self.flip, self.min_side = resize, crop, flip, min_side
-        self.held_out, self.check, self.seed, self.workers = held_out, check, seed, workers
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files and read their headers, once. ValueError where the folder or its captions are not usable."""
+        """Find the files and read their headers, once. ValueError where the folder or its captions cannot be used."""
         self.index  # noqa: B018
 
     @property
     def len_train(self) -> int:
-        """Number of training pictures."""
+        """Number of training images."""
         return len(self.index.train)
 
     @property
     def len_val(self) -> int:
-        """Number of held-out pictures."""
+        """Number of held-out images."""
         return len(self.index.val)
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Files left out so far and why; pixels found broken by a worker process are counted there."""
+        """Files left out so far -> reason; a worker process counts those that it cannot decode by itself."""
         return self.index.skipped
 
     def digest(self) -> str:
         """SHA-256 of names, captions, and each file's length, first and last 4 KiB."""
         digest = hashlib.sha256()
         for entry in self._entries:
-            digest.update(repr((entry, _glimpse(self.root / entry.name))).encode())
+            digest.update(repr((entry, _fingerprint(self.root / entry.name))).encode())
         return digest.hexdigest()
 
     def example(self, index: int, split: Split = "train", draw: int = 0) -> tuple[NDArray[np.uint8], str]:
-        """Picture (3, size, size) and the caption that it takes on its draw-th turn; all captions in rotation."""
+        """Image (3, size, size) and its caption on its `draw`-th turn; captions come in rotation."""
         entry, image = self._picture(split, index)
         view = self._view(image, index, draw) if split == "train" else fit(image, self.size, self.resize)
         return np.asarray(view).transpose(2, 0, 1), self._caption(entry, split, index, draw)
 
-    def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
-        """The pictures with these indices."""
-        return self._batch(split, [(i, draw) for i in indices])
-
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
-        """The captions of `batch_at` alone, without reading a picture."""
+        """The captions of `batch_at`, without reading an image."""
         return [self._caption(self._entry(split, i), split, i, draw) for i in indices]
 
-    def train_dataloader(self) -> Endless:
-        """Endless batches, starting after those that the trainer has already used."""
-        return Endless(self._train_batch, self.trainer, self.workers)
-
-    def val_dataloader(self) -> Finite | list[Finite]:
-        """The held-out pictures in order, the first caption of each."""
-        if not self.len_val:
-            return []
-        return Finite(self._val_batch, self.len_val, self.batch, self.trainer, self.workers)
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the trainer, so that a spawned worker gets plain data."""
-        return {**self.__dict__, "trainer": None}
-
-    def _train_batch(self, number: int) -> Batch:
-        return self._batch("train", self._order.at(range(number * self.batch, (number + 1) * self.batch)))
-
-    def _val_batch(self, rows: range) -> Batch:
-        return self.batch_at(rows, "val")
-
-    def _batch(self, split: Split, turns: Sequence[tuple[int, int]]) -> Batch:
+    def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
+        """Images read, cropped and flipped, with their captions."""
         images, prompts = zip(*(self.example(i, split, draw) for i, draw in turns), strict=True)
         return Batch(torch.from_numpy(np.stack(images)).float().mul_(2 / 255).sub_(1), list(prompts))
 
@@ -185,12 +146,8 @@ class Folder(L.LightningDataModule):
         return captions.entries(self.root, self.manifest, self.caption)
 
     @functools.cached_property
-    def _order(self) -> Order:
-        return Order(self.len_train, self.seed)
-
-    @functools.cached_property
     def index(self) -> Index:
-        """The files that can be used, split, and those that cannot."""
+        """The usable files, split, and the others."""
         with ThreadPoolExecutor(8) as pool:
             faults = list(pool.map(self._fault, self._entries))
         skipped = {e.name: fault for e, fault in zip(self._entries, faults, strict=True) if fault}
@@ -198,12 +155,12 @@ class Folder(L.LightningDataModule):
         if not good:
             raise ValueError(_none_left(self.root, skipped))
         if skipped:
-            told = _told(skipped)
-            warnings.warn(f"data 'folder': skipped {len(skipped)} of {len(faults)} files: {told}", stacklevel=2)
+            message = f"data 'folder': skipped {len(skipped)} of {len(faults)} files: {_listing(skipped)}"
+            warnings.warn(message, stacklevel=2)
         return Index(*_split(good, self.held_out), skipped)
 
     def _fault(self, entry: Entry) -> str | None:
-        """Why this file is left out."""
+        """Why this file is left out; None where it can be used."""
         path = self.root / entry.name
         try:
             width, height = dimensions(path) if self.check == "headers" else read(path).size
@@ -214,7 +171,7 @@ class Folder(L.LightningDataModule):
 
 
 def _split(entries: list[Entry], held_out: int | float) -> tuple[list[Entry], list[Entry]]:
-    """(training, held-out), each in the order of names."""
+    """(training, held-out), each sorted by name. Of two images or more, at least one is in each part."""
     by_hash = sorted(entries, key=_share)
     if isinstance(held_out, int) and held_out >= len(entries):
         raise ValueError(
@@ -227,12 +184,12 @@ def _split(entries: list[Entry], held_out: int | float) -> tuple[list[Entry], li
 
 
 def _share(entry: Entry) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """A number in [0, 1) that depends on the name alone, so that new files move no others."""
     return int.from_bytes(hashlib.sha256(entry.name.encode()).digest()[:7]) / 2**56
 
 
-def _glimpse(path: Path) -> tuple[int, bytes]:
-    """Length, and a hash of both ends: enough to see that a picture was exchanged, without reading all of it."""
+def _fingerprint(path: Path) -> tuple[int, bytes]:
+    """Length and a hash of both ends: shows that a file was replaced, without reading all of it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         ends = file.read(4096)
@@ -242,9 +199,9 @@ def _glimpse(path: Path) -> tuple[int, bytes]:
 
 
 def _none_left(root: Path, skipped: dict[str, str]) -> str:
-    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {_told(skipped)}"
+    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {_listing(skipped)}"
 
 
-def _told(skipped: dict[str, str]) -> str:
+def _listing(skipped: dict[str, str]) -> str:
     shown = [f"{name!r} ({why})" for name, why in list(skipped.items())[:5]]
     return ", ".join(shown) + (", ..." if len(skipped) > 5 else "")

@@ -114,7 +114,7 @@ def real_pictures(options: argparse.Namespace, skipped: dict[str, str]) -> Itera
 
 
 def _prompts(data: Any, indices: Sequence[int]) -> list[str]:
-    found = data.prompts_at(indices, "val") if hasattr(data, "prompts_at") else data.batch_at(indices, "val").prompts
+    found = data.prompts_at(indices, "val")
     return list(found)
 
 

@@ -258,7 +258,7 @@ def test_weights_are_an_option_of_what_has_weights():
         ("solver", "torch.nn:Linear", ("'torch.nn:Linear' is no solver",)),
         ("attention", "nowhere_at_all:Thing", ("nowhere_at_all", "there is no module")),
         ("attention", "sana_lab.models.attention:Nope", ("'sana_lab.models.attention' has no 'Nope'",)),
-        ("data", "sana_lab.models.dit.sana:Sana", ("is no data", "lightning.LightningDataModule")),
+        ("data", "sana_lab.models.dit.sana:Sana", ("is no data", "sana_lab.data.DataModule")),
         ("autoencoder", {"name": "vae", "weights": 3}, ("autoencoder.weights is 3 (int)", "expected str")),
         ("dit", "experiment:shapes", ("dit is 'experiment:shapes'", "sana_lab.build")),
         ("attention", "experiment:shapes", ("attention is 'experiment:shapes'", "autoencoder, dit, text_encoder")),

@@ -115,7 +115,7 @@ def test_buckets_make_lengths_few_and_change_no_loss(make):
     assert lengths <= {8, 16}
     dit = specs.build("dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}, channels=4, text_dim=32)
     for step in range(3):
-        a, b = plain._train_batch(step), rounded._train_batch(step)
+        a, b = plain.train_batch(step), rounded.train_batch(step)
         n = a.text.tokens.shape[1]
         assert b.text.mask.sum(1).tolist() == a.text.mask.sum(1).tolist()
         assert torch.equal(b.text.tokens[:, :n], a.text.tokens)
@@ -128,9 +128,9 @@ def test_buckets_make_lengths_few_and_change_no_loss(make):
 
 
 def test_a_batch_is_a_function_of_its_own_seed_and_step(make):
-    first = make(seed=1)._train_batch(5).prompts
-    assert make(seed=1, latents={"batch": 7})._train_batch(5).prompts == first
-    assert make(seed=2)._train_batch(5).prompts != first
+    first = make(seed=1).train_batch(5).prompts
+    assert make(seed=1, latents={"batch": 7}).train_batch(5).prompts == first
+    assert make(seed=2).train_batch(5).prompts != first
 
 
 def test_captions_that_nobody_said_are_refused(make):

@@ -411,11 +411,11 @@ class TestFolder:
         options = {"crop": "random", "flip": True, "size": 12}
         data, again = (folder(shades(tmp_path), **options, workers=w) for w in (0, workers))
         for number, batch in zip(range(5), again.train_dataloader(), strict=False):
-            expected = data._train_batch(number)
+            expected = data.train_batch(number)
             assert torch.equal(batch.images, expected.images)
             assert batch.prompts == expected.prompts
-        other = folder(tmp_path, **options, seed=1)._train_batch(0)
-        assert which(other) != which(data._train_batch(0))
+        other = folder(tmp_path, **options, seed=1).train_batch(0)
+        assert which(other) != which(data.train_batch(0))
 
     def test_crop_and_flip_vary_in_training_only(self, tmp_path):
         gradient = np.linspace(0, 255, 32).astype(np.uint8)[None, :, None].repeat(16, 0).repeat(3, 2)
@@ -544,7 +544,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, options):
     second, _ = fit(folder(root, held_out=1), 6, tmp_path / "half.ckpt", **options)
     assert first.seen + second.seen == whole.seen
     batches = 6 * options.get("accumulate_grad_batches", 1)
-    assert whole.seen == [which(folder(root, held_out=1)._train_batch(n)) for n in range(batches)]
+    assert whole.seen == [which(folder(root, held_out=1).train_batch(n)) for n in range(batches)]
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")

@@ -103,10 +103,10 @@ def test_no_more_captions_than_asked_for(make):
 def test_a_batch_is_a_function_of_seed_and_step(make, workers):
     data, again = make(), make(workers=workers)
     for number, batch in zip(range(7), again.train_dataloader(), strict=False):
-        expected = data._train_batch(number)
+        expected = data.train_batch(number)
         assert torch.equal(batch.latents, expected.latents)
         assert batch.prompts == expected.prompts
-    assert make(seed=1)._train_batch(0).prompts != data._train_batch(0).prompts
+    assert make(seed=1).train_batch(0).prompts != data.train_batch(0).prompts
 
 
 def test_validation_in_order_with_first_captions(make):
@@ -354,4 +354,4 @@ def test_a_resumed_run_goes_on_where_it_stopped(make, tmp_path):
     trainer.save_checkpoint(tmp_path / "some.ckpt")
     second, _ = fit(6, tmp_path / "some.ckpt")
     assert first + second == whole
-    assert whole == [make()._train_batch(n).prompts for n in range(6)]
+    assert whole == [make().train_batch(n).prompts for n in range(6)]
