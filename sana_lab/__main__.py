@@ -224,12 +224,14 @@ def _run(options: argparse.Namespace) -> int | None:
 
             sources.main_stats(options)
         case "ablate":
-            return _ablated(options)
-        case "table":
-            from sana_lab.ablation import efficiency, runner
+            from sana_lab.ablation import runner
 
-            write = efficiency.write if efficiency.is_speed(options.ablation) else runner.write_table
-            write(options.ablation, options.overrides, options.out, options.scale)
+            chosen = {"dry_run": options.dry_run, "out": options.out, "scale": options.scale}
+            return runner.main(options.ablation, options.overrides, workers=options.workers, **chosen)
+        case "table":
+            from sana_lab.ablation import runner
+
+            runner.write_table(options.ablation, options.overrides, options.out, options.scale)
         case "import":
             from sana_lab.pretrained import convert
 
@@ -244,16 +246,6 @@ def _run(options: argparse.Namespace) -> int | None:
 
             server.serve(HOME, port=options.port)
     return None
-
-
-def _ablated(options: argparse.Namespace) -> int:
-    """An efficiency table is counted and timed; any other ablation trains and judges."""
-    from sana_lab.ablation import efficiency, runner
-
-    given = (options.ablation, options.overrides)
-    if efficiency.is_speed(options.ablation):
-        return efficiency.main(*given, options.dry_run, options.out, options.scale)
-    return runner.main(*given, options.workers, options.dry_run, options.out, options.scale)
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -11,8 +11,8 @@ import pytest
 from encoders import offline
 
 import sana_lab
-from sana_lab.ablation import efficiency
-from sana_lab.config import ablations, experiments, registry, specs
+from sana_lab.ablation import plan
+from sana_lab.config import experiments, registry, specs
 from sana_lab.training import train
 
 ROOT = Path(sana_lab.__file__).parent
@@ -29,7 +29,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """Packages and root modules, from the bottom up. A package imports lower floors only."""
 
 PENDING = {
-    ("ablation.runner", "ablation.worker"),
     ("report.significance", "evaluation.per_prompt"),
     ("evaluation.evaluate", "api"),
     ("evaluation.evaluate", "shapes.train_attributes"),
@@ -227,13 +226,13 @@ def test_every_shipped_experiment_is_right(name: str, here: Path):
     train.check(offline(experiment, here))
 
 
-@pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not efficiency.is_speed(n)])
+@pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not plan.compares_efficiency(n)])
 def test_every_shipped_ablation_is_right(name: str, here: Path):
-    ablation, trials = ablations.load_ablation(name)
-    if any(trial.experiment["sampling"]["quantize"] != "none" for trial in trials):
+    _, ablation, trials = plan.load(name)
+    if any(trial.config["sampling"]["quantize"] != "none" for trial in trials):
         pytest.importorskip("torchao")
     for trial in trials:
-        train.check(trial.experiment)
+        train.check(trial.config)
     assert len(trials) == len(ablation.seeds) * len({t.label for t in trials})
     assert ablation.columns
 

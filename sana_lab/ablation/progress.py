@@ -1,38 +1,89 @@
-"""A progress bar whose time left is sensible from the start, whoever works and however many at a time."""
+"""The progress bar of a sweep: the time left is sensible from the start, whoever works and however many at a time."""
 
 import sys
-from typing import Any, TextIO
+import time
+from collections.abc import Callable
+from typing import Any
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-LAYOUT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}"
+SETTLE = 15.0
+"""Seconds of work before the time left is shown."""
+
+QUIET = 60.0
+"""Seconds between lines where the output is no terminal."""
 
 
-class Bar(tqdm):
-    """The time left is what is left over the mean rate since work began: since the first thing that was told, for
-    processes take seconds to start. It is hidden until `settle` seconds of work were seen."""
+class TimeLeft(ProgressColumn):
+    """Remaining work over the mean rate since the first message: processes take seconds to start, and steps that were
+    done before a restart are no work of now. Rich's own estimate looks at the last 30 seconds alone."""
 
-    def __init__(self, name: str, total: int, *, settle: float = 15.0, file: TextIO | None = None) -> None:
-        self.settle, self.skipped, self.first = settle, 0.0, None
-        super().__init__(
-            total=total, desc=name, bar_format=LAYOUT, dynamic_ncols=True, mininterval=1.0, file=file or sys.stderr
+    def render(self, task: Task) -> Text:
+        seconds = seconds_left(task)
+        return Text("left -:--" if seconds is None else f"left {clock(seconds)}", style="progress.remaining")
+
+
+def rate(task: Task) -> float | None:
+    """Steps a second since work began; None where that is not known yet."""
+    if task.fields["began"] is None or (seconds := task.get_time() - task.fields["began"]) < SETTLE:
+        return None
+    return max(0.0, task.completed - task.fields["resumed"]) / seconds
+
+
+def seconds_left(task: Task) -> float | None:
+    speed = rate(task)
+    return max(0.0, (task.total or 0.0) - task.completed) / speed if speed else None
+
+
+def clock(seconds: float) -> str:
+    """1:02:03, or 02:03 below an hour."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+class ProgressBar:
+    """Rich's bar on stderr with `TimeLeft`; a line a minute where stderr is no terminal."""
+
+    def __init__(
+        self, name: str, total: int, *, console: Console | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeLeft(),
+            TextColumn("{task.fields[text]}"),
         )
+        self.console = console or Console(file=sys.stderr)
+        self.bar = Progress(*columns, console=self.console, get_time=now, disable=not self.console.is_terminal)
+        self.task = self.bar.tasks[self.bar.add_task(name, total=total, text="", began=None, resumed=0)]
+        self.now, self.printed = now, now()
 
-    def advance(self, steps: int, *, counts: bool = True) -> None:
-        """So many steps further; those that were done before (`counts` false) do not count for the rate."""
-        if self.first is None:
-            self.first = self._time()
-            counts = False
-        if not counts:
-            self.skipped += steps
-        self.update(steps)
+    def __enter__(self) -> "ProgressBar":
+        self.bar.start()
+        return self
 
-    @property
-    def rate(self) -> float:
-        """Steps a second since work began; 0 where that is not known yet."""
-        seconds = 0.0 if self.first is None else self._time() - self.first
-        return (self.n - self.skipped) / seconds if seconds >= self.settle else 0.0
+    def __exit__(self, *_: Any) -> None:
+        self.bar.stop()
 
-    @property
-    def format_dict(self) -> Any:
-        return {**super().format_dict, "rate": self.rate}
+    def advance(self, steps: int, text: str = "", *, resumed: bool = False) -> None:
+        """So many steps more, and what is going on. The first message starts the clock; its own steps came before."""
+        fields: dict[str, Any] = {"text": text}
+        if self.task.fields["began"] is None:
+            fields["began"], resumed = self.now(), True
+        if resumed:
+            fields["resumed"] = self.task.fields["resumed"] + steps
+        self.bar.update(self.task.id, advance=steps, **fields)
+        if not self.console.is_terminal and self.now() - self.printed >= QUIET:
+            self.printed = self.now()
+            self.console.print(self.line(), highlight=False)
+
+    def line(self) -> str:
+        """The bar as text."""
+        seconds = seconds_left(self.task)
+        left = "" if seconds is None else f", {clock(seconds)} left"
+        return f"{self.task.description}: {self.task.percentage:.0f} %{left}; {self.task.fields['text']}"

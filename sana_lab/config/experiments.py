@@ -54,7 +54,7 @@ def compose(name: str, seen: tuple[str, ...] = ()) -> Config:
     """An experiment's YAML on top of its `base`, as written."""
     if name in seen:
         raise SpecError(f"experiments name each other as base: {' -> '.join([*seen, name])}")
-    config = _with_suite(read(locate("experiments", name)))
+    config = with_suite(read(locate("experiments", name)))
     base = config.pop("base", None)
     return merge(compose(base, (*seen, name)), config) if base else config
 
@@ -85,11 +85,11 @@ def apply(config: Config, overrides: Iterable[str]) -> Config:
         except Exception as error:
             raise SpecError(f"override {item!r} cannot be read: {error}") from error
         assert isinstance(nested, dict)
-        config = merge(config, _with_suite({str(k): v for k, v in nested.items()}))
+        config = merge(config, with_suite({str(k): v for k, v in nested.items()}))
     return config
 
 
-def _with_suite(config: Config) -> Config:
+def with_suite(config: Config) -> Config:
     """`eval: NAME` replaced by what eval/NAME.yaml says."""
     suite = config.get("eval")
     return {**config, "eval": read(locate("eval", suite))} if isinstance(suite, str) else config

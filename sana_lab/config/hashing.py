@@ -21,10 +21,10 @@ def experiment_hash(config: Config) -> str:
 
 def trial_hash(trial: Trial) -> str:
     """The name of a finished trial: what was trained, and how it was sampled and judged."""
-    rest = {k: trial.experiment[k] for k in ("sampling", "eval", "prompts")}
+    rest = {k: trial.config[k] for k in ("sampling", "eval", "prompts")}
     rest["sampling"] = _without_later(SamplingOptions, rest["sampling"])
     rest["eval"] = _without_later(EvaluationOptions, rest["eval"])
-    return _digest({"model": experiment_hash(trial.experiment), **rest})
+    return _digest({"model": experiment_hash(trial.config), **rest})
 
 
 def _canonical(config: Config) -> Config:

@@ -79,11 +79,12 @@ class Experiment:
 
 
 class Trial(NamedTuple):
-    """One cell of an ablation: an experiment under labels."""
+    """One cell of an ablation: labels on its axes, and all that is run under them."""
 
-    labels: dict[str, str]
+    labels: dict[str, str]  # axis -> label
     seed: int
-    experiment: Config
+    config: Config  # of kind quality: a complete experiment; of efficiency: a probe, repeats and warm-up calls
+    kind: Literal["quality", "efficiency"] = "quality"
 
     @property
     def label(self) -> str:
@@ -92,32 +93,47 @@ class Trial(NamedTuple):
 
 @dataclass
 class Expectation:
-    """What others found: rows of a table, by their labels, from the best to the worst in one metric."""
+    """A claim of a paper: an order of rows in one metric. The table says whether it is reproduced."""
 
-    metric: str
-    order: list[str]
+    metric: str  # a column, of which more or less is better
+    order: list[str]  # labels of rows, from the best to the worst
 
 
 @dataclass
 class Ablation:
-    """`ablations/*.yaml`: a base experiment, axes of labelled overrides, seeds, and the table's columns.
+    """`ablations/*.yaml` with a `base`: experiments that are trained, evaluated and benchmarked, a row for each."""
 
-    `published` names a file of eval/published, whose numbers stand beside those measured in rows of the same label.
-    `scales` holds, by name, what takes the place of the file's own keys (`--scale toy`); `stand_in` says which metric
-    takes the place of one that a scale cannot measure. `baseline` is the label that other rows are tested against.
-    """
+    title: str  # heading of the table and of its plots
+    base: str  # experiment that every row starts from: a name in experiments/ or a path
+    axes: dict[str, dict[str, Config | None]]  # axis -> label -> overrides such as {system.dit.attention: linear}
+    seeds: list[int] = field(default_factory=lambda: [0])  # each row is trained once with each of them
+    columns: list[str] = field(default_factory=list)  # metrics in the order to show; empty shows all
+    common: dict[str, Any] = field(default_factory=dict)  # overrides of every row, before those of its labels
+    notes: list[str] = field(default_factory=list)  # lines under the table
+    x: str | None = None  # axis whose labels are numbers, for a line plot of quality over it
+    prompts: list[str] = field(default_factory=list)  # sampled from the same noise in each row; empty: the base's own
+    published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
+    expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
+    stand_in: dict[str, str] = field(default_factory=dict)  # metric of a claim -> metric that is tested instead
+    baseline: str | None = None  # label of the row that others are tested against; the first row where None
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces
 
-    title: str
-    base: str
-    axes: dict[str, dict[str, Config | None]]
-    seeds: list[int] = field(default_factory=lambda: [0])
-    columns: list[str] = field(default_factory=list)
-    common: dict[str, Any] = field(default_factory=dict)  # overrides of every row
-    notes: list[str] = field(default_factory=list)
-    x: str | None = None  # the axis whose labels are numbers, for a line plot
-    prompts: list[str] = field(default_factory=list)
-    published: str | None = None
-    expect: list[Expectation] = field(default_factory=list)
-    stand_in: dict[str, str] = field(default_factory=dict)
-    baseline: str | None = None
-    scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+@dataclass
+class EfficiencyTable:
+    """`ablations/*.yaml` with a `probe`: costs that are counted from shapes and timed, a row for each probe."""
+
+    title: str  # heading of the table and of its plot
+    probe: dict[str, Any]  # probe that every row starts from, such as {name: image, experiment: sana_600m_1024}
+    axes: dict[str, dict[str, Config | None]]  # axis -> label -> overrides of the probe
+    columns: list[str]  # metrics in the order to show
+    gpu: bool = False  # rows too large for a CPU: without a CUDA device they are counted, not timed
+    repeats: int = 5  # timed calls, of which the median is shown
+    warmup: int = 1  # calls before them
+    over: str | None = None  # base of `speedup` and `fewer_macs`: a label of the first axis, or `before`
+    of: Literal["images_per_s", "latency_s"] = "images_per_s"  # metric that `speedup` is the ratio of
+    notes: list[str] = field(default_factory=list)  # lines under the table
+    published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
+    expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
+    plot: Literal["walk", "crossing"] | None = None  # a bar for each row, or two costs over sizes and where they cross
+    scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import profiler
 
 from sana_lab.bench.bench import PROMPTS, build_untrained
@@ -28,7 +29,6 @@ from sana_lab.profiler.host_syncs import syncs
 from sana_lab.profiler.phases import SAMPLING, TRAINING, Clock, Hooks, watched
 from sana_lab.profiler.stand_ins import data_for, drawn, system_for
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.tracking.logger import Tracker
 from sana_lab.training.callbacks import Guard, Report, quiet
 from sana_lab.training.checks import check
 from sana_lab.types import Json
@@ -236,7 +236,7 @@ def _trainer(experiment: schema.Config, folder: Path, clock: Clock, steps: int, 
         devices=1,
         log_every_n_steps=options["log_every"],
         limit_val_batches=0,
-        logger=Tracker(),
+        logger=DummyLogger(),
         callbacks=[Guard(folder, options["log_every"]), Report(lambda *_: None), *callbacks],
         profiler=Hooks(clock),
         enable_checkpointing=False,

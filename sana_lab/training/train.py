@@ -24,7 +24,7 @@ from sana_lab.config import experiments, hashing, schema, specs
 from sana_lab.config.paths import check_folder
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.tracking.logger import Tracker
+from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training.callbacks import Bar, Clock, Guard, Progress, Report, SampleGrid, quiet
 from sana_lab.training.checks import check
@@ -176,7 +176,7 @@ def _tracked(experiment: schema.Config, name: str) -> Path:
         "training", name, {"sana.model": hashing.experiment_hash(experiment), **environment.environment()}
     )
     store.log_params(run, experiment)
-    tracker = Tracker(store, run)
+    tracker = RunLogger(store, run)
     try:
         path = train(experiment, name=name, logger=tracker)
     except BaseException as error:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from sana_lab.ablation.efficiency_spec import Speed
 
 from sana_lab import __main__
 from sana_lab.ablation import efficiency, efficiency_table
-from sana_lab.ablation.efficiency_spec import Speed
 from sana_lab.bench.probes import How, Probe
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs

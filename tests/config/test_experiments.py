@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from sana_lab.config.ablations import load_ablation
 
 from sana_lab.config import digests, experiments, hashing, schema
-from sana_lab.config.ablations import load_ablation
 from sana_lab.config.experiments import apply, complete, compose, load, merge, nest
 from sana_lab.config.hashing import experiment_hash
 from sana_lab.config.specs import SpecError

@@ -1,0 +1,98 @@
+"""The stages of a sweep as jobs for worker processes: train what trials need, evaluate trials, measure their costs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from graphlib import TopologicalSorter
+
+import torch
+
+from sana_lab import environment
+from sana_lab.ablation.pool import WorkerPool
+from sana_lab.ablation.protocol import Job, Kind
+from sana_lab.ablation.trials import TrialRecord
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments, schema
+from sana_lab.tracking.store import Store
+
+
+class Jobs:
+    """Run each stage of a sweep in a worker process. One that dies fails the runs that it leaves open, and no others."""
+
+    def __init__(self, store: Store, pool: WorkerPool, threads: int, device: torch.device | None) -> None:
+        self.store, self.pool, self.threads, self.device = store, pool, threads, device
+        self.untrainable: dict[str, str] = {}  # experiment -> why it could not be trained
+
+    def train(self, experiment: str) -> None:
+        """Train an experiment whose weights trials take; where that fails, those trials are blocked."""
+        if reason := self._blocked(experiments.load(experiment)):
+            self.untrainable[experiment] = reason
+            return
+        title = f"train-{experiment.replace('/', '-')}"
+        if self.pool.run(title, self._job("train", [], experiment=experiment)):
+            reason = f"training {experiment!r}, which it takes weights from, failed; see {self.pool.log(title)}"
+            self.untrainable[experiment] = reason
+
+    def blocked(self, record: TrialRecord) -> bool:
+        """Whether a trial takes weights that could not be trained; its run then ends as FAILED."""
+        reason = self._blocked(record.trial.config)
+        if reason:
+            fail(self.store, record.run_id, reason)
+        return reason is not None
+
+    def evaluate(self, group: list[TrialRecord]) -> None:
+        """Train the model that these trials share, and evaluate each of them."""
+        title = group[0].model
+        self.end(group, self.pool.run(title, self._job("evaluate", group)), title)
+
+    def measure(self, group: list[TrialRecord]) -> None:
+        """Measure the costs of trials, one after the other, with all cores."""
+        if group:
+            probes = group[0].trial.kind == "efficiency"
+            threads = torch.get_num_threads() if probes else environment.cores()  # a probe's key names torch's threads
+            self.end(group, self.pool.run("bench", self._job("measure", group)._replace(threads=threads)), "bench")
+
+    def end(self, group: Iterable[TrialRecord], status: int, title: str) -> None:
+        """Fail the runs that a worker left open when it died."""
+        if not status or self.pool.stopped:
+            return
+        for record in group:
+            if self.store.run(record.run_id).status == "RUNNING":
+                reason = f"its process ended with status {status}; see {self.pool.log(title)}"
+                fail(self.store, record.run_id, reason)
+
+    def _job(self, kind: Kind, group: Sequence[TrialRecord], experiment: str | None = None) -> Job:
+        trials = [
+            {"run": r.run_id, "key": r.key, "label": r.trial.label, "kind": r.trial.kind, "config": r.trial.config}
+            for r in group
+        ]
+        device = None if self.device is None else str(self.device)
+        return Job(kind, str(self.store.home), self.threads, trials, experiment, device)
+
+    def _blocked(self, experiment: schema.Config) -> str | None:
+        return next((self.untrainable[n] for n in experiments.needed(experiment) if n in self.untrainable), None)
+
+
+def fail(store: Store, run_id: str, reason: str) -> None:
+    store.set_tags(run_id, {"sana.error": reason})
+    store.finish(run_id, "FAILED")
+
+
+def by_model(group: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
+    models: dict[str, list[TrialRecord]] = {}
+    for record in group:
+        models.setdefault(record.model, []).append(record)
+    return list(models.values())
+
+
+def untrained(group: Sequence[TrialRecord]) -> list[str]:
+    """Experiments that trials take weights from, directly or in turn, and that are neither trained nor shipped."""
+    names = dict.fromkeys(name for r in group for name in experiments.needed(r.trial.config))
+    return [name for name in names if weights.ready(experiments.load(name)) is None]
+
+
+def in_order(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Experiments in groups, each of which needs weights only of the groups before it."""
+    order = TopologicalSorter({n: set(experiments.needed(experiments.load(n))) & set(names) for n in names})
+    order.prepare()
+    while group := order.get_ready():
+        yield group
+        order.done(*group)

@@ -1,0 +1,65 @@
+"""What the runner and its worker processes tell each other: a job as a JSON file, progress as lines of stdout."""
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+EVALUATION, MEASUREMENT = 400, 150
+"""What evaluating a trial and measuring its costs count for in the progress bar, in training steps."""
+
+Kind = Literal["train", "evaluate", "measure"]
+
+
+class Job(NamedTuple):
+    """Work for one process: train an experiment, evaluate trials that share a model, or measure costs one by one."""
+
+    kind: Kind
+    store: str  # home folder of the runs
+    threads: int  # CPU threads of torch
+    trials: list[dict[str, Any]]  # {run, key, label, kind, config} each
+    experiment: str | None = None  # to train
+    device: str | None = None  # that probes are timed on; None: counted only
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self._asdict()))
+
+    @classmethod
+    def read(cls, path: Path) -> "Job":
+        return cls(**json.loads(path.read_text()))
+
+
+class Progress(NamedTuple):
+    """So many steps more, in units of training steps, and what is going on."""
+
+    steps: int
+    text: str
+    resumed: bool = False  # steps that were done before a restart, and say nothing of the speed
+
+    def send(self) -> None:
+        """Print the message for the runner. Where nobody listens, the runner was killed: end this process at once."""
+        try:
+            print(f"{'+' if self.resumed else '@'} {self.steps} {self.text}", flush=True)
+        except BrokenPipeError:
+            os._exit(1)
+
+    @classmethod
+    def parse(cls, line: str) -> "Progress | None":
+        """The message in a line of a worker's stdout; None for anything that a library prints there."""
+        mark, _, message = line.strip().partition(" ")
+        steps, _, text = message.partition(" ")
+        return cls(int(steps), text, mark == "+") if mark in ("@", "+") and steps.isdigit() else None
+
+
+def exit_with_parent(parent: int) -> threading.Thread:
+    """End this process within two seconds of its parent's end, so that a killed sweep leaves nothing running."""
+
+    def poll() -> None:
+        while os.getppid() == parent:
+            threading.Event().wait(2.0)
+        os._exit(1)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    return thread

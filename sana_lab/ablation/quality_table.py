@@ -1,0 +1,130 @@
+"""The table of an ablation of kind quality: metrics, claims, tested differences, notes, plots, same-noise samples."""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sana_lab import environment
+from sana_lab.ablation.trials import TrialRecord
+from sana_lab.config import experiments
+from sana_lab.config.schema import Ablation
+from sana_lab.costs.flops import PAIR
+from sana_lab.evaluation.extractors.inception import hint
+from sana_lab.report import plots, significance
+from sana_lab.report.claims import verdicts
+from sana_lab.report.table import Table, build_table, load_published
+from sana_lab.tracking.store import Store
+from sana_lab.types import Json
+
+
+def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
+    """The table of what has finished."""
+    records = [record.for_table() for record in trials]
+    return tabulate(ablation, records, measurement_notes(trials), reports(store, trials))
+
+
+def reports(store: Store, trials: Sequence[TrialRecord]) -> dict[str, Json]:
+    """label -> the evaluation's report of the first seed that has finished."""
+    by_label: dict[str, Json] = {}
+    for record in trials:
+        if record.done and record.trial.label not in by_label:
+            with contextlib.suppress(FileNotFoundError):
+                report = json.loads(store.file(record.run_id, "report.json").read_text())
+                by_label |= {record.trial.label: report} if report else {}
+    return by_label
+
+
+def tabulate(
+    ablation: Ablation, records: Sequence[Json], notes: Sequence[str] = (), reports: Mapping[str, Json] | None = None
+) -> Table:
+    """The table of records, with published numbers, verdicts on claims, and differences from the baseline (the first
+    row where none is named)."""
+    table = build_table(
+        records,
+        title=ablation.title,
+        columns=ablation.columns,
+        notes=[*ablation.notes, *notes],
+        machine=f"{environment.cores()} x {environment.cpu_model()}",
+        published=load_published(experiments.locate("eval/published", ablation.published))
+        if ablation.published
+        else None,
+    )
+    claims = [str(verdict) for verdict in verdicts(table.rows, ablation.expect, ablation.stand_in)]
+    baseline = ablation.baseline or table.rows[0].label
+    differences = significance.differences(table.rows, reports or {}, baseline)
+    counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
+    lines = [*claims, *significance.note(differences, baseline), *counted, *table.notes]
+    return replace(table, notes=lines, differences=significance.marked(differences))
+
+
+def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
+    """What the numbers mean, from the trials' own settings."""
+    options = [record.trial.config["eval"] for record in trials]
+    metrics = [record.run.metrics for record in trials if record.run is not None]
+    notes = []
+    if counts := [m for m in metrics if "prompts" in m]:
+        prompts = sorted({f"{m['prompts']:.0f} prompts, {m['images']:.0f} images" for m in counts})
+        notes.append(f"GenEval on the embedded world: {' or '.join(prompts)} a row; same prompts, same noise.")
+    if any(o["bench_size"] for o in options):
+        sizes = sorted({f"{o['bench_size']} px" for o in options})
+        notes.append(
+            f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
+            f"input, batch {options[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance."
+        )
+    if any("geneval" in m and "fid" not in m for m in metrics):
+        notes.append(f"FID is not measured: {hint()}, eval.fid_weights=FILE.")
+    return notes
+
+
+def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table: Table, folder: Path) -> list[Path]:
+    """Every plot that the finished trials have data for."""
+    finished = [record for record in trials if record.done]
+    paths = metric_plots(ablation, table, folder)
+    if lines := curves(store, finished):
+        paths += [plots.curves(lines, folder / "training_loss.png", title=ablation.title)]
+    images, prompts = samples(store, finished)
+    return paths + ([plots.grid(images, prompts, folder / "samples.png")] if images else [])
+
+
+def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
+    """Quality by row, over latency, and over the numeric axis, where they were measured."""
+    measured = {name for row in table.rows for name in row.cells}
+    metric = next((m for m in ("geneval", "psnr") if m in measured), None)
+    if metric is None:
+        return []
+    paths = [plots.quality(table, metric, folder / f"{metric}.png")]
+    if "latency_s" in measured:
+        paths += [plots.tradeoff(table, "latency_s", metric, folder / f"{metric}_latency_s.png")]
+    if ablation.x:
+        paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
+    return paths
+
+
+def curves(store: Store, finished: Sequence[TrialRecord]) -> dict[str, list[tuple[int, float]]]:
+    """label -> training loss by step, of the first seed; trials that reuse a model have none of their own."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for record in finished:
+        history = store.history(record.run_id, "train/loss")
+        if len(history) > 1:
+            lines.setdefault(record.trial.label, history)
+    return lines
+
+
+def samples(store: Store, finished: Sequence[TrialRecord]) -> tuple[dict[str, Tensor], list[str]]:
+    """label -> images (N, 3, H, W) uint8 of the first seed, and their prompts."""
+    images: dict[str, Tensor] = {}
+    prompts: list[str] = []
+    for record in finished:
+        try:
+            arrays = np.load(store.file(record.run_id, "samples.npz"))
+        except FileNotFoundError:
+            continue
+        images.setdefault(record.trial.label, torch.from_numpy(arrays["images"]))
+        prompts = [str(prompt) for prompt in arrays["prompts"]]
+    return images, prompts
