@@ -1,5 +1,6 @@
 """What every test shares: one CPU thread, and an empty folder to work in for those that ask."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory: `runs/`, `experiments/` and the like are looked for here first."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to make. Copy the file to runs/mlflow.db."""
+    from sana_lab.tracking.store import Store
+
+    store = Store(tmp_path_factory.mktemp("mlflow"))
+    store.make_database()
+    return store.database
+
+
+@pytest.fixture
+def runs(here: Path, empty_database: Path) -> Path:
+    """`runs/` in an empty working directory, with a database and no runs."""
+    (here / "runs").mkdir()
+    shutil.copy(empty_database, here / "runs/mlflow.db")
+    return here / "runs"
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sana_lab import __main__
-from sana_lab.ablation import runner
-from sana_lab.ablation.trials import Item, items
+from sana_lab.ablation import plan, runner
+from sana_lab.ablation.trials import TrialRecord, records
 from sana_lab.checkpoints import weights
-from sana_lab.config import ablations, hashing, schema, specs
+from sana_lab.config import hashing, schema, specs
 from sana_lab.tracking.store import Run, Store
 
 pytestmark = pytest.mark.filterwarnings(
@@ -101,30 +102,32 @@ class Road(NamedTuple):
 
     status: int
     store: Store
-    found: list[Item]
+    trials: list[TrialRecord]
     parent: Run
 
     def run(self, label: str) -> Run:
-        run = next(i.run for i in self.found if i.trial.label == label)
+        run = next(i.run for i in self.trials if i.trial.label == label)
         assert run is not None
         return run
 
 
 def look(status: int) -> Road:
     store = Store(weights.HOME)
-    found = items(store, "road", ablations.load_ablation("road")[1])
-    return Road(status, store, found, store.find("road", {"sana.kind": "sweep"})[0])
+    trials = records(store, plan.load("road"))
+    return Road(status, store, trials, store.find("road", {"sana.kind": "sweep"})[0])
 
 
 @pytest.fixture(scope="module")
-def road(tmp_path_factory) -> Iterator[Road]:
+def road(tmp_path_factory, empty_database) -> Iterator[Road]:
     """`sana-lab ablate road`, run once, with real worker processes."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("road")
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         lay(folder)
-        yield look(runner.main("road", [], 1, False, None))
+        (folder / "runs").mkdir()
+        shutil.copy(empty_database, folder / "runs/mlflow.db")
+        yield look(runner.main("road", workers=1))
         sys.modules.pop("guest", None)
 
 
@@ -135,14 +138,14 @@ def trained() -> dict[str, int]:
 
 def test_what_failed_is_told_by_the_exit_status_and_the_rest_is_done(road):
     assert road.status == 1
-    assert [i.run.status for i in road.found] == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
+    assert [i.run.status for i in road.trials] == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
     assert road.parent.status == "FAILED"
     assert road.run("broken").tags["sana.error"] == "RuntimeError: this attention is broken"
 
 
 def test_a_model_is_trained_once_for_all_rows_that_share_it(road):
-    assert len({i.model for i in road.found}) == 3
-    assert trained().keys() == {i.model for i in road.found if i.trial.label != "broken"}
+    assert len({i.model for i in road.trials}) == 3
+    assert trained().keys() == {i.model for i in road.trials if i.trial.label != "broken"}
     assert len(road.store.history(road.run("linear").id, "train/loss")) == 4
     assert road.store.history(road.run("one step").id, "train/loss") == []
     jobs = [json.loads(path.read_text()) for path in sorted(Path("runs/sweeps/road").glob("*.json"))]
@@ -165,16 +168,16 @@ def test_every_finished_row_has_its_numbers(road):
 
 def test_mlflow_holds_a_parent_with_children_and_all_that_made_them(road):
     assert (road.parent.parent, road.parent.tags["sana.sweep"]) == (None, "road")
-    for item in road.found:
+    for item in road.trials:
         run = item.run
         assert run is not None
         assert (run.parent, run.name, run.tags["label.model"]) == (road.parent.id, item.trial.label, item.trial.label)
         assert (run.tags["sana.trial"], run.tags["sana.model"]) == (item.key, item.model)
         assert run.tags.keys() >= {"torch", "python", "cpu", "commit", "sana.seed"}
         assert run.params["system.optimizer.name"] == "adamw"  # a default
-        assert run.params["sampling.steps"] == str(item.trial.experiment["sampling"]["steps"])
+        assert run.params["sampling.steps"] == str(item.trial.config["sampling"]["steps"])
         kept = OmegaConf.load(road.store.file(run.id, "config/resolved.yaml"))
-        assert OmegaConf.to_container(kept) == item.trial.experiment
+        assert OmegaConf.to_container(kept) == item.trial.config
     linear = road.run("linear")
     assert [step for step, _ in road.store.history(linear.id, "val/loss")] == [1, 3]
     for name in ("report.json", "bench.json", "samples.npz", "images"):
@@ -218,7 +221,7 @@ def test_the_same_command_again_runs_nothing(road, capsys, monkeypatch):
     before, runs = trained(), len(road.store.find("road"))
     Path("ablations/road.yaml").write_text("".join(line for line in ROAD.splitlines(True) if "broken" not in line))
     monkeypatch.setattr(sys, "executable", "/no/such/python")  # no worker could start
-    assert runner.main("road", [], 1, False, None) == 0
+    assert runner.main("road", workers=1) == 0
     assert "road: all 3 trials are done" in capsys.readouterr().out
     assert (trained(), len(road.store.find("road"))) == (before, runs)
     Path("ablations/road.yaml").write_text(ROAD)
@@ -263,7 +266,7 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
     lay(here)
     (here / "ablations/road.yaml").write_text(SLOW)
     command = [sys.executable, "-m", "sana_lab", "ablate", "road", "--workers", "1"]
-    quick, slow = (hashing.experiment_hash(t.experiment) for t in trials_of(here))
+    quick, slow = (hashing.experiment_hash(t.config) for t in trials_of(here))
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         wait(lambda: process.poll() is not None or list((here / "runs/models" / slow).glob("step=1?.ckpt")), 600)
         assert workers(here)
@@ -282,7 +285,7 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
         30 <= len((here / "passes-0.3").read_text()) <= 30 + 2 + 7
     )  # at most 2 steps since the checkpoint, 2 s till the end
     road = look(0)
-    assert [i.run.status for i in road.found] == ["FINISHED"] * 2
+    assert [i.run.status for i in road.trials] == ["FINISHED"] * 2
     assert road.parent.status == "FINISHED"
     assert len(road.store.find("road", {"sana.kind": "trial"})) == 2
     assert len(road.store.history(road.run("quick").id, "geneval")) == 1
@@ -291,6 +294,6 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
 def trials_of(folder: Path) -> list[schema.Trial]:
     sys.path.insert(0, str(folder))
     try:
-        return ablations.load_ablation("road")[1]
+        return plan.load("road").trials
     finally:
         sys.path.remove(str(folder))

@@ -15,7 +15,7 @@ from sana_lab.tracking.store import Store
 
 
 class Jobs:
-    """Run each stage of a sweep in a worker process. One that dies fails the runs that it leaves open, and no others."""
+    """Run each stage of a sweep in a worker process; one that dies fails the runs that it leaves open."""
 
     def __init__(self, store: Store, pool: WorkerPool, threads: int, device: torch.device | None) -> None:
         self.store, self.pool, self.threads, self.device = store, pool, threads, device

@@ -60,7 +60,8 @@ class ProgressBar:
         )
         self.console = console or Console(file=sys.stderr)
         self.bar = Progress(*columns, console=self.console, get_time=now, disable=not self.console.is_terminal)
-        self.task = self.bar.tasks[self.bar.add_task(name, total=total, text="", began=None, resumed=0)]
+        self.bar.add_task(name, total=total, text="", began=None, resumed=0)
+        (self.task,) = self.bar.tasks
         self.now, self.printed = now, now()
 
     def __enter__(self) -> "ProgressBar":

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,11 +33,11 @@ def main(path: Path) -> int:
 
 def evaluate(store: Store, trials: Sequence[Json], threads: int) -> None:
     """Train the model that these trials share, then evaluate each of them."""
-    if guarded(store, trials, lambda: quality.fit(store, trials[0])):
+    if guarded(store, trials, partial(quality.fit, store, trials[0])):
         torch.set_num_threads(threads)
         for trial in trials:
             Progress(0, f"evaluating {trial['label']}").send()
-            guarded(store, [trial], lambda trial=trial: quality.evaluate(store, trial))
+            guarded(store, [trial], partial(quality.evaluate, store, trial))
             Progress(EVALUATION, trial["label"]).send()
 
 
@@ -44,9 +45,9 @@ def measure(store: Store, trial: Json, device: str | None) -> None:
     """Measure a trial's costs; then its run has finished."""
     Progress(0, f"measuring {trial['label']}").send()
     if trial["kind"] == "efficiency":
-        guarded(store, [trial], lambda: probe(store, trial, None if device is None else torch.device(device)))
+        guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
     else:
-        guarded(store, [trial], lambda: quality.measure(store, trial))
+        guarded(store, [trial], partial(quality.measure, store, trial))
     Progress(MEASUREMENT, f"measured {trial['label']}").send()
 
 

@@ -87,13 +87,13 @@ class Store:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.home / "mlflow.lock")
             with lock:
-                self._make_database()
+                self.make_database()
                 return self._make_experiment(experiment)
         except OSError as error:
             raise ValueError(f"cannot write runs under {self.home}: {error}; choose a folder you can write") from error
 
-    def _make_database(self) -> None:
-        """Makes the tables beside and moves them in place: a kill in these seconds must leave nothing half-made."""
+    def make_database(self) -> None:
+        """Make the tables in another file and move it in place: a kill in these seconds leaves nothing half-made."""
         draft = self.home / "mlflow.new.db"
         if not self.database.exists():
             draft.unlink(missing_ok=True)

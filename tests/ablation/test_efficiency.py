@@ -1,21 +1,19 @@
 """Efficiency tables: rows are counted from shapes and timed where a device is, and nothing else stands in them."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sana_lab.ablation.efficiency_spec import Speed
 
 from sana_lab import __main__
-from sana_lab.ablation import efficiency, efficiency_table
+from sana_lab.ablation import efficiency, efficiency_table, plan, worker
+from sana_lab.ablation.plan import Plan
+from sana_lab.ablation.trials import records
 from sana_lab.bench.probes import How, Probe
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
-from sana_lab.config.schema import Trial
-from sana_lab.config.specs import SpecError
+from sana_lab.config.schema import EfficiencyTable, Trial
 from sana_lab.report import efficiency_plots
 from sana_lab.report.table import Table, column, load_published
 from sana_lab.tracking.store import Store
@@ -28,7 +26,7 @@ NAMES = [
     name
     for folder in (".", "paper")
     for name in experiments.available("ablations", folder)
-    if efficiency.is_speed(name)
+    if plan.compares_efficiency(name)
 ]
 BY_SCALE = [
     (name, scale)
@@ -57,12 +55,21 @@ axes:
     linear, auto: {system.dit.attention: {name: linear, backend: auto}}
 columns: [dit_params_m, tmacs_image, fewer_macs, latency_s, images_per_s, speedup, peak_gib]
 over: softmax
-scales: {big: {gpu: true}}
+scales:
+  big:
+    gpu: true
+    over: plain
+    axes:
+      kernels:
+        fused:
+          system.dit: {backend: triton, attention: {name: linear, backend: triton}, ffn: {name: mix, backend: triton}}
+        plain:
+          system.dit: {backend: torch, attention: {name: linear, backend: torch}, ffn: {name: mix, backend: torch}}
 """
 
 
 @pytest.fixture
-def folder(here: Path) -> Path:
+def folder(here: Path, runs: Path) -> Path:
     for path, text in (("experiments/tiny", TINY), ("ablations/two", TABLE)):
         Path(f"{path}.yaml").parent.mkdir(exist_ok=True)
         Path(f"{path}.yaml").write_text(text)
@@ -74,16 +81,11 @@ def record(label: str, labels: dict[str, str] | None = None, **metrics: float) -
     return {**base, "label": label, "labels": labels or {"model": label}, "metrics": metrics}
 
 
-def tabulated(records: list[dict[str, Any]], device: str | None = "a device", **options: Any) -> Table:
-    axes = {"model": {r["label"]: {} for r in records}}
-    given = {"title": "t", "probe": {}, "axes": axes, "columns": ["tmacs_image", "latency_s", "images_per_s"]}
-    unmeasured = options.pop("unmeasured", {})
-    return efficiency_table.tabulate(
-        Speed(**{**given, **options}),
-        records,
-        efficiency_table.Conditions(device, ["float32"], unmeasured),
-        ["x: all"],
-    )
+def tabulated(rows: list[dict[str, Any]], device: str | None = "a device", **options: Any) -> Table:
+    axes = {"model": {r["label"]: {} for r in rows}}
+    defaults = {"title": "t", "probe": {}, "axes": axes, "columns": ["tmacs_image", "latency_s", "images_per_s"]}
+    conditions = efficiency_table.Conditions(device, ["float32"], options.pop("unmeasured", {}), ["x: all"])
+    return efficiency_table.tabulate(EfficiencyTable(**{**defaults, **options}), rows, conditions)
 
 
 # --- what ships
@@ -91,8 +93,8 @@ def tabulated(records: list[dict[str, Any]], device: str | None = "a device", **
 
 @pytest.mark.parametrize(("name", "scale"), BY_SCALE)
 def test_every_table_that_ships_loads_and_its_columns_are_known(name: str, scale: str | None, here: Path):
-    table, trials = efficiency.load(name, scale=scale)
-    assert len({t.label for t in trials}) == len(trials) == len({efficiency.row_hash(t, CPU) for t in trials})
+    _, table, trials = plan.load(name, scale=scale)
+    assert len({t.label for t in trials}) == len(trials) == len({efficiency.trial_hash(t, CPU) for t in trials})
     assert not [c for c in table.columns if column(c).heading == c]
     assert (
         table.published is None
@@ -104,8 +106,8 @@ def test_every_table_that_ships_loads_and_its_columns_are_known(name: str, scale
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("paper/")])
 def test_tables_of_the_paper_need_a_gpu_and_their_toys_do_not(name: str):
-    assert efficiency.load(name)[0].gpu
-    toy = efficiency.load(name, scale="toy")[0]
+    assert plan.load(name).table.gpu
+    toy = plan.load(name, scale="toy").table
     assert (toy.gpu, toy.published) == (False, None)  # the paper's numbers are of other sizes
 
 
@@ -113,12 +115,12 @@ def test_tables_of_the_paper_need_a_gpu_and_their_toys_do_not(name: str):
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("paper/")])
 def test_toys_run_from_end_to_end(name: str, here: Path):
     """The first and the last row, smaller still and timed once."""
-    table, trials = efficiency.load(name, scale="toy")
+    _, table, trials = plan.load(name, scale="toy")
     for trial in (trials[0], trials[-1]):
-        probe = {**trial.experiment["probe"], **{k: 64 for k in ("size",) if "size" in trial.experiment["probe"]}}
-        small = trial._replace(experiment={"probe": probe, "repeats": 1, "warmup": 0})
-        metrics, why = efficiency.probe_row(small, CPU)
-        assert why is None
+        probe = {**trial.config["probe"], **{k: 64 for k in ("size",) if "size" in trial.config["probe"]}}
+        small = trial._replace(config={"probe": probe, "repeats": 1, "warmup": 0})
+        metrics, reason = efficiency.run_probe(small.config, CPU)
+        assert reason is None
         assert not [c for c in table.columns if c not in metrics and c not in ("speedup", "fewer_macs", "tmacs_pair")]
 
 
@@ -126,9 +128,9 @@ def test_toys_run_from_end_to_end(name: str, here: Path):
 
 
 def test_rows_that_differ_in_the_backend_alone_are_rows_of_their_own(folder: Path):
-    trials = efficiency.load("two")[1]
-    assert len({efficiency.row_hash(t, CPU) for t in trials}) == 3
-    assert efficiency.row_hash(trials[0], CPU) != efficiency.row_hash(trials[0], None)  # counted is not yet timed
+    trials = plan.load("two").trials
+    assert len({efficiency.trial_hash(t, CPU) for t in trials}) == 3
+    assert efficiency.trial_hash(trials[0], CPU) != efficiency.trial_hash(trials[0], None)  # counted is not yet timed
 
 
 def test_an_image_is_counted_as_bench_counts_it(folder: Path):
@@ -147,23 +149,6 @@ def test_an_image_is_counted_as_bench_counts_it(folder: Path):
     assert (counted["tokens"], counted["steps"], counted["evaluations"]) == (16, 2, 2)
 
 
-COUNT = """
-from sana_lab import parts
-for backend in ("triton", "triton", "torch"):
-    how = {"backend": backend}
-    dit = {**how, "attention": {"name": "linear", **how}, "ffn": {"name": "mix", **how}}
-    print(parts.build("probe", {"name": "image", "experiment": "tiny", "size": 32, "system": {"dit": dit}}).count())
-"""
-
-
-def test_fused_kernels_count_what_they_fuse_also_when_they_are_used_for_the_first_time(folder: Path):
-    """In a process of its own, where no kernel has been registered yet."""
-    pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
-    first, again, plain = done.stdout.strip().splitlines()[-3:]
-    assert first == again == plain
-
-
 def test_a_table_is_run_shown_and_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert __main__.main(["ablate", "two", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("to run") == 3
@@ -175,21 +160,24 @@ def test_a_table_is_run_shown_and_not_run_again(folder: Path, capsys: pytest.Cap
     assert "median of 2 calls after 1 to warm up, the extremes in brackets" in text
     capsys.readouterr()
     assert __main__.main(["ablate", "two"]) == 0
-    assert "two: all 3 rows are done" in capsys.readouterr().out
+    assert "two: all 3 trials are done" in capsys.readouterr().out
     assert __main__.main(["table", "two", "--out", "again"]) == 0
     assert (Path("again") / "table.md").read_text() == text
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is shown without CUDA")
-def test_without_a_gpu_large_rows_are_counted_and_the_table_says_that_nothing_was_timed(folder: Path):
+def test_without_a_gpu_large_rows_are_counted_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The table says that nothing was timed. Fused kernels count what they fuse, also in a process where they are used
+    for the first time."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert __main__.main(["ablate", "two", "--scale", "big"]) == 0
     text = (weights.HOME / "tables" / "two-big" / "table.md").read_text()
     assert "Latency, throughput and memory are NOT MEASURED" in text
     assert "- Not measured: Latency, Throughput, Speed-up, Peak memory." in text
-    runs = [r for r in Store(weights.HOME).find("two-big") if r.tags["sana.kind"] == "trial"]
-    assert len(runs) == 3
-    assert not [m for r in runs for m in r.metrics if m.endswith("_s") or "per_s" in m or m.startswith("peak")]
-    assert all(r.metrics["tmacs_image"] > 0 for r in runs)
+    fused, plain = (r.run.metrics for r in records(Store(weights.HOME), plan.load("two", scale="big")))
+    assert not [m for m in plain if m.endswith("_s") or "per_s" in m or m.startswith("peak")]
+    assert plain["tmacs_image"] > 0
+    assert fused == plain
 
 
 class Broken(Probe):
@@ -210,30 +198,35 @@ class Broken(Probe):
 
 def broken(how: str) -> Trial:
     probe = specs.resolve("probe", {"name": f"{__name__}:Broken", "how": how})
-    return Trial({"a": how}, 0, {"probe": probe, "repeats": 1, "warmup": 0})
+    return Trial({"a": how}, 0, {"probe": probe, "repeats": 1, "warmup": 0}, "efficiency")
 
 
 def test_a_row_that_does_not_fit_keeps_what_was_counted_and_says_why():
-    assert efficiency.probe_row(broken("memory"), CPU) == ({"tmacs": 1.0}, "out of memory: 1 GB too much")
+    assert efficiency.run_probe(broken("memory").config, CPU) == ({"tmacs": 1.0}, "out of memory: 1 GB too much")
     with pytest.raises(KeyError):
-        efficiency.probe_row(broken("bug"), CPU)
+        efficiency.run_probe(broken("bug").config, CPU)
     rows = [record("a", tmacs_image=2.0), record("b", tmacs_image=1.0, latency_s=3.0, images_per_s=0.3)]
     table = tabulated(rows, unmeasured={"a": "out of memory: 1 GB too much"})
     assert "Not measured: a: out of memory: 1 GB too much." in table.notes
     assert "latency_s" not in table.rows[0].cells
 
 
-def test_a_row_that_fails_is_a_hole_and_others_go_on(folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_row_that_fails_is_a_hole_and_others_go_on(folder: Path):
+    """The worker's part, in this process."""
     store = Store(weights.HOME)
     trials = [broken("bug"), broken("memory")]
-    table = Speed("t", {}, {"a": {"bug": {}, "memory": {}}}, ["tmacs"])
-    efficiency.run(store, "broken", table, trials, CPU)
-    failed, kept = efficiency.found(store, "broken", trials, CPU)
-    assert failed.run is not None
-    assert kept.run is not None
-    assert (failed.run.status, failed.run.tags["sana.error"]) == ("FAILED", "KeyError: 'a bug'")
-    assert (kept.run.status, kept.run.metrics) == ("FINISHED", {"tmacs": 1.0})
-    assert kept.run.tags[efficiency.UNMEASURED] == "out of memory: 1 GB too much"
+    ablation = Plan("broken", EfficiencyTable("t", {}, {"a": {"bug": {}, "memory": {}}}, ["tmacs"]), trials)
+    for row in records(store, ablation):
+        tags = {"sana.kind": "trial", "sana.trial": row.key}
+        job = {"run": store.start_run("broken", row.trial.label, tags), "label": row.trial.label}
+        worker.measure(store, {**job, "kind": "efficiency", "config": row.trial.config}, "cpu")
+    failed, kept = (row.run for row in records(store, ablation))
+    assert failed is not None
+    assert kept is not None
+    assert (failed.status, failed.tags["sana.error"]) == ("FAILED", "KeyError: 'a bug'")
+    assert (kept.status, kept.metrics) == ("FINISHED", {"tmacs": 1.0})
+    assert kept.tags[efficiency.UNMEASURED] == "out of memory: 1 GB too much"
+    assert [row.state for row in records(store, ablation)] == ["failed: KeyError: 'a bug'", "done"]
 
 
 # --- the table
@@ -282,29 +275,7 @@ def test_a_walk_is_drawn_of_what_was_timed_or_else_of_what_was_counted(tmp_path:
     counted = [record("FLUX-dev", tmacs_image=900.0), record("SANA baseline", tmacs_image=90.0)]
     timed = [record("FLUX-dev", latency_s=9.0, tmacs_image=900.0), record("SANA baseline", latency_s=3.0)]
     for rows, name in ((counted, "walk_tmacs_image.png"), (timed, "walk_latency_s.png")):
-        table = efficiency.load("paper/figure2")[0]
-        drawn = efficiency_table.draw(table, tabulated(rows, plot="walk", published="sana_figure2"), tmp_path)
-        assert [p.name for p in drawn] == [name]
-        assert drawn[0].stat().st_size > 10_000
-
-
-# --- bad input
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"probe: {name: image": "probe: {name: imag"}, "no probe is called 'imag'; did you mean 'image'?"),
-        ({"experiment: tiny": "experiment: tyny"}, "there is no experiment 'tyny'; did you mean 'tiny'?"),
-        ({"attention: softmax}": "attention: sofmax}"}, "no attention is called 'sofmax'; did you mean 'softmax'?"),
-        ({"size: 32": "sizes: 32"}, "has no option 'sizes'; did you mean 'size'?"),
-        ({"over: softmax": "over: sofmax"}, "compares with 'sofmax', which is no row; did you mean 'softmax'?"),
-        ({"columns:": "colums:"}, "has no option 'colums'; did you mean 'columns'?"),
-    ],
-)
-def test_wrong_tables(folder: Path, change: dict[str, str], words: str):
-    ((old, new),) = change.items()
-    Path("ablations/odd.yaml").write_text(TABLE.replace(old, new))
-    with pytest.raises(SpecError) as raised:
-        efficiency.load("odd")
-    assert words in str(raised.value)
+        table = plan.load("paper/figure2").table
+        paths = efficiency_table.plot(table, tabulated(rows, plot="walk", published="sana_figure2"), tmp_path)
+        assert [p.name for p in paths] == [name]
+        assert paths[0].stat().st_size > 10_000

@@ -7,16 +7,16 @@ import pytest
 from encoders import offline
 
 from sana_lab import __main__
-from sana_lab.ablation import efficiency, runner, worker
-from sana_lab.ablation.results import tabulate
-from sana_lab.config import ablations, experiments, schema
+from sana_lab.ablation import plan, quality
+from sana_lab.ablation.quality_table import tabulate
+from sana_lab.config import experiments, schema
 from sana_lab.costs.flops import PAIR
 from sana_lab.models.text import loading
 from sana_lab.report.table import column, load_published
 from sana_lab.training import train
 
-SPEED = [name for name in experiments.available("ablations", "paper") if efficiency.is_speed(name)]
-NAMES = [name for name in experiments.available("ablations", "paper") if name not in SPEED]
+EFFICIENCY = [name for name in experiments.available("ablations", "paper") if plan.compares_efficiency(name)]
+NAMES = [name for name in experiments.available("ablations", "paper") if name not in EFFICIENCY]
 BY_SCALE = [(name, scale) for name in NAMES for scale in (None, "toy")]
 
 
@@ -25,30 +25,30 @@ def test_every_ablation_of_the_paper_has_a_file():
         "block_design", "autoencoder_split", "latent_channels", "text_encoder", "instruction",
         "objective", "captions", "sampler_steps", "model_size",
     }  # fmt: skip
-    assert {Path(name).name for name in SPEED} == {"table8", "table9", "table14", "figure2"}
+    assert {Path(name).name for name in EFFICIENCY} == {"table8", "table9", "table14", "figure2"}
 
 
 @functools.cache
 def loaded(name: str, scale: str | None = None) -> tuple[schema.Ablation, list[schema.Trial]]:
-    return ablations.load_ablation(name, scale=scale)
+    _, ablation, trials = plan.load(name, scale=scale)
+    assert isinstance(ablation, schema.Ablation)
+    return ablation, trials
 
 
 @pytest.mark.parametrize(("name", "scale"), BY_SCALE)
 def test_every_trial_builds_and_is_one_of_its_own(name: str, scale: str | None, here: Path):
     ablation, trials = loaded(name, scale)
-    assert (
-        len(trials) == len(ablation.seeds) * len({t.label for t in trials}) == len({str(t.experiment) for t in trials})
-    )
-    built = {str(t.experiment["system"]): t for t in reversed(trials) if t.seed == ablation.seeds[0]}
+    assert len(trials) == len(ablation.seeds) * len({t.label for t in trials}) == len({str(t.config) for t in trials})
+    built = {str(t.config["system"]): t for t in reversed(trials) if t.seed == ablation.seeds[0]}
     for trial in built.values():
-        train.check(offline(trial.experiment, here))
+        train.check(offline(trial.config, here))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_toy_scale_is_the_embedded_world_with_the_papers_expectation(name: str):
     paper, toy = loaded(name), loaded(name, "toy")
     assert paper[0].expect == toy[0].expect != []
-    assert {experiments.image_size(t.experiment["data"]) for t in toy[1]} == {64}
+    assert {experiments.image_size(t.config["data"]) for t in toy[1]} == {64}
     assert all(column(toy[0].stand_in.get(e.metric, e.metric)).better for e in toy[0].expect)
     assert {toy[0].stand_in.get(e.metric, e.metric) for e in toy[0].expect} <= {*toy[0].columns}
 
@@ -102,15 +102,15 @@ def test_parameters_stand_beside_those_of_the_same_network(name: str, published:
     assert all("params_m" not in row.cells for row in theirs.rows)
     assert any(published in row.cells for row in theirs.rows)
     stage = {"params_m": 5.0, "latency_s": 0.2}
-    flat = worker.costs({"params_m": 12.0, "stages": {"text": {"params_m": 7.0, "latency_s": 0.1}, "denoise": stage}})
+    flat = quality.costs({"params_m": 12.0, "stages": {"text": {"params_m": 7.0, "latency_s": 0.1}, "denoise": stage}})
     assert flat == {"params_m": 12.0, "dit_params_m": 5.0, "dit_params_b": 0.005, "text_params_m": 7.0, "text_s": 0.1}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trial_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loading, "HfApi", None)
-    for trial in {str(t.experiment["system"]): t for t in loaded(name)[1]}.values():
-        train.check(trial.experiment)
+    for trial in {str(t.config["system"]): t for t in loaded(name)[1]}.values():
+        train.check(trial.config)
 
 
 def test_a_scale_is_an_option_of_the_verb_and_part_of_the_sweeps_name(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -118,6 +118,6 @@ def test_a_scale_is_an_option_of_the_verb_and_part_of_the_sweeps_name(here: Path
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Training objective (shapes, 64 px")
     assert len(lines) == 1 + 2 * 3
-    assert runner.sweep_name("paper/objective", "toy") == "paper-objective-toy"
+    assert plan.sweep_name("paper/objective", "toy") == "paper-objective-toy"
     assert __main__.main(["ablate", "paper/objective", "--scale", "tiny", "--dry-run"]) == 1
     assert "has no scale 'tiny'" in capsys.readouterr().err

@@ -1,17 +1,23 @@
 """Which trials run, which reuse a model, what is recorded of a worker that dies; the whole road is in test_road."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from sana_lab import __main__
-from sana_lab.ablation import runner, worker
-from sana_lab.ablation.progress import Bar
-from sana_lab.ablation.trials import Item, items
+from sana_lab.ablation import jobs as stages
+from sana_lab.ablation import plan, quality, runner
+from sana_lab.ablation.jobs import Jobs
+from sana_lab.ablation.pool import WorkerPool
+from sana_lab.ablation.progress import ProgressBar
+from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Progress
+from sana_lab.ablation.trials import TrialRecord, records
 from sana_lab.checkpoints import weights
-from sana_lab.config import ablations, experiments, hashing, schema
+from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
 from sana_lab.training import train
@@ -50,50 +56,58 @@ axes:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory) -> Iterator[Path]:
+def folder(tmp_path_factory, empty_database) -> Iterator[Path]:
     """A working directory with two experiments, an ablation and an empty store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
         for path, text in (("experiments/tiny", TINY), ("experiments/squeeze", SQUEEZE), ("ablations/grid", GRID)):
             Path(f"{path}.yaml").parent.mkdir(exist_ok=True)
             Path(f"{path}.yaml").write_text(text)
+        Path("runs").mkdir()
+        shutil.copy(empty_database, "runs/mlflow.db")
         yield Path.cwd()
 
 
 @pytest.fixture(scope="module")
 def store(folder) -> Store:
-    made = Store(weights.HOME)
-    made.create("grid")
-    return made
+    store = Store(weights.HOME)
+    store.create("grid")
+    return store
 
 
-def trials(name: str = "grid") -> list[schema.Trial]:
-    return ablations.load_ablation(name)[1]
+def grid(store: Store, recipe: str = "grid") -> list[TrialRecord]:
+    """The trials of an ablation with their runs."""
+    return records(store, plan.load(recipe))
 
 
-def start(store: Store, item: Item, **tags: str) -> str:
-    return store.start_run("grid", item.trial.label, {"sana.kind": "trial", "sana.trial": item.key, **tags})
+def start(store: Store, record: TrialRecord, **tags: str) -> str:
+    return store.start_run("grid", record.trial.label, {"sana.kind": "trial", "sana.trial": record.key, **tags})
+
+
+def started(store: Store, record: TrialRecord) -> TrialRecord:
+    return record._replace(run=store.run(start(store, record)))
 
 
 @pytest.fixture
-def jobs(store) -> runner.Jobs:
-    return runner.Jobs(store, "grid", Bar("grid", 100, file=io.StringIO()), 1)
+def jobs(store) -> Jobs:
+    bar = ProgressBar("grid", 100, console=Console(file=io.StringIO()))
+    return Jobs(store, WorkerPool(weights.HOME / "sweeps/grid", bar), 1, None)
 
 
-def test_rows_that_differ_in_sampling_share_a_model(folder):
-    found = [Item(t, hashing.trial_hash(t), hashing.experiment_hash(t.experiment), None) for t in trials()]
-    assert [i.trial.label for i in found] == ["softmax · 2", "softmax · 4", "linear · 2", "linear · 4"]
-    assert len({i.key for i in found}) == 4
-    groups = runner._by_model(found)
-    assert [[i.trial.label for i in group] for group in groups] == [
+def test_rows_that_differ_in_sampling_share_a_model(store):
+    trials = grid(store)
+    assert [r.trial.label for r in trials] == ["softmax · 2", "softmax · 4", "linear · 2", "linear · 4"]
+    assert len({r.key for r in trials}) == 4
+    groups = stages.by_model(trials)
+    assert [[r.trial.label for r in group] for group in groups] == [
         ["softmax · 2", "softmax · 4"],
         ["linear · 2", "linear · 4"],
     ]
 
 
-class TestLedger:
+class TestRecords:
     def test_the_newest_run_counts_and_a_finished_one_before_all(self, store):
-        first, second = items(store, "grid", trials())[:2]
+        first, second = grid(store)[:2]
         assert (first.run, first.done, first.state) == (None, False, "to run")
         old, new = start(store, first), start(store, first)
         failed = start(store, second)
@@ -101,93 +115,97 @@ class TestLedger:
         store.finish(new, "FAILED")
         store.set_tags(failed, {"sana.error": "ValueError: no"})
         store.finish(failed, "FAILED")
-        first, second, third, _ = items(store, "grid", trials())
+        first, second, third, _ = grid(store)
         assert (first.run.id, first.done, first.state) == (old, True, "done")
         assert (second.run.id, second.done, second.state) == (failed, False, "failed: ValueError: no")
         assert third.run is None
 
-    def test_a_trained_model_is_known_before_any_run(self, folder, store):
-        third, fourth = items(store, "grid", trials())[2:]
-        train.train(third.trial.experiment)
-        assert [i.state for i in items(store, "grid", trials())[2:]] == ["trained, to judge"] * 2
+    def test_a_trained_model_is_known_before_any_run(self, store):
+        third, fourth = grid(store)[2:]
+        train.train(third.trial.config)
+        assert [r.state for r in grid(store)[2:]] == ["trained, to evaluate"] * 2
         run = start(store, fourth, **{"sana.judged": fourth.key})
-        fourth = items(store, "grid", trials())[3]
-        assert (fourth.run.id, fourth.judged, fourth.state) == (run, True, "unfinished")
+        fourth = grid(store)[3]
+        assert (fourth.run.id, fourth.evaluated, fourth.state) == (run, True, "unfinished")
 
     def test_the_dry_run_lists_them(self, store, capsys):
         assert __main__.main(["ablate", "grid", "--dry-run"]) == 0
         head, *lines = capsys.readouterr().out.splitlines()
         assert head == "Solvers and steps: 4 trials of 2 trained models"
-        for line, item in zip(lines, items(store, "grid", trials()), strict=True):
-            assert line.split()[:3] == [item.key, "model", item.model]
-            assert item.trial.label in line
-            assert line.endswith(item.state)
+        for line, record in zip(lines, grid(store), strict=True):
+            assert line.split()[:3] == [record.key, "model", record.model]
+            assert record.trial.label in line
+            assert line.endswith(record.state)
 
 
 class TestJobs:
     def test_a_worker_that_dies_fails_the_runs_it_left_open(self, store, jobs):
-        group = items(store, "grid", trials())[:2]
-        runs = [start(store, item) for item in group]
-        store.finish(runs[0])
-        jobs._finish([i._replace(run=store.run(r)) for i, r in zip(group, runs, strict=True)], -9, "model")
-        assert [store.run(r).status for r in runs] == ["FINISHED", "FAILED"]
-        error = store.run(runs[1]).tags["sana.error"]
+        ended, open_ = (started(store, r) for r in grid(store)[:2])
+        store.finish(ended.run_id)
+        jobs.end([ended, open_], -9, "model")
+        assert [store.run(r.run_id).status for r in (ended, open_)] == ["FINISHED", "FAILED"]
+        error = store.run(open_.run_id).tags["sana.error"]
         assert error.startswith("its process ended with status -9; see /")
         assert error.endswith("runs/sweeps/grid/model.log")
 
     @pytest.mark.parametrize(("status", "stopped"), [(0, False), (-15, True)])
     def test_one_that_ended_well_or_was_stopped_fails_nothing(self, store, jobs, status, stopped):
-        item = items(store, "grid", trials())[0]
-        run = start(store, item)
-        jobs.stopped = stopped
-        jobs._finish([item._replace(run=store.run(run))], status, "model")
-        assert store.run(run).status == "RUNNING"
+        record = started(store, grid(store)[0])
+        jobs.pool.stopped = stopped
+        jobs.end([record], status, "model")
+        assert store.run(record.run_id).status == "RUNNING"
 
-    def test_lines_of_workers_move_the_bar(self, jobs):
-        for line in ("@ 10 linear: step 10 of 40\n", "some talk of a library\n", "@ 5 linear\n", "@ 0 judging it\n"):
-            jobs._told(line)
-        assert jobs.bar.n == 15
-        assert jobs.bar.postfix == "judging it"
+    def test_messages_of_workers_move_the_bar(self, jobs, capsys):
+        for message in (
+            Progress(10, "linear: step 10 of 40", resumed=True),
+            Progress(5, "linear"),
+            Progress(0, "at it"),
+        ):
+            message.send()
+        for line in ("some talk of a library\n", "@ home\n", *capsys.readouterr().out.splitlines(True)):
+            jobs.pool.show(line)
+        assert jobs.pool.bar.task.completed == 15
+        assert jobs.pool.bar.task.fields["text"] == "at it"
 
     def test_nothing_starts_after_a_stop(self, jobs):
-        jobs.stop()
-        assert jobs._work("later", {"kind": "judge", "trials": []}) == 0
-        assert not (jobs.folder / "later.json").exists()
+        jobs.pool.stop()
+        assert jobs.pool.run("later", Job("evaluate", "runs", 1, [])) == 0
+        assert not (jobs.pool.folder / "later.json").exists()
 
-    def test_frozen_parts_that_cannot_be_trained_fail_what_takes_them_and_nothing_else(self, jobs, store, monkeypatch):
+    def test_needed_models_that_cannot_be_trained_fail_what_takes_them_and_nothing_else(self, jobs, store, monkeypatch):
         Path("experiments/again.yaml").write_text(
             "base: squeeze\nsystem: {autoencoder: 'experiment:squeeze'}\nseed: 1\n"
         )
-        tried = []
-        monkeypatch.setattr(jobs, "_work", lambda title, job: tried.append(title) or 1)
-        jobs.frozen("squeeze")
-        jobs.frozen("again")
-        assert tried == ["train-squeeze"]
-        with_it = [f"system.autoencoder=experiment:{name}" for name in ("squeeze", "again")]
-        first, second = (trials()[0]._replace(experiment=experiments.load("tiny", [o])) for o in with_it)
-        made = [Item(t, hashing.trial_hash(t), "m", None) for t in (first, second, trials()[2])]
-        made = [i._replace(run=store.run(start(store, i))) for i in made]
-        assert [jobs.lacks(i) for i in made] == [True, True, False]
-        runs = [store.run(i.run.id) for i in made]
+        titles = []
+        monkeypatch.setattr(jobs.pool, "run", lambda title, job: titles.append(title) or 1)
+        jobs.train("squeeze")
+        jobs.train("again")
+        assert titles == ["train-squeeze"]
+        trials = grid(store)
+        configs = [experiments.load("tiny", [f"system.autoencoder=experiment:{n}"]) for n in ("squeeze", "again")]
+        trials[:2] = [r._replace(trial=r.trial._replace(config=c)) for r, c in zip(trials[:2], configs, strict=True)]
+        trials = [started(store, r) for r in trials[:3]]
+        assert [jobs.blocked(r) for r in trials] == [True, True, False]
+        runs = [store.run(r.run_id) for r in trials]
         assert [r.status for r in runs] == ["FAILED", "FAILED", "RUNNING"]
         assert runs[0].tags["sana.error"].startswith("training 'squeeze', which it takes weights from, failed; see /")
         assert runs[1].tags["sana.error"] == runs[0].tags["sana.error"]
 
 
-def test_experiments_that_trials_take_weights_from_come_first_and_once(folder, store):
+def test_experiments_that_trials_take_weights_from_come_first_and_once(store):
     Path("ablations/frozen.yaml").write_text(
         GRID.replace("softmax: {", 'softmax: {system.autoencoder: "experiment:squeeze", ')
     )
-    found = items(store, "frozen", trials("frozen"))
-    assert runner._frozen(found) == ["squeeze"]
-    with runner._progress("frozen", found, ["squeeze"], found) as bar:
-        assert bar.total == 5 + 4 * (runner.JUDGED + runner.BENCHED)
-    assert runner._frozen(found[2:]) == []
+    trials = grid(store, "frozen")
+    assert stages.untrained(trials) == ["squeeze"]
+    with runner.progress("frozen", trials, trials, ["squeeze"]) as bar:
+        assert bar.task.total == 5 + 4 * (EVALUATION + MEASUREMENT)
+    assert stages.untrained(trials[2:]) == []
     train.train(experiments.load("squeeze"))
-    assert runner._frozen(found) == []
+    assert stages.untrained(trials) == []
 
 
-def test_experiments_inside_experiments_are_trained_innermost_first(folder, store):
+def test_experiments_inside_experiments_are_trained_innermost_first(store):
     inner = "base: squeeze\nsystem: {autoencoder: 'experiment:inner'}\n"
     for name, text in (("inner", "base: squeeze\nseed: 5\n"), ("outer", inner), ("side", "base: squeeze\nseed: 6\n")):
         Path(f"experiments/{name}.yaml").write_text(text)
@@ -195,49 +213,41 @@ def test_experiments_inside_experiments_are_trained_innermost_first(folder, stor
         "title: Deep\nbase: tiny\naxes: {a: {"
         "one: {system.autoencoder: 'experiment:outer'}, two: {system.autoencoder: 'experiment:side'}}}\n"
     )
-    names = runner._frozen(items(store, "deep", trials("deep")))
+    names = stages.untrained(grid(store, "deep"))
     assert names == ["inner", "outer", "side"]
-    assert [sorted(group) for group in runner._ranks(names)] == [["inner", "side"], ["outer"]]
+    assert [sorted(group) for group in stages.in_order(names)] == [["inner", "side"], ["outer"]]
 
 
 class TestStopped:
     @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (OSError, "FAILED")])
-    def test_runs_end_with_the_sweep(self, folder, store, monkeypatch, error, status):
+    def test_runs_end_with_the_sweep(self, store, monkeypatch, error, status):
         def stop(*_: object) -> None:
             raise error
 
         name = f"stopped-{status}"
-        monkeypatch.setattr(runner, "_work_off", stop)
-        ablation, made = ablations.load_ablation("grid")
+        monkeypatch.setattr(runner, "work_off", stop)
         with pytest.raises(error):
-            runner.run(store, name, ablation, made, 1)
+            runner.run(store, plan.load("grid")._replace(name=name), 1)
         assert [r.status for r in store.find(name, {"sana.kind": "sweep"})] == [status]
         assert [r.status for r in store.find(name, {"sana.kind": "trial"})] == ["KILLED"] * 4
 
-    def test_what_a_kill_left_open_goes_on_or_is_ended(self, folder, store, monkeypatch):
-        ablation, made = ablations.load_ablation("grid")
-        key = hashing.trial_hash(made[0])
-        kept, old = (store.start_run("left", k, {"sana.kind": "trial", "sana.trial": k}) for k in (key, "another"))
-        monkeypatch.setattr(runner, "_work_off", lambda *_: None)
-        runner.run(store, "left", ablation, made[:1], 1)
-        assert [store.run(r).status for r in (kept, old)] == ["RUNNING", "KILLED"]
-
-
-def test_a_sweep_with_overrides_is_another_one(folder):
-    plain = runner.sweep_name("paper/grid", None)
-    changed = {runner.sweep_name("paper/grid", None, [f"seed={i}"]) for i in (0, 1)}
-    assert plain == "paper-grid"
-    assert len(changed | {plain, runner.sweep_name("paper/grid", "toy", ["seed=0"])}) == 4
-    assert all(name.startswith("paper-grid-") for name in changed)
+    def test_what_a_kill_left_open_goes_on_or_is_ended(self, store, monkeypatch):
+        ablation = plan.load("grid")
+        one = ablation._replace(name="left", trials=ablation.trials[:1])
+        key = hashing.trial_hash(one.trials[0])
+        current, old = (store.start_run("left", k, {"sana.kind": "trial", "sana.trial": k}) for k in (key, "another"))
+        monkeypatch.setattr(runner, "work_off", lambda *_: None)
+        runner.run(store, one, 1)
+        assert [store.run(r).status for r in (current, old)] == ["RUNNING", "KILLED"]
 
 
 def test_one_sweep_of_a_name_at_a_time(folder):
-    with runner.alone("grid"):
+    with runner.lock("grid"):
         with pytest.raises(ValueError, match=r"another process is running the ablation 'grid' in /.*runs"):
-            runner.alone("grid").__enter__()
-        with runner.alone("other"):
+            runner.lock("grid").__enter__()
+        with runner.lock("other"):
             pass
-    with runner.alone("grid"):
+    with runner.lock("grid"):
         pass
 
 
@@ -252,13 +262,14 @@ def test_one_sweep_of_a_name_at_a_time(folder):
 def test_a_mistake_in_any_row_is_found_before_the_first_runs(folder, text, words):
     Path("ablations/wrong.yaml").write_text(GRID.replace("{sampling.steps: 4}", text))
     with pytest.raises(SpecError, match=words):
-        runner.main("wrong", [], 1, False, None)
+        runner.main("wrong", workers=1)
     assert not (weights.HOME / "sweeps/wrong").exists()
 
 
 def test_a_model_that_ships_is_not_trained_again(here, monkeypatch):
     """`sampler` asks one trained model for many samplings, and that model comes with the lab."""
-    _, trials = ablations.load_ablation("sampler")
-    assert {i.state for i in items(Store(weights.HOME), "sampler", trials)} == {"trained, to judge"}
-    monkeypatch.setattr(worker.train, "train", lambda *args, **options: pytest.fail("it was trained"))
-    worker.fit(None, {"experiment": trials[0].experiment, "label": trials[0].label, "run": "none"})
+    ablation = plan.load("sampler")
+    assert {r.state for r in records(Store(weights.HOME), ablation)} == {"trained, to evaluate"}
+    monkeypatch.setattr(quality.train, "train", lambda *args, **options: pytest.fail("it was trained"))
+    trial = ablation.trials[0]
+    quality.fit(None, {"config": trial.config, "label": trial.label, "run": "none"})

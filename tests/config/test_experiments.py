@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sana_lab.config.ablations import load_ablation
 
-from sana_lab.config import digests, experiments, hashing, schema
+from sana_lab.ablation import plan
+from sana_lab.config import digests, experiments, hashing
 from sana_lab.config.experiments import apply, complete, compose, load, merge, nest
 from sana_lab.config.hashing import experiment_hash
 from sana_lab.config.specs import SpecError
@@ -349,112 +349,6 @@ def test_the_order_of_keys_does_not_matter(folder: Path):
     assert experiment_hash(load("turned")) == experiment_hash(load("tiny"))
 
 
-# --- ablations
-
-ABLATION = """
-title: Two by two
-base: tiny
-common: {trainer.max_steps: 1, system.dit.depth: 2}
-axes:
-  attention:
-    softmax: {system.dit.attention: softmax}
-    linear: {}
-  steps:
-    few: {sampling.steps: 2}
-    many: {sampling.steps: 5}
-seeds: [0, 1]
-prompts: [a red circle]
-"""
-
-
-def test_an_ablation_is_the_product_of_its_axes_and_seeds(folder: Path):
-    write(folder, "ablations/two.yaml", ABLATION)
-    ablation, trials = load_ablation("two")
-    assert ablation.title == "Two by two"
-    assert [t.label for t in trials[:4]] == ["softmax · few", "softmax · many", "linear · few", "linear · many"]
-    assert [t.seed for t in trials] == [0] * 4 + [1] * 4
-    assert {t.experiment["system"]["dit"]["depth"] for t in trials} == {2}
-    assert [t.experiment["system"]["seed"] for t in trials] == [0] * 4 + [1] * 4  # by ${seed}
-    assert trials[2].experiment["system"]["dit"]["attention"]["eps"] == 1e-6
-    assert trials[0].experiment["prompts"] == ["a red circle"]
-
-
-def test_equal_settings_are_one_model_and_one_trial(folder: Path):
-    write(folder, "ablations/two.yaml", ABLATION)
-    trials = load_ablation("two")[1]
-    models = [experiment_hash(t.experiment) for t in trials]
-    assert models[0] == models[1]
-    assert len(set(models)) == 4
-    assert len({hashing.trial_hash(t) for t in trials}) == 8
-    again = load_ablation("two")[1]
-    assert [hashing.trial_hash(t) for t in again] == [hashing.trial_hash(t) for t in trials]
-
-
-def test_a_label_overrides_what_is_common_and_the_command_line_overrides_all(folder: Path):
-    write(folder, "ablations/one.yaml",
-          "title: t\nbase: tiny\ncommon: {trainer.max_steps: 1}\n"
-          "axes: {a: {x: {trainer.max_steps: 5}, y: }}\n")  # fmt: skip
-    assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one")[1]] == [5, 1]
-    assert [t.experiment["trainer"]["max_steps"] for t in load_ablation("one", ["trainer.max_steps=9"])[1]] == [9, 9]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("title: t\nbase: tiny\n", ("needs 'axes'",)),
-        ("title: t\nbase: tiny\naxes: {}\n", ("has no axes with labels",)),
-        ("title: t\nbase: tiny\naxes: {a: {}}\n", ("has no axes with labels",)),
-        ("title: t\nbase: tiny\naxes: {a: [1]}\n", ("odd.axes.a is [1] (list)", "expected dict")),
-        ("title: t\nbase: tiny\naxes: {a: {x: 3}}\n", ("odd.axes.a.x is 3 (int)", "expected dict")),
-        ("title: t\nbase: tinny\naxes: {a: {x: {}}}\n", ("there is no experiment 'tinny'", "did you mean 'tiny'?")),
-        ("title: t\nbase: tiny\naxis: {a: {x: {}}}\n", ("has no option 'axis'", "did you mean 'axes'?")),
-        ("title: t\nbase: tiny\nseeds: [a]\naxes: {a: {x: {}}}\n", ("odd.seeds[0] is 'a'", "expected int")),
-        ("title: t\nbase: tiny\naxes: {a: {x: {sampling.step: 5}}}\n",
-         ("t: x.sampling has no option 'step'", "did you mean 'steps'?")),
-    ],
-)  # fmt: skip
-def test_wrong_ablations(folder: Path, text: str, words: tuple[str, ...]):
-    write(folder, "ablations/odd.yaml", text)
-    message = said(load_ablation, "odd")
-    assert not [w for w in words if w not in message], message
-
-
-SCALED = """
-title: Two scales
-base: tiny
-axes:
-  attention:
-    softmax: {system.dit.attention: softmax, system.dit.depth: 3}
-    linear: {}
-published: sana_table8
-expect: [{metric: fid, order: [softmax, linear]}]
-scales:
-  toy:
-    seeds: [0, 1]
-    stand_in: {fid: geneval}
-    axes: {attention: {softmax: {system.dit.attention: softmax, system.dit.depth: 1}, linear: {}}}
-"""
-
-
-def test_a_scale_replaces_keys_of_the_ablation(folder: Path):
-    write(folder, "ablations/paper/scaled.yaml", SCALED)
-    full, trials = load_ablation("paper/scaled")
-    toy, fewer = load_ablation("paper/scaled", scale="toy")
-    assert (full.seeds, toy.seeds) == ([0], [0, 1])
-    assert (full.stand_in, toy.stand_in) == ({}, {"fid": "geneval"})
-    assert full.expect == toy.expect == [schema.Expectation("fid", ["softmax", "linear"])]
-    assert [t.experiment["system"]["dit"]["depth"] for t in (trials[0], fewer[0])] == [3, 1]
-    assert {t.experiment["system"]["dit"]["attention"]["name"] for t in (trials[0], fewer[0])} == {"softmax"}
-    assert "has no scale 'toi'; did you mean 'toy'?" in said(load_ablation, "paper/scaled", [], "toi")
-    assert "did you mean 'paper/scaled'?" in said(load_ablation, "paper/scald")
-    write(folder, "ablations/odd.yaml", SCALED.replace("[softmax, linear]", "[softmax, linaer]"))
-    assert "expects something of 'linaer', which is no row; did you mean 'linear'?" in said(load_ablation, "odd")
-
-
-def test_absent_ablations(folder: Path):
-    assert "did you mean 'quickstart'?" in said(load_ablation, "quickstrt")
-
-
 # --- suites
 
 
@@ -468,7 +362,7 @@ def test_a_suite_is_named_wherever_evaluation_is_set(folder: Path):
     write(folder, "ablations/suites.yaml",
           "title: t\nbase: tiny\ncommon: {eval: own}\n"
           "axes: {a: {x: {eval.batch: 4}, y: {eval: shapes}}}\n")  # fmt: skip
-    x, y = (trial.experiment["eval"] for trial in load_ablation("suites")[1])
+    x, y = (trial.config["eval"] for trial in plan.load("suites").trials)
     assert (x["prompts_per_task"], x["batch"]) == (7, 4)
     assert y["prompts_per_task"] == experiments.read(experiments.locate("eval", "shapes"))["prompts_per_task"]
 

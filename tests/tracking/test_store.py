@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from sana_lab.environment import commit, environment
-from sana_lab.tracking.logger import Tracker
+from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Point, Store, clean, flatten, to_pil
 
 pytestmark = pytest.mark.filterwarnings(
@@ -235,46 +235,36 @@ class Descent(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(tracker, folder):
+def fit(logger, folder):
     trainer = lightning.Trainer(
-        max_steps=7, log_every_n_steps=1, logger=tracker, accelerator="cpu", default_root_dir=folder,
+        max_steps=7, log_every_n_steps=1, logger=logger, accelerator="cpu", default_root_dir=folder,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Descent(), DataLoader(torch.ones(7, 1)))
 
 
 def test_a_trainer_writes_each_point_once(store, run, tmp_path):
-    fit(Tracker(store, run), tmp_path)
+    fit(RunLogger(store, run), tmp_path)
     assert store.history(run, "step_again") == [(i, float(i)) for i in range(7)]
     assert "epoch" not in store.run(run).metrics
     assert store.run(run).status == "RUNNING"  # who started the run ends it
 
 
-def test_a_tracker_without_a_run_writes_nothing(tmp_path):
-    tracker = Tracker()
-    fit(tracker, tmp_path)
-    tracker.log_image("samples", torch.zeros(3, 4, 4, dtype=torch.uint8))
-    assert tracker.waiting == []
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="or neither"):
-        Tracker(Store(tmp_path))
-
-
 def test_points_wait_and_are_written_by_the_clock(store, run):
-    tracker = Tracker(store, run, seconds=0.05)
-    tracker.log_metrics({"loss": 1.0}, 0)
+    logger = RunLogger(store, run, seconds=0.05)
+    logger.log_metrics({"loss": 1.0}, 0)
     assert store.run(run).metrics == {}
     time.sleep(0.06)
-    tracker.log_metrics({"loss": 2.0}, 1)
+    logger.log_metrics({"loss": 2.0}, 1)
     assert store.history(run, "loss") == [(0, 1.0), (1, 2.0)]
 
 
 def test_points_that_could_not_be_written_wait_for_the_next_time(store, run):
-    tracker = Tracker(store, "0" * 32, seconds=0)
+    logger = RunLogger(store, "0" * 32, seconds=0)
     with pytest.warns(UserWarning, match="1 points of curves wait"):
-        tracker.log_metrics({"loss": 1.0}, 0)
-    tracker.run_id = run
-    tracker.finalize("success")
+        logger.log_metrics({"loss": 1.0}, 0)
+    logger._run_id = run
+    logger.finalize("success")
     assert store.history(run, "loss") == [(0, 1.0)]
 
 
