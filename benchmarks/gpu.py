@@ -323,7 +323,7 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     bind = partial(graphs.velocity, "always" if extent.device.type == "cuda" else "never")
 
     def mine(noise: Tensor) -> Tensor:
-        return how.run(guided(ours, prompt, null, how.guidance, times=how.told(flow), bind=bind), noise, flow)
+        return how.run(guided(ours, prompt, null, how.guidance, times=how.network_times(flow), bind=bind), noise, flow)
 
     def peer(noise: Tensor) -> Tensor:
         return how.run(models.peer_velocity(theirs, prompt, null, PADDED, how.guidance), noise, flow)

@@ -18,8 +18,7 @@ from sana_lab.costs.flops import count_macs
 from sana_lab.costs.live_memory import Memory, peak_memory
 from sana_lab.costs.nvml import Driver
 from sana_lab.costs.timing import Call, Energy, Samples, clock_of, energy, sample
-from sana_lab.diffusion.ddpm import Ddpm
-from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import within
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.diffusion.solvers import at
@@ -135,19 +134,19 @@ def work(system: TextToImage, sampling: Sampling, size: int, batch: int, prompts
     )
 
 
-def evaluation_times(sampling: Sampling, flow: Flow | Ddpm) -> dict[float, int]:
+def evaluation_times(sampling: Sampling, flow: Process) -> dict[float, int]:
     """How often the solver asks for the velocity: by a time that stands for those that cost the same.
 
     One time stands for all, the first, but where guidance has an interval: one inside and one outside.
     """
-    seen = sampling.told(flow).tolist()
+    seen = sampling.network_times(flow).tolist()
     if sampling.guidance == 1 or sampling.guidance_interval is None:
         return {seen[0]: len(seen)}
     groups = [[t for t in seen if within(sampling.guidance_interval, t) is inside] for inside in (True, False)]
     return {group[0]: len(group) for group in groups if group}
 
 
-def count_evaluations(sampling: Sampling, flow: Flow | Ddpm) -> int:
+def count_evaluations(sampling: Sampling, flow: Process) -> int:
     """How often the solver asks for the velocity."""
     return sum(evaluation_times(sampling, flow).values())
 

@@ -50,18 +50,22 @@ class EvaluationOptions:
     worst_picture: Annotated[str | None, AsBefore(None)] = None  # their .png
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingOptions:
-    """`sampling:` of an experiment; trains nothing. The same fields as `sana_lab.diffusion.sampling.Sampling`."""
+    """`sampling:` of an experiment. It trains nothing, so changing it reuses the trained model."""
 
-    solver: Annotated[Spec, "solver"] = "dpmpp"
-    steps: int = 20
-    guidance: float = 4.5
-    shift: float | None = None
+    solver: Annotated[Spec, "solver"] = "dpmpp"  # name or spec of the ODE solver
+    steps: int = 20  # solver steps; one or two evaluations of the network each
+    guidance: float = 4.5  # scale of classifier-free guidance; 1 is none, in half the work
+    shift: float | None = None  # shift of the flow's times towards noise; None is that of training
+    # Times [low, high] from 0 (data) to 1 (noise), ends included, of guidance (arXiv 2404.07724); None is all.
     guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
+    # Spacing of times: even before the shift, or that of diffusers' FlowMatch schedulers.
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
+    # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations.
     quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
-    offload: Annotated[bool, RUNTIME] = False
+    offload: Annotated[bool, RUNTIME] = False  # each network is on the device only while it works; same result
+    # Replay of denoiser steps as CUDA graphs: auto is where that works, always is an error where it does not.
     graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"
 
 

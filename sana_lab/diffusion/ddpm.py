@@ -1,4 +1,4 @@
-"""Noise prediction (DDPM, arXiv 2006.11239), the objective that SANA compares flow matching with, beside `Flow`."""
+"""Noise prediction (DDPM, arXiv 2006.11239), the objective that SANA compares flow matching with."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -6,24 +6,23 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sana_lab.diffusion.flow import Grid
+from sana_lab.diffusion import Grid, Process
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Velocity
 
 
 @dataclass(frozen=True)
-class Ddpm:
+class Ddpm(Process):
     """x_k = a_k data + s_k noise at whole steps k, where a_k^2 + s_k^2 = 1; the network predicts the noise.
 
-    a_k^2 is the product of 1 - beta to step k; betas are linear from `first` to `last`. The network sees k / `steps`.
-
-    Solvers work on the flow that this is: x / (a + s) at the time t = s / (a + s) is (1 - t) data + t noise. There
-    Euler is DDIM with eta 0, and `dpmpp` the DPM-Solver++ of diffusion models.
+    a_k^2 is the product of 1 - beta up to step k. Solvers work on the equivalent flow: x / (a + s) at the time
+    t = s / (a + s) is (1 - t) data + t noise. There Euler is DDIM with eta 0, and `dpmpp` the DPM-Solver++ of
+    diffusion models.
     """
 
-    steps: int = 1000
-    first: float = 1e-4
-    last: float = 0.02
+    steps: int = 1000  # steps of training; the network reads k / steps
+    first: float = 1e-4  # beta of the first step; betas are linear
+    last: float = 0.02  # beta of the last step
 
     def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """(n,) training times k / steps, uniform."""
@@ -43,8 +42,11 @@ class Ddpm:
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
         return noise
 
-    def seen(self, t: Tensor) -> Tensor:
+    def network_times(self, t: Tensor) -> Tensor:
         return t
+
+    def with_shift(self, shift: float) -> "Ddpm":
+        raise ValueError(f"sampling shift is {shift}, but noise prediction has no shift; expected null")
 
     def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
         """(steps + 1,) float64 flow times of steps that end at the last one ("trailing", arXiv 2305.08891), and 0."""
@@ -55,22 +57,22 @@ class Ddpm:
         k = (self.steps - torch.arange(steps, dtype=torch.float64) * self.steps / steps).round().long() - 1
         return torch.cat([self.times[k], torch.zeros(1)])
 
-    def begin(self, noise: Tensor) -> Tensor:
-        """Noise is x at the last step; here as the flow's."""
+    def initial(self, noise: Tensor) -> Tensor:
+        """Noise is x at the last step; divided by a + s it is that of the flow."""
         return noise / float(self.signal[-1] + self.sigma[-1])
 
-    def velocity(self, model: Velocity, whole: Tensor | None = None) -> Velocity:
-        """The flow's dx/dt by a network that predicts the noise: (noise - x) / (1 - t)."""
+    def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
+        """(noise - x) / (1 - t) of the predicted noise."""
 
-        def flow(x: Tensor, t: Tensor) -> Tensor:
-            rest = to_device(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
-            both = (rest**2 + (1 - rest) ** 2).rsqrt()  # a + s
-            return (model(both * x, self._told(t)) - x) / rest
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            alpha = to_device(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+            scale = (alpha**2 + (1 - alpha) ** 2).rsqrt()  # a + s
+            return (model(scale * x, self._step_times(t)) - x) / alpha
 
-        return flow
+        return velocity
 
-    def _told(self, t: Tensor) -> Tensor:
-        """k / steps of a flow time, between steps by interpolation."""
+    def _step_times(self, t: Tensor) -> Tensor:
+        """k / steps of flow times, interpolated between steps."""
         table, t64 = self.times.to(t.device), t.double().contiguous()
         above = torch.searchsorted(table, t64).clamp(1, self.steps - 1)
         part = (t64 - table[above - 1]) / (table[above] - table[above - 1])
@@ -89,5 +91,5 @@ class Ddpm:
 
     @cached_property
     def times(self) -> Tensor:
-        """The flow's times of the steps, rising."""
+        """Flow times (steps,) of the steps, rising."""
         return self.sigma / (self.signal + self.sigma)

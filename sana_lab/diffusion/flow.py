@@ -1,35 +1,29 @@
-"""Flow matching: one time axis for training and sampling. t = 0 is data, t = 1 is noise."""
+"""Flow matching: data and noise on a straight line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sana_lab.diffusion import Grid, Process
 from sana_lab.types import Velocity
 
-SLIP, SLIP_FLOAT64 = 1.2e-4, 1e-9
-"""What rounding down to thousandths forgives, in thousandths: float32 may lie 6e-5 below k where k/1000 is meant."""
-
-Grid = Literal["even", "flow_match"]
-"""How a schedule lies: even before the shift, or as diffusers' FlowMatch schedulers have it (`Flow.schedule`)."""
+ROUNDING, ROUNDING_FLOAT64 = 1.2e-4, 1e-9
+"""Tolerance of rounding down to thousandths, in thousandths: float32 may lie 6e-5 below k where k/1000 is meant."""
 
 
 @dataclass(frozen=True)
-class Flow:
-    """x_t = (1 - t) data + t noise, velocity = noise - data (rectified flow; SANA, section 2.4).
+class Flow(Process):
+    """x_t = (1 - t) data + t noise, velocity = noise - data (rectified flow; SANA, section 2.4)."""
 
-    `shift` moves times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling alike. `start` 0.999 gives
-    the released models' grid. `logit_mean` and `logit_std` shape the training times, or they are uniform.
-    `model_time` released tells the network whole thousandths, rounded down: in training and, as diffusers does, to the
-    solvers of `sampling.WHOLE`.
-    """
-
-    shift: float = 3.0
-    start: float = 1.0
-    times: Literal["logit_normal", "uniform"] = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
+    shift: float = 3.0  # moves times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling; above 0
+    start: float = 1.0  # first sampling time before the shift, in (0, 1]; the released models have 0.999
+    times: Literal["logit_normal", "uniform"] = "logit_normal"  # distribution of training times before the shift
+    logit_mean: float = 0.0  # mean of the logit of logit-normal times
+    logit_std: float = 1.0  # standard deviation of the logit of logit-normal times
+    # Times as the network reads them: exact, or whole thousandths rounded down, as the released models were trained
+    # and as diffusers' multistep solvers (`sampling.ROUNDING_SOLVERS`) pass them.
     model_time: Literal["exact", "released"] = "exact"
 
     def __post_init__(self) -> None:
@@ -48,25 +42,26 @@ class Flow:
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t for times t (B,)."""
         t = t.to(data).view(-1, *[1] * (data.ndim - 1))
         return (1 - t) * data + t * noise
 
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
         return noise - data
 
-    def seen(self, t: Tensor) -> Tensor:
-        """Times as the network is told them."""
+    def network_times(self, t: Tensor) -> Tensor:
         if self.model_time == "exact":
             return t
-        slip = SLIP_FLOAT64 if t.dtype == torch.float64 else SLIP
-        return ((1000 * t.double() + slip).floor() / 1000).to(t)
+        tolerance = ROUNDING_FLOAT64 if t.dtype == torch.float64 else ROUNDING
+        return ((1000 * t.double() + tolerance).floor() / 1000).to(t)
+
+    def with_shift(self, shift: float) -> "Flow":
+        return replace(self, shift=shift)
 
     def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
         """(steps + 1,) float64 times from the shifted start down to 0, uniform before the shift.
 
-        On the grid `flow_match` they are those of diffusers' FlowMatchEulerDiscreteScheduler, which NVlabs' Flow-Euler
-        uses too: from 1, whatever `start` is, evenly to the shifted 1/1000, shifted once more, and then 0.
+        `flow_match` is the grid of diffusers' FlowMatchEulerDiscreteScheduler and of NVlabs' Flow-Euler: from 1,
+        whatever `start` is, evenly to the shifted 1/1000, shifted once more, and then 0.
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
@@ -75,19 +70,17 @@ class Flow:
         last = self.shifted(torch.tensor(0.001, dtype=torch.float64)).item()
         return torch.cat([self.shifted(torch.linspace(1, last, steps, dtype=torch.float64)), torch.zeros(1)])
 
-    def begin(self, noise: Tensor) -> Tensor:
-        """Where a solver begins."""
+    def initial(self, noise: Tensor) -> Tensor:
         return noise
 
-    def velocity(self, model: Velocity, whole: Tensor | None = None) -> Velocity:
-        """dx/dt by a network's output. `whole` are the float64 times that a solver visits, where the network sees whole
-        thousandths of them in the reference: what float32 makes of a time may lie on the other side of one."""
-        if whole is None or self.model_time == "exact":
+    def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
+        """The network's prediction itself; a float32 time may lie below the thousandth that its exact one is."""
+        if exact_times is None or self.model_time == "exact":
             return model
-        told = self.seen(whole)
-        return lambda x, t: model(x, told.to(t)[_nearest(whole.to(t), t)])
+        rounded = self.network_times(exact_times)
+        return lambda x, t: model(x, rounded.to(t)[_nearest(exact_times.to(t), t)])
 
 
 def _nearest(times: Tensor, t: Tensor) -> Tensor:
-    """Which of the times (M,) each of t (B,) is."""
+    """Indices (B,) of the times (M,) nearest to t (B,)."""
     return (times[:, None] - t).abs().argmin(0)

@@ -1,42 +1,23 @@
 """How a trained model is sampled: solver, steps, guidance; and the noise it begins from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build, name_of
-from sana_lab.diffusion.ddpm import Ddpm
-from sana_lab.diffusion.flow import Flow, Grid
-from sana_lab.models.dit import Quantize
+from sana_lab.config.schema import SamplingOptions
+from sana_lab.config.specs import SpecError, build, name_of
+from sana_lab.diffusion import Process
 from sana_lab.types import Velocity
 
-WHOLE = ("dpmpp", "unipc")
-"""Solvers whose peers in diffusers round the time that the network sees; its Euler and Heun do not."""
+ROUNDING_SOLVERS = ("dpmpp", "unipc")
+"""Solvers whose counterparts in diffusers round the network's times; its Euler and Heun do not."""
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Options of `sampling:` in an experiment; they train nothing, so changing them reuses the trained model.
-
-    `shift` None takes the flow's own. Guidance acts while the network's time is within `guidance_interval`, both ends
-    included (arXiv 2404.07724); outside, the prompt is followed alone in half the work. `grid` is how times lie.
-    `quantize` rounds the products of the denoiser's blocks to eight bits (`systems.quantize`). With `offload` each
-    network is on the device only while it works: the same result in less of its memory. `graph` replays steps as CUDA
-    graphs (`systems.graphs`).
-    """
-
-    solver: Annotated[Spec, "solver"] = "dpmpp"
-    steps: int = 20
-    guidance: float = 4.5
-    shift: float | None = None
-    guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
-    grid: Annotated[Grid, AsBefore("even")] = "even"
-    quantize: Annotated[Quantize, AsBefore("none")] = "none"
-    offload: Annotated[bool, RUNTIME] = False
-    graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"
+class Sampling(SamplingOptions):
+    """`sampling:` of an experiment, and the run of its solver."""
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval or (0, 1)
@@ -44,53 +25,61 @@ class Sampling:
             given = f"{low} to {high}"
             raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
 
-    def run(self, model: Velocity, noise: Tensor, flow: Flow | Ddpm) -> Tensor:
-        """Integrate from noise (B, C, h, w) to latents, by what a (guided) network predicts."""
-        times = self.times(flow)
-        velocity = flow.velocity(model, whole=times if name_of(self.solver) in WHOLE else None)
-        return build("solver", self.solver)(velocity, flow.begin(noise), times)
+    def run(self, model: Velocity, noise: Tensor, process: Process) -> Tensor:
+        """Integrate from noise (B, C, h, w) to latents, by the prediction of a (guided) network."""
+        times = self.times(process)
+        velocity = process.velocity(model, times if name_of(self.solver) in ROUNDING_SOLVERS else None)
+        return build("solver", self.solver)(velocity, process.initial(noise), times)
 
-    def told(self, flow: Flow | Ddpm, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The times that the network will be told for latents of `dtype`, one for each evaluation: of a run on zeros.
+    def times(self, process: Process) -> Tensor:
+        """(steps + 1,) times of the solver. ValueError where an option is not one of this process."""
+        return (process if self.shift is None else process.with_shift(self.shift)).schedule(self.steps, self.grid)
 
-        A solver of one's own may choose its times by the latents; then it may ask for others.
+    def network_times(self, process: Process, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The network's times for latents of `dtype`, one for each evaluation, of a run on zeros.
+
+        A solver that adapts its times to the latents may use others. SpecError for a function that is no `Solver`.
         """
-        seen: list[Tensor] = []
+        times: list[Tensor] = []
 
-        def still(x: Tensor, t: Tensor) -> Tensor:
-            seen.append(t)
+        def record(x: Tensor, t: Tensor) -> Tensor:
+            times.append(t)
             return torch.zeros_like(x)
 
-        self.run(still, torch.zeros(1, 1, 1, 1, dtype=dtype, device="cpu"), flow)
-        return torch.cat(seen)
+        noise = torch.zeros(1, 1, 1, 1, dtype=dtype, device="cpu")
+        check_result(self.run(record, noise, process), noise, len(times), name_of(self.solver))
+        return torch.cat(times)
 
-    def times(self, flow: Flow | Ddpm) -> Tensor:
-        """(steps + 1,) times that the solver visits. ValueError where an option is not one of this objective."""
-        return self._shifted(flow).schedule(self.steps, self.grid)
 
-    def _shifted(self, flow: Flow | Ddpm) -> Flow | Ddpm:
-        if self.shift is None:
-            return flow
-        if isinstance(flow, Ddpm):
-            raise ValueError(f"sampling shift is {self.shift}, but noise prediction has no shift; expected null")
-        return replace(flow, shift=self.shift)
+def check_result(result: object, noise: Tensor, evaluations: int, solver: str) -> None:
+    """SpecError where a solver gave what is no latent, or evaluated nothing."""
+    expected = f"latents {tuple(noise.shape)} in {noise.dtype}".replace("torch.", "")
+    if not isinstance(result, Tensor):
+        raise SpecError(f"solver {solver!r} returned {type(result).__name__}, expected {expected}")
+    if (result.shape, result.dtype) != (noise.shape, noise.dtype):
+        given = f"{tuple(result.shape)} in {result.dtype}".replace("torch.", "")
+        raise SpecError(f"solver {solver!r} returned {given}, expected {expected}, as it was given")
+    if not evaluations:
+        raise SpecError(f"solver {solver!r} did not evaluate the velocity; expected one evaluation or more in a step")
 
 
 class Overflow(RuntimeError):
-    """What was drawn is not finite."""
+    """Sampled latents that are not finite."""
 
 
 def check_finite(latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """Latents (B, C, h, w) as they are, if all are finite; one look at the end of sampling. Overflow names the images
-    where not, and what to do: `dtype` is the denoiser's."""
+    """Latents (B, C, h, w) unchanged. Overflow names the images that are not finite, and remedies for a denoiser of
+    `dtype`."""
     bad = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if not bad:
         return latents
-    named = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-    half = "float16 overflows above 65504: draw with the denoiser in bfloat16 or float32, such as system.dit.bfloat16()"
+    images = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+    half = (
+        "float16 overflows above 65504: sample with the denoiser in bfloat16 or float32, such as system.dit.bfloat16()"
+    )
     wide = f"{dtype} has the range, so look at the weights, the guidance and the number of steps"
-    said = half if dtype == torch.float16 else wide.removeprefix("torch.")
-    raise Overflow(f"latents are not finite in images {named} of {len(latents)}; {said}")
+    remedy = half if dtype == torch.float16 else wide.removeprefix("torch.")
+    raise Overflow(f"latents are not finite in images {images} of {len(latents)}; {remedy}")
 
 
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
@@ -99,7 +88,7 @@ def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tenso
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of its key, so that no draw depends on what was drawn before."""
+    """A CPU generator that is a function of its key, so that no random number depends on those before."""
     state = 0x9E3779B97F4A7C15
     for part in key:  # splitmix64
         state = (state + (part & 0xFFFFFFFFFFFFFFFF) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

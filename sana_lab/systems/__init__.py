@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
-from sana_lab.diffusion.ddpm import Ddpm
-from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion import Process
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import optimizer, set_learning_rate
 from sana_lab.types import Batch
@@ -34,7 +33,7 @@ class System(L.LightningModule, ABC):
     experiment: Any = None
     """The resolved experiment (`Config`) that the weights come from; None where it is not known."""
 
-    flow: Flow | Ddpm | None = None
+    flow: Process | None = None
     """The process from data to noise, of a system that samples."""
 
     frozen: tuple[str, ...] = ()

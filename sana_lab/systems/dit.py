@@ -7,8 +7,7 @@ from torch import Tensor
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config.specs import AsBefore, Spec, SpecError
-from sana_lab.diffusion.ddpm import Ddpm
-from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
 from sana_lab.ops.transfer import to_device
@@ -44,7 +43,7 @@ class DitSystem(System):
     ) -> None:
         super().__init__()
         check_draws(draws)
-        self.flow: Flow | Ddpm = process(objective, shift, start, model_time)
+        self.flow: Process = process(objective, shift, start, model_time)
         with torch.device("meta"):
             channels = build("autoencoder", autoencoder).channels
             text = build("text_encoder", text_encoder)

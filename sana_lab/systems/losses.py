@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
@@ -21,14 +22,14 @@ Objective = Literal["flow", "ddpm"]
 """What the network predicts: the velocity of a straight flow, or the noise."""
 
 
-def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Flow | Ddpm:
+def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Process:
     """The objective's way from data to noise; the other options are the flow's."""
     return Flow(shift, start, model_time=model_time) if objective == "flow" else Ddpm()
 
 
 def velocity_losses(
     dit: Dit,
-    flow: Flow | Ddpm,
+    flow: Process,
     latents: Tensor,
     text: Text,
     random: torch.Generator,
@@ -40,13 +41,13 @@ def velocity_losses(
 
 
 def squared_errors(
-    model: Velocity, flow: Flow | Ddpm, latents: Tensor, random: torch.Generator, times: Tensor | None = None
+    model: Velocity, flow: Process, latents: Tensor, random: torch.Generator, times: Tensor | None = None
 ) -> Tensor:
     """The same of a denoiser that knows its text."""
     noise = to_device(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
     times = flow.sample_times(len(latents), generator=random) if times is None else times
     times = to_device(times, latents.device, latents.dtype)
-    predicted = model(flow.mix(latents, noise, times), flow.seen(times))
+    predicted = model(flow.mix(latents, noise, times), flow.network_times(times))
     return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
 
 
@@ -56,9 +57,7 @@ def check_draws(draws: int) -> None:
         raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each picture of a step")
 
 
-def draws_losses(
-    dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, random: torch.Generator, draws: int
-) -> Tensor:
+def draws_losses(dit: Dit, flow: Process, latents: Tensor, text: Text, random: torch.Generator, draws: int) -> Tensor:
     """`velocity_losses` (B draws,) of so many noises and times for each latent; its text is prepared once."""
     if draws == 1:
         return velocity_losses(dit, flow, latents, text, random)
@@ -66,7 +65,7 @@ def draws_losses(
 
 
 def validate(
-    module: L.LightningModule, dit: Dit, flow: Flow | Ddpm, latents: Tensor, text: Text, seed: int, index: int
+    module: L.LightningModule, dit: Dit, flow: Process, latents: Tensor, text: Text, seed: int, index: int
 ) -> None:
     """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on the same noise and times each time."""
     random, n = generator(seed, HELD_OUT, index), len(latents)

@@ -13,8 +13,7 @@ from sana_lab.config.experiments import image_size
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import doing
-from sana_lab.diffusion.ddpm import Ddpm
-from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import Bind, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
 from sana_lab.models.autoencoders import Autoencoder
@@ -62,7 +61,7 @@ class TextToImage(System):
         picture, whose text it reads once."""
         super().__init__()
         check_draws(draws)
-        self.flow: Flow | Ddpm = process(objective, shift, start, model_time)
+        self.flow: Process = process(objective, shift, start, model_time)
         self.autoencoder: Autoencoder = build("autoencoder", autoencoder).requires_grad_(False).eval()
         self.text_encoder: TextEncoder = build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
@@ -184,7 +183,7 @@ class TextToImage(System):
     def velocity(self, text: Text, null: Text, how: Sampling, dit: Dit | None = None) -> Velocity:
         """The guided velocity of one sampling run with the system's denoiser, or with another one."""
         dit = self.dit if dit is None else dit
-        times = how.told(self.flow)
+        times = how.network_times(self.flow)
         return guided(dit, text, null, how.guidance, how.guidance_interval, times, self._bind(how, dit))
 
     def _bind(self, how: Sampling, dit: Dit) -> Bind:

@@ -35,7 +35,7 @@ def check(experiment: schema.Config) -> None:
             system: System = specs.build("system", experiment["system"])
             system.check()
             used = system.configure_optimizers()
-        Sampling(**experiment["sampling"]).times(system.flow or Flow())
+        Sampling(**experiment["sampling"]).network_times(system.flow or Flow())
     except ValueError as error:  # ours or torch's: what a part says of its options
         raise SpecError(str(error)) from error
     how(experiment["trainer"], system, used)

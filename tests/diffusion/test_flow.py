@@ -96,7 +96,7 @@ def test_released_times_are_those_that_diffusers_hands_its_network(shift: float,
     for steps in range(1, 1001):
         peer.set_timesteps(steps)
         times = flow.schedule(steps)
-        told = flow.velocity(lambda x, t: t, whole=times)(torch.empty(0), times[:-1].to(dtype))
+        told = flow.velocity(lambda x, t: t, times)(torch.empty(0), times[:-1].to(dtype))
         up, below = true_thousandths(steps, int(shift))
         whole = up % below == 0
         assert told.dtype == dtype
@@ -130,16 +130,16 @@ def test_released_times_do_not_slip_at_whole_thousandths(dtype: torch.dtype):
     """0.7 in float32 lies below 7/10, and 0.999 (1 - 2/3) in float64 below 0.333, where diffusers slips to 332."""
     whole, flow = torch.arange(1001, dtype=torch.float64) / 1000, Flow(model_time="released")
     for around in (whole, whole.nextafter(torch.tensor(0.0)), whole.nextafter(torch.tensor(1.0))):
-        assert torch.equal(flow.seen(around.to(dtype)), whole.to(dtype))
+        assert torch.equal(flow.network_times(around.to(dtype)), whole.to(dtype))
     below = (whole[1:] - 1e-6).to(dtype)
-    assert torch.equal(flow.seen(below), whole[:-1].to(dtype))
+    assert torch.equal(flow.network_times(below), whole[:-1].to(dtype))
     third = Flow(1.0, 0.999, model_time="released")
-    assert (third.seen(third.schedule(3)) * 1000).round().tolist() == [999, 666, 333, 0]
+    assert (third.network_times(third.schedule(3)) * 1000).round().tolist() == [999, 666, 333, 0]
 
 
 def test_exact_times_are_handed_on_untouched():
     t = torch.rand(5)
-    assert Flow().seen(t) is t
+    assert Flow().network_times(t) is t
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])

@@ -9,8 +9,9 @@ from torch import Tensor
 from sana_lab.config import experiments, hashing, registry, schema, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.sampling import WHOLE, Overflow, Sampling, check_finite, generator, noise_like
+from sana_lab.diffusion.sampling import ROUNDING_SOLVERS, Overflow, Sampling, check_finite, generator, noise_like
 from sana_lab.diffusion.solvers import dpmpp, euler
+from sana_lab.training import checks
 
 SHAPE = (4, 3, 5)
 
@@ -81,12 +82,13 @@ def test_released_time_reaches_the_solvers_that_round_it_in_diffusers():
         seen: list[float] = []
         Sampling(solver, 5).run(lambda x, t, seen=seen: seen.append(1000 * t.item()) or x, noise, flow)
         whole = all(abs(t - round(t)) < 1e-3 for t in seen)
-        assert whole == (solver in WHOLE) == (solver in ("dpmpp", "unipc"))
+        assert whole == (solver in ROUNDING_SOLVERS) == (solver in ("dpmpp", "unipc"))
 
 
 def test_a_shift_of_its_own_keeps_the_flows_other_options():
     flow = Flow(2.0, 0.999, model_time="released")
-    assert Sampling(shift=6.0)._shifted(flow) == Flow(6.0, 0.999, model_time="released")
+    assert flow.with_shift(6.0) == Flow(6.0, 0.999, model_time="released")
+    assert torch.equal(Sampling(shift=6.0).times(flow), flow.with_shift(6.0).schedule(20))
 
 
 def test_later_options_leave_earlier_trials_their_key():
@@ -122,6 +124,37 @@ def test_wrong_solvers_and_steps():
         Sampling(steps=0).run(toward_zero, noise, Flow())
 
 
+def module_solver(velocity, x, times, /, scale: float = 1.0):
+    return scale * velocity(x, torch.full((len(x),), times[0].item()))
+
+
+def no_latents(velocity, x, times, /):
+    return velocity(x, times[:1]).mean()
+
+
+def wide(velocity, x, times, /):
+    return velocity(x, times[:1]).double()
+
+
+def idle(velocity, x, times, /):
+    return x
+
+
+def test_a_solver_of_a_module_of_ones_own():
+    solver = {"name": f"{__name__}:module_solver", "scale": 2.0}
+    assert Sampling(solver=solver, steps=3).network_times(Flow()).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("no_latents", r"returned \(\) in float32"), ("wide", "in float64"), ("idle", "did not evaluate")],
+)
+def test_a_function_that_is_no_solver_is_refused_while_the_experiment_loads(name: str, reason: str):
+    experiment = experiments.load("shapes_sana", [f"sampling.solver={__name__}:{name}"])
+    with pytest.raises(SpecError, match=reason):
+        checks.check(experiment)
+
+
 # --- overflow
 
 
@@ -133,12 +166,8 @@ def test_finite_latents_are_as_they_were():
 def test_latents_that_are_not_finite_are_named():
     x = torch.zeros(7, 2, 2, 2)
     x[1, 0, 0, 0], x[4, 1, 1, 1] = torch.nan, -torch.inf
-    half = (
-        "latents are not finite in images 1, 4 of 7; float16 overflows above 65504: draw with the denoiser in bfloat16"
-    )
-    with pytest.raises(Overflow, match=half):
-        check_finite(x, torch.float16)
-    with pytest.raises(Overflow, match="images 1, 4 of 7; bfloat16 has the range, so look at the weights"):
-        check_finite(x, torch.bfloat16)
+    for dtype, remedy in ((torch.float16, "denoiser in bfloat16"), (torch.bfloat16, "weights, the guidance")):
+        with pytest.raises(Overflow, match=f"images 1, 4 of 7; .*{remedy}"):
+            check_finite(x, dtype)
     with pytest.raises(Overflow, match="images 0, 1, 2, 3, 4 and 2 more of 7"):
         check_finite(torch.full((7, 1, 1, 1), torch.nan), torch.float32)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sana_lab.config import registry
 from sana_lab.config.specs import build
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided, prepare, within
@@ -60,8 +61,8 @@ def plain(dit: Dit, prompts: Text, null: Text, how: Sampling) -> Velocity:
     return velocity
 
 
-def saved(dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Flow | Ddpm, dtype: torch.dtype) -> Velocity:
-    return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.told(flow, dtype))
+def saved(dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Process, dtype: torch.dtype) -> Velocity:
+    return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.network_times(flow, dtype))
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -70,7 +71,7 @@ def error(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def compare(
-    dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Flow | Ddpm, dtype: torch.dtype = torch.float64
+    dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Process, dtype: torch.dtype = torch.float64
 ) -> float:
     runs = plain(dit, prompts, null, how), saved(dit, prompts, null, how, flow, dtype)
     expected, made = (how.run(velocity, noise(dtype), flow) for velocity in runs)
@@ -168,7 +169,7 @@ def test_what_the_steps_share_is_computed_once(solver: str, interval: tuple[floa
     for name, module in watched.items():
         module.register_forward_hook(lambda _, given, out, name=name: calls.append((name, len(given[0]))))
     velocity = saved(dit, PROMPTS, NULLS["one token"], how, flow, torch.float64)
-    times = len(set(how.told(flow, torch.float64).tolist()))
+    times = len(set(how.network_times(flow, torch.float64).tolist()))
     once = [("caption", ROWS), ("kv 0", ROWS), ("kv 1", ROWS), ("time", times), ("six", times)]
     assert sorted(calls) == sorted([*once, ("caption", 1), ("kv 0", 1), ("kv 1", 1)])
     calls.clear()
@@ -255,7 +256,7 @@ def test_told_is_what_each_solver_asks_for():
         seen: list[float] = []
         how = Sampling(solver, 4)
         how.run(lambda x, t, seen=seen: seen.append(t[0].item()) or x.tanh(), noise(torch.float32), flow)
-        assert how.told(flow).tolist() == seen
+        assert how.network_times(flow).tolist() == seen
         assert len(seen) == count
 
 
@@ -270,13 +271,13 @@ def test_told_is_what_each_solver_asks_for():
     ],
 )
 @torch.no_grad()
-def test_no_step_waits_for_the_device(solver: str, flow: Flow | Ddpm, foretold: bool):
+def test_no_step_waits_for_the_device(solver: str, flow: Process, foretold: bool):
     """Counted on the meta device, which has no values to give."""
     how = Sampling(solver, 4, SCALE, guidance_interval=(0.3, 0.8))
     with Syncs() as waits:
         dit = make("1.0", torch.float32).to("meta")
         prompts, null = (Text(t.tokens.to("meta"), t.mask.to("meta")) for t in (PROMPTS, NULLS["one token"]))
-        velocity = guided(dit, prompts, null, SCALE, (0.3, 0.8), how.told(flow) if foretold else None)
+        velocity = guided(dit, prompts, null, SCALE, (0.3, 0.8), how.network_times(flow) if foretold else None)
         before = waits.total
         how.run(velocity, torch.empty(ROWS, 4, 4, 6, device="meta"), flow)
     assert before > 0, "texts are looked at once"

@@ -89,7 +89,9 @@ def velocity(
     dit: Dit, graphs: Graphs | None, prompts: Text, how: Sampling, null: Text = NULL, mode: Any = "auto"
 ) -> Velocity:
     bind = {} if graphs is None else {"bind": partial(graphs.velocity, mode)}
-    return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.told(FLOW, torch.float64), **bind)
+    return guided(
+        dit, prompts, null, how.guidance, how.guidance_interval, how.network_times(FLOW, torch.float64), **bind
+    )
 
 
 def drawn(dit: Dit, graphs: Graphs | None, prompts: Text, how: Sampling, null: Text = NULL) -> Tensor:
@@ -128,7 +130,7 @@ def test_without_guidance(dit: Dit):
 def test_a_time_that_was_not_foretold(dit: Dit):
     graphs, how, x = Graphs(Recorder()), Sampling("euler", 2, 3.0), noise()
     replayed, plain = velocity(dit, graphs, text([5, 9]), how), velocity(dit, None, text([5, 9]), how)
-    for t in (0.123, 0.456, how.told(FLOW, torch.float64)[0].item(), 0.123):
+    for t in (0.123, 0.456, how.network_times(FLOW, torch.float64)[0].item(), 0.123):
         assert_same(replayed(x, at(t)), plain(x, at(t)))
     mixed = torch.tensor([0.2, 0.7], dtype=torch.float64)
     assert_same(replayed(x, mixed), plain(x, mixed))
@@ -326,7 +328,7 @@ def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.
 
     def run(prompts: Text, bind: dict[str, Any]) -> Tensor:
         given, null = (Text(t.tokens.to("cuda", dtype), t.mask.cuda()) for t in (prompts, NULL))
-        made = guided(dit, given, null, 3.0, how.guidance_interval, how.told(FLOW), **bind)
+        made = guided(dit, given, null, 3.0, how.guidance_interval, how.network_times(FLOW), **bind)
         how.run(made, x, FLOW)  # records
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator
@@ -27,7 +28,7 @@ class Oracle(Dit):
 
     channels, patch = 4, 1
 
-    def __init__(self, data: Tensor, flow: Flow | Ddpm) -> None:
+    def __init__(self, data: Tensor, flow: Process) -> None:
         super().__init__()
         self.data, self.flow, self.seen = data, flow, []
 
@@ -39,7 +40,7 @@ class Oracle(Dit):
 
 
 @pytest.mark.parametrize("flow", [Flow(), Ddpm()])
-def test_the_loss_is_zero_for_the_target_and_its_square_for_nothing(flow: Flow | Ddpm):
+def test_the_loss_is_zero_for_the_target_and_its_square_for_nothing(flow: Process):
     """The target is noise - data, or with `Ddpm` the noise alone."""
     data = torch.randn(5, 4, 2, 2)
     torch.testing.assert_close(
