@@ -7,6 +7,7 @@ in `encoders`.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,3 +75,11 @@ def caption(
     random, length = torch.Generator().manual_seed(seed), length or max(counts)
     mask = torch.arange(length) < torch.tensor(list(counts))[:, None]
     return Text(torch.randn(len(counts), length, TEXT_DIM, generator=random, dtype=torch.float64).to(dtype), mask)
+
+
+def write(root: Path, name: str, text: str) -> Path:
+    """A file below `root`, its folders made."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path

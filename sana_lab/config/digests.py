@@ -1,49 +1,67 @@
-"""Digests of files and folders that a configuration names: a model is known by what was in them, not by their path."""
+"""SHA-256 of files and folders that a configuration names, so that a model is known by its numbers, not by its path.
+
+Digests are cached by path, size, time of change and inode: in memory, and beyond 64 MiB also in runs/digests.json, so
+that gigabytes are read once.
+"""
 
 import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-KNOWN = Path("runs", "digests.json")
-"""Digests of large files by path, size and time of change, so that gigabytes are read once."""
+CACHE = Path("runs", "digests.json")
+"""Digests of large files and folders under their keys; without it they are computed again."""
 
-LARGE = 2**26  # bytes; smaller files are read again by each process
-FRESH = 2.0  # seconds in which a file may change again within one tick of its clock
-READ = (".safetensors", ".json", ".bin", ".pth", ".pt", ".model", ".txt", ".jinja")
-"""What folders of models are read for; a note beside them changes nothing."""
+LARGE = 2**26  # bytes from which a digest is cached on disk
+FRESH = 2.0  # seconds in which a file may change again without a new time of change
+MODEL_FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".model", ".txt", ".jinja")
+"""What a folder of a model is read for: weights, settings and vocabularies; a note beside them changes nothing."""
 
-_seen: dict[str, str] = {}
-
-
-def content(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's models, settings and vocabularies under their names. OSError."""
-    if not path.is_dir():
-        return _file(path)
-    inside = sorted(p for p in path.rglob("*") if p.suffix in READ and p.is_file() and not _hidden(p, path))
-    listed = [f"{p.relative_to(path).as_posix()} {_file(p)}" for p in inside]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+_memory: dict[str, str] = {}
 
 
-def _hidden(path: Path, root: Path) -> bool:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits. OSError."""
+    return _cached("file", [path], lambda: _read(path))
+
+
+def model(path: Path) -> str:
+    """SHA-256 of a file, or of the MODEL_FILES in a folder with their names. OSError."""
+    return folder(path, MODEL_FILES) if path.is_dir() else sha256(path)
+
+
+def folder(path: Path, suffixes: tuple[str, ...] | None = None) -> str:
+    """SHA-256 of the names and bytes of all files below a folder, hidden ones left out. OSError."""
+    inside = [p for p in path.rglob("*") if suffixes is None or p.suffix in suffixes]
+    paths = sorted(p for p in inside if p.is_file() and not _is_hidden(p, path))
+    names = [p.relative_to(path).as_posix() for p in paths]
+    return _cached(f"folder {path.absolute()}", paths, lambda: _listing(zip(names, map(_read, paths), strict=True)))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _file(path: Path) -> str:
-    """A digest that was taken before, of the file as it is, or a new one; what changed a moment ago is read again."""
-    about = path.stat()
-    key = f"{path.absolute()} {about.st_size} {about.st_mtime_ns} {about.st_ino}"
-    settled = time.time() - about.st_mtime > FRESH
-    known = {**_kept(), **_seen} if about.st_size >= LARGE else _seen
-    if settled and key in known:
-        return known[key]
-    found = _read(path)
-    if settled:
-        _seen[key] = found
-        if about.st_size >= LARGE:
-            _keep(key, found)
-    return found
+def _listing(lines: Iterable[tuple[object, ...]]) -> str:
+    return hashlib.sha256("\n".join(" ".join(map(str, line)) for line in lines).encode()).hexdigest()
+
+
+def _cached(what: str, paths: list[Path], compute: Callable[[], str]) -> str:
+    """The cached digest of these files, or a new one; files that changed within FRESH seconds are read again."""
+    stats = [path.stat() for path in paths]
+    listed = [(p.absolute(), s.st_size, s.st_mtime_ns, s.st_ino) for p, s in zip(paths, stats, strict=True)]
+    key = _listing([(what,), *listed])
+    settled = all(time.time() - s.st_mtime > FRESH for s in stats)
+    large = sum(s.st_size for s in stats) >= LARGE
+    if not settled:
+        return compute()
+    if key not in _memory:
+        _memory[key] = (_on_disk().get(key) if large else None) or compute()
+        if large:
+            _keep(key, _memory[key])
+    return _memory[key]
 
 
 def _read(path: Path) -> str:
@@ -51,20 +69,23 @@ def _read(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _kept() -> dict[str, str]:
+def _on_disk() -> dict[str, str]:
     try:
-        found = json.loads(KNOWN.read_text())
-    except (OSError, ValueError):  # none yet, or cut short: files are read again
+        cached = json.loads(CACHE.read_text())
+    except (OSError, ValueError):  # none yet, or cut short
         return {}
-    return found if isinstance(found, dict) else {}
+    return cached if isinstance(cached, dict) else {}
 
 
 def _keep(key: str, digest: str) -> None:
-    """Beside the others, where the folder of runs can be written; without it the file is read again next time."""
-    draft = KNOWN.with_suffix(f".{os.getpid()}")
+    """Add to the cache on disk, where the folder of runs can be written."""
+    draft = CACHE.with_suffix(f".{os.getpid()}")
+    cached = _on_disk()
+    if key in cached:
+        return
     try:
-        KNOWN.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps({**_kept(), key: digest}, indent=1))
-        draft.replace(KNOWN)
+        CACHE.parent.mkdir(exist_ok=True)
+        draft.write_text(json.dumps({**cached, key: digest}, indent=1))
+        draft.replace(CACHE)
     except OSError:
         return

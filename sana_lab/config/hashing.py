@@ -1,75 +1,173 @@
-"""Hashes that name trained models and finished trials."""
+"""Hashes that name trained models and finished trials.
+
+A hash is of the resolved configuration. What the configuration names enters by what it is: files and folders by
+content, other experiments by their hash. A part enters by name, options and `version`, an attribute that counts changes
+of its mathematics; a guest that evaluates also by its module's file, which only costs an evaluation anew. Hub ids enter
+as they are.
+"""
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from sana_lab.config import digests, specs
-from sana_lab.config.experiments import load
+from safetensors import safe_open
+
+from sana_lab.config import digests, experiments, specs
 from sana_lab.config.schema import Config, EvaluationOptions, SamplingOptions, TrainerOptions, Trial
-from sana_lab.config.specs import AsBefore
+from sana_lab.config.specs import AsBefore, Option, Runtime
+from sana_lab.config.validation import kind_of
 
-REFERENCES = ("weights", "model", "lpips_weights")
-"""Options that may name a file or folder of other people's; beside them, anything that says `file:PATH`."""
+MODEL_OPTIONS = ("weights", "model", "lpips_weights")
+"""Options of systems and data that may name a folder of a model; files are recognised under any option."""
+
+OUTPUTS = ("worst_picture",)
+"""Options of `eval:` that name a file to write; they enter the hash as they are."""
 
 
 def experiment_hash(config: Config) -> str:
-    """The name of what this experiment trains: 16 hex digits over system, data, trainer and seed, resolved."""
-    return _digest(_canonical(config))
+    """The name of what an experiment trains: 16 hex digits over system, data, trainer and seed, resolved."""
+    return _digest(_trained_by(config))
 
 
 def trial_hash(trial: Trial) -> str:
-    """The name of a finished trial: what was trained, and how it was sampled and judged."""
-    rest = {k: trial.config[k] for k in ("sampling", "eval", "prompts")}
-    rest["sampling"] = _without_later(SamplingOptions, rest["sampling"])
-    rest["eval"] = _without_later(EvaluationOptions, rest["eval"])
-    return _digest({"model": experiment_hash(trial.config), **rest})
+    """The name of a finished trial: 16 hex digits over what was trained, and how it was sampled and evaluated."""
+    sampling = _without_later(SamplingOptions, trial.config["sampling"])
+    evaluation = _evaluated_by(trial.config["eval"])
+    prompts = trial.config["prompts"]
+    model = experiment_hash(trial.config)
+    return _digest({"model": model, "sampling": sampling, "eval": evaluation, "prompts": prompts})
 
 
-def _canonical(config: Config) -> Config:
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_later(record: type, values: Config) -> Config:
+    """Options without runtime ones, and without those added later at their as-before value, so that keys persist."""
+    schema = {k: o for k, o in specs.fields(record).items() if not o.marks(Runtime)}
+    return {k: v for k, v in values.items() if k in schema and not any(m.value == v for m in schema[k].marks(AsBefore))}
+
+
+# what trains
+
+
+def _trained_by(config: Config) -> Config:
     trainer = specs.fields(TrainerOptions)
-    kept = {k: v for k, v in config["trainer"].items() if not trainer[k].marks(specs.Runtime)}
-    system = _with_hashes(specs.canonical("system", config["system"]))
-    data = _with_hashes(specs.canonical("data", config["data"]))
     return {
-        "system": system,
-        "data": data,
-        "content": _content(config["data"]),
-        "trainer": kept,
+        "system": _with_contents(specs.canonical("system", config["system"])),
+        "data": _with_contents(specs.canonical("data", config["data"])),
+        "content": _data_digest(config["data"]),
+        "trainer": {k: v for k, v in config["trainer"].items() if not trainer[k].marks(Runtime)},
         "seed": config["seed"],
     }
 
 
-def _without_later(record: type, values: Config) -> Config:
-    """Without options added later at their as-before value, so that earlier trials keep their key; runtime ones too."""
-    kept = {k: o for k, o in specs.fields(record).items() if not o.marks(specs.Runtime)}
-    return {k: v for k, v in values.items() if k in kept and not any(m.value == v for m in kept[k].marks(AsBefore))}
-
-
-def _content(data: Config) -> str:
-    """The digest of a data set's content; files may change under one name.
-
-    Of data made from other data it is that of the first source: what is made of it follows, and need not be made.
-    """
+def _data_digest(data: Config) -> str:
+    """The digest of a data set; of derived data, that of the first source, which determines them."""
     while "source" in data:
         data = data["source"]
     return specs.build("data", data).digest()
 
 
-def _with_hashes(value: Any, key: str = "") -> Any:
-    """`experiment:NAME` replaced by that experiment's hash, files and folders by a digest of what they hold, so that
-    other numbers under the same name are noticed. Hub ids stay."""
+def _with_contents(value: Any, key: str = "") -> Any:
+    """References in a canonical spec replaced: `experiment:NAME` by a hash, files and folders of models by a digest."""
     if isinstance(value, dict):
-        return {k: _with_hashes(v, k) for k, v in value.items()}
+        return {k: _with_contents(v, k) for k, v in value.items()}
     if not isinstance(value, str):
         return value
     if value.startswith("experiment:"):
-        return "experiment:" + experiment_hash(load(value.removeprefix("experiment:")))
-    path = Path(value.removeprefix("file:")).expanduser()
-    named = key in REFERENCES or value.startswith("file:")
-    return f"content:{digests.content(path)}" if named and path.exists() else value
+        return f"experiment:{experiment_hash(experiments.load(value.removeprefix('experiment:')))}"
+    path = _named(value)
+    if path is None or key == "name":
+        return value
+    is_reference = key in MODEL_OPTIONS or value.startswith("file:") or (path.suffix and path.is_file())
+    return f"content:{digests.model(path)}" if is_reference else value
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _named(text: str) -> Path | None:
+    """The file or folder of that name, where there is one."""
+    try:
+        path = Path(text.removeprefix("file:")).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # text that is too long for a path, or begins with ~
+        return None
+
+
+# what evaluates
+
+
+def _evaluated_by(options: Config) -> Config:
+    schema = specs.fields(EvaluationOptions)
+    kept = _without_later(EvaluationOptions, options)
+    return {k: v if k in OUTPUTS else _measured_with(schema[k], v) for k, v in kept.items()}
+
+
+def _measured_with(option: Option, value: Any) -> Any:
+    """The value of an option with every file, folder and experiment that it names replaced, also in inner specs."""
+    kind = _kind_within(option.annotation)
+    if isinstance(value, list | tuple):
+        return [_measured_with(option, v) for v in value]
+    if kind and isinstance(value, dict):
+        return _spec_with(kind, value)
+    named = isinstance(value, str) and _admits_text(option.annotation) and not option.marks(Runtime)
+    return _referenced(value) if named else value
+
+
+def _spec_with(kind: str, spec: Config) -> Config:
+    target = specs.find(kind, spec["name"])
+    schema = specs.options(kind, target)
+    version = getattr(target, "version", 1)
+    inner = {k: _measured_with(schema[k], v) if k in schema else v for k, v in spec.items()}
+    extra = {"part_version": version} if isinstance(version, int) and version != 1 else {}
+    return {**inner, "name": _with_source(spec["name"]), **extra}
+
+
+def _kind_within(annotation: Any) -> str | None:
+    """The kind of the spec, or of the specs in a list."""
+    return kind_of(annotation) or next(filter(None, map(_kind_within, get_args(annotation))), None)
+
+
+def _admits_text(annotation: Any) -> bool:
+    return annotation is str or any(map(_admits_text, get_args(annotation)))
+
+
+def _referenced(value: str) -> str:
+    """A path, a file of eval/prompts, `experiment:NAME` or `module:attribute`, by what is in it; other text stays."""
+    if value.startswith("experiment:"):
+        return _judge(value.removeprefix("experiment:"))
+    places = [value, *(f"{root / 'prompts'}/{value}" for root in experiments.roots("eval"))]
+    path = next(filter(None, map(_named, places)), None) if value else None
+    if path is None:
+        return _with_source(value)
+    return f"content:{digests.folder(path) if path.is_dir() else digests.sha256(path)}"
+
+
+def _with_source(name: str) -> str:
+    """A user's `module:attribute` with a digest of the module's file; other names and text as they are."""
+    module, colon, attribute = name.partition(":")
+    words = all(word.isidentifier() for word in (*module.split("."), attribute))
+    if not colon or not words or module.startswith("sana_lab."):
+        return name
+    try:
+        source = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return name
+    file = Path(source.origin) if source and source.origin else None
+    return f"{name} content:{digests.sha256(file)}" if file and file.is_file() else name
+
+
+def _judge(name: str) -> str:
+    """An experiment whose network measures: by its name where it is the one that ships, else by its hash."""
+    key = experiment_hash(experiments.load(name))
+    shipped = (root / "weights" / f"{name}.safetensors" for root in experiments.roots("experiments"))
+    return f"experiment:{name if any(_card_hash(path) == key for path in shipped) else key}"
+
+
+def _card_hash(path: Path) -> str | None:
+    """The hash on the card of a weights file that ships."""
+    if not path.is_file():
+        return None
+    with safe_open(path, "np") as file:
+        return json.loads((file.metadata() or {}).get("card", "{}")).get("hash")

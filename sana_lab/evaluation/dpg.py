@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sana_lab.config import specs
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import Spec, nearest
 from sana_lab.data.images import SUFFIXES, UnreadableError, read
 from sana_lab.evaluation import Measure, Report, Value
-from sana_lab.evaluation.extractors import sha256
 from sana_lab.evaluation.per_prompt import Roster, clustered_mean
 from sana_lab.evaluation.vqa import Vqa
 from sana_lab.types import Json

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report
-from sana_lab.evaluation.extractors import sha256
 from sana_lab.evaluation.per_prompt import Scored
 from sana_lab.types import Json
 

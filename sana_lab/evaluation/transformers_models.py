@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoImageProcessor
 
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import SpecError, nearest
-from sana_lab.evaluation.extractors import sha256
 from sana_lab.models.text.loading import load_network, read_config
 from sana_lab.types import Json
 

@@ -1,6 +1,5 @@
 """Other people's text-to-image systems: any diffusers pipeline, to be sampled and measured as ours are."""
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, hub
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.timing import Call
 from sana_lab.diffusion.sampling import generator, noise_like
@@ -268,12 +268,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """Of every file of weights below a folder."""
-    return {p.relative_to(folder).as_posix(): _sha256(p) for p in sorted(folder.rglob("*.safetensors"))}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*.safetensors"))}
 
 
 def _plain_data(config: Any) -> Json:

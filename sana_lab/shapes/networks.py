@@ -4,7 +4,6 @@ Both are small enough for a CPU, are trained by shipped experiments (`shapes_att
 about photographs. Legend: B pictures or texts, K = 40 classes, a shape in a colour, shape by shape, D features.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import SpecError
 from sana_lab.models.text.tokenizer import (
     check_prompts,
@@ -153,7 +153,7 @@ def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
     system = experiments.load(name)["system"]
     network = kind(**{key: system[key] for key in specs.options("", kind) if key in system})
     weights.load_state(network, weights.read(path), "network.", reference)
-    return network.eval().requires_grad_(False), hashlib.sha256(path.read_bytes()).hexdigest()
+    return network.eval().requires_grad_(False), sha256(path)
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -1,16 +1,14 @@
 """Experiments and ablations: merging, overriding, completing, hashing, and what is said of mistakes."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from tiny import write
 
 from sana_lab.ablation import plan
-from sana_lab.config import digests, experiments, hashing
+from sana_lab.config import experiments
 from sana_lab.config.experiments import apply, complete, compose, load, merge, nest
-from sana_lab.config.hashing import experiment_hash
 from sana_lab.config.specs import SpecError
 
 TINY = """
@@ -31,13 +29,6 @@ def folder(here: Path) -> Path:
     """A working directory with one experiment, `tiny`."""
     write(here, "experiments/tiny.yaml", TINY)
     return here
-
-
-def write(root: Path, name: str, text: str) -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def said(call: Any, *arguments: Any) -> str:
@@ -238,115 +229,9 @@ def test_a_part_that_the_experiment_does_not_hold(folder: Path):
     assert "there is no experiment 'tiney'" in said(load, "tiny", ["system.autoencoder=experiment:tiney"])
 
 
-def test_retraining_what_is_inside_changes_the_hash(folder: Path):
-    overrides = ["system.autoencoder=experiment:judge"]
-    write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\n")
-    before = experiment_hash(load("tiny", overrides))
-    write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\nseed: 1\n")
-    assert experiment_hash(load("tiny", overrides)) != before
-
-
 def test_a_ring_of_experiments_is_told(folder: Path):
     write(folder, "experiments/ring.yaml", "base: tiny\nsystem: {autoencoder: 'experiment:ring'}\n")
     assert "experiments take weights from each other: ring -> ring" in said(load, "ring")
-
-
-# --- hashes
-
-
-@pytest.mark.parametrize(
-    ("key", "reference", "file"),
-    [
-        ("system.autoencoder.weights", "vae.safetensors", "vae.safetensors"),
-        ("system.dit.weights", "dit.pth", "dit.pth"),
-        ("system.autoencoder.weights", "folder", "folder/vae/model.safetensors"),
-        ("system.text_encoder.model", "gemma", "gemma/tokenizer.json"),
-        ("system.text_encoder.instruction", "file:say.txt", "say.txt"),
-    ],
-)
-def test_files_enter_the_hash_by_what_they_hold(folder: Path, key: str, reference: str, file: str):
-    def hashed() -> str:
-        return experiment_hash(load("tiny", [f"{key}={reference}"]))
-
-    write(folder, file, "some numbers")
-    before = hashed()
-    write(folder, f"{Path(file).parent}/README.md", "a note")
-    assert hashed() == before
-    write(folder, file, "same numbers")  # of the same length, in the same instant
-    after = hashed()
-    assert after != before
-    (folder / reference.removeprefix("file:")).rename(folder / "elsewhere")
-    where = "file:elsewhere" if reference.startswith("file:") else "elsewhere"
-    assert experiment_hash(load("tiny", [f"{key}={where}"])) == after
-
-
-def test_a_hub_id_enters_the_hash_as_it_is(folder: Path):
-    one, other = (load("tiny", [f"system.autoencoder.weights=owner/{name}"]) for name in ("a", "b"))
-    assert hashing._canonical(one)["system"]["autoencoder"]["weights"] == "owner/a"
-    assert experiment_hash(one) != experiment_hash(other)
-
-
-def test_data_made_from_other_data_is_known_before_it_is_made(folder: Path):
-    """By the first source's content, and by the weights that make it."""
-    squeeze = "{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2, weights: vae.safetensors}"
-    photos = "{name: folder, root: photos, caption: a colour, size: 16}"
-    latents = f"{{name: latents, items: 4, source: {photos}, autoencoder: {squeeze}}}"
-    overrides = [f"data={{name: features, source: {latents}, text_encoder: {{name: t5, model: owner/name}}}}"]
-    write(folder, "vae.safetensors", "no tensors")
-    (folder / "photos").mkdir()
-    hashes = []
-    for colour in ("red", "blue"):
-        Image.new("RGB", (16, 16), colour).save(folder / "photos/a.png")
-        hashes.append(experiment_hash(load("tiny", overrides)))
-    write(folder, "vae.safetensors", "other tensors")
-    assert len({*hashes, experiment_hash(load("tiny", overrides))}) == 3
-    assert not (folder / "runs").exists()
-
-
-def test_a_large_file_is_read_once_until_it_changes(folder: Path, monkeypatch):
-    monkeypatch.setattr(digests, "LARGE", 10)
-    monkeypatch.setattr(digests, "_seen", {})
-    path = write(folder, "large.bin", "x" * 20)
-    digest = digests.content(path)
-    assert not digests.KNOWN.exists()  # it changed a moment ago, and may again without its clock telling
-    os.utime(path, (1, 1))
-    assert digests.content(path) == digest
-    monkeypatch.setattr(digests, "_seen", {})
-    monkeypatch.setattr(digests, "_read", lambda _: "read again")
-    assert digests.content(path) == digest
-    os.utime(path, (2, 2))
-    assert digests.content(path) == "read again"
-    digests.KNOWN.write_text("cut sho")
-    assert digests.content(path) == "read again"
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "trainer.devices=2", "trainer.log_every=7", "trainer.threads=2", "sampling.steps=50", "sampling.solver=euler",
-        "eval.seed=4", "prompts=[a cat]", "system.dit.checkpointing=true", "system.dit.attention.backend=torch",
-        "system.dit.attention.eps=1.0e-6", "system.dit.attention=linear", "trainer.max_steps=2",
-    ],
-)  # fmt: skip
-def test_what_trains_nothing_leaves_the_hash(folder: Path, override: str):
-    assert experiment_hash(load("tiny", [override])) == experiment_hash(load("tiny"))
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "trainer.max_steps=3", "trainer.precision=bf16-mixed", "trainer.gradient_clip=0.5", "seed=4", "data.size=32",
-        "system.dit.attention=softmax", "system.dit.attention.eps=1", "system.dit.ffn.ratio=2", "system.shift=2",
-        "system.autoencoder.latent=8", "system.optimizer.lr=0.5",
-    ],
-)  # fmt: skip
-def test_what_trains_changes_the_hash(folder: Path, override: str):
-    assert experiment_hash(load("tiny", [override])) != experiment_hash(load("tiny"))
-
-
-def test_the_order_of_keys_does_not_matter(folder: Path):
-    write(folder, "experiments/turned.yaml", "seed: 3\ntrainer: {max_steps: 2}\nbase: tiny\n")
-    assert experiment_hash(load("turned")) == experiment_hash(load("tiny"))
 
 
 # --- suites

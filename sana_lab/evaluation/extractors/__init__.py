@@ -1,8 +1,5 @@
 """What turns images into features: released networks from local files, and a callable of one's own."""
 
-import hashlib
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -11,9 +8,3 @@ def standardised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
     """[0, 255] (B, 3, h, w) to what a network was trained on: each colour less its mean, over its deviation."""
     centre, scale = (torch.tensor(x, device=pixels.device)[:, None, None] for x in (mean, std))
     return (pixels / 255 - centre) / scale
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,10 +9,10 @@ from typing import Annotated, Any, final
 import torch
 from torch import Tensor
 
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import RUNTIME, SpecError, nearest
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor
-from sana_lab.evaluation.extractors import sha256
 from sana_lab.evaluation.extractors.resize import check
 from sana_lab.types import Json
 

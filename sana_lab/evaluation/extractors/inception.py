@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sana_lab.config.digests import sha256
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize
-from sana_lab.evaluation.extractors import sha256
 from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.types import Json
 

@@ -3,7 +3,6 @@
 Images are (B, 3, H, W) in [-1, 1].
 """
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_lab.config.digests import sha256
 from sana_lab.types import Json
 
 
@@ -64,9 +64,7 @@ class Lpips(nn.Module):
 
     def identity(self) -> Json:
         """What distances depend on: network, digest of its weights, version."""
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"net": self.net, "weights_sha256": digest, "version": "0.1"}
+        return {"net": self.net, "weights_sha256": sha256(self.path), "version": "0.1"}
 
     def _activations(self, images: Tensor) -> list[Tensor]:
         """Features of each stage, of unit length along the channels."""
