@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.config.specs import SpecError, nearest
+from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
-from sana_lab.report.table import column
 from sana_lab.types import Json
 
 IMMATERIAL = ("features_mib",)

@@ -1,14 +1,13 @@
-"""What others found, held against a table: is their ordering reproduced, contradicted, or within the noise?"""
+"""Claims of papers, tested on a table: is an order of rows reproduced, contradicted, or within the noise?"""
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from scipy.stats import t as student
-
 from sana_lab.config.schema import Expectation
-from sana_lab.report.table import Cell, Row, column
+from sana_lab.report.columns import column
+from sana_lab.report.significance import half_width
+from sana_lab.report.table import Cell, Row
 
 Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
 
@@ -20,7 +19,7 @@ COUNTED = (
 
 
 class Verdict(NamedTuple):
-    """One pair of an expected order."""
+    """The outcome of a claim for one pair of its order."""
 
     better: str
     worse: str
@@ -34,13 +33,13 @@ class Verdict(NamedTuple):
 
 
 def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Mapping[str, str]) -> list[Verdict]:
-    """Neighbours of each order. An expectation in a metric with a stand-in is judged in that one.
+    """A verdict on each pair of neighbours of each order, in the metric's stand-in where it has one.
 
     ValueError for a metric of which neither more nor less is better.
     """
-    found = {row.label: row for row in rows}
+    by_label = {row.label: row for row in rows}
     pairs = [(e, a, b) for e in expected for a, b in pairwise(e.order)]
-    return [_verdict(found[a], found[b], stand_in.get(e.metric, e.metric)) for e, a, b in pairs]
+    return [_verdict(by_label[a], by_label[b], stand_in.get(e.metric, e.metric)) for e, a, b in pairs]
 
 
 def judge(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
@@ -55,27 +54,6 @@ def judge(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
     if abs(difference) <= half:
         return "not significant", why
     return ("reproduced" if difference > 0 else "not reproduced"), why
-
-
-def half_width(a: Cell, b: Cell) -> float | None:
-    """Half of the 95 % interval of a difference of two means.
-
-    Over seeds where both have several (Welch), else from the intervals of both, taken as independent, which is cautious
-    for rows that share prompts and noise; None where neither is known.
-    """
-    if a.std is not None and b.std is not None:
-        return _welch(a.std**2 / a.n, b.std**2 / b.n, a.n, b.n)
-    if a.interval is None or b.interval is None:
-        return None
-    return math.hypot(*((high - low) / 2 for low, high in (a.interval, b.interval)))
-
-
-def _welch(a: float, b: float, na: int, nb: int) -> float:
-    """From the squared standard errors of two means and their numbers of seeds."""
-    if a + b == 0:
-        return 0.0
-    freedom = (a + b) ** 2 / (a**2 / (na - 1) + b**2 / (nb - 1))
-    return float(student.ppf(0.975, freedom)) * math.sqrt(a + b)
 
 
 def _verdict(better: Row, worse: Row, metric: str) -> Verdict:

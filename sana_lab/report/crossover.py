@@ -1,4 +1,4 @@
-"""Where one of two costs that are measured at several sizes becomes the cheaper one."""
+"""The size at which one of two costs, measured at several sizes, becomes the cheaper one."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def crossing(points: Sequence[Point]) -> Crossing | None:
     if len(points) < 2:
         return None
     if min(min(p) for p in points) <= 0:
-        raise ValueError("sizes and ratios are positive, expected no zero or negative one to cross")
+        raise ValueError(f"sizes and ratios are {points}, expected all to be positive")
     ordered = sorted(points)
     at, early, late = (_passes([(p[0], p[i]) for p in ordered]) for i in (1, 3, 2))
     return Crossing(at, early, late, ordered[0][0], ordered[-1][0], ordered[0][1] >= 1)

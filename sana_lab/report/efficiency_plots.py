@@ -1,4 +1,4 @@
-"""Plots of efficiency tables: a walk of changes, one bar each, and two costs that cross."""
+"""Plots of efficiency tables: a walk of changes as bars, and two costs over sizes with their crossover."""
 
 import re
 import textwrap
@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from sana_lab.report.columns import column
 from sana_lab.report.crossover import Crossing, crossing
 from sana_lab.report.plots import COLOURS, DPI, MARKERS, WIDTH, save, span
-from sana_lab.report.table import Published, Row, Table, column
+from sana_lab.report.table import Published, Row, Table
 
 SCOPES = {
     "core": "mixing of q, k, v",
@@ -25,14 +26,14 @@ def walk(table: Table, metric: str, path: Path | str) -> Path:
     """A bar for each row, a logarithmic axis, and beside each what it has gained over the row before; numbers that
     others published are hollow bars of their own."""
     rows = [row for row in table.rows if metric in row.cells]
-    shown = column(metric)
+    axis = column(metric)
     theirs = _published(table.published, metric)
     figure = Figure(figsize=(WIDTH, 1.6 + 0.62 * len(rows)), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12))
     axes: Axes = figure.subplots()
     aside = 0.19 if theirs else 0.0
     for y, row in enumerate(rows):
         cell = row.cells[metric]
-        label = shown.text(cell.mean) + (f"  ({rows[y - 1].cells[metric].mean / cell.mean:.3g}x)" if y else "")
+        label = axis.text(cell.mean) + (f"  ({rows[y - 1].cells[metric].mean / cell.mean:.3g}x)" if y else "")
         _bar(axes, y - aside, cell.mean, label, {"color": COLOURS[0]})
         low, high = span(cell)
         axes.hlines(y - aside, low, high, color="black", linewidth=1.2)
@@ -44,7 +45,7 @@ def walk(table: Table, metric: str, path: Path | str) -> Path:
     axes.set_xscale("log")
     axes.set_xlim(right=axes.get_xlim()[1] * 6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{shown.heading} ({shown.unit}), logarithmic; in brackets: times less than the row before")
+    axes.set_xlabel(f"{axis.heading} ({axis.unit}), logarithmic; in brackets: times less than the row before")
     axes.set_title(textwrap.fill(table.title, 84), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
@@ -80,11 +81,11 @@ def tokens_of(row: Row) -> float:
 
 def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> None:
     for i, name in enumerate(names):
-        found = [(tokens_of(r), r.cells[f"{name}_{scope}_ms"]) for r in rows if f"{name}_{scope}_ms" in r.cells]
-        x = [n for n, _ in found]
-        low, high = zip(*(span(cell) for _, cell in found), strict=True)
+        points = [(tokens_of(r), r.cells[f"{name}_{scope}_ms"]) for r in rows if f"{name}_{scope}_ms" in r.cells]
+        x = [n for n, _ in points]
+        low, high = zip(*(span(cell) for _, cell in points), strict=True)
         axes.fill_between(x, low, high, color=COLOURS[i], alpha=0.2, linewidth=0)
-        axes.plot(x, [cell.mean for _, cell in found], MARKERS[i], linestyle="-", color=COLOURS[i], label=name)
+        axes.plot(x, [cell.mean for _, cell in points], MARKERS[i], linestyle="-", color=COLOURS[i], label=name)
     _mark(axes, crossing_of(rows, scope))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -101,14 +102,14 @@ def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> N
     axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _mark(axes: Axes, found: Crossing | None) -> None:
-    if found is None or found.at is None:
-        words = "no crossover: not enough ratios" if found is None else "no crossover in range"
+def _mark(axes: Axes, crossing: Crossing | None) -> None:
+    if crossing is None or crossing.at is None:
+        words = "no crossover: not enough ratios" if crossing is None else "no crossover in range"
         axes.text(0.98, 0.04, words, transform=axes.transAxes, ha="right", fontsize=8, color="0.35")
         return
-    axes.axvline(found.at, color="0.3", linestyle="--", linewidth=1.1)
-    axes.axvspan(found.low or found.first, found.high or found.last, color="0.5", alpha=0.15, linewidth=0)
-    axes.text(0.98, 0.04, f"crossover at {found.at:.0f}", transform=axes.transAxes, ha="right", fontsize=8)
+    axes.axvline(crossing.at, color="0.3", linestyle="--", linewidth=1.1)
+    axes.axvspan(crossing.low or crossing.first, crossing.high or crossing.last, color="0.5", alpha=0.15, linewidth=0)
+    axes.text(0.98, 0.04, f"crossover at {crossing.at:.0f}", transform=axes.transAxes, ha="right", fontsize=8)
 
 
 def _bar(axes: Axes, y: float, value: float, label: str, style: dict[str, object]) -> None:

@@ -1,7 +1,7 @@
 """Pictures of a table: quality with its interval, quality against cost, curves, and samples from the same noise.
 
-Each function writes one PNG, 1200 pixels wide or less, and returns its path. Colours are Okabe and Ito's, which most
-colour-blind readers can tell apart; the marker's shape says the same again.
+Each function writes one PNG, at most 1200 pixels wide, and returns its path. The palette is Okabe and Ito's, which most
+colour-blind readers can tell apart; markers repeat the distinction.
 """
 
 import math
@@ -19,7 +19,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from sana_lab.report.table import Cell, Column, Row, Table, column
+from sana_lab.report.columns import Column, column
+from sana_lab.report.table import Cell, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p")
 WIDTH, DPI = 8.0, 150  # inches, pixels per inch
-TEXT, MARGIN, LEAST_CELL = 13, 8, 112  # pixels of a sample grid
+TEXT, MARGIN, CELL = 13, 8, 112  # pixels of a sample grid: font, space around cells, cell width by default
 
 
 class Reference(NamedTuple):
@@ -42,21 +43,21 @@ class Reference(NamedTuple):
 
 def quality(table: Table, metric: str, path: Path | str, reference: Reference | None = None) -> Path:
     """One line for each row: the value as a point, its 95 % interval or spread over seeds as a bar."""
-    rows, shown = _having(table, metric), column(metric)
+    rows, axis = _having(table, metric), column(metric)
     figure, axes = _figure(1.3 + 0.42 * len(rows))
     for y, row in enumerate(rows):
         cell = row.cells[metric]
         low, high = span(cell)
         axes.hlines(y, low, high, color=_colour(0), linewidth=3, alpha=0.45)
         axes.plot(cell.mean, y, "o", color=_colour(0), markersize=8, clip_on=False)
-        axes.annotate(shown.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
+        axes.annotate(axis.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
     _draw_reference(axes, reference)
     axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 34) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
     if min(span(row.cells[metric])[0] for row in rows) >= 0:
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-    axes.set_xlabel(_label(shown) + _span_words(rows, metric))
+    axes.set_xlabel(_label(axis) + _span_words(rows, metric))
     axes.set_title(table.title, loc="left")
     return save(figure, path)
 
@@ -136,17 +137,17 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
 def grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], path: Path | str, scale: int | None = None) -> Path:
     """Samples side by side: a row for each label, a column for each prompt, the same noise down a column.
 
-    `images` holds uint8 (N, 3, H, W) for N prompts. Pixels are enlarged `scale` times, without blending; unless it is
-    given, until a cell is 112 pixels wide. Rows of another size are brought to the largest. Raises ValueError where
-    a row has another number of images than there are prompts.
+    `images` holds uint8 (N, 3, H, W) for N prompts. Pixels are enlarged `scale` times without blending, by default
+    until a cell is 112 pixels wide. Rows of other sizes are brought to the largest. ValueError where a row has another
+    number of images than there are prompts.
     """
     if not images or not prompts:
         raise ValueError(f"no samples to show for {len(prompts)} prompts and the rows {list(images)}")
-    arrays = {label: _as_images(label, batch, len(prompts)) for label, batch in images.items()}
-    widest = max(array.shape[2] for array in arrays.values())
-    tallest = max(array.shape[1] for array in arrays.values())
-    factor = scale or max(1, math.ceil(LEAST_CELL / widest))
-    return _draw_grid(arrays, prompts, (widest * factor, tallest * factor), Path(path))
+    for label, batch in images.items():
+        _check_images(label, batch, len(prompts))
+    widest, tallest = (max(batch.shape[axis] for batch in images.values()) for axis in (3, 2))
+    factor = scale or max(1, math.ceil(CELL / widest))
+    return _draw_grid(images, prompts, (widest * factor, tallest * factor), Path(path))
 
 
 def span(cell: Cell) -> tuple[float, float]:
@@ -186,7 +187,7 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Writes the PNG."""
+    """Write the PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", facecolor="white")
     return Path(path)
@@ -236,9 +237,9 @@ def _number(row: Row, axis: str) -> float:
         raise ValueError(f"axis {axis!r} of row {row.label!r} is not a number: {row.labels}") from None
 
 
-def _label(shown: Column) -> str:
-    unit = f" ({shown.unit})" if shown.unit else ""
-    return shown.heading + unit + (f", {shown.better} is better" if shown.better else "")
+def _label(column: Column) -> str:
+    unit = f" ({column.unit})" if column.unit else ""
+    return column.heading + unit + (f", {column.better} is better" if column.better else "")
 
 
 def _span_words(rows: Sequence[Row], metric: str) -> str:
@@ -266,35 +267,42 @@ def _wrapped(label: str) -> str:
     return textwrap.fill(label, 26)
 
 
-def _as_images(label: str, batch: "Tensor", n: int) -> np.ndarray:
-    """(N, H, W, 3) of a row."""
-    array = np.asarray(batch.cpu() if hasattr(batch, "cpu") else batch)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[:2] != (n, 3):
-        raise ValueError(f"row {label!r} is {array.dtype} {array.shape}, expected uint8 ({n}, 3, H, W) for {n} prompts")
-    return array.transpose(0, 2, 3, 1)
+def _check_images(label: str, batch: "Tensor", n: int) -> None:
+    if str(batch.dtype) != "torch.uint8" or batch.ndim != 4 or tuple(batch.shape[:2]) != (n, 3):
+        dtype = str(batch.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"row {label!r} is {dtype} {tuple(batch.shape)}, expected uint8 ({n}, 3, H, W) for {n} prompts"
+        )
 
 
-def _draw_grid(arrays: Mapping[str, np.ndarray], prompts: Sequence[str], cell: tuple[int, int], path: Path) -> Path:
+def _draw_grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], cell: tuple[int, int], path: Path) -> Path:
+    """The montage, with prompts above its columns and labels beside its rows; `cell` is (width, height)."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT)
     heads = [_wrap(prompt, cell[0], font) for prompt in prompts]
-    labels = [_wrap(label, 150, font) for label in arrays]
-    line = TEXT + 4
-    left = MARGIN + max(int(font.getlength(text)) for words in labels for text in words) + MARGIN
+    labels = [_wrap(label, 150, font) for label in images]
+    line, (step_x, step_y) = TEXT + 4, (cell[0] + MARGIN, cell[1] + MARGIN)
+    left = MARGIN + max(int(font.getlength(text)) for lines in labels for text in lines) + MARGIN
     top = MARGIN + line * max(map(len, heads)) + MARGIN
-    step = (cell[0] + MARGIN, cell[1] + MARGIN)
-    canvas = Image.new("RGB", (left + step[0] * len(prompts), top + step[1] * len(arrays)), "white")
+    canvas = Image.new("RGB", (left + step_x * len(prompts), top + step_y * len(images)), "white")
+    canvas.paste(_montage(list(images.values()), len(prompts), cell), (left - MARGIN, top - MARGIN))
     draw = ImageDraw.Draw(canvas)
-    for x, words in enumerate(heads):
-        _write(draw, words, (left + x * step[0], top - MARGIN // 2 - line * len(words)), font)
-    for y, (words, row) in enumerate(zip(labels, arrays.values(), strict=True)):
-        middle = top + y * step[1] + (cell[1] - line * len(words)) // 2
-        _write(draw, words, (MARGIN, middle), font)
-        for x, image in enumerate(row):
-            big = Image.fromarray(np.ascontiguousarray(image)).resize(cell, Image.Resampling.NEAREST)
-            canvas.paste(big, (left + x * step[0], top + y * step[1]))
+    for x, lines in enumerate(heads):
+        _write(draw, lines, (left + x * step_x, top - MARGIN // 2 - line * len(lines)), font)
+    for y, lines in enumerate(labels):
+        _write(draw, lines, (MARGIN, top + y * step_y + (cell[1] - line * len(lines)) // 2), font)
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(path)
     return path
+
+
+def _montage(rows: "Sequence[Tensor]", columns: int, cell: tuple[int, int]) -> Image.Image:
+    """All images as cells of one size, a margin around each."""
+    import torch
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    cells = [torch.nn.functional.interpolate(row.cpu(), cell[::-1], mode="nearest-exact") for row in rows]
+    return to_pil_image(make_grid(torch.cat(cells), nrow=columns, padding=MARGIN, pad_value=255))
 
 
 def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int], font: ImageFont.FreeTypeFont) -> None:

@@ -10,7 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab.report.table import Cell, Column, Published, Row, Table, choose, shows_interval, unique, words
+from sana_lab.report import significance
+from sana_lab.report.columns import Column, words
+from sana_lab.report.table import Cell, Published, Row, Table, choose, shows_interval, unique
 
 HOLE = "—"
 
@@ -43,7 +45,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A line for each row, unrounded; published rows carry that status.
+    """A line for each row, unrounded; published rows have that status.
 
     A metric may have three more columns: _std over seeds, _low and _high of its 95 % interval.
     """
@@ -69,12 +71,12 @@ def _csv_line(row: Row, axes: Sequence[str], names: Sequence[str]) -> dict[str, 
 
 
 def to_json(table: Table) -> str:
-    """Everything the table knows, each cell with its run ids; not-a-number and infinity are null."""
+    """The whole table, each cell with its run ids; NaN and infinity are null."""
     return json.dumps(_plain(_tree(table)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write(table: Table, folder: Path | str, name: str = "table") -> list[Path]:
-    """Writes name.md, .tex, .csv and .json; the paths."""
+    """Write name.md, .tex, .csv and .json; the paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     texts = {".md": to_markdown(table), ".tex": to_latex(table), ".csv": to_csv(table), ".json": to_json(table)}
     for ending, text in texts.items():
@@ -98,7 +100,7 @@ def _spread(column: Column, cell: Cell) -> str:
 
 
 class _Body(NamedTuple):
-    """A table as texts that are not escaped yet."""
+    """The texts of a table, not escaped yet."""
 
     heads: list[str]
     rows: list[list[str]]
@@ -107,18 +109,18 @@ class _Body(NamedTuple):
 
 
 def _body(table: Table, marked: bool) -> _Body:
-    """`marked` numbers the rows that have errors, as the notes do.
+    """`marked` numbers the rows that have errors, as the notes do, and counts seeds where rows have different numbers.
 
-    A column that others have measured too, in a row of the same label, has theirs beside it.
+    A column that others published for a row of the same label has theirs beside it.
     """
     uneven = len({row.seeds for row in table.rows if row.seeds}) > 1
     counted = ["Seeds"] if marked and uneven else []
     heads = [words(axis) if axis != "label" else "" for axis in table.axes] + counted
-    marks = _marks(table) if marked else {}
+    numbers = _error_numbers(table) if marked else {}
     rows = []
     for row in table.rows:
         labels = _labels(row, table.axes)
-        labels[-1] += f" {marks[row.label]}" if row.label in marks else ""
+        labels[-1] += f" {numbers[row.label]}" if row.label in numbers else ""
         rows.append(
             labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in _places(table)]
         )
@@ -127,7 +129,7 @@ def _body(table: Table, marked: bool) -> _Body:
 
 
 class _Place(NamedTuple):
-    """A column of the body: ours, or theirs of the same metric."""
+    """A column of the body: our numbers, or the published ones of the same metric."""
 
     column: Column
     published: bool
@@ -154,30 +156,27 @@ def _place_text(table: Table, place: _Place, row: Row) -> str:
 
 
 def _bold(table: Table, start: int) -> set[tuple[int, int]]:
-    """Ours alone: theirs are of other conditions."""
-    return {
-        (i, start + j)
-        for j, (c, published) in enumerate(_places(table))
-        for i, row in enumerate(table.rows)
-        if not published and c.name in row.cells and c.text(row.cells[c.name].mean) in table.best(c)
-    }
+    """(row, column) of the best cells of ours; published numbers are of other conditions."""
+    ours = [(j, place.column) for j, place in enumerate(_places(table), start) if not place.published]
+    return {(i, j) for j, column in ours for i in significance.best(table.rows, column)}
 
 
-def _marks(table: Table) -> dict[str, str]:
+def _error_numbers(table: Table) -> dict[str, str]:
+    """row -> the number of its error among the notes."""
     return {row.label: f"[{i}]" for i, row in enumerate((r for r in table.rows if r.errors), start=1)}
 
 
 def _all_notes(table: Table) -> list[str]:
-    marks = _marks(table)
-    errors = [f"{marks[row.label]} {'; '.join(row.errors)}" for row in table.rows if row.errors]
-    bold = ["Bold: the best of a column."] if any(table.best(c) for c in table.columns) else []
+    numbers = _error_numbers(table)
+    errors = [f"{numbers[row.label]} {'; '.join(row.errors)}" for row in table.rows if row.errors]
+    bold = ["Bold: the best of a column."] if any(significance.best(table.rows, c) for c in table.columns) else []
     return errors + bold + table.notes
 
 
 def _as_table(published: Published) -> Table:
     columns, _ = choose([], published.rows)
-    shown = [replace(c, interval=False, better=None, printed=True) for c in columns]
-    return Table("", ["label"], shown, published.rows, [])
+    printed = [replace(c, interval=False, better=None, printed=True) for c in columns]
+    return Table("", ["label"], printed, published.rows, [])
 
 
 def _published_title(published: Published) -> str:

@@ -1,18 +1,21 @@
-"""Which rows of a table differ from its baseline: paired over images that share prompts and noise, or over seeds.
+"""The marks of a table: bold for the best of a column, ▲ ▼ ≠ for rows that differ from the baseline.
 
-With one seed the test is paired: the baseline's numbers per image less the row's, in one order, and a t test of their
-mean with images of one prompt as one cluster. It says that these two trained models differ, and nothing of what
+With one seed the test is paired: the row's numbers per image less the baseline's, in one order, and a t test of their
+mean with the images of one prompt as one cluster. It says that these two trained models differ, and nothing of what
 another training seed would give. With several seeds it is Welch's t test of the seeds' values. Both are two-sided, at
 the 5 % level, without correction for the number of rows and columns.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from scipy import stats
+
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.evaluation.per_prompt import clustered_mean
-from sana_lab.report.claims import half_width
-from sana_lab.report.table import Row, column
+from sana_lab.report.columns import Column, column
+from sana_lab.report.table import Cell, Row
 from sana_lab.types import Json
 
 PAIRED = "paired t test over prompts, same noise"
@@ -32,35 +35,19 @@ class Difference(NamedTuple):
         return not self.low <= 0 <= self.high
 
 
-def differences(rows: Sequence[Row], reports: Mapping[str, Json], baseline: str) -> dict[str, dict[str, Difference]]:
-    """row -> column -> its difference from the baseline, where it can be tested. SpecError for no such row.
-
-    `reports` holds what `eval` found of the rows' first seeds, by label.
-    """
-    found = {row.label: row for row in rows}
-    if baseline not in found:
-        raise SpecError(f"the baseline is {baseline!r}, which is no row; {nearest(baseline, found)}")
-    base = found[baseline]
-    return {r.label: _of_row(r, base, reports) for r in rows if r.label != baseline}
-
-
-def marked(found: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, Json]]:
-    """The same as plain data, with the mark that a table shows: ▲ better, ▼ worse, ≠ where neither is better."""
-    return {
-        label: {name: {**d._asdict(), "mark": mark(name, d)} for name, d in row.items()} for label, row in found.items()
-    }
-
-
-def note(found: Mapping[str, Mapping[str, Difference]], baseline: str) -> list[str]:
-    """What the marks say; nothing where nothing was tested."""
-    tests = dict.fromkeys(d.test for row in found.values() for d in row.values())
-    if not tests:
-        return []
-    return [f"▲ better, ▼ worse than {baseline!r} at the 5 % level, each by itself: {', '.join(tests)}."]
+def best(rows: Sequence[Row], column: Column) -> frozenset[int]:
+    """Positions of the rows to print in bold: those of the best mean as the column shows it, ties included; none where
+    neither side is better or all rows show the same."""
+    means = {i: row.cells[column.name].mean for i, row in enumerate(rows) if column.name in row.cells}
+    texts = {i: column.text(mean) for i, mean in means.items()}
+    if column.better is None or len(set(texts.values())) < 2:
+        return frozenset()
+    top = column.text(max(means.values()) if column.better == "higher" else min(means.values()))
+    return frozenset(i for i, text in texts.items() if text == top)
 
 
 def mark(name: str, difference: Difference) -> str:
-    """▲ better, ▼ worse, ≠ other where neither is better; nothing where it is within the noise."""
+    """▲ better, ▼ worse, ≠ different where neither is better; nothing where the difference is within the noise."""
     better = column(name).better
     if not difference.significant:
         return ""
@@ -69,12 +56,61 @@ def mark(name: str, difference: Difference) -> str:
     return "▲" if (difference.value > 0) == (better == "higher") else "▼"
 
 
-def _of_row(row: Row, base: Row, reports: Mapping[str, Json]) -> dict[str, Difference]:
-    tested = {name: _of_cell(name, row, base, reports) for name in row.cells if name in base.cells}
-    return {name: difference for name, difference in tested.items() if difference}
+def differences(rows: Sequence[Row], reports: Mapping[str, Json], baseline: str) -> dict[str, dict[str, Difference]]:
+    """row -> column -> its difference from the baseline, where it can be tested. SpecError for no such row.
+
+    `reports` holds the evaluation's report of each row's first seed, by label.
+    """
+    by_label = {row.label: row for row in rows}
+    if baseline not in by_label:
+        raise SpecError(f"the baseline is {baseline!r}, which is no row; {nearest(baseline, by_label)}")
+    return {r.label: _row(r, by_label[baseline], reports) for r in rows if r.label != baseline}
 
 
-def _of_cell(name: str, row: Row, base: Row, reports: Mapping[str, Json]) -> Difference | None:
+def marked(tests: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, Json]]:
+    """The differences as plain data, each with its mark."""
+    return {
+        label: {name: {**d._asdict(), "mark": mark(name, d)} for name, d in row.items()} for label, row in tests.items()
+    }
+
+
+def note(tests: Mapping[str, Mapping[str, Difference]], baseline: str) -> list[str]:
+    """The line under a table that explains its marks; none where nothing was tested."""
+    names = dict.fromkeys(d.test for row in tests.values() for d in row.values())
+    if not names:
+        return []
+    return [f"▲ better, ▼ worse than {baseline!r} at the 5 % level, each by itself: {', '.join(names)}."]
+
+
+def half_width(a: Cell, b: Cell) -> float | None:
+    """Half of the 95 % interval of a difference of two means.
+
+    Over seeds where both have several (Welch), else from the intervals of both, taken as independent, which is cautious
+    for rows that share prompts and noise; None where neither is known.
+    """
+    if a.std is not None and b.std is not None:
+        return _welch(a.std**2 / a.n, b.std**2 / b.n, a.n, b.n)
+    if a.interval is None or b.interval is None:
+        return None
+    return math.hypot(*((high - low) / 2 for low, high in (a.interval, b.interval)))
+
+
+def paired(report: Json, base: Json, name: str) -> Difference | None:
+    """From two reports' numbers per image of one column; None where they are not of the same prompts and noise."""
+    ours, theirs = (r.get("per_image", {}).get(name) for r in (report, base))
+    if not ours or not theirs or ours["drawn"] != theirs["drawn"] or len(ours["values"]) != len(theirs["values"]):
+        return None
+    changes = [a - b for a, b in zip(ours["values"], theirs["values"], strict=True)]
+    mean = clustered_mean(changes, [i // ours["images_per_prompt"] for i in range(len(changes))])
+    return None if mean.low is None or mean.high is None else Difference(mean.value, mean.low, mean.high, PAIRED)
+
+
+def _row(row: Row, base: Row, reports: Mapping[str, Json]) -> dict[str, Difference]:
+    tests = {name: _cell(name, row, base, reports) for name in row.cells if name in base.cells}
+    return {name: difference for name, difference in tests.items() if difference}
+
+
+def _cell(name: str, row: Row, base: Row, reports: Mapping[str, Json]) -> Difference | None:
     a, b = row.cells[name], base.cells[name]
     if a.std is not None and b.std is not None:
         half, value = half_width(a, b), a.mean - b.mean
@@ -84,11 +120,10 @@ def _of_cell(name: str, row: Row, base: Row, reports: Mapping[str, Json]) -> Dif
     return paired(reports[row.label], reports[base.label], name)
 
 
-def paired(report: Json, base: Json, name: str) -> Difference | None:
-    """From two reports' numbers per image of one column; None where they are not of the same prompts and noise."""
-    ours, theirs = (r.get("per_image", {}).get(name) for r in (report, base))
-    if not ours or not theirs or ours["drawn"] != theirs["drawn"] or len(ours["values"]) != len(theirs["values"]):
-        return None
-    apart = [a - b for a, b in zip(ours["values"], theirs["values"], strict=True)]
-    mean = clustered_mean(apart, [i // ours["images_per_prompt"] for i in range(len(apart))])
-    return None if mean.low is None or mean.high is None else Difference(mean.value, mean.low, mean.high, PAIRED)
+def _welch(a: float, b: float, na: int, nb: int) -> float:
+    """Half of Welch's interval, from the squared standard errors of two means and their numbers of seeds; SciPy's
+    `ttest_ind` gives it from the values alone, and cells keep mean and deviation."""
+    if a + b == 0:
+        return 0.0
+    freedom = (a + b) ** 2 / (a**2 / (na - 1) + b**2 / (nb - 1))
+    return float(stats.t.ppf(0.975, freedom)) * math.sqrt(a + b)

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sana_lab.report.table import COLUMNS, ENDS
+from sana_lab.report.columns import COLUMNS, ENDS
 from sana_lab.tracking.store import Run, Store
 
 LOOPBACK = ("127.0.0.1", "localhost")

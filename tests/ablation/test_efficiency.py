@@ -15,7 +15,8 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable, Trial
 from sana_lab.report import efficiency_plots
-from sana_lab.report.table import Table, column, load_published
+from sana_lab.report.columns import column
+from sana_lab.report.table import Table, load_published
 from sana_lab.tracking.store import Store
 
 pytestmark = pytest.mark.filterwarnings(

@@ -12,7 +12,8 @@ from sana_lab.ablation.quality_table import tabulate
 from sana_lab.config import experiments, schema
 from sana_lab.costs.flops import PAIR
 from sana_lab.models.text import loading
-from sana_lab.report.table import column, load_published
+from sana_lab.report.columns import column
+from sana_lab.report.table import load_published
 from sana_lab.training import train
 
 EFFICIENCY = [name for name in experiments.available("ablations", "paper") if plan.compares_efficiency(name)]

@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from sana_lab.config.schema import Expectation
-from sana_lab.report.claims import half_width, judge, verdicts
+from sana_lab.report.claims import judge, verdicts
+from sana_lab.report.significance import half_width
 from sana_lab.report.table import Cell, Row
 
 

@@ -49,5 +49,5 @@ def test_order_does_not_matter_and_one_size_says_nothing():
     points = power(700.0)
     assert crossing(points[::-1]) == crossing(points)
     assert crossing(points[:1]) is None
-    with pytest.raises(ValueError, match="are positive"):
+    with pytest.raises(ValueError, match="positive"):
         crossing([(256, 0.0, 0.0, 0.1), (512, 1.0, 1.0, 1.0)])

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sana_lab.report.columns import column
 from sana_lab.report.plots import Reference, against, curves, grid, pareto, quality, running_mean, span, tradeoff
-from sana_lab.report.table import Cell, build_table, column
+from sana_lab.report.table import Cell, build_table
 
 
 def record(label, seed=0, labels=None, **metrics):

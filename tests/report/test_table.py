@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sana_lab.config import experiments
-from sana_lab.report.table import COLUMNS, Cell, build_table, column, load_published
+from sana_lab.report.columns import COLUMNS, column
+from sana_lab.report.significance import best
+from sana_lab.report.table import Cell, build_table, load_published
 
 DAY = date(2026, 11, 23)
 SHA = "0123456789" * 4
@@ -106,9 +108,9 @@ def test_three_significant_digits_without_exponents(value, text):
 
 def test_best_follows_the_direction_and_ties_in_print_share_it():
     table = build_table([record("a", fid=5.0, psnr=30.001), record("b", fid=4.0, psnr=30.002)], title="T")
-    assert table.best(column("fid")) == {"4.00"}
-    assert table.best(column("psnr")) == frozenset()  # the same in print: nothing is better
-    assert table.best(column("params_m")) == frozenset()  # no side is better
+    assert best(table.rows, column("fid")) == {1}
+    assert best(table.rows, column("psnr")) == frozenset()  # the same in print: nothing is better
+    assert best(table.rows, column("params_m")) == frozenset()  # no side is better
 
 
 def test_several_axes_are_several_label_columns():

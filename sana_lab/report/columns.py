@@ -1,0 +1,152 @@
+"""The columns of tables: heading, unit, better side and decimals of every metric."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ENDS = ("_low", "_high")
+"""A metric `x` may come with the ends of its 95 % interval, `x_low` and `x_high`."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a metric is shown, and which side of it is better."""
+
+    name: str
+    heading: str
+    unit: str = ""
+    better: Literal["higher", "lower"] | None = None
+    decimals: int | None = None  # None: three significant digits
+    interval: bool = False  # show the 95 % interval where there is no spread over seeds
+    printed: bool = False  # show six significant digits at most, for numbers that others have rounded
+
+    @property
+    def title(self) -> str:
+        """Heading, unit, and an arrow that points to the better side."""
+        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
+        return self.heading + (f" ({self.unit})" if self.unit else "") + arrow
+
+    def text(self, value: float) -> str:
+        if self.printed:
+            return f"{value:g}"
+        return significant(value) if self.decimals is None else f"{value:.{self.decimals}f}"
+
+
+COLUMNS = (
+    Column("params_m", "Params", "M"),
+    Column("dit_params_m", "DiT params", "M"),
+    Column("dit_params_b", "DiT params", "B"),
+    Column("text_params_m", "Text params", "M"),
+    Column("params_b", "Params", "B"),
+    Column("gmacs", "MACs", "G", "lower"),
+    Column("tmacs", "MACs of a forward", "T", "lower"),
+    Column("tmacs_pair", "MACs of a guided pair", "T", "lower"),
+    Column("tmacs_image", "MACs of an image", "T", "lower"),
+    Column("text_gmacs", "MACs of a prompt", "G", "lower"),
+    Column("fewer_macs", "Fewer MACs", "times"),
+    Column("tokens", "Tokens", decimals=0),
+    Column("text_tokens", "Text tokens", decimals=0),
+    Column("steps", "Steps", decimals=0),
+    Column("evaluations", "Forwards", decimals=0),
+    Column("latency_s", "Latency", "s", "lower", interval=True),
+    Column("latency_ms", "Latency", "ms", "lower"),
+    Column("text_s", "Text", "s", "lower"),
+    Column("text_ms", "Text", "ms", "lower"),
+    Column("denoise_ms", "Denoise", "ms", "lower"),
+    Column("decode_ms", "Decode", "ms", "lower"),
+    Column("images_per_s", "Throughput", "img/s", "higher"),
+    Column("speedup", "Speed-up"),
+    Column("peak_mib", "Peak memory", "MiB", "lower", 0),
+    Column("peak_gib", "Peak memory", "GiB", "lower", 2),
+    Column("reserved_mib", "Reserved memory", "MiB", "lower", 0),
+    Column("energy_j", "Energy", "J", "lower"),
+    Column("geneval", "GenEval", "", "higher", 2, interval=True),
+    Column("geneval_single_object", "Single", "", "higher", 2),
+    Column("geneval_two_object", "Two", "", "higher", 2),
+    Column("geneval_counting", "Counting", "", "higher", 2),
+    Column("geneval_colors", "Colors", "", "higher", 2),
+    Column("geneval_position", "Position", "", "higher", 2),
+    Column("geneval_color_attr", "Attribution", "", "higher", 2),
+    Column("geneval_partial", "GenEval, PARTIAL", "", "higher", 2, interval=True),
+    Column("geneval_no_exclude", "GenEval, counting as at least", "", "higher", 2, interval=True),
+    Column("geneval_partial_no_exclude", "GenEval, PARTIAL, counting as at least", "", "higher", 2, interval=True),
+    Column("geneval_correct_images", "Correct images", "", "higher", 2),
+    Column("geneval_correct_prompts", "Correct prompts", "", "higher", 2),
+    Column("dpg", "DPG", "", "higher", 1, interval=True),
+    Column("dpg_partial", "DPG, PARTIAL", "", "higher", 1, interval=True),
+    Column("dpg_global", "Global", "", "higher", 1),
+    Column("dpg_entity", "Entity", "", "higher", 1),
+    Column("dpg_attribute", "Attribute", "", "higher", 1),
+    Column("dpg_relation", "Relation", "", "higher", 1),
+    Column("dpg_other", "Other", "", "higher", 1),
+    Column("image_reward", "ImageReward", "", "higher", 2, interval=True),
+    Column("image_reward_truncated", "Prompts over 35 tokens", "%", None, 1),
+    Column("hps", "HPS", "", "higher", 2, interval=True),
+    Column("hps_truncated", "Prompts cut for HPS", "%", None, 1),
+    Column("clip", "CLIP", "", "higher", 2, interval=True),
+    Column("clip_truncated", "Prompts cut for CLIP", "%", None, 1),
+    Column("clip_chunks", "CLIP (chunks)", "", "higher", 2, interval=True),
+    Column("clip_shapes", "CLIP-shapes", "", "higher", 1, interval=True),
+    Column("fid", "FID", "", "lower", 2, interval=True),
+    Column("fid_infinity", "FID∞", "", "lower", 2, interval=True),
+    Column("fd_shapes", "FD-shapes", "", "lower", 3, interval=True),
+    Column("fd_dinov2", "FD-DINOv2", "", "lower", 1, interval=True),
+    Column("fd_clip", "FD-CLIP", "", "lower", 2, interval=True),
+    Column("kid", "KID", "", "lower", 4, interval=True),
+    Column("kd_shapes", "KD-shapes", "", "lower", 4, interval=True),
+    Column("cmmd", "CMMD", "", "lower", 3, interval=True),
+    Column("cmmd_biased", "CMMD (biased)", "", "lower", 3, interval=True),
+    Column("inception_score", "IS", "", "higher", 2, interval=True),
+    *(
+        Column(f"{name}{of}", name.capitalize(), "", "higher", 2)
+        for of in ("", "_dinov2", "_clip", "_shapes")
+        for name in ("precision", "recall", "density", "coverage")
+    ),
+    Column("rfid", "rFID", "", "lower", 2, interval=True),
+    Column("psnr", "PSNR", "dB", "higher", 2, interval=True),
+    Column("ssim", "SSIM", "", "higher", 3, interval=True),
+    Column("lpips", "LPIPS", "", "lower", 3, interval=True),
+    Column("val_loss", "Val. loss", "", "lower", 4),
+    Column("train_loss", "Train loss", "", "lower", 4),
+    Column("train_s", "Training", "s", None, 0),
+)
+"""Every metric of the lab, in the order that tables show. One that is not here gets a column by its name's ending."""
+
+ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
+    ("_per_s", "/s", "higher"),
+    ("_ms", "ms", "lower"),
+    ("_gmacs", "GMACs", "lower"),
+    ("_mib", "MiB", "lower"),
+    ("_gib", "GiB", "lower"),
+    ("_s", "s", "lower"),
+    ("_m", "M", None),
+    ("_db", "dB", "higher"),
+    ("loss", "", "lower"),
+)
+"""(ending of a metric's name, unit, better side), for metrics that `COLUMNS` does not have."""
+
+
+def column(name: str) -> Column:
+    """The registered column of a metric, or one derived from the ending of its name."""
+    registered = {c.name: c for c in COLUMNS}
+    if name in registered:
+        return registered[name]
+    for end, unit, better in ENDINGS:
+        if name.endswith(end):
+            stem = name if end == "loss" else name.removesuffix(end)
+            return Column(name, words(stem), unit, better)
+    return Column(name, words(name))
+
+
+def words(name: str) -> str:
+    """An identifier as a heading."""
+    text = name.replace("_", " ").replace("/", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Three significant digits without an exponent; whole numbers above that."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    return f"{value:.{max(0, places)}f}"
