@@ -29,7 +29,9 @@ LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 INLINE = re.compile(r"`(sana-lab [^`]*|make [^`]*)`")
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # mlflow with sqlalchemy 2.1
+    pytest.mark.filterwarnings(
+        "ignore:The ``noload`` loader strategy:DeprecationWarning"
+    ),  # mlflow with sqlalchemy 2.1
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 with torch >= 2.13
 ]
@@ -96,8 +98,6 @@ def clip(path: Path) -> None:
     tiny_folders.clip(path)
 
 
-
-
 PLACEHOLDERS: dict[str, Callable[[Path], None]] = {"PICTURES": pictures, "PIPELINE": pipeline, "CLIP": clip}
 
 
@@ -123,7 +123,10 @@ def run(command: str, block: Block, folder: Path) -> None:
     else:
         words = [sys.executable, *words[1:]] if words[0] == "python" else words
         words = [str(ROOT / w) if w.startswith(("benchmarks/", "tests")) else w for w in words]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{folder}", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = os.environ | {
+            "PYTHONPATH": f"{ROOT}:{folder}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 

@@ -156,7 +156,7 @@ def _encode(
     source: DataModule, autoencoder: Autoencoder, split: Split, images: int, captions: int, rows: range
 ) -> tuple[Tensor, list[Captions]]:
     """Latents (n, C, h, w) and captions of these rows."""
-    device = next(autoencoder.parameters()).device
+    device = autoencoder.shift.device  # a buffer that each autoencoder has, also one without parameters
     latents, texts = [], []
     for indices, draw in _views(rows, images, max(1, min(64, PIXELS // source.size**2))):
         pixels = source.batch_at(indices, split, draw).images
