@@ -10,8 +10,8 @@ quickstart: .venv/ready
 bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minutes; wants the machine to itself
 	$(BIN)/python benchmarks/cpu.py
 
-test: .venv/ready
-	$(BIN)/python -m pytest -m "not gpu and not network and not slow"
+test: .venv/ready  # one process per core
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu and not network and not slow"
 
 road: .venv/ready  # the slow tests of a kill in mid-sweep, of MLflow's server and of the wheel
 	$(BIN)/python -m pytest -m slow tests/test_road.py tests/tracking tests/test_wheel.py
