@@ -66,7 +66,8 @@ def blocks(page: Path) -> list[Block]:
 def _block(match: re.Match[str]) -> Block:
     words = shlex.split(match["test"] or "")
     values = dict(word.split("=", 1) for word in words if "=" in word)
-    assert values.keys() <= {"tiny", "as"} and {w for w in words if "=" not in w} <= {"slow"}, match["test"]
+    assert values.keys() <= {"tiny", "as"}, match["test"]
+    assert {w for w in words if "=" not in w} <= {"slow"}, match["test"]
     return Block(
         match["language"], match["body"], "slow" in words, shlex.split(values.get("tiny", "")), values.get("as")
     )
