@@ -1,9 +1,10 @@
-"""Every command and every Python example of README.md and docs/*.md runs, in an ordinary folder, in the order of its page.
+"""Every command and every Python example of README.md and docs/*.md runs, in the order of its page.
 
-An HTML comment above a block of commands says how it is tested: `<!-- test: slow tiny="trainer.max_steps=2" -->`.
-`tiny` is appended to each `sana-lab` command of the block, so that what takes minutes or hours takes seconds; `slow` leaves the block to
-`-m slow`; `as="..."` runs another command in its place, such as a `make` target's own with tiny sizes. A block whose first
-line is `# a/path.py` (or .yaml) is written to that file. Names in capitals, such as PICTURES, are made by `PLACEHOLDERS`.
+Each page runs in an empty folder. An HTML comment above a block of commands says how it is tested:
+`<!-- test: slow tiny="trainer.max_steps=2" -->`. `tiny` is appended to each `sana-lab` command of the block, so that
+what takes hours takes seconds; `slow` leaves the block to `-m slow`; `as="..."` runs another command in its place, such
+as that of a `make` target at a tiny size. A block whose first line is `# a/path.py` (.yaml, .csv) is written to that
+file. Names in capitals, such as PICTURES, are made by `PLACEHOLDERS`.
 """
 
 import os
