@@ -82,6 +82,15 @@ def check_finite(latents: Tensor, dtype: torch.dtype) -> Tensor:
     raise Overflow(f"latents are not finite in images {images} of {len(latents)}; {remedy}")
 
 
+def check_request(prompts: Sequence[str], negatives: Sequence[str], indices: Sequence[int]) -> None:
+    """ValueError unless there is a prompt, and one negative prompt and one image index for each."""
+    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
+        raise ValueError(f"prompts is {prompts!r}, expected a list with at least one text")
+    if len(negatives) != len(prompts) or len(indices) != len(prompts):
+        counts = f"{len(prompts)} prompts, {len(negatives)} negative prompts and {len(indices)} indices"
+        raise ValueError(f"{counts} were given, expected as many of each")
+
+
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
     """Gaussian noise (len(indices), *shape), where image i depends on (seed, indices[i]) alone."""
     return torch.stack([torch.randn(*shape, generator=generator(seed, i)) for i in indices])

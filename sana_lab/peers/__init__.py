@@ -1,1 +1,1 @@
-"""Other text-to-image models, through diffusers, under the same measurements."""
+"""Text-to-image pipelines of diffusers, sampled and measured like the lab's own systems."""

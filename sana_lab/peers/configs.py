@@ -1,17 +1,17 @@
-"""Published shapes of other people's pipelines, as data: what it takes to build them with random weights, offline.
+"""Published configurations of other text-to-image pipelines, as data: enough to build them offline, random weights.
 
-Of the model_index.json and config.json files on the hub (black-forest-labs/FLUX.1-dev and FLUX.1-schnell,
-stabilityai/stable-diffusion-3-medium-diffusers, PixArt-alpha/PixArt-Sigma-XL-2-1024-MS,
-Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers), what differs from the defaults of their classes. They were written down, not
-read here; held against the parameters that the models' papers state, in a test. Steps and guidance are those of the
-models' cards. `toy` of a component holds what a small one of the same kind differs in.
+From the model_index.json and config.json files of black-forest-labs/FLUX.1-dev and FLUX.1-schnell,
+stabilityai/stable-diffusion-3-medium-diffusers, PixArt-alpha/PixArt-Sigma-XL-2-1024-MS and
+Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers: the entries that differ from their classes' defaults. They were transcribed,
+not downloaded; a test compares parameter counts with those that the papers state. Steps and guidance are those of the
+model cards. A component's `toy` holds the entries of a small version of the same class.
 """
 
 from typing import Any
 
-Part = dict[str, Any]
+Component = dict[str, Any]
 
-_KL: Part = {
+_KL: Component = {
     "class": "diffusers:AutoencoderKL",
     "config": {
         "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -22,27 +22,30 @@ _KL: Part = {
     },
     "toy": {"block_out_channels": [16, 32, 64, 64], "norm_num_groups": 8, "layers_per_block": 1},
 }
-_KL_4: Part = {**_KL, "config": {**_KL["config"], "latent_channels": 4, "scaling_factor": 0.13025, "sample_size": 1024}}
+_KL_4: Component = {
+    **_KL,
+    "config": {**_KL["config"], "latent_channels": 4, "scaling_factor": 0.13025, "sample_size": 1024},
+}
 
 
-def _kl_16(scale: float, shift: float) -> Part:
-    """Latents of 16 channels, without the 1x1 convolutions around them."""
-    plain = {"use_quant_conv": False, "use_post_quant_conv": False, "sample_size": 1024}
-    config = {**_KL["config"], **plain, "latent_channels": 16, "scaling_factor": scale, "shift_factor": shift}
+def _kl_16(scale: float, shift: float) -> Component:
+    """A KL autoencoder with 16 latent channels and no 1x1 convolutions around them."""
+    no_quant = {"use_quant_conv": False, "use_post_quant_conv": False, "sample_size": 1024}
+    config = {**_KL["config"], **no_quant, "latent_channels": 16, "scaling_factor": scale, "shift_factor": shift}
     return {**_KL, "config": config}
 
 
-def _t5(width: int, hidden: int, layers: int, heads: int, vocabulary: int, toy: int) -> Part:
+def _t5(width: int, hidden: int, layers: int, heads: int, vocabulary: int, toy: int) -> Component:
     sizes = {"d_model": width, "d_kv": 64, "d_ff": hidden, "num_layers": layers, "num_heads": heads}
-    small = {"d_model": toy, "d_ff": 2 * toy, "num_layers": 3, "num_heads": 2, "d_kv": toy // 2, "vocab_size": 2048}
+    toy_sizes = {"d_model": toy, "d_ff": 2 * toy, "num_layers": 3, "num_heads": 2, "d_kv": toy // 2, "vocab_size": 2048}
     kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "vocab_size": vocabulary}
-    return {"class": "transformers:T5EncoderModel", "config": {**sizes, **kind}, "toy": small}
+    return {"class": "transformers:T5EncoderModel", "config": {**sizes, **kind}, "toy": toy_sizes}
 
 
 _T5_XXL = _t5(4096, 10240, 24, 64, 32128, 512)
 
 
-def _clip(name: str, width: int, layers: int, heads: int, activation: str, toy: int) -> Part:
+def _clip(name: str, width: int, layers: int, heads: int, activation: str, toy: int) -> Component:
     return {
         "class": f"transformers:{name}",
         "config": {
@@ -68,7 +71,7 @@ def _clip(name: str, width: int, layers: int, heads: int, activation: str, toy: 
     }
 
 
-_FLUX: Part = {
+_FLUX: Component = {
     "class": "diffusers:FluxTransformer2DModel",
     "config": {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "guidance_embeds": True},
     "toy": {
@@ -81,22 +84,22 @@ _FLUX: Part = {
 }
 
 
-def _flux(told: bool, scheduler: Part, **rest: Any) -> Part:
+def _flux(guidance_embeds: bool, scheduler: Component, **settings: Any) -> Component:
     return {
         "pipeline": "FluxPipeline",
         "components": {
-            "transformer": {**_FLUX, "config": {**_FLUX["config"], "guidance_embeds": told}},
+            "transformer": {**_FLUX, "config": {**_FLUX["config"], "guidance_embeds": guidance_embeds}},
             "text_encoder": _clip("CLIPTextModel", 768, 12, 12, "quick_gelu", 96),
             "text_encoder_2": _T5_XXL,
             "vae": _kl_16(0.3611, 0.1159),
         },
         "tokenizers": {"tokenizer": 77, "tokenizer_2": 512},
         "scheduler": {"class": "diffusers:FlowMatchEulerDiscreteScheduler", "config": scheduler},
-        **rest,
+        **settings,
     }
 
 
-PEERS: dict[str, Part] = {
+PEERS: dict[str, Component] = {
     "flux_dev": _flux(True, {"shift": 3.0, "use_dynamic_shifting": True}, steps=50, guidance=3.5),
     "flux_schnell": _flux(False, {"shift": 1.0}, steps=4, guidance=0.0, options={"max_sequence_length": 256}),
     "sd3_medium": {
@@ -221,4 +224,5 @@ PEERS: dict[str, Part] = {
         "guidance": 5.0,
     },
 }
-"""name -> pipeline class, components, lengths of tokenizers, scheduler, steps, guidance, and what else it is told."""
+"""name -> pipeline class, components, maximum tokens of each tokenizer, scheduler, steps, guidance; `options` are
+arguments of every call, `absent` the constructor's arguments for optional components left out."""

@@ -1,4 +1,4 @@
-"""Other people's text-to-image systems: any diffusers pipeline, to be sampled and measured as ours are."""
+"""A diffusers text-to-image pipeline behind the interface of the lab's own systems: sampled and measured alike."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -14,36 +14,40 @@ from sana_lab.checkpoints import files, hub
 from sana_lab.config.digests import sha256
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.timing import Call
-from sana_lab.diffusion.sampling import generator, noise_like
+from sana_lab.diffusion.sampling import check_request, generator, noise_like
 from sana_lab.types import Json
 
 Watch = Callable[[str, Call], Any]
-"""(stage, call) -> what the call gives; it runs the call once."""
+"""(stage, call) -> the call's result; it runs the call exactly once."""
 
 Noise = Literal["latents", "generators", "global"]
+"""Where the pipeline's initial noise comes from: latents that we pass, one generator per image, or the global state."""
 
 NETWORKS = {"text": ("text_encoder", "forward"), "denoise": ("transformer", "forward"), "decode": ("vae", "decode")}
-"""stage -> how the names of its components begin, and which method of theirs it calls; a unet denoises too."""
+"""stage -> prefix of its components' names, and the method that the pipeline calls. A `unet` denoises too."""
 
-LATER = 1
-"""Key of the noise that a stochastic scheduler draws, so that it is not that of the beginning again."""
+SAMPLER_NOISE = 1
+"""Generator key of the noise that a stochastic scheduler adds at each step, distinct from that of the initial noise."""
 
 
 class Peer:
-    """A diffusers pipeline under our interface.
+    """A diffusers pipeline with the sampling interface of the lab's systems.
 
-    The noise of image i depends on (seed, index i) alone, as for our systems. Where the denoiser works on the latents
-    of the autoencoder as they are (Sana, PixArt, Stable Diffusion 1 to 3), they are ours, number by number, rounded to
-    the denoiser's dtype: `noise` is "latents". Pipelines that pack or otherwise shape their latents (FLUX) draw them
-    from one generator an image: "generators". Those that take neither draw from the global state: "global", and their
-    images depend on the batch. `options` are told to every call, such as max_sequence_length. Images with numbers that
-    are not finite are refused where they are looked at, so not of `drawn` weights.
+    The noise of image i depends on (seed, index i) alone. Where the denoiser takes the autoencoder's latents unchanged
+    (Sana, PixArt, Stable Diffusion 1 to 3), `noise` is "latents": they equal those of the lab's systems, rounded to the
+    denoiser's dtype. Pipelines that pack or reshape latents (FLUX) sample them from one generator per image:
+    "generators". Those that accept neither use the global state: "global", and images then depend on the batch.
     """
 
     def __init__(
-        self, pipeline: Any, folder: Path | None = None, *, options: Json | None = None, drawn: bool = False
+        self,
+        pipeline: Any,
+        folder: Path | None = None,  # where its weights are, for `identity`; None if it was built here
+        *,
+        options: Json | None = None,  # arguments of every call, such as max_sequence_length
+        random_init: bool = False,  # random weights: images need not be finite
     ) -> None:
-        self.pipeline, self.folder, self.options, self.drawn = pipeline, folder, options or {}, drawn
+        self.pipeline, self.folder, self.options, self.random_init = pipeline, folder, options or {}, random_init
         self.accepts = frozenset(inspect.signature(pipeline.__call__).parameters)
         if "prompt" not in self.accepts:
             raise SpecError(f"{self.name} takes no prompt, so it is no text-to-image pipeline")
@@ -58,12 +62,13 @@ class Peer:
         variant: str | None = None,
         device: torch.device | str | None = None,
     ) -> "Peer":
-        """From a pipeline's folder or a hub id, safetensors only, on the fastest device; `variant` such as fp16.
+        """Load a pipeline's folder or hub id, safetensors only.
 
-        `dtype` None takes float32. SpecError where it is no pipeline, has code of its own, or holds pickles.
+        `dtype` None is float32, `device` None a GPU where there is one, `variant` that of the weight files, such as
+        fp16. SpecError if the reference is no pipeline, needs custom code or holds pickles.
         """
         folder = hub.locate(str(reference))
-        _check(folder)
+        _check_index(folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(_pipeline(folder, dtype or torch.float32, variant).to(device), folder)
 
@@ -77,28 +82,28 @@ class Peer:
 
     @property
     def noise(self) -> Noise:
-        """Where its noise comes from."""
-        if "latents" in self.accepts and self._plain():
+        """Where the initial noise comes from."""
+        if "latents" in self.accepts and self._takes_plain_latents():
             return "latents"
         return "generators" if "generator" in self.accepts else "global"
 
     @property
     def denoiser(self) -> Any:
-        """The network that denoises, under either of its usual names; None where it has another."""
+        """The denoising network: component `transformer` or `unet`; None if it is called otherwise."""
         return getattr(self.pipeline, "transformer", None) or getattr(self.pipeline, "unet", None)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """All components with weights, by their names."""
+        """All components with weights, by name."""
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
 
     def stage_of(self, name: str) -> str | None:
-        """The stage that a component makes, by its name; None for another's, such as a safety checker."""
+        """The stage that a component belongs to, by its name; None for others, such as a safety checker."""
         name = "transformer" if name.startswith("unet") else name
         return next((stage for stage, (start, _) in NETWORKS.items() if name.startswith(start)), None)
 
     def stages(self) -> dict[str, nn.ModuleDict]:
-        """The networks of each stage that there is."""
+        """The networks of each stage that the pipeline has."""
         groups = {s: {n: m for n, m in self.networks.items() if self.stage_of(n) == s} for s in NETWORKS}
         return {stage: nn.ModuleDict(group) for stage, group in groups.items() if group}
 
@@ -115,30 +120,33 @@ class Peer:
         negative: str | Sequence[str] = "",
         batch: int = 16,
     ) -> Tensor:
-        """Images (B, 3, H, W) uint8 of `size` pixels, (height, width) where it is two.
+        """Images (B, 3, H, W) uint8 for B prompts; `size` in pixels, one side or (height, width).
 
-        `steps` and `guidance` None are the pipeline's own; both mean what the pipeline means by them. Resolution bins
-        are off: images are drawn at the size that is asked for. ValueError for what the pipeline cannot be told.
+        `steps` and `guidance` have the pipeline's own meaning and, where None, its defaults. Resolution binning is off,
+        so images have exactly this size. `batch` images are generated per call. ValueError for an argument that the
+        pipeline does not accept.
         """
         indices = list(range(len(prompts)) if indices is None else indices)
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
-        _check_counts(prompts, negatives, indices)
-        asked = {"num_inference_steps": steps, "guidance_scale": guidance}
-        given = {name: value for name, value in asked.items() if value is not None} | self._sized(size)
-        self._refuse([*given, *(["negative_prompt"] if any(negatives) else [])])
-        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
-        made = [self._draw(prompts[p], negatives[p], seed, indices[p], given) for p in parts]
-        return torch.cat(made)
+        check_request(prompts, negatives, indices)
+        height, width = _pair(size)
+        optional = {"num_inference_steps": steps, "guidance_scale": guidance}
+        arguments = {name: value for name, value in optional.items() if value is not None}
+        arguments |= {"height": height, "width": width}
+        self._check_accepted([*arguments, *(["negative_prompt"] if any(negatives) else [])])
+        chunks = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
+        images = [self._sample_batch(prompts[c], negatives[c], seed, indices[c], arguments) for c in chunks]
+        return torch.cat(images)
 
     def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, h, w) of latents that are taken as they are."""
+        """(channels, h, w) of the latents of an image, where `noise` is "latents"."""
         height, width = _pair(size)
         factor = self.pipeline.vae_scale_factor
         return self.denoiser.config.in_channels, height // factor, width // factor
 
     @contextmanager
     def watching(self, watch: Watch) -> Iterator[None]:
-        """Within, every call of a stage's network goes through `watch`."""
+        """Within this context, every call of a stage's network goes through `watch`."""
         with ExitStack() as stack:
             for name, network in self.networks.items():
                 stage = self.stage_of(name)
@@ -147,7 +155,7 @@ class Peer:
             yield
 
     def identity(self) -> Json:
-        """What its images depend on beside prompts, size, steps and guidance."""
+        """What images depend on beside prompts, size, steps and guidance; plain data."""
         import diffusers
 
         scheduler = self.pipeline.scheduler
@@ -161,62 +169,58 @@ class Peer:
             "diffusers": diffusers.__version__,
         }
 
-    def _draw(
-        self, prompts: Sequence[str], negatives: Sequence[str], seed: int, indices: Sequence[int], given: Json
+    def _sample_batch(
+        self, prompts: Sequence[str], negatives: Sequence[str], seed: int, indices: Sequence[int], arguments: Json
     ) -> Tensor:
-        told = {"negative_prompt": list(negatives)} if any(negatives) else {}
-        fixed = {"output_type": "pt", "use_resolution_binning": False, **self.options}
-        kept = {name: value for name, value in fixed.items() if name in self.accepts}
+        negative = {"negative_prompt": list(negatives)} if any(negatives) else {}
+        constant = {"output_type": "pt", "use_resolution_binning": False, **self.options}
+        constant = {name: value for name, value in constant.items() if name in self.accepts}
         with torch.random.fork_rng(enabled=self.noise == "global"):
             if self.noise == "global":
                 torch.manual_seed(generator(seed, indices[0]).initial_seed())
-            noise = self._noise(given, seed, indices)
-            images = self.pipeline(prompt=list(prompts), **told, **given, **kept, **noise).images
+            noise = self._noise_arguments(arguments, seed, indices)
+            images = self.pipeline(prompt=list(prompts), **negative, **arguments, **constant, **noise).images
         return self._to_uint8(images, len(prompts))
 
-    def _noise(self, given: Json, seed: int, indices: Sequence[int]) -> Json:
+    def _noise_arguments(self, arguments: Json, seed: int, indices: Sequence[int]) -> Json:
         if self.noise == "latents":
-            shape = self.latent_shape((given["height"], given["width"]))
+            shape = self.latent_shape((arguments["height"], arguments["width"]))
             latents = noise_like(shape, seed, indices).to(self.device, self.denoiser.dtype)
-            later = [generator(seed, i, LATER) for i in indices]
-            return {"latents": latents} | ({"generator": later} if "generator" in self.accepts else {})
+            per_step = [generator(seed, i, SAMPLER_NOISE) for i in indices]
+            return {"latents": latents} | ({"generator": per_step} if "generator" in self.accepts else {})
         return {"generator": [generator(seed, i) for i in indices]} if self.noise == "generators" else {}
 
-    def _plain(self) -> bool:
-        """Whether the denoiser takes the autoencoder's latents (B, C, h, w) as they are."""
+    def _takes_plain_latents(self) -> bool:
+        """Whether the denoiser takes the autoencoder's latents (B, C, h, w) unchanged."""
         channels = getattr(getattr(self.denoiser, "config", None), "in_channels", None)
         vae = getattr(getattr(self.pipeline, "vae", None), "config", {})
-        own = channels is not None and channels == vae.get("latent_channels")
-        return own and hasattr(self.pipeline, "vae_scale_factor") and not hasattr(self.pipeline, "_pack_latents")
+        same = channels is not None and channels == vae.get("latent_channels")
+        return same and hasattr(self.pipeline, "vae_scale_factor") and not hasattr(self.pipeline, "_pack_latents")
 
-    def _sized(self, size: int | tuple[int, int]) -> Json:
-        height, width = _pair(size)
-        return {"height": height, "width": width}
-
-    def _refuse(self, names: Sequence[str]) -> None:
-        if lost := [name for name in names if name not in self.accepts]:
-            raise ValueError(f"{self.name} takes no {', '.join(lost)}")
+    def _check_accepted(self, arguments: Sequence[str]) -> None:
+        if missing := [name for name in arguments if name not in self.accepts]:
+            raise ValueError(f"{self.name} takes no {', '.join(missing)}")
 
     def _to_uint8(self, images: Any, count: int) -> Tensor:
-        """From [0, 1]; ValueError for other outputs, and for numbers that are not finite."""
+        """Images (count, 3, H, W) from [0, 1] to uint8. ValueError for other outputs and non-finite numbers."""
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[:2] != (count, 3):
             shape = tuple(getattr(images, "shape", ()))
             raise ValueError(f"{self.name} gave a {type(images).__name__} {shape}, expected images ({count}, 3, H, W)")
-        if not self.drawn and not images.isfinite().all():
-            raise ValueError(f"{self.name} drew numbers that are not finite; try another dtype than {images.dtype}")
+        if not self.random_init and not images.isfinite().all():
+            raise ValueError(f"{self.name} gave numbers that are not finite; try another dtype than {images.dtype}")
         return images.float().mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def is_pipeline(reference: str | Path) -> bool:
-    """Whether it names a pipeline's folder here, or could be one on the hub."""
+    """Whether a reference is a pipeline's folder, or could be a hub id."""
     path = Path(reference)
     return (path / "model_index.json").is_file() or (not path.exists() and hub.is_hub_id(str(reference)))
 
 
 @contextmanager
 def _patched(owner: nn.Module, name: str, watch: Callable[[Call], Any]) -> Iterator[None]:
-    """The method replaced by one that goes through `watch`, with the same signature; afterwards as before."""
-    original, own = getattr(owner, name), vars(owner).get(name)
+    """Replace a method by one of the same signature that goes through `watch`; restore it afterwards."""
+    original, override = getattr(owner, name), vars(owner).get(name)
 
     @wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -227,12 +231,12 @@ def _patched(owner: nn.Module, name: str, watch: Callable[[Call], Any]) -> Itera
         yield
     finally:
         delattr(owner, name)
-        if own is not None:
-            setattr(owner, name, own)
+        if override is not None:
+            setattr(owner, name, override)
 
 
-def _check(folder: Path) -> None:
-    """A pipeline of diffusers' own classes: its index says so before anything is loaded."""
+def _check_index(folder: Path) -> None:
+    """SpecError unless the folder's index names a class of diffusers, before anything is loaded."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise SpecError(f"{folder} is no diffusers pipeline: it has no model_index.json")
@@ -254,23 +258,15 @@ def _pipeline(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         raise SpecError(f"{folder} cannot be loaded as a diffusers pipeline: {first}") from error
 
 
-def _check_counts(prompts: Sequence[str], negatives: Sequence[str], indices: Sequence[int]) -> None:
-    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise ValueError(f"prompts is {prompts!r}, expected a list with at least one text")
-    if len(negatives) != len(prompts) or len(indices) != len(prompts):
-        given = f"{len(prompts)} prompts, {len(negatives)} negative prompts and {len(indices)} indices"
-        raise ValueError(f"{given} were given, expected as many of each")
-
-
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Of every file of weights below a folder."""
+    """SHA-256 of each weight file below a folder."""
     return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*.safetensors"))}
 
 
 def _plain_data(config: Any) -> Json:
-    """What of a scheduler's configuration is plain."""
+    """The entries of a scheduler's configuration that are plain data."""
     return {k: v for k, v in config.items() if isinstance(v, str | int | float | bool | None)}

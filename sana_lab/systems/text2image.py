@@ -15,7 +15,7 @@ from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import doing
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import Bind, guided
-from sana_lab.diffusion.sampling import Sampling, check_finite, generator, noise_like
+from sana_lab.diffusion.sampling import Sampling, check_finite, check_request, generator, noise_like
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
@@ -141,7 +141,7 @@ class TextToImage(System):
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
-        self._check(prompts, negatives, indices)
+        check_request(prompts, negatives, indices)
         shape = self.latent_shape(size)
         noise = noise_like(shape, seed, indices).to(self.offload.device if self.offload else self.device)
         dit = quantized(self.dit, sampling.quantize)
@@ -214,11 +214,3 @@ class TextToImage(System):
         count, _, *sides = latents.shape
         size = " x ".join(str(side * self.autoencoder.downsample) for side in sides)
         return f"{count} images of {size} pixels" if count > 1 else f"an image of {size} pixels"
-
-    @staticmethod
-    def _check(prompts: Sequence[str], negatives: Sequence[str], indices: Sequence[int]) -> None:
-        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompts is {prompts!r}, expected a list with at least one text")
-        if len(negatives) != len(prompts) or len(indices) != len(prompts):
-            given = f"{len(prompts)} prompts, {len(negatives)} negative prompts and {len(indices)} indices"
-            raise ValueError(f"{given} were given, expected as many of each")

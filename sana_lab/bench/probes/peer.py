@@ -38,7 +38,7 @@ class PeerImage(Probe):
         measured_steps: int | None = None,
         toy: bool = False,
     ) -> None:
-        spec = random_init.known(pipeline)
+        spec = random_init.config_of(pipeline)
         self.pipeline, self.size, self.batch, self.dtype, self.toy = pipeline, size, batch, dtype, toy
         self.steps: int = spec["steps"] if steps is None else steps
         self.guidance: float = spec["guidance"] if guidance is None else guidance
@@ -46,7 +46,7 @@ class PeerImage(Probe):
 
     def count(self) -> dict[str, float]:
         peer, counts = random_init.count(self.pipeline, PROMPT, self.size, self.steps, self.guidance, self.toy)
-        params = random_init.params(peer)
+        params = random_init.count_parameters(peer)
         return {
             "params_b": params["all"] / 1e9,
             "dit_params_b": params["denoiser"] / 1e9,
@@ -60,7 +60,7 @@ class PeerImage(Probe):
         }
 
     def measure(self, how: How) -> dict[str, float]:
-        peer = random_init.draw(self.pipeline, self.size, how.device, getattr(torch, self.dtype), self.toy)
+        peer = random_init.build(self.pipeline, self.size, how.device, getattr(torch, self.dtype), self.toy)
         asked = Asked(self.size, self.steps, self.guidance, how.repeats, how.warmup)
         one = self.seconds(peer, asked, [PROMPT])
         many = one if self.batch == 1 else self.seconds(peer, asked, [PROMPT] * self.batch)

@@ -25,8 +25,8 @@ ENCODERS = {"flux_dev": 4.89, "sd3_medium": 5.58, "pixart_sigma": 4.76, "hunyuan
 
 @pytest.mark.parametrize("name", PEERS)
 def test_parameters_are_those_that_are_stated(name: str):
-    peer = random_init.draw(name, 1024, torch.device("meta"), torch.float32)
-    found = random_init.params(peer)
+    peer = random_init.build(name, 1024, torch.device("meta"), torch.float32)
+    found = random_init.count_parameters(peer)
     assert found["denoiser"] / 1e9 == pytest.approx(STATED[name], rel=0.005)
     if name in ENCODERS:
         text = sum(p.numel() for n, m in peer.networks.items() if n.startswith("text") for p in m.parameters())
@@ -72,7 +72,7 @@ def test_what_is_counted_on_the_meta_device_is_what_runs(name: str):
 
     guidance = PEERS[name]["guidance"]
     _, counts = random_init.count(name, "a cat", 64, 2, guidance, toy=True)
-    peer = random_init.draw(name, 64, torch.device("cpu"), torch.float32, toy=True)
+    peer = random_init.build(name, 64, torch.device("cpu"), torch.float32, toy=True)
     macs, _ = count_peer(peer, Asked(64, 2, guidance, 1, 0), ["a cat"])
     for stage, count in counts.macs.items():
         assert count / 1e9 == pytest.approx(macs[stage], rel=1e-9), stage
@@ -80,7 +80,7 @@ def test_what_is_counted_on_the_meta_device_is_what_runs(name: str):
 
 
 def test_positions_of_sd3_reach_as_far_as_the_picture():
-    small, large = (random_init._sized(PEERS["sd3_medium"]["components"]["transformer"], s) for s in (1024, 4096))
+    small, large = (random_init._fit_positions(PEERS["sd3_medium"]["components"]["transformer"], s) for s in (1024, 4096))
     assert [p["config"]["pos_embed_max_size"] for p in (small, large)] == [192, 256]
 
 
