@@ -80,7 +80,8 @@ def test_what_is_counted_on_the_meta_device_is_what_runs(name: str):
 
 
 def test_positions_of_sd3_reach_as_far_as_the_picture():
-    small, large = (random_init._fit_positions(PEERS["sd3_medium"]["components"]["transformer"], s) for s in (1024, 4096))
+    transformer = PEERS["sd3_medium"]["components"]["transformer"]
+    small, large = (random_init._fit_positions(transformer, size) for size in (1024, 4096))
     assert [p["config"]["pos_embed_max_size"] for p in (small, large)] == [192, 256]
 
 
