@@ -144,7 +144,7 @@ def test_the_components_of_a_pipeline_are_diffusers(system: TextToImage, sana_fo
         latents = pipe.vae.encode(images).latent * pipe.vae.config.scaling_factor
         assert same(system.autoencoder.encode(images), latents)
         assert same(system.autoencoder.decode(latents), pipe.vae.decode(latents / 0.41407).sample)
-    text = system.text_encoder.plain(["A red circle "])
+    text = system.text_encoder.without_instruction(["A red circle "])
     tokens, mask, *_ = pipe.encode_prompt("A red circle ", do_classifier_free_guidance=False, max_sequence_length=300)
     real = mask.bool()
     assert text.mask.sum() == real.sum() == 4
