@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sana_lab.checkpoints import key_tables
 from sana_lab.config.specs import SpecError
-from sana_lab.models.layers import sincos_positions
 
 Spec = dict[str, Any]
 State = Mapping[str, Tensor]
@@ -169,6 +168,8 @@ def _check_hints(dim: int, heads: int | None, source: str, hints: Spec) -> None:
 def _positions(buffer: Tensor | None, source: str, hints: Spec) -> Spec:
     """Position options of the saved buffer (1, N, dim): "none" if it is zero, else the grid and interpolation whose
     sine-cosine table it is."""
+    from sana_lab.models.layers import sincos_positions
+
     if buffer is None or "position" in hints:
         return {}
     if not buffer.any():

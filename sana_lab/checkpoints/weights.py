@@ -10,34 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, mismatch
-from sana_lab.config import experiments, hashing, schema
+from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 
 HOME = Path("runs")
 """Folder of trained models unless a caller gives another: HOME/models/<hash>/."""
-
-
-def load_into(module: nn.Module, reference: str, kind: str) -> None:
-    """Load a part's weights from a file, `experiment:NAME`, or a released model: NVlabs' .pth, a diffusers folder or a
-    hub id. Nothing is loaded on the meta device. SpecError."""
-    from sana_lab.checkpoints import formats
-
-    if any(p.is_meta for p in module.parameters()):
-        return
-    if formats.is_released(reference):
-        _load_released(module, reference, kind)
-    else:
-        load_state(module, read(find(reference)), f"{kind}.", reference)
-
-
-def _load_released(module: nn.Module, reference: str, kind: str) -> None:
-    from sana_lab.checkpoints import formats, hub
-
-    spec: Any = module.spec
-    released = formats.recognise(hub.locate(reference), kind, like=spec)
-    formats.check_kind(kind, released, reference)
-    formats.check_agree(spec, released)
-    module.load_state_dict(formats.state_for(module, released))
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str, source: str) -> None:
@@ -58,11 +35,13 @@ def find(reference: str) -> Path:
         if not path.is_file():
             raise SpecError(f"there is no weights file {reference!r}; expected a .safetensors file or experiment:NAME")
         return path
+    from sana_lab.config import experiments
+
     name = reference.removeprefix("experiment:")
     return find_trained(experiments.load(name), name)
 
 
-def find_trained(experiment: schema.Config, name: str) -> Path:
+def find_trained(experiment: Config, name: str) -> Path:
     """The weights of an experiment, trained here or shipped. SpecError says what to run where there are none."""
     path = ready(experiment)
     if path is None:
@@ -73,19 +52,23 @@ def find_trained(experiment: schema.Config, name: str) -> Path:
     return path
 
 
-def ready(experiment: schema.Config) -> Path | None:
+def ready(experiment: Config) -> Path | None:
     """The weights that training this experiment gives, if it has been trained here or they are shipped."""
     return trained(experiment) or shipped(experiment)
 
 
-def trained(experiment: schema.Config) -> Path | None:
+def trained(experiment: Config) -> Path | None:
     """The weights that a finished training of this experiment has written here."""
+    from sana_lab.config import hashing
+
     path = HOME / "models" / hashing.experiment_hash(experiment) / "weights.safetensors"
     return path if path.is_file() else None
 
 
-def shipped(experiment: schema.Config) -> Path | None:
+def shipped(experiment: Config) -> Path | None:
     """The weights that the lab ships for this experiment: those whose card has its hash."""
+    from sana_lab.config import experiments, hashing
+
     key = hashing.experiment_hash(experiment)
     paths = (path for root in experiments.roots("experiments") for path in sorted(root.glob("weights/*.safetensors")))
     return next((path for path in paths if card(path).get("hash") == key), None)

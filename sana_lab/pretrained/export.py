@@ -16,9 +16,8 @@ from sana_lab.diffusion.flow import Flow
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.text.llm import Llm
-from sana_lab.pretrained import export_notes, loading, schedulers
+from sana_lab.pretrained import export_notes, loading, parts, schedulers
 from sana_lab.pretrained.fold_normalisation import fold
-from sana_lab.pretrained.imported import supplied
 from sana_lab.systems.text2image import TextToImage
 
 Spec = dict[str, Any]
@@ -58,7 +57,7 @@ def _component(part: nn.Module) -> Component:
     """A part's configuration and tensors in diffusers. SpecError where diffusers has no such model."""
     spec, state = _uniform_normalisation(part)
     name, architecture = architectures.class_of(spec)
-    config = architecture.write(spec, supplied(part))
+    config = architecture.write(spec, parts.supplied(part))
     header = {"_class_name": name, "_diffusers_version": VERSION}
     return Component({**header, **config}, rename_keys.to_theirs(state, architecture.table(spec)))
 
@@ -91,15 +90,15 @@ def _write_component(component: Component, folder: Path) -> None:
 
 def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
     """Write all components and the index; the notes that `export` returns."""
-    parts = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
+    components = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
     if system.dit.spec["position"] == "none":  # else sample_size is the grid of the position embedding
-        parts["dit"].config["sample_size"] = latent_side(system)
-    _check_pipeline(system, parts)
+        components["dit"].config["sample_size"] = latent_side(system)
+    _check_pipeline(system, components)
     text, flow, sampling = system.text_encoder, system.flow, sampling_of(system)
     assert isinstance(text, Llm)
     assert isinstance(flow, Flow)
     scheduler = schedulers.write_scheduler(flow, sampling, VERSION)
-    for kind, component in parts.items():
+    for kind, component in components.items():
         _write_component(component, folder / formats.FOLDERS[kind])
     text.network.save_pretrained(folder / "text_encoder")
     text.tokenizer.save_pretrained(folder / "tokenizer")
@@ -108,8 +107,8 @@ def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", type(text.network).__name__],
         "tokenizer": ["transformers", type(text.tokenizer).__name__],
-        "transformer": ["diffusers", parts["dit"].config["_class_name"]],
-        "vae": ["diffusers", parts["autoencoder"].config["_class_name"]],
+        "transformer": ["diffusers", components["dit"].config["_class_name"]],
+        "vae": ["diffusers", components["autoencoder"].config["_class_name"]],
     }
     _write_json(folder / "model_index.json", {"_class_name": "SanaPipeline", "_diffusers_version": VERSION, **index})
     notes = export_notes.pipeline_notes(text, system.dit, flow, sampling)
@@ -118,11 +117,11 @@ def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
     return notes
 
 
-def _check_pipeline(system: TextToImage, parts: dict[str, Component]) -> None:
+def _check_pipeline(system: TextToImage, components: dict[str, Component]) -> None:
     """SpecError where a SanaPipeline cannot consist of such parts."""
     if not isinstance(system.text_encoder, Llm):
         raise SpecError("SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5")
-    if parts["autoencoder"].config["_class_name"] != "AutoencoderDC":
+    if components["autoencoder"].config["_class_name"] != "AutoencoderDC":
         raise SpecError(
             "SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; export its parts alone"
         )

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, hub, mismatch, weights
+from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.models.dit import Dit
@@ -30,7 +31,7 @@ def write_import(reference: str | Path, out: Path, kind: str | None = None, **op
     card: Spec = {
         "imported": str(reference),
         "notes": list(notes),
-        "parts": {k: {"spec": part.spec, "supplied": supplied(part)} for k, part in modules.items()},
+        "parts": {k: {"spec": part.spec, "supplied": parts.supplied(part)} for k, part in modules.items()},
     }
     if is_pipeline:
         size = model.experiment["data"]["size"] // model.autoencoder.downsample
@@ -52,11 +53,6 @@ def _kind(part: nn.Module) -> str:
     return "dit" if isinstance(part, Dit) else "autoencoder"
 
 
-def supplied(part: nn.Module) -> Spec:
-    """The arguments of a part's constructor that are not in its spec."""
-    return {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}
-
-
 def load_import(path: Path, card: Mapping[str, Any], text_encoder: Spec | None = None) -> Any:
     """The part of a file that `write_import` wrote, or the system, whose text encoder is read from its old folder.
 
@@ -76,7 +72,7 @@ def load_import(path: Path, card: Mapping[str, Any], text_encoder: Spec | None =
 
 
 def _load_part(path: Path, tensors: Mapping[str, Tensor], kind: str, spec: Spec, supplied: Spec) -> nn.Module:
-    part = parts.empty(kind, spec, supplied)
+    part = build_on_meta(kind, spec, **supplied)
     state = {k.removeprefix(f"{kind}."): tensors[k] for k in tensors if k.startswith(f"{kind}.")}
     mismatch.check_state(mismatch.shapes_of(part.state_dict()), state, str(path), kind)
     return parts.fill(part, state)

@@ -3,31 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import formats
-from sana_lab.config import specs
+from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config.specs import SpecError
-
-Spec = dict[str, Any]
+from sana_lab.models.dit import Dit
 
 
 def from_released(weights: formats.ReleasedWeights, kind: str | None = None) -> nn.Module:
     """The part of weights in another format. SpecError where it is not of the kind, or the weights do not fit."""
     if kind not in (None, weights.kind):
         raise SpecError(f"{weights.source} holds a {weights.kind} ({weights.spec['name']}), and a {kind} was asked for")
-    part = empty(weights.kind, weights.spec, weights.supplied)
+    part = build_on_meta(weights.kind, weights.spec, **weights.supplied)
     return fill(part, formats.state_for(part, weights))
-
-
-def empty(kind: str, spec: Spec, supplied: Spec) -> nn.Module:
-    """The part on the meta device."""
-    with torch.device("meta"):
-        return specs.build(kind, spec, **supplied)
 
 
 def fill(part: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """The part in evaluation mode, with these tensors themselves as its parameters."""
     part.load_state_dict(state, assign=True)
     return part.eval()
+
+
+def supplied(part: nn.Module) -> dict[str, Any]:
+    """The arguments of a part's constructor that are not in its spec."""
+    return {"channels": part.channels, "text_dim": part.text_dim} if isinstance(part, Dit) else {}

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from sana_lab.checkpoints import files, formats
-from sana_lab.checkpoints.build import build
+from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.pretrained import parts, schedulers
@@ -75,8 +74,7 @@ def _check_widths(path: Path, dit: formats.ReleasedWeights, autoencoder: formats
 
 def assemble(spec: Spec, loaded: Mapping[str, nn.Module], sampling: Spec, size: int, text: bool = True) -> TextToImage:
     """A frozen system of the loaded parts, its `experiment` holding the sampling options; `size` is latents a side."""
-    with torch.device("meta"):
-        system: TextToImage = specs.build("system", spec)
+    system: TextToImage = build_on_meta("system", spec)
     system.requires_grad_(False)
     system.average = Average(system, 0.0)
     for kind, part in loaded.items():

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, nn
 
+from sana_lab.checkpoints import mismatch
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import Process
@@ -115,8 +116,9 @@ class System(L.LightningModule, ABC):
         checkpoint["average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore the average. ValueError where the checkpoint is of another system."""
-        check_state(self._own_state(), checkpoint["state_dict"], type(self).__name__)
+        """Restore the average. SpecError where the checkpoint is of another system."""
+        expected = mismatch.shapes_of(self._own_state())
+        mismatch.check_state(expected, checkpoint["state_dict"], "the checkpoint", type(self).__name__)
         self.average.load(checkpoint["average"])
 
     def trained(self) -> dict[str, Tensor]:
@@ -127,18 +129,6 @@ class System(L.LightningModule, ABC):
 
     def _own_state(self) -> dict[str, Tensor]:
         return _without(self.state_dict(), self.frozen)
-
-
-def check_state(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str) -> None:
-    """ValueError that names keys and shapes in which a checkpoint differs from the module it is loaded into."""
-    odd = sorted(own.keys() ^ given.keys())
-    odd += [
-        f"{k} {tuple(given[k].shape)}, expected {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in given and given[k].shape != v.shape
-    ]
-    if odd:
-        raise ValueError(f"the checkpoint is of another {name}: {'; '.join(odd[:5])}{' ...' if len(odd) > 5 else ''}")
 
 
 def _without(state: Mapping[str, Tensor], modules: tuple[str, ...]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from sana_lab.checkpoints.build import build
+from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.sampling import generator
@@ -44,9 +44,8 @@ class DitSystem(System):
         super().__init__()
         check_draws(draws)
         self.flow: Process = process(objective, shift, start, model_time)
-        with torch.device("meta"):
-            channels = build("autoencoder", autoencoder).channels
-            text = build("text_encoder", text_encoder)
+        channels = build_on_meta("autoencoder", autoencoder).channels
+        text = build_on_meta("text_encoder", text_encoder)
         if text.null != "diffusers":
             raise SpecError(
                 f"text_encoder null is {text.null!r}, which needs features of padding, and a cache holds none; "

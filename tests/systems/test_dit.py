@@ -135,7 +135,7 @@ class TestCheckpoints:
         assert not loaded.training
 
     def test_one_of_another_shape_is_refused(self, frozen, trained, tmp_path):
-        with pytest.raises(ValueError, match=r"another DitSystem: dit\.blocks\.1\."):
+        with pytest.raises(ValueError, match=r"fit DitSystem: dit\.blocks\.1\."):
             fit(tiny(frozen, dit={**DIT, "depth": 2}), data(frozen), tmp_path, trained[1] / "step=12.ckpt")
 
     def test_a_full_system_takes_the_weights(self, frozen, trained, tmp_path):
