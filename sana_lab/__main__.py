@@ -206,9 +206,9 @@ def _run(options: argparse.Namespace) -> int | None:
 
             api.main(options)
         case "eval":
-            from sana_lab.evaluation import evaluate as judging
+            from sana_lab.evaluation import command
 
-            judging.main(options.experiment, options.overrides, options.json)
+            command.main(options.experiment, options.overrides, options.json)
         case "bench":
             _bench(options)
         case "profile":
@@ -220,9 +220,9 @@ def _run(options: argparse.Namespace) -> int | None:
 
             return compare.main(options.first, options.second)
         case "stats":
-            from sana_lab.evaluation import sources
+            from sana_lab.evaluation import stats
 
-            sources.main_stats(options)
+            stats.main(options)
         case "ablate":
             from sana_lab.ablation import runner
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from sana_lab.intervals import bootstrap_mean, cluster_bootstrap, jackknife, paired_difference, wilson
+from sana_lab.intervals import bootstrap_mean, cluster_bootstrap, clustered_mean, jackknife, wilson
 
 
 def test_mean_interval_is_that_of_the_normal_law_for_many_values() -> None:
@@ -54,16 +55,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.90 <= hits / 300 <= 0.98
 
 
-def test_paired_difference_sees_what_two_intervals_do_not() -> None:
-    rng = np.random.default_rng(4)
-    worse = {"t": [[float(x)] for x in rng.random(100)]}
-    better = {"t": [[x + 0.05] for [x] in worse["t"]]}
-    estimate = paired_difference(better, worse)
-    assert estimate[:3] == pytest.approx((0.05, 0.05, 0.05))
-    assert cluster_bootstrap(better).low < cluster_bootstrap(worse).high
-    assert paired_difference(worse, worse).value == 0
-
-
 def test_the_seed_decides() -> None:
     values = np.random.default_rng(5).random(30).tolist()
     assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
@@ -81,8 +72,6 @@ def test_nothing_to_average_is_refused() -> None:
         cluster_bootstrap({})
     with pytest.raises(ValueError, match="nothing to average in 'b'"):
         cluster_bootstrap({"a": [[1.0]], "b": []})
-    with pytest.raises(ValueError, match="same prompts"):
-        paired_difference({"a": [[1.0]]}, {"a": [[1.0], [0.0]]})
 
 
 def test_jackknife_is_the_normal_interval_of_a_mean() -> None:
@@ -97,3 +86,35 @@ def test_wilson_has_a_width_at_its_ends_too(right: int, low: float, high: float)
     """Ten outcomes, against the published table."""
     estimate = wilson([1] * right + [0] * (10 - right))
     assert estimate == pytest.approx((right / 10, low, high, 10), abs=1e-4)
+
+
+# --- clustered means
+
+
+def test_of_single_images_it_is_students_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 40)
+    found = clustered_mean(list(values), range(40))
+    low, high = stats.t.interval(0.95, 39, values.mean(), stats.sem(values))
+    assert found == pytest.approx((values.mean(), low, high, 40))
+
+
+def test_images_of_a_prompt_are_one_observation() -> None:
+    """Four times the same number says no more than once."""
+    values = np.random.default_rng(1).normal(0, 1, 30)
+    once = clustered_mean(list(values), range(30))
+    assert clustered_mean(list(values.repeat(4)), np.arange(30).repeat(4).tolist()) == pytest.approx(once)
+
+
+def test_it_agrees_with_the_bootstrap_over_clusters() -> None:
+    rng = np.random.default_rng(2)
+    groups = [list(rng.normal(rng.normal(), 0.5, rng.integers(1, 6))) for _ in range(200)]
+    values, owners = [v for g in groups for v in g], [i for i, g in enumerate(groups) for _ in g]
+    found, estimate = clustered_mean(values, owners), cluster_bootstrap({"": groups})
+    assert found.value == pytest.approx(estimate.value)
+    assert found.high - found.low == pytest.approx(estimate.high - estimate.low, rel=0.1)
+
+
+def test_one_prompt_has_no_interval_and_none_no_mean() -> None:
+    assert clustered_mean([1.0, 2.0], ["a", "a"]) == (1.5, None, None, 1)
+    with pytest.raises(ValueError, match="no images came"):
+        clustered_mean([], [])

@@ -29,13 +29,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """Packages and root modules, from the bottom up. A package imports lower floors only."""
 
 PENDING = {
-    ("report.significance", "evaluation.per_prompt"),
-    ("evaluation.evaluate", "api"),
     ("evaluation.evaluate", "shapes.train_attributes"),
     ("evaluation.evaluate", "shapes.train_clip"),
-    ("evaluation.geneval.color", "shapes.scenes"),
-    ("evaluation.geneval.measure", "shapes.scenes"),
-    ("evaluation.geneval.rule", "shapes.scenes"),
 }
 """Arrows that still point upwards or sideways. This set only shrinks."""
 

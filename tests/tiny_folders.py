@@ -1,9 +1,11 @@
-"""Tiny random networks in the real format: folders as transformers saves them, of the classes that real ones have."""
+"""Folders for tests: tiny random networks as transformers saves them, and images in GenEval's layout."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BlipConfig,
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from sana_lab.models.text.tokenizer import offline_tokenizer
+from sana_lab.types import Json
 
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
 WORDS = (
@@ -127,3 +130,12 @@ def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     core.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=frame)
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=core, **special)
+
+
+def geneval(folder: Path, index: int, row: Json, images: torch.Tensor) -> None:
+    """Images (B, 3, H, W) uint8 of one row in GenEval's layout."""
+    inside = folder / f"{index:05d}"
+    (inside / "samples").mkdir(parents=True)
+    (inside / "metadata.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for k, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(inside / "samples" / f"{k:04d}.png")

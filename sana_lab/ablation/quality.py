@@ -9,6 +9,8 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import evaluate as evaluation
+from sana_lab.evaluation import sources
+from sana_lab.evaluation.command import columns
 from sana_lab.pretrained import restore
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
@@ -52,7 +54,7 @@ def evaluate(store: Store, trial: Json) -> None:
     report = evaluation.evaluate(system)
     card = weights.card(path)
     training = {"val_loss": card["measured"].get("val/loss"), "train_s": card["seconds"]}
-    store.log_metrics(trial["run"], {**evaluation.flat(report), **training})
+    store.log_metrics(trial["run"], {**columns(report), **training})
     store.log_dict(trial["run"], report, "report.json")
     if trial["config"]["prompts"] and isinstance(system, TextToImage):
         log_samples(store, trial, system)
@@ -62,7 +64,7 @@ def evaluate(store: Store, trial: Json) -> None:
 def log_samples(store: Store, trial: Json, system: TextToImage) -> None:
     """Images of the experiment's prompts, sampled from the same noise in every trial."""
     prompts = trial["config"]["prompts"]
-    images = evaluation.sampler(system)(prompts, list(range(len(prompts))))
+    images = sources.sampler(system)(prompts, list(range(len(prompts))))
     store.log_image(trial["run"], "final", callbacks.side_by_side(images))
     path = weights.HOME / "sweeps" / trial["key"] / "samples.npz"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,7 @@ TABLE: dict[str, dict[str, str]] = {
         "function": "sana_lab.evaluation.extractors.function:Function",
     },
     "detector": {
-        "shapes": "sana_lab.shapes.detector:ShapesJudge",
+        "shapes": "sana_lab.shapes.detector:ShapesDetector",
         "mask2former": "sana_lab.evaluation.geneval.detectors.mask2former:Mask2Former",
         "owlv2": "sana_lab.evaluation.geneval.detectors.owlv2:Owlv2",
     },
@@ -66,8 +66,8 @@ TABLE: dict[str, dict[str, str]] = {
         "clip_score": "sana_lab.evaluation.clip_score:ClipScore",
         "clip_shapes": "sana_lab.shapes.clip_score:ClipShapes",
         "dpg": "sana_lab.evaluation.dpg:Dpg",
-        "image_reward": "sana_lab.evaluation.rewards:ImageReward",
-        "hps": "sana_lab.evaluation.rewards:Hps",
+        "image_reward": "sana_lab.evaluation.image_reward:ImageReward",
+        "hps": "sana_lab.evaluation.hps:Hps",
     },
     "probe": {
         "image": "sana_lab.bench.probes.image:Image",

@@ -1,7 +1,6 @@
-"""Measures: what a model draws, and what drawing costs.
+"""Interfaces of evaluation: a measure takes images in batches and reports numbers with intervals.
 
-A measure takes images once, in batches, and reports numbers with intervals. An extractor turns images into features.
-Both are parts: a suite in `eval/` names them, and a user's own serve as well.
+Both kinds are parts: a suite in `eval/` names them, and a user's own `module:Class` works like a shipped one.
 """
 
 from abc import ABC, abstractmethod
@@ -11,63 +10,60 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from sana_lab.intervals import Estimate
 from sana_lab.types import Json
 
 Resize = Literal["clean", "tf1", "torch", "none"]
-"""How images become an extractor's size: antialiased bicubic as Pillow's; TensorFlow 1's bilinear; torch's bilinear."""
-
-
-class Value(NamedTuple):
-    """A number with its 95 % interval, where one is known."""
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int  # images or prompts, whichever was resampled
+"""Resize to an extractor's input size: antialiased bicubic as Pillow's, TensorFlow 1's bilinear, torch's bilinear."""
 
 
 class Report(NamedTuple):
-    """What a measure found.
+    """Result of one measure."""
 
-    `settings` says all that two numbers must share to be compared. `per_image` holds, for a column, one number for each
-    image in order, whose mean is the value and whose spread is its uncertainty: outcomes, or a distance's influences.
-    """
-
-    values: dict[str, Value]
-    settings: Json
+    values: dict[str, Estimate]  # column of a table -> number with its 95 % interval
+    settings: Json  # plain data that must be equal for two values to be comparable
+    # column -> one number per image, in order, whose mean is the value: outcomes, or influences of a distance
     per_image: Mapping[str, list[float]] = MappingProxyType({})
 
 
 class Measure(ABC):
-    """Numbers about images, which come once, in batches: `refer` (if `needs_reference`) and `add`, then `report`."""
+    """Numbers about generated images.
+
+    Calls: `refer` with every batch of real images (if `needs_reference`), `add` with every batch of generated ones,
+    then `report`. Each image comes once. A subclass implements `add` and `report`, and sets the attributes below where
+    their defaults are not right.
+    """
 
     rows: Sequence[Json] | None = None
-    """Prompts of its own, {"prompt": ..., ...} each; None where the captions of held-out data serve."""
+    """Prompts of its own, {"prompt": ..., ...} each; None for the captions of held-out data."""
     images_per_prompt: int = 1
+    """Number of images to generate per row."""
     needs_reference: bool = False
+    """Whether it compares with real images."""
 
     def refer(self, images: Tensor) -> None:
-        """Take in real images (B, 3, H, W) uint8 to compare with."""
+        """Add real images (B, 3, H, W) uint8 to compare with."""
         raise NotImplementedError(f"{type(self).__name__} compares with no reference")
 
     @abstractmethod
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        """Take in images (B, 3, H, W) uint8, image i drawn for row i."""
+        """Add images (B, 3, H, W) uint8, image i generated for row i."""
 
     @abstractmethod
     def report(self) -> Report:
-        """The numbers. ValueError where too few images came."""
+        """The numbers of all images so far. ValueError for too few images."""
 
 
 class Extractor(ABC):
-    """Images (B, 3, H, W) uint8 of any size -> features (B, dim) float32."""
+    """Feature extractor: images (B, 3, H, W) uint8 of any size -> features (B, dim) float32."""
 
     dim: int
+    """Number of features."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Without gradient, on the extractor's device; the same numbers for a picture whatever it is batched with."""
+        """Features (B, dim), without gradient, on the extractor's device, independent of the rest of the batch."""
 
     @abstractmethod
     def identity(self) -> Json:
-        """What the features depend on: extractor, layer, sha256 of its weights, resize, dtype."""
+        """Everything the features depend on: extractor, layer, sha256 of weights, resize, dtype."""

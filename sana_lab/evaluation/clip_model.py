@@ -1,4 +1,4 @@
-"""A released CLIP (arXiv 2103.00020) from a transformers folder: directions of pictures and texts, D features each."""
+"""A released CLIP (arXiv 2103.00020) from a transformers folder: unit-length features (B, D) of images and texts."""
 
 from collections.abc import Sequence
 
@@ -24,20 +24,20 @@ class PretrainedClip:
         self.weights_sha256 = transformers_models.weights_sha256(folder)
 
     @torch.no_grad()
-    def pictures(self, images: Sequence[Tensor]) -> Tensor:
-        """Directions (B, D) of length 1 of uint8 (3, H, W) pictures, prepared as the folder says."""
-        pixels = transformers_models.prepared(self.processor, list(images)).to(self.network.device)
+    def image_features(self, images: Sequence[Tensor]) -> Tensor:
+        """(B, D) of length 1, of uint8 (3, H, W) images preprocessed as the folder specifies."""
+        pixels = transformers_models.pixel_values(self.processor, list(images)).to(self.network.device)
         return normalize(self.network.get_image_features(pixels).pooler_output, dim=-1)
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Directions (B, D) of length 1. A long text is cut to `max_tokens` before its end-of-text, which stays."""
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) of length 1. A long text is truncated to `max_tokens`; its end-of-text token stays."""
         rows = token_rows(self.tokenizer, check_prompts(texts), self.max_tokens)
         ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
         return normalize(self.network.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
-    def is_cut(self, text: str) -> bool:
-        """Whether a text is longer than the network reads."""
+    def is_truncated(self, text: str) -> bool:
+        """Whether a text is longer than `max_tokens`."""
         rows = token_rows(self.tokenizer, [text], self.max_tokens)
         return bool(count_truncated(self.tokenizer, [text], rows, self.max_tokens))
 

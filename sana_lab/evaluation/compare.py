@@ -1,4 +1,4 @@
-"""The verb `compare`: what two evaluations differ in, paired over the images that they share, or why they cannot be."""
+"""The verb `compare`: differences of two evaluations, paired over images, or the reason why there are none."""
 
 import json
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
 from sana_lab.types import Json
 
-IMMATERIAL = ("features_mib",)
-"""Settings that say how, not what."""
+IGNORED = ("features_mib",)
+"""Settings that affect no value."""
 
 
 class Line(NamedTuple):
@@ -22,27 +22,27 @@ class Line(NamedTuple):
     a: float
     b: float
     difference: Difference | None  # b less a
-    why: str = ""  # there is none
+    reason: str = ""  # why there is no difference
 
 
 def read(path: Path) -> Json:
-    """What `sana-lab eval --json` wrote. SpecError for another file."""
+    """Read a report that `sana-lab eval --json` wrote. SpecError for another file."""
     if not path.is_file():
         beside = path.parent.glob("*.json") if path.parent.is_dir() else ()
         raise SpecError(f"there is no file {str(path)!r}; {nearest(path.name, (p.name for p in beside))}")
     try:
-        found = json.loads(path.read_text())
+        report = json.loads(path.read_text())
     except ValueError as error:
         raise SpecError(f"{path} is no JSON: {error}") from error
-    if not isinstance(found, dict) or not {"measures", "per_image"} <= found.keys():
+    if not isinstance(report, dict) or not {"measures", "per_image"} <= report.keys():
         raise SpecError(
             f"{path} holds no evaluation with measures; expected what `sana-lab eval NAME --json FILE` writes"
         )
-    return found
+    return report
 
 
 def compare(a: Json, b: Json) -> list[Line]:
-    """Each column that both have. SpecError where they have none in common."""
+    """Each column that both reports have. SpecError without common measures."""
     common = [name for name in a["measures"] if name in b["measures"]]
     if not common:
         raise SpecError(f"they share no measure: {', '.join(a['measures'])}, and {', '.join(b['measures'])}")
@@ -50,24 +50,24 @@ def compare(a: Json, b: Json) -> list[Line]:
 
 
 def _lines(measure: str, a: Json, b: Json) -> Iterator[Line]:
-    ours, theirs = a["measures"][measure], b["measures"][measure]
-    odd = differing(ours["settings"], theirs["settings"])
-    for name in ours["values"].keys() & theirs["values"].keys():
-        difference = None if odd else paired(b, a, name)
-        why = "; ".join(odd) if odd else "" if difference else _unpaired(a, b, name)
-        yield Line(measure, name, ours["values"][name]["value"], theirs["values"][name]["value"], difference, why)
+    first, second = a["measures"][measure], b["measures"][measure]
+    changes = differing(first["settings"], second["settings"])
+    for name in first["values"].keys() & second["values"].keys():
+        difference = None if changes else paired(b, a, name)
+        reason = "; ".join(changes) if changes else "" if difference else _unpaired_reason(a, b, name)
+        yield Line(measure, name, first["values"][name]["value"], second["values"][name]["value"], difference, reason)
 
 
-def _unpaired(a: Json, b: Json, name: str) -> str:
+def _unpaired_reason(a: Json, b: Json, name: str) -> str:
     if name not in a["per_image"] or name not in b["per_image"]:
         return "it has no numbers per image"
     return "other prompts, noise or numbers of images"
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two settings differ, in words: what a number was measured with."""
+    """Where two settings differ, one line each."""
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [k for k in {**a, **b} if k not in IMMATERIAL]
+        keys = [k for k in {**a, **b} if k not in IGNORED]
         return [line for k in keys for line in differing(a.get(k), b.get(k), f"{where}.{k}".strip("."))]
     return [] if a == b else [f"{where} is {_short(a)} and {_short(b)}"]
 
@@ -77,22 +77,22 @@ def _short(value: Any) -> str:
     return text if len(text) < 40 else f"{text[:36]} ..."
 
 
-def lines(found: list[Line]) -> list[str]:
-    """For a reader; ▲ and ▼ say that the second is better or worse at the 5 % level, ▪ that it cannot be said."""
+def lines(columns: list[Line]) -> list[str]:
+    """A comparison as text; ▲ and ▼ mark a second that is better or worse at the 5 % level."""
     out = []
-    for line in sorted(found, key=lambda line: line.measure):
+    for line in sorted(columns, key=lambda line: line.measure):
         head = f"{column(line.name).heading:<28}{line.a:>10.4g}{line.b:>10.4g}"
         if line.difference is None:
-            out.append(f"{head}  not compared: {line.why}")
+            out.append(f"{head}  not compared: {line.reason}")
         else:
             d = line.difference
             out.append(f"{head}{d.value:>+11.4g}  95 % [{d.low:+.4g}, {d.high:+.4g}] {mark(line.name, d)}".rstrip())
-    tests = sorted({line.difference.test for line in found if line.difference})
+    tests = sorted({line.difference.test for line in columns if line.difference})
     return [f"{'':<28}{'first':>10}{'second':>10}{'difference':>11}", *out, *(f"Test: {test}." for test in tests)]
 
 
 def main(first: Path, second: Path) -> int:
-    """`sana-lab compare A.json B.json`; 1 where nothing of them can be compared."""
-    found = compare(read(first), read(second))
-    print("\n".join(lines(found)))
-    return 0 if any(line.difference for line in found) else 1
+    """`sana-lab compare A.json B.json`; exit status 1 where no column can be compared."""
+    columns = compare(read(first), read(second))
+    print("\n".join(lines(columns)))
+    return 0 if any(line.difference for line in columns) else 1

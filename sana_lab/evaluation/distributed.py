@@ -1,7 +1,7 @@
-"""Measuring on several devices: each process draws its share, and all see every image, in order.
+"""Evaluation on several devices: each process generates its share, and all processes receive every image, in order.
 
-Noise belongs to the image's index, so the images, and with them all numbers, are those of one process. Every process
-counts all of them: what is shared is the drawing, which takes nearly all of the time.
+Noise depends on the image's index, so the images and all numbers are those of one process. Every process computes all
+measures; only the generation, which takes nearly all of the time, is divided.
 """
 
 import os
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Of this process; 0 where there is one alone."""
-    return dist.get_rank() if _several() else 0
+    """Rank of this process; 0 for a single one."""
+    return dist.get_rank() if _initialized() else 0
 
 
 def size() -> int:
-    """How many processes measure together."""
-    return dist.get_world_size() if _several() else 1
+    """Number of processes."""
+    return dist.get_world_size() if _initialized() else 1
 
 
 def gather(images: Tensor | None) -> Tensor:
-    """The images (B, 3, H, W) of all processes in the order of their ranks; None where a process has none."""
-    if not _several():
+    """Images (B, 3, H, W) of all processes in the order of ranks; None from a process without images."""
+    if not _initialized():
         assert images is not None
         return images
     parts: list[Tensor | None] = [None] * size()
@@ -34,14 +34,14 @@ def gather(images: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def joined() -> Iterator[bool]:
-    """Join the processes that torchrun started, one GPU each where there are any; whether this one is to report."""
+def process_group() -> Iterator[bool]:
+    """Join the processes that torchrun started, one GPU each if available; yields whether this is rank 0."""
     if not dist.is_torchelastic_launched():
         yield True
         return
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # torchrun's own way to say it
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # set by torchrun
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield rank() == 0
@@ -49,5 +49,5 @@ def joined() -> Iterator[bool]:
         dist.destroy_process_group()
 
 
-def _several() -> bool:
+def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()

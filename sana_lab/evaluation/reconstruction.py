@@ -1,37 +1,47 @@
-"""How well an autoencoder gives images back: PSNR, SSIM, LPIPS and rFID, per image and in total, and its worst cases.
+"""Reconstruction quality of an autoencoder: PSNR, SSIM, LPIPS and rFID, per image and in total, and its worst cases.
 
 Shapes: B images, H x W pixels. Values are those of 8-bit images, [0, 255], in float64.
 """
 
+import heapq
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize, to_pil_image
+from torchvision.utils import make_grid
 
-from sana_lab.data.images import SUFFIXES, UnreadableError, read
 from sana_lab.evaluation import Extractor
 from sana_lab.evaluation.distances.frechet import frechet_rows, influence
 from sana_lab.evaluation.distances.moments import moments
-from sana_lab.evaluation.worst import Case, draw, worst_of
+from sana_lab.evaluation.image_files import TOLERATED, Skipped, find_images
+from sana_lab.evaluation.image_files import batches as image_batches
 from sana_lab.intervals import Estimate, bootstrap_mean, jackknife
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.types import Batch, Json
 
 WINDOW, SIGMA = 11, 1.5
-"""Width in pixels and deviation of SSIM's Gaussian window."""
+"""Width in pixels and standard deviation of SSIM's Gaussian window."""
 
 PADDING = "edge pixels repeated to the right and below, up to a multiple of {}; scored on the image's own pixels"
 PSNR = "of 8-bit RGB; the mean is over images; an exact image counts as if one of its values were off by one"
 SSIM = "of 8-bit RGB, 11 x 11 Gaussian window of deviation 1.5 within the image, mean over colours"
+
+
+class Options(NamedTuple):
+    """Metrics beside PSNR and SSIM, and the picture of the worst cases."""
+
+    lpips: Lpips | None = None
+    extractor: Extractor | None = None  # for rFID
+    worst: int = 0  # number of cases
+    picture: Path | None = None  # a .png of them
 
 
 class Group(NamedTuple):
@@ -41,39 +51,70 @@ class Group(NamedTuple):
     images: Tensor  # (B, 3, H, W) in [-1, 1]
 
 
-class Suite(NamedTuple):
-    """What is measured beside PSNR and SSIM, and how many of the worst cases are drawn, and where."""
+class Case(NamedTuple):
+    """One image and its reconstruction."""
 
-    lpips: Lpips | None = None
-    extractor: Extractor | None = None  # for rFID
-    worst: int = 0
-    picture: Path | None = None  # a .png
+    psnr: float  # dB
+    name: str
+    image: Tensor  # (3, H, W) uint8
+    reconstruction: Tensor  # (3, H, W) uint8
 
 
-class Scored(NamedTuple):
+class ScoredGroup(NamedTuple):
     """A group after the round trip."""
 
     names: list[str]
-    values: dict[str, Tensor]  # (B,) float64 each
-    features: tuple[Tensor, Tensor] | None  # (B, D), of images and of what came back
-    cases: list[Case]  # the worst of the group
+    scores: dict[str, Tensor]  # metric -> (B,) float64
+    features: tuple[Tensor, Tensor] | None  # (B, D) of images and of reconstructions
+    worst: list[Case]
 
 
-class Scores(NamedTuple):
-    """Per image, float64."""
+def evaluate_reconstruction(
+    autoencoder: Autoencoder, batches: Iterable[Batch], limit: int | None = None, options: Options | None = None
+) -> Json:
+    """Every metric over the first `limit` images: means, 95 % intervals over images, n, and values per image.
 
-    psnr: Tensor  # (B,) dB
-    ssim: Tensor  # (B,) at most 1
+    Outputs are rounded to 8 bits first. ValueError without images, or for data that yields latents only.
+    """
+    return _evaluate(autoencoder, _groups(batches, limit), options or Options())
+
+
+def evaluate_folder(
+    autoencoder: Autoencoder,
+    folder: str | Path,
+    limit: int | None = None,
+    options: Options | None = None,
+    *,
+    batch: int = 16,
+    tolerated: float = TOLERATED,
+) -> Json:
+    """Every metric over the first `limit` image files below a folder, each at its own size; `skipped` names the others.
+
+    ValueError without images, or where more than the share `tolerated` is unreadable or too small.
+    """
+    options, skipped = options or Options(), Skipped(folder, tolerated)
+    min_side = max(WINDOW, 0 if options.lpips is None else options.lpips.min_size)
+    batches = image_batches(find_images(folder)[:limit], batch, skipped, min_side)
+    groups = (Group([file.name for file in files], images.float() / 127.5 - 1) for images, files in batches)
+    return {**_evaluate(autoencoder, groups, options), "folder": str(folder), "skipped": skipped.reasons}
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image pair (B, 3, H, W) in [0, 255], in dB; infinite where they are equal."""
+    """Peak signal-to-noise ratio (B,) in dB of image pairs (B, 3, H, W) in [0, 255]; infinite where they are equal."""
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)
 
 
+def finite_psnr(a: Tensor, b: Tensor) -> Tensor:
+    """PSNR (B,), at most that of a single value off by one."""
+    return psnr(a, b).clamp(max=10 * math.log10(255**2 * a[0].numel()))
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of each image pair (B, 3, H, W) in [0, 255]: the mean over colours and windows within.
+    """Structural similarity (B,) of image pairs (B, 3, H, W) in [0, 255]: the mean over colours and inner windows.
 
     Wang et al. 2004, as scikit-image measures it: 11 x 11 Gaussian window of deviation 1.5, K1 = 0.01, K2 = 0.03.
     ValueError below 11 pixels.
@@ -90,84 +131,37 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).flatten(1).mean(1)
 
 
-def score(images: Tensor, others: Tensor) -> Scores:
-    """PSNR (at most that of a single value off by one) and SSIM of uint8 images (B, 3, H, W)."""
-    most = 10 * math.log10(255**2 * images[0].numel())
-    return Scores(psnr(images, others).clamp(max=most), ssim(images, others))
+def _blur(x: Tensor) -> Tensor:
+    """Gaussian means over the windows inside the image: (B, C, H, W) -> (B, C, H - 10, W - 10)."""
+    at = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
+    kernel = torch.exp(-(at**2) / (2 * SIGMA**2))
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, WINDOW)
+    rows = F.conv2d(x, kernel, groups=x.shape[1])
+    return F.conv2d(rows, kernel.mT, groups=x.shape[1])
 
 
-def evaluate_reconstruction(
-    autoencoder: Autoencoder, batches: Iterable[Batch], limit: int | None = None, suite: Suite | None = None
-) -> Json:
-    """Every measure over the first `limit` images: means, 95 % intervals over images, n, and all of them per image.
+def rfid(images: Tensor, reconstructions: Tensor) -> tuple[Estimate, list[float]]:
+    """Fréchet distance of features (n, D) of images and of their reconstructions, and its values per image.
 
-    Outputs are rounded to 8 bits first. ValueError without images, or where the data gives latents only.
+    An image and its reconstruction are one observation, so both influences add. ValueError below two images.
     """
-    return _evaluate(autoencoder, _numbered(batches, limit), suite or Suite())
+    if len(images) < 2:
+        raise ValueError(f"rFID needs at least two images; given {len(images)}")
+    a, b = moments(images).gaussian(), moments(reconstructions).gaussian()
+    value = frechet_rows(reconstructions, a)
+    influences = influence(reconstructions, a) + influence(images, b)
+    return jackknife(value, influences), (value + influences).tolist()
 
 
-def evaluate_folder(
-    autoencoder: Autoencoder,
-    folder: str | Path,
-    limit: int | None = None,
-    suite: Suite | None = None,
-    *,
-    batch: int = 16,
-    tolerated: float = 0.05,
-) -> Json:
-    """The same of the first `limit` image files below a folder, each at its own size; `skipped` names the others.
-
-    Neighbours of one size share a batch. ValueError where there are no images, or more than the share `tolerated`
-    cannot be read or are too small to be measured.
-    """
-    suite, skipped = suite or Suite(), Skipped(str(folder), tolerated)
-    groups = _read(Path(folder), files(folder)[:limit], batch, _least(suite), skipped)
-    return {**_evaluate(autoencoder, groups, suite), "folder": str(folder), "skipped": skipped.names}
-
-
-class Skipped:
-    """Files that were left out, and why; ValueError as soon as they are too many."""
-
-    def __init__(self, folder: str, tolerated: float) -> None:
-        self.folder, self.tolerated = folder, tolerated
-        self.names: dict[str, str] = {}
-
-    def add(self, name: str, why: str, total: int) -> None:
-        """Leave out one of `total` files."""
-        self.names[name] = why
-        if len(self.names) > self.tolerated * total:
-            share = f"{len(self.names)} of {total} files, more than {self.tolerated:.0%}"
-            raise ValueError(f"{share}, in {self.folder!r} cannot be measured: {_told(self.names)}")
-
-
-def files(folder: str | Path) -> list[Path]:
-    """All image files below a folder, in the order of their names. ValueError where there are none."""
-    root = Path(folder)
-    found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        what = "holds no image files" if root.is_dir() else "is no folder"
-        raise ValueError(f"{str(folder)!r} {what}; expected files such as *.png or *.jpg")
-    return found
-
-
-def lines(found: Json) -> list[str]:
-    """A record for a reader: one line a measure."""
-    units = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
-    units["rfid"] = ("rFID", ".3f", "")
-    out = []
-    for name, (title, form, unit) in units.items():
-        if name in found:
-            low, high = (f"{x:{form}}" for x in found[f"{name}_interval"])
-            out.append(f"{title:<6}{found[name]:{form}}{unit}  95 % [{low}, {high}]  on {found['n']} images")
-    return out
+# --- round trip -----------------------------------------------------------------------------------------------------
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0 ... 255, rounded; what lies outside is clipped."""
+    """[-1, 1] -> 0 ... 255, rounded and clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def padded(images: Tensor, multiple: int) -> Tensor:
+def pad(images: Tensor, multiple: int) -> Tensor:
     """(B, 3, H, W) with edge pixels repeated to the right and below until both sides are multiples."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -175,35 +169,69 @@ def padded(images: Tensor, multiple: int) -> Tensor:
 
 @torch.no_grad()
 def round_trip(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] of any size through the autoencoder in evaluation mode, on its device."""
+    """Reconstructions of images (B, 3, H, W) in [-1, 1] of any size, in evaluation mode, on its device."""
     like, training = next(autoencoder.parameters()), autoencoder.training
     autoencoder.eval()
     try:
-        whole = padded(images, autoencoder.downsample).to(like)
-        made = autoencoder.decode(autoencoder.encode(whole))
+        output = autoencoder.decode(autoencoder.encode(pad(images, autoencoder.downsample).to(like)))
     finally:
         autoencoder.train(training)
-    return made[..., : images.shape[-2], : images.shape[-1]].to(images.device)
+    return output[..., : images.shape[-2], : images.shape[-1]].to(images.device)
 
 
-def _evaluate(autoencoder: Autoencoder, groups: Iterable[Group], suite: Suite) -> Json:
+def _groups(batches: Iterable[Batch], limit: int | None) -> Iterator[Group]:
+    """The first `limit` images of a stream, named by their index."""
+    n, limit = 0, sys.maxsize if limit is None else limit
+    for batch in batches:
+        if batch.images is None:
+            raise ValueError("a reconstruction is measured on images; this data yields latents only")
+        images = batch.images[: limit - n]
+        yield Group([str(n + i) for i in range(len(images))], images)
+        n += len(images)
+        if n >= limit:
+            return
+
+
+def _score(autoencoder: Autoencoder, groups: Iterable[Group], options: Options) -> Iterator[ScoredGroup]:
+    device = next(autoencoder.parameters()).device
+    lpips = None if options.lpips is None else options.lpips.to(device)
+    for names, images in groups:
+        pair = to_uint8(images), to_uint8(round_trip(autoencoder, images))
+        scores = {"psnr": finite_psnr(*pair), "ssim": ssim(*pair)}
+        if lpips is not None:
+            scores["lpips"] = _lpips(lpips, *(side.to(device) for side in pair)).double().to(images.device)
+        extract = None if options.extractor is None else options.extractor.features
+        features = None if extract is None else (extract(pair[0]).cpu(), extract(pair[1]).cpu())
+        cases = (Case(*row) for row in zip(scores["psnr"].tolist(), names, *pair, strict=True))
+        yield ScoredGroup(names, scores, features, worst_cases(cases, options.worst))
+
+
+@torch.no_grad()
+def _lpips(lpips: Lpips, a: Tensor, b: Tensor) -> Tensor:
+    return lpips(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(autoencoder: Autoencoder, groups: Iterable[Group], options: Options) -> Json:
     names: list[str] = []
     values: dict[str, list[float]] = {}
     features: list[tuple[Tensor, Tensor]] = []
     cases: list[Case] = []
-    for names_of, values_of, features_of, cases_of in _scored(autoencoder, groups, suite):
-        names += names_of
-        for name, value in values_of.items():
-            values.setdefault(name, []).extend(value.tolist())
-        features += [features_of] if features_of else []
-        cases = worst_of([*cases, *cases_of], suite.worst)
+    for group in _score(autoencoder, groups, options):
+        names += group.names
+        for name, scores in group.scores.items():
+            values.setdefault(name, []).extend(scores.tolist())
+        features += [group.features] if group.features else []
+        cases = worst_cases([*cases, *group.worst], options.worst)
     if not names:
         raise ValueError("there are no images to measure a reconstruction on")
-    estimates = {name: _mean(value) for name, value in values.items()}
-    if suite.extractor is not None:
+    estimates = {name: _mean(scores) for name, scores in values.items()}
+    if options.extractor is not None:
         estimates["rfid"], values["rfid"] = rfid(*(torch.cat(side) for side in zip(*features, strict=True)))
-    if suite.picture is not None and cases:
-        draw(cases, suite.picture)
+    if options.picture is not None and cases:
+        save_cases(cases, options.picture)
     return {
         **{name: estimate.value for name, estimate in estimates.items()},
         **{f"{name}_interval": [estimate.low, estimate.high] for name, estimate in estimates.items()},
@@ -211,115 +239,88 @@ def _evaluate(autoencoder: Autoencoder, groups: Iterable[Group], suite: Suite) -
         "per_image": values,
         "names": names,
         "worst": [{"name": case.name, "psnr": case.psnr} for case in cases],
-        "settings": _settings(autoencoder, suite, features),
+        "settings": _settings(autoencoder, options, features),
     }
 
 
-def _scored(autoencoder: Autoencoder, groups: Iterable[Group], suite: Suite) -> Iterator[Scored]:
-    device = next(autoencoder.parameters()).device
-    lpips = None if suite.lpips is None else suite.lpips.to(device)
-    for names, images in groups:
-        pair = to_uint8(images), to_uint8(round_trip(autoencoder, images))
-        values = score(*pair)._asdict()
-        if lpips is not None:
-            values["lpips"] = _distances(lpips, *(side.to(device) for side in pair)).double().to(images.device)
-        cases = (Case(*row) for row in zip(values["psnr"].tolist(), names, *pair, strict=True))
-        yield Scored(names, values, _features(suite.extractor, *pair), worst_of(cases, suite.worst))
-
-
-def _features(extractor: Extractor | None, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
-    return None if extractor is None else (extractor.features(a).cpu(), extractor.features(b).cpu())
-
-
-@torch.no_grad()
-def _distances(lpips: Lpips, a: Tensor, b: Tensor) -> Tensor:
-    return lpips(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
-
-
-def rfid(images: Tensor, others: Tensor) -> tuple[Estimate, list[float]]:
-    """The Fréchet distance of features (n, D) of images and of their reconstructions, and its value by image.
-
-    An image and its reconstruction are drawn together, so both influences add up. ValueError below two images.
-    """
-    if len(images) < 2:
-        raise ValueError(f"rFID needs at least two images; given {len(images)}")
-    left, right = moments(images).gaussian(), moments(others).gaussian()
-    value = frechet_rows(others, left)
-    moved = influence(others, left) + influence(images, right)
-    return jackknife(value, moved), (value + moved).tolist()
-
-
 def _mean(values: Sequence[float]) -> Estimate:
-    """By bootstrap; at many images, where that needs gigabytes and tells the same, by the normal interval."""
+    """Bootstrap interval; above 5,000 images, where it needs gigabytes and agrees, the normal interval."""
     if len(values) <= 5000:
         return bootstrap_mean(values)
     column = torch.tensor(values, dtype=torch.float64)
     return jackknife(float(column.mean()), column - column.mean())
 
 
-def _settings(autoencoder: Autoencoder, suite: Suite, features: Sequence[tuple[Tensor, Tensor]]) -> Json:
-    found: Json = {"padding": PADDING.format(autoencoder.downsample), "psnr": PSNR, "ssim": SSIM}
-    found["dtype"] = str(next(autoencoder.parameters()).dtype).removeprefix("torch.")
-    if suite.lpips is not None:
-        found["lpips"] = suite.lpips.identity()
-    if suite.extractor is not None:
-        kept = sum(side.numel() * side.element_size() for pair in features for side in pair)
-        found["rfid"] = {**suite.extractor.identity(), "features_kept_mib": kept / 2**20}
-    return found
+def _settings(autoencoder: Autoencoder, options: Options, features: Sequence[tuple[Tensor, Tensor]]) -> Json:
+    settings: Json = {"padding": PADDING.format(autoencoder.downsample), "psnr": PSNR, "ssim": SSIM}
+    settings["dtype"] = str(next(autoencoder.parameters()).dtype).removeprefix("torch.")
+    if options.lpips is not None:
+        settings["lpips"] = options.lpips.identity()
+    if options.extractor is not None:
+        size = sum(side.numel() * side.element_size() for pair in features for side in pair)
+        settings["rfid"] = {**options.extractor.identity(), "features_kept_mib": size / 2**20}
+    return settings
 
 
-def _numbered(batches: Iterable[Batch], limit: int | None) -> Iterator[Group]:
-    """Groups until there were `limit` images; a batch's images have one size."""
-    seen, limit = 0, sys.maxsize if limit is None else limit
-    for batch in batches:
-        if batch.images is None:
-            raise ValueError("a reconstruction is measured on images; this data yields latents only")
-        images = batch.images[: limit - seen]
-        yield Group([str(seen + i) for i in range(len(images))], images)
-        seen += len(images)
-        if seen >= limit:
-            return
+def lines(report: Json) -> list[str]:
+    """A report as text, one line per metric."""
+    titles = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
+    titles["rfid"] = ("rFID", ".3f", "")
+    out = []
+    for name, (title, form, unit) in titles.items():
+        if name in report:
+            low, high = (f"{x:{form}}" for x in report[f"{name}_interval"])
+            out.append(f"{title:<6}{report[name]:{form}}{unit}  95 % [{low}, {high}]  on {report['n']} images")
+    return out
 
 
-def _read(root: Path, paths: Sequence[Path], batch: int, least: int, skipped: Skipped) -> Iterator[Group]:
-    """Neighbours of one size together, at most `batch`; what cannot be used goes to `skipped`."""
-    for _, alike in groupby(_pictures(root, paths, least, skipped), key=lambda pair: pair[1].shape):
-        while part := list(islice(alike, batch)):
-            names, images = zip(*part, strict=True)
-            yield Group(list(names), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1)
+# --- worst cases ----------------------------------------------------------------------------------------------------
+
+AMPLIFICATION = 4
+"""Factor of the absolute difference in the picture of the worst cases."""
+
+MAX_SIDE, GAP, TEXT_HEIGHT = 512, 8, 20
+"""Pixels: the longer side of an image, the space between images, the height of a line of text."""
 
 
-def _pictures(
-    root: Path, paths: Sequence[Path], least: int, skipped: Skipped
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Names and pixels (H, W, 3)."""
-    for path in paths:
-        name = path.relative_to(root).as_posix()
-        try:
-            image = read(path)
-        except UnreadableError as error:
-            skipped.add(name, str(error), len(paths))
-            continue
-        if min(image.size) < least:
-            skipped.add(name, f"{image.width}x{image.height}, below the {least} pixels a side needed", len(paths))
-        else:
-            yield name, np.asarray(image)
+def worst_cases(cases: Iterable[Case], n: int) -> list[Case]:
+    """The n cases of the lowest PSNR, the worst first."""
+    return heapq.nsmallest(n, cases, key=lambda case: (case.psnr, case.name))
 
 
-def _told(skipped: dict[str, str], most: int = 5) -> str:
-    """Which files were left out and why, the first few."""
-    shown = [f"{name!r} ({why})" for name, why in list(skipped.items())[:most]]
-    return ", ".join(shown) + (", ..." if len(skipped) > most else "")
+def save_cases(cases: Sequence[Case], path: Path) -> None:
+    """Write a PNG with one row per case."""
+    rows = [render_case(case) for case in cases]
+    canvas, top = Image.new("RGB", (max(r.width for r in rows), sum(r.height for r in rows)), "white"), 0
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.save(path)
 
 
-def _least(suite: Suite) -> int:
-    return max(WINDOW, 0 if suite.lpips is None else suite.lpips.min_size)
+def render_case(case: Case) -> Image.Image:
+    """Image, reconstruction and amplified difference side by side, at most MAX_SIDE each, with the caption below."""
+    views = torch.stack([case.image, case.reconstruction, difference(case.image, case.reconstruction)]).cpu()
+    height, width = views.shape[-2:]
+    if (scale := MAX_SIDE / max(height, width)) < 1:
+        views = resize(views, [max(1, round(height * scale)), max(1, round(width * scale))])
+    grid = to_pil_image(make_grid(views, nrow=3, padding=GAP, pad_value=255))
+    text, font = caption(case), ImageFont.load_default(12)
+    canvas = Image.new(
+        "RGB", (max(grid.width, 2 * GAP + int(font.getlength(text))), grid.height + TEXT_HEIGHT), "white"
+    )
+    canvas.paste(grid)
+    ImageDraw.Draw(canvas).text((GAP, grid.height), text, "black", font)
+    return canvas
 
 
-def _blur(x: Tensor) -> Tensor:
-    """Gaussian means over the windows that lie within the image: (B, C, H, W) -> (B, C, H - 10, W - 10)."""
-    at = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
-    kernel = torch.exp(-(at**2) / (2 * SIGMA**2))
-    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, WINDOW)
-    rows = F.conv2d(x, kernel, groups=x.shape[1])
-    return F.conv2d(rows, kernel.mT, groups=x.shape[1])
+def caption(case: Case) -> str:
+    """File name, PSNR and legend; letters that the font lacks become question marks."""
+    name = case.name.encode("latin-1", "replace").decode("latin-1")
+    return f"{name}   {case.psnr:.2f} dB   original | reconstruction | difference x {AMPLIFICATION}"
+
+
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b| x AMPLIFICATION, at most 255: (3, H, W) uint8."""
+    return ((a.int() - b.int()).abs() * AMPLIFICATION).clamp(max=255).byte()

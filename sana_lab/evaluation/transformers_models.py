@@ -1,4 +1,4 @@
-"""Networks of the transformers library from a folder of this machine, to judge with: fp32, frozen, known by a hash."""
+"""Evaluation networks of the transformers library from local folders: fp32, frozen, identified by SHA-256."""
 
 import hashlib
 import json
@@ -8,27 +8,27 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoImageProcessor
 
-from sana_lab.config.digests import sha256
+from sana_lab.config import digests
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.models.text.loading import load_network, read_config
 from sana_lab.types import Json
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin")
-"""Which files transformers reads, the first kind that is there."""
-_PREPARATION = ("image_processor_type", "size", "crop_size", "resample", "image_mean", "image_std")
+"""Weight files that transformers reads, in order of preference."""
+_PREPROCESSING = ("image_processor_type", "size", "crop_size", "resample", "image_mean", "image_std")
 
 
 def load(network: Any, folder: str, model_type: str) -> Any:
-    """The network that a transformers class reads from a folder. SpecError says what is missing or of another kind."""
+    """The network that a transformers class reads from a folder. SpecError for a missing folder or another type."""
     _check_folder(folder, model_type)
-    found = read_config(folder).model_type
-    if found != model_type:
-        raise SpecError(f"{folder!r} holds a {found} model, expected a {model_type}")
+    actual = read_config(folder).model_type
+    if actual != model_type:
+        raise SpecError(f"{folder!r} holds a {actual} model, expected a {model_type}")
     return load_network(network, folder, "float32").eval().requires_grad_(False)
 
 
 def load_processor(folder: str) -> Any:
-    """What makes a picture into the network's input, as the folder says. SpecError."""
+    """The folder's image processor. SpecError."""
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -36,27 +36,27 @@ def load_processor(folder: str) -> Any:
         raise SpecError(f"{folder!r} lacks a preprocessor_config.json that can be read: {reason}") from error
 
 
-def prepared(processor: Any, images: list[Tensor], **options: Any) -> Tensor:
-    """Pixel values (B, 3, h, w) float32 of uint8 (3, H, W) pictures."""
+def pixel_values(processor: Any, images: list[Tensor], **options: Any) -> Tensor:
+    """Network input (B, 3, h, w) float32 of uint8 (3, H, W) images."""
     return processor(images, return_tensors="pt", input_data_format="channels_first", **options)["pixel_values"]
 
 
 def preprocessing(processor: Any) -> Json:
-    """What the pixel values depend on."""
+    """The settings that pixel values depend on."""
     settings = json.loads(processor.to_json_string())
-    return {key: settings[key] for key in _PREPARATION if settings.get(key) is not None}
+    return {key: settings[key] for key in _PREPROCESSING if settings.get(key) is not None}
 
 
 def weights_sha256(folder: str) -> str:
-    """Of the file of weights, as hubs list it; of the digests of several, in the order of their names."""
-    place = Path(folder).expanduser()
-    files = next(found for pattern in WEIGHTS if (found := sorted(place.glob(pattern))))
-    digests = [sha256(path) for path in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    """SHA-256 of the weight file, as hubs list it; of several files, of their digests in the order of their names."""
+    root = Path(folder).expanduser()
+    files = next(paths for pattern in WEIGHTS if (paths := sorted(root.glob(pattern))))
+    hashes = [digests.sha256(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _check_folder(folder: str, model_type: str) -> None:
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        near = nearest(place.name, (p.name for p in place.parent.glob("*/")))
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        near = nearest(root.name, (p.name for p in root.parent.glob("*/")))
         raise SpecError(f"there is no folder {folder!r} with a {model_type} model; {near}")

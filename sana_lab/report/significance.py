@@ -13,7 +13,7 @@ from typing import NamedTuple
 from scipy import stats
 
 from sana_lab.config.specs import SpecError, nearest
-from sana_lab.evaluation.per_prompt import clustered_mean
+from sana_lab.intervals import clustered_mean
 from sana_lab.report.columns import Column, column
 from sana_lab.report.table import Cell, Row
 from sana_lab.types import Json

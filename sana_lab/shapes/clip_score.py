@@ -1,4 +1,4 @@
-"""How well pictures of the embedded world fit their prompts, by the world's own small CLIP: `clip_shapes`."""
+"""CLIP score of the embedded world by its own small CLIP: `clip_shapes`."""
 
 from collections.abc import Sequence
 from typing import Annotated, final
@@ -10,30 +10,30 @@ from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.extractors.resize import resize
-from sana_lab.evaluation.per_prompt import Scored
+from sana_lab.evaluation.per_prompt import PromptScores
 from sana_lab.shapes.networks import SIDE, Clip, as_input, trained
 from sana_lab.types import Json
 
 
 @final
 class ClipShapes(Measure):
-    """100 times the mean cosine between pictures and prompts, not clamped; the interval is over prompts.
+    """100 x the mean cosine between images and prompts, not clamped; the interval is over prompts.
 
-    The CLIP is `shapes_clip`, which has seen nothing but the embedded world, so that its numbers compare with no other
-    CLIP's. It knows what there is and how many, but neither where nor which colour is whose. `weights` is
-    `experiment:NAME` or the weights file of an experiment that trains such a network. SpecError.
+    The CLIP is trained on the embedded world alone, so its numbers compare with no other CLIP's. It distinguishes
+    objects, colours and counts, but neither positions nor which object has which colour. SpecError for weights of
+    another network.
     """
 
     def __init__(
         self,
-        weights: str = "experiment:shapes_clip",
-        batch: Annotated[int, RUNTIME] = 64,
-        device: Annotated[str, RUNTIME] = "auto",
+        weights: str = "experiment:shapes_clip",  # experiment:NAME or the weights file of such an experiment
+        batch: Annotated[int, RUNTIME] = 64,  # images at a time
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.batch, self.device = batch, place(device)
         network, self.weights_sha256 = trained(weights, Clip)
         self.network = network.to(self.device)
-        self.scored = Scored()
+        self.scores = PromptScores()
 
     @torch.no_grad()
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
@@ -42,13 +42,13 @@ class ClipShapes(Measure):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts; expected a prompt for each image")
         for first in range(0, len(prompts), self.batch):
             part = slice(first, first + self.batch)
-            shown = as_input(resize(images[part].to(self.device), SIDE, "clean"))
-            self.scored.add(prompts[part], (100 * self.network(shown, prompts[part])).tolist())
-            self.scored.cut.update(zip(prompts[part], self.network.are_cut(prompts[part]), strict=True))
+            pixels = as_input(resize(images[part].to(self.device), SIDE, "clean"))
+            self.scores.add(prompts[part], (100 * self.network(pixels, prompts[part])).tolist())
+            self.scores.truncated.update(zip(prompts[part], self.network.are_truncated(prompts[part]), strict=True))
 
     def report(self) -> Report:
-        values = {"clip_shapes": self.scored.mean()}
-        return Report(values, self._settings(), {"clip_shapes": list(self.scored.values)})
+        values = {"clip_shapes": self.scores.mean()}
+        return Report(values, self._settings(), {"clip_shapes": list(self.scores.values)})
 
     def _settings(self) -> Json:
         return {
@@ -59,6 +59,6 @@ class ClipShapes(Measure):
             "side": SIDE,
             "dtype": "float32",
             "max_tokens": self.network.max_tokens,
-            "truncated_percent": self.scored.share_cut().value,
-            **self.scored.counts(),
+            "truncated_percent": self.scores.truncated_percent().value,
+            **self.scores.counts(),
         }

@@ -1,4 +1,4 @@
-"""`data: shapes`: the embedded world of `scenes` as a Lightning data module; nothing to download, nothing to store."""
+"""`data: shapes`: the embedded world as a data module, rendered on the fly, without files."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from sana_lab.types import Batch
 
 
 class World(NamedTuple):
-    """Which scenes there are: the seed of their random numbers, and how often each kind comes."""
+    """Distribution of scenes."""
 
-    seed: int
-    shares: tuple[float, ...]
+    seed: int  # of all random numbers
+    shares: tuple[float, ...]  # probabilities of `scenes.KINDS`
 
 
-_HELD_OUT = World(-1, world.SHARES)  # no training seed is negative, so no training scene is ever a held-out one
+_HELD_OUT = World(-1, world.SHARES)  # training seeds are not negative, so no training scene is held out
 
 
 class Shapes(DataModule):
-    """Flat shapes on grey with captions, at any size, (B, 3, size, size) in [-1, 1]; nothing to download.
+    """Flat shapes on grey with captions, (B, 3, size, size) in [-1, 1]: an endless training stream, fixed held-out scenes.
 
-    Training batch n, counted over all ranks, holds scenes n * batch to (n + 1) * batch - 1. The held-out scenes are the
+    Training batch n, counted over all ranks, has scenes n * batch to (n + 1) * batch - 1. The held-out scenes are the
     same for every seed, and always have the default `shares`.
     """
 
@@ -37,21 +37,21 @@ class Shapes(DataModule):
         batch: int = 64,  # images in a batch, of one device
         seed: int = 0,  # of the training scenes
         held_out: int = 1000,  # scenes for validation
-        # how often training scenes are of each of scenes.KINDS, in any unit; null is scenes.SHARES
+        # weights of single, pair, count and mixed training scenes; null is 0.25, 0.40, 0.27, 0.08
         shares: Annotated[list[float] | None, AsBefore(None)] = None,
         workers: Annotated[int, RUNTIME] = 0,  # processes that render batches; 0 renders in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
         self.size, self.held_out = size, held_out
         self.check_least(size=8, held_out=1)
-        self.shares = _checked(shares)
+        self.shares = _normalised(shares)
 
     @property
     def len_train(self) -> None:
-        """Scenes have no end."""
+        """None: the training stream is endless."""
 
     def digest(self) -> str:
-        """The world is its options: nothing else can change under them."""
+        """Constant, as the scenes depend on the options alone."""
         return "shapes"
 
     @property
@@ -60,24 +60,24 @@ class Shapes(DataModule):
         return self.held_out
 
     def example(self, index: int, split: Split = "train", draw: int = 0) -> tuple[NDArray[np.uint8], str]:
-        """Image (3, size, size) and the caption that (seed, index, draw) picks."""
+        """Image (3, size, size) uint8 and the caption that (seed, index, draw) selects."""
         images, prompts = _render(self._world(split, [index]), self.size, [index], draw)
         return images[0], prompts[0]
 
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """The scenes rendered, with captions. IndexError beyond the held-out set."""
-        place = self._world(split, [i for i, _ in turns])
+        source = self._world(split, [i for i, _ in turns])
         parts = [
-            _render(place, self.size, [i for i, _ in same], draw)
+            _render(source, self.size, [i for i, _ in same], draw)
             for draw, same in itertools.groupby(turns, lambda turn: turn[1])
         ]
         images = torch.from_numpy(np.concatenate([images for images, _ in parts]))
         return Batch(images.float().mul_(2 / 255).sub_(1), [prompt for _, prompts in parts for prompt in prompts])
 
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
-        """Their captions alone, without drawing them."""
-        place = self._world(split, indices)
-        return world.prompts(world.scenes(place.seed, indices, place.shares), place.seed, indices, draw)
+        """Captions of `batch_at`, without rendering."""
+        source = self._world(split, indices)
+        return world.prompts(world.scenes(source.seed, indices, source.shares), source.seed, indices, draw)
 
     def _world(self, split: Split, indices: Sequence[int]) -> World:
         if split == "train":
@@ -87,8 +87,8 @@ class Shapes(DataModule):
         return _HELD_OUT
 
 
-def _checked(shares: Sequence[float] | None) -> tuple[float, ...]:
-    """One share for each kind of scene, none negative, scaled to sum to 1. ValueError otherwise."""
+def _normalised(shares: Sequence[float] | None) -> tuple[float, ...]:
+    """Non-negative shares of each kind of scene, scaled to sum to 1. ValueError otherwise."""
     if shares is None:
         return world.SHARES
     if len(shares) != len(world.KINDS) or min(shares) < 0 or not sum(shares) > 0:
@@ -99,6 +99,6 @@ def _checked(shares: Sequence[float] | None) -> tuple[float, ...]:
     return tuple(share / sum(shares) for share in shares)
 
 
-def _render(place: World, size: int, indices: Sequence[int], draw: int) -> tuple[NDArray[np.uint8], list[str]]:
-    rows = world.scenes(place.seed, indices, place.shares)
-    return world.draw(rows, size), world.prompts(rows, place.seed, indices, draw)
+def _render(source: World, size: int, indices: Sequence[int], draw: int) -> tuple[NDArray[np.uint8], list[str]]:
+    rows = world.scenes(source.seed, indices, source.shares)
+    return world.render(rows, size), world.prompts(rows, source.seed, indices, draw)

@@ -1,4 +1,4 @@
-"""Features of the embedded world's own attribute network; the Fréchet distance of them is called `fd_shapes`."""
+"""Features of the embedded world's attribute network; their Fréchet distance is the column `fd_shapes`."""
 
 from typing import Annotated, final
 
@@ -15,12 +15,16 @@ from sana_lab.types import Json
 
 @final
 class Shapes(Extractor):
-    """What a picture shows, and not where: see `networks.Attributes`, whose counts are a linear map of these features.
+    """Features of `networks.Attributes`, from which object counts are a linear map: contents without positions.
 
-    `weights` is `experiment:NAME` or the weights file of an experiment that trains such a network. SpecError.
+    SpecError for weights of another network.
     """
 
-    def __init__(self, weights: str = "experiment:shapes_attributes", device: Annotated[str, RUNTIME] = "auto") -> None:
+    def __init__(
+        self,
+        weights: str = "experiment:shapes_attributes",  # experiment:NAME or the weights file of such an experiment
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
+    ) -> None:
         self.device = place(device)
         network, self.weights_sha256 = trained(weights, Attributes)
         self.network = network.to(self.device)

@@ -1,7 +1,7 @@
-"""The embedded world's own networks: one counts what a picture shows, one compares pictures with captions.
+"""The embedded world's own networks: an attribute network that counts objects, and a small CLIP.
 
-Both are small enough for a CPU, are trained by shipped experiments (`shapes_attributes`, `shapes_clip`) and say nothing
-about photographs. Legend: B pictures or texts, K = 40 classes, a shape in a colour, shape by shape, D features.
+Both are small enough for a CPU, are trained by shipped experiments (`shapes_attributes`, `shapes_clip`) and apply to no
+other images. Legend: B images or texts, K = 40 classes (a shape in a colour, ordered by shape), D features.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from sana_lab.checkpoints import weights
-from sana_lab.config import experiments, specs
-from sana_lab.config.digests import sha256
+from sana_lab.config import digests, experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.models.text.tokenizer import (
     check_prompts,
@@ -24,22 +23,22 @@ from sana_lab.models.text.tokenizer import (
     padding_id,
     token_rows,
 )
-from sana_lab.shapes.scenes import COLORS, MOST, SHAPES
+from sana_lab.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES
 
-SIDE = 64  # pixels a side of what both look at
+SIDE = 64  # pixels a side of both networks' input
 CLASSES = len(SHAPES) * len(COLORS)
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Attributes(nn.Module):
-    """What a picture of the embedded world shows: the class in each of its cells, and how many there are of each class.
+    """Convolutional network that predicts the class in each cell of an image and the number of objects of each class.
 
-    Each width is a stage at half the side, so three make 8 x 8 cells. The features are the mean of the last stage over
-    the cells, which the counts are read from by one linear map: they know what there is, and not where.
+    Each width is a stage of stride 2, so three give 8 x 8 cells. The features are the mean of the last stage over the
+    cells; counts are a linear map of them, so they carry contents without positions.
     """
 
-    GAIN = 16.0  # for the counts: one object fills about a sixteenth of the cells
+    GAIN = 16.0  # of features before the counts: one object covers about a sixteenth of the cells
 
     def __init__(self, widths: Sequence[int] = (16, 48, 96)) -> None:
         super().__init__()
@@ -48,22 +47,22 @@ class Attributes(nn.Module):
         self.dim = widths[-1]
         self.body = nn.Sequential(*[_Stage(a, b) for a, b in zip((3, *widths), widths, strict=False)])
         self.cells = nn.Linear(self.dim, CLASSES + 1)
-        self.counts = nn.Linear(self.dim, CLASSES * (MOST + 1))
+        self.counts = nn.Linear(self.dim, CLASSES * (MAX_OBJECTS + 1))
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] -> (B, D)."""
         return self.body(images).mean((2, 3))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, 64, 64) in [-1, 1] -> logits of each cell's class (B, N, K + 1), the last of which is the ground, and
-        of each class's count (B, K, 5)."""
-        seen = self.body(images)
-        counts = self.counts(self.GAIN * seen.mean((2, 3)))
-        return self.cells(seen.flatten(2).mT), counts.unflatten(1, (CLASSES, MOST + 1))
+        """(B, 3, 64, 64) in [-1, 1] -> logits of the class of each cell (B, N, K + 1), of which the last is the
+        background, and of the count of each class (B, K, 5)."""
+        cells = self.body(images)
+        counts = self.counts(self.GAIN * cells.mean((2, 3)))
+        return self.cells(cells.flatten(2).mT), counts.unflatten(1, (CLASSES, MAX_OBJECTS + 1))
 
 
 class _Stage(nn.Module):
-    """Two 3 x 3 convolutions, the first of stride 2; normalised in each place, as over a picture would hide counts."""
+    """Two 3 x 3 convolutions, the first of stride 2; norms per position, as norms over the image would hide counts."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class _Stage(nn.Module):
 
 
 class Clip(nn.Module):
-    """transformers' CLIP at toy size, from nothing, on the lab's offline tokenizer; texts are cut to `max_tokens`."""
+    """transformers' CLIP at toy size with the lab's offline tokenizer; texts are truncated to `max_tokens`."""
 
     def __init__(
         self,
@@ -111,49 +110,49 @@ class Clip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied with before a softmax; at most 100, as in CLIP."""
+        """Factor of cosines before the softmax; at most 100, as in CLIP."""
         return self.network.logit_scale.exp().clamp(max=100)
 
-    def pictures(self, images: Tensor) -> Tensor:
-        """(B, 3, 64, 64) in [-1, 1] -> directions (B, D) of length 1."""
-        return self.directions(self.look(images).pooler_output)
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, 3, 64, 64) in [-1, 1] -> (B, D) of length 1."""
+        return self.project(self.image_states(images).pooler_output)
 
-    def look(self, images: Tensor) -> Any:
-        """The picture tower's last states, of the whole and of each patch (B, 1 + N, W), and the whole's pooled one."""
+    def image_states(self, images: Tensor) -> Any:
+        """The image tower's last hidden state (B, 1 + N, W) of class token and patches, and its pooled state (B, W)."""
         return self.network.vision_model(pixel_values=images)
 
-    def directions(self, pooled: Tensor) -> Tensor:
-        """Pooled states of pictures (B, W) -> (B, D) of length 1."""
+    def project(self, pooled: Tensor) -> Tensor:
+        """Pooled states of images (B, W) -> features (B, D) of length 1."""
         return F.normalize(self.network.visual_projection(pooled), dim=-1)
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Directions (B, D) of length 1. ValueError where there is no prompt, or one is not text."""
+    def text_features(self, prompts: Sequence[str]) -> Tensor:
+        """(B, D) of length 1. ValueError without prompts, or for one that is not text."""
         rows = token_rows(self.tokenizer, check_prompts(prompts), self.max_tokens)
         ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
         return F.normalize(self.network.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
-    def are_cut(self, prompts: Sequence[str]) -> list[bool]:
-        """Which of the prompts are longer than what is read."""
+    def are_truncated(self, prompts: Sequence[str]) -> list[bool]:
+        """Which prompts are longer than `max_tokens`."""
         rows = token_rows(self.tokenizer, prompts, self.max_tokens)
-        cut = count_truncated(self.tokenizer, prompts, rows, self.max_tokens)
-        return [i in cut for i in range(len(prompts))]
+        truncated = count_truncated(self.tokenizer, prompts, rows, self.max_tokens)
+        return [i in truncated for i in range(len(prompts))]
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The cosine (B,) between each picture and its prompt."""
-        return (self.pictures(images) * self.texts(prompts)).sum(-1)
+        """The cosine (B,) between each image and its prompt."""
+        return (self.image_features(images) * self.text_features(prompts)).sum(-1)
 
 
 def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
-    """The network of `experiment:NAME`, or of a weights file of one, for evaluation, and the sha256 of its file.
+    """The frozen network of `experiment:NAME` or of such an experiment's weights file, and the file's SHA-256.
 
-    SpecError where there is none, or its weights do not fit.
+    SpecError where the file is missing or its weights do not fit.
     """
     path = weights.find(reference)
     name = weights.card(path).get("experiment", reference.removeprefix("experiment:"))
     system = experiments.load(name)["system"]
     network = kind(**{key: system[key] for key in specs.options("", kind) if key in system})
     weights.load_state(network, weights.read(path), "network.", reference)
-    return network.eval().requires_grad_(False), sha256(path)
+    return network.eval().requires_grad_(False), digests.sha256(path)
 
 
 def as_input(images: Tensor) -> Tensor:
@@ -163,5 +162,5 @@ def as_input(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def count(network: Attributes, images: Tensor) -> Tensor:
-    """How many of each class (B, K) the network sees in pictures (B, 3, 64, 64) in [-1, 1]."""
+    """Predicted number of objects of each class (B, K) in images (B, 3, 64, 64) in [-1, 1]."""
     return network(images)[1].argmax(-1)

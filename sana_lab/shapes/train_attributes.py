@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from sana_lab.config import specs
 from sana_lab.config.specs import Spec, SpecError
-from sana_lab.evaluation import Report, Value
-from sana_lab.intervals import wilson
+from sana_lab.evaluation import Report
+from sana_lab.intervals import Estimate, wilson
 from sana_lab.shapes.labels import cell_classes, class_counts, held_out_scenes, training_scenes, validation_scenes
 from sana_lab.shapes.networks import SIDE, Attributes, count
 from sana_lab.shapes.scenes import COLORS, SHAPES, Scenes
@@ -102,6 +102,6 @@ def world_of(system: System, n: int) -> Any:
     return specs.build("data", {**system.experiment["data"], "held_out": n})
 
 
-def intervals(found: Mapping[str, list[float]]) -> dict[str, Value]:
+def intervals(found: Mapping[str, list[float]]) -> dict[str, Estimate]:
     """The mean of each list of outcomes and its interval, which has a width where all are alike, too."""
-    return {name: Value(*wilson(values)) for name, values in found.items()}
+    return {name: wilson(values) for name, values in found.items()}

@@ -12,7 +12,7 @@ from sana_lab.config.specs import Spec, SpecError
 from sana_lab.evaluation import Report
 from sana_lab.shapes.labels import held_out_scenes, training_scenes, validation_scenes
 from sana_lab.shapes.networks import CLASSES, Clip
-from sana_lab.shapes.scenes import MOST, Scenes, scene
+from sana_lab.shapes.scenes import MAX_OBJECTS, Scenes, scene
 from sana_lab.shapes.train_attributes import attribute_loss, intervals, pictures, world_of
 from sana_lab.shapes.wrong_captions import meaning, one_word_off, truths
 from sana_lab.systems import System
@@ -55,7 +55,7 @@ class ClipSystem(System):
             raise SpecError(f"negatives is {negatives}, expected 0 or more")
         self.network = Clip(width, layers, text_layers, heads, patch, dim, max_tokens)
         self.cells = nn.Linear(width, CLASSES + 1)
-        self.counts = nn.Linear(width, CLASSES * (MOST + 1))
+        self.counts = nn.Linear(width, CLASSES * (MAX_OBJECTS + 1))
         self.average = Average(self, ema)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -64,10 +64,10 @@ class ClipSystem(System):
         wrong = wrong_captions(batch.prompts, self.settings.negatives, np.random.default_rng(key))
         prompts = [*batch.prompts, *wrong]
         spare = also_true(rows, prompts).to(self.device)
-        seen = self.network.look(pictures(batch))
-        cosines = self.network.directions(seen.pooler_output) @ self.network.texts(prompts).T
-        counts = self.counts(seen.pooler_output).unflatten(1, (CLASSES, MOST + 1))
-        learned = attribute_loss(self.cells(seen.last_hidden_state[:, 1:]), counts, rows)
+        states = self.network.image_states(pictures(batch))
+        cosines = self.network.project(states.pooler_output) @ self.network.text_features(prompts).T
+        counts = self.counts(states.pooler_output).unflatten(1, (CLASSES, MAX_OBJECTS + 1))
+        learned = attribute_loss(self.cells(states.last_hidden_state[:, 1:]), counts, rows)
         matched = contrastive(self.network.scale * cosines, spare)
         loss = matched + self.settings.attributes * learned
         self.log("train/contrastive", matched.detach())
@@ -110,7 +110,7 @@ def also_true(rows: Scenes, prompts: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def retrieved(network: Clip, batch: Batch, rows: Scenes) -> list[float]:
     """For each picture 1 where its caption is closest of all in the batch that are wrong of it, and its own; else 0."""
-    cosines = network.pictures(pictures(batch)) @ network.texts(batch.prompts).T
+    cosines = network.image_features(pictures(batch)) @ network.text_features(batch.prompts).T
     cosines = cosines.cpu().masked_fill(also_true(rows, batch.prompts), -torch.inf)
     return (cosines.argmax(1) == torch.arange(len(cosines))).float().tolist()
 
@@ -125,8 +125,8 @@ def told(network: Clip, batch: Batch, rows: Scenes) -> list[float]:
 def margins(network: Clip, batch: Batch, rows: Scenes, kind: str | None = None) -> list[list[float]]:
     """For each picture, by how much the cosine to its caption exceeds that to each wrong one, of a kind or of all."""
     off = [_wrong(prompt, truths(scene(rows, i)), kind) for i, prompt in enumerate(batch.prompts)]
-    ours, own = network.pictures(pictures(batch)), network.texts(batch.prompts)
-    theirs = iter(network.texts([text for texts in off for text in texts]).split([len(texts) for texts in off]))
+    ours, own = network.image_features(pictures(batch)), network.text_features(batch.prompts)
+    theirs = iter(network.text_features([text for texts in off for text in texts]).split([len(texts) for texts in off]))
     return [((o - t) @ p).tolist() for p, o, t in zip(ours, own, theirs, strict=True)]
 
 

@@ -1,9 +1,10 @@
-"""Captions of the embedded world as meanings: which are true of a scene, and wrong ones that differ by one word."""
+"""Captions of the embedded world: when two mean the same, and wrong ones that differ by one word."""
 
 import re
 from collections.abc import Iterator
 
-from sana_lab.shapes.scenes import COLORS, NUMBERS, OPPOSITE, SHAPES, Scene, captions, plural
+from sana_lab.evaluation.geneval.vocabulary import COLORS, NUMBERS, plural
+from sana_lab.shapes.scenes import OPPOSITE, SHAPES, Scene, captions
 
 KINDS: dict[str, tuple[str, ...]] = {
     "color": COLORS,
@@ -12,11 +13,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "number": tuple(NUMBERS.values()),
     "relation": tuple(OPPOSITE),
 }
-"""Which words can take each other's place."""
+"""Kind of word -> words that can replace each other."""
 
 
 def meaning(caption: str) -> tuple[str, ...]:
-    """The same for captions that say the same: without the prefix, in whatever order objects are named."""
+    """Normal form of a caption: without the prefix and independent of the order of objects."""
     phrase = caption.removeprefix("a photo of ")
     for how, back in OPPOSITE.items():
         if f" {how} " in phrase:
@@ -26,34 +27,34 @@ def meaning(caption: str) -> tuple[str, ...]:
 
 
 def truths(scene: Scene) -> set[tuple[str, ...]]:
-    """What can be said of a scene; each names all of its objects."""
+    """Normal forms of all captions of a scene."""
     return {meaning(caption) for caption in captions(scene)}
 
 
 def one_word_off(caption: str) -> dict[str, list[str]]:
-    """For each kind of word in a caption, the captions with one such word replaced by another of its kind.
+    """Kind of word -> captions in which one word of that kind is replaced by another of it.
 
-    Under "swap" are those where two different colours have changed places.
+    "swap" has those in which two different colours are exchanged. Kinds that do not occur are left out.
     """
-    found = {kind: list(_replaced(caption, words)) for kind, words in KINDS.items()}
-    return {kind: texts for kind, texts in {**found, "swap": list(_swapped(caption))}.items() if texts}
+    replaced = {kind: list(_replaced(caption, words)) for kind, words in KINDS.items()}
+    return {kind: texts for kind, texts in {**replaced, "swap": list(_swapped(caption))}.items() if texts}
 
 
 def _replaced(caption: str, words: tuple[str, ...]) -> Iterator[str]:
-    for at in re.finditer(rf"\b({'|'.join(words)})\b", caption):
+    for match in re.finditer(rf"\b({'|'.join(words)})\b", caption):
         for word in words:
-            if word != at[0]:
-                yield _articles(f"{caption[: at.start()]}{word}{caption[at.end() :]}")
+            if word != match[0]:
+                yield _articles(f"{caption[: match.start()]}{word}{caption[match.end() :]}")
 
 
 def _swapped(caption: str) -> Iterator[str]:
-    places = list(re.finditer(rf"\b({'|'.join(COLORS)})\b", caption))
-    for i, a in enumerate(places):
-        for b in places[i + 1 :]:
+    matches = list(re.finditer(rf"\b({'|'.join(COLORS)})\b", caption))
+    for i, a in enumerate(matches):
+        for b in matches[i + 1 :]:
             if a[0] != b[0]:
                 between = caption[a.end() : b.start()]
                 yield _articles(f"{caption[: a.start()]}{b[0]}{between}{a[0]}{caption[b.end() :]}")
 
 
 def _articles(caption: str) -> str:
-    return re.sub(r"\ban? (\w)", lambda at: f"{'an' if at[1] in 'aeiou' else 'a'} {at[1]}", caption)
+    return re.sub(r"\ban? (\w)", lambda m: f"{'an' if m[1] in 'aeiou' else 'a'} {m[1]}", caption)

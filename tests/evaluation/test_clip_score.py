@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.clip_score import ClipScore, chunks
+from sana_lab.evaluation.clip_score import ClipScore, split
 
 PROMPTS = ["a red circle", "two blue squares on the left of a green triangle", "a photo of a dog"]
 LONG = "A red circle. " * 20 + "A blue dog."
@@ -89,7 +89,7 @@ def test_chunks_have_their_own_name_and_read_all(folder: str, images: Tensor) ->
     report = measure.report()
     assert report.values.keys() == report.per_image.keys() == {"clip_chunks"}
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pieces = chunks(LONG, lambda text: len(tokenizer(text)["input_ids"]) <= 77)
+    pieces = split(LONG, lambda text: len(tokenizer(text)["input_ids"]) <= 77)
     assert " ".join(pieces) == LONG
     assert len(pieces) == 2
     expected = np.mean([by_hand(folder, images[0], tokenizer(piece)["input_ids"]) for piece in pieces])
@@ -110,7 +110,7 @@ def test_chunks_have_their_own_name_and_read_all(folder: str, images: Tensor) ->
     ],
 )
 def test_chunks_break_between_sentences_or_words(text: str, expected: list[str]) -> None:
-    assert chunks(text, lambda piece: len(piece.split()) <= 4) == expected
+    assert split(text, lambda piece: len(piece.split()) <= 4) == expected
 
 
 def test_images_of_one_prompt_are_one_cluster(folder: str, images: Tensor) -> None:

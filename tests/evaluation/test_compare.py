@@ -62,7 +62,7 @@ def test_what_is_not_comparable_is_refused_with_the_reason(here, capsys, other, 
 def test_a_column_without_numbers_per_image_says_so():
     bare = deepcopy(A)
     bare["per_image"] = {}
-    assert compare.compare(A, bare)[0].why == "it has no numbers per image"
+    assert compare.compare(A, bare)[0].reason == "it has no numbers per image"
 
 
 def test_wrong_files(files):

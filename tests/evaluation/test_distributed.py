@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sana_lab.evaluation import Measure, Report, distributed
 from sana_lab.evaluation.distances.measure import Distances
-from sana_lab.evaluation.suite import Subject, run
+from sana_lab.evaluation.run_measures import Source, run
 
 ROWS = [{"prompt": f"picture {i}"} for i in range(11)]
 
@@ -27,7 +27,7 @@ def real() -> list[Tensor]:
 
 def measured(batch: int) -> Report:
     measure: Measure = Distances({"name": "function", "function": "features:means", "device": "cpu"}, ("fid", "kid"))
-    return run({"a": measure}, Subject(paint, ROWS, real), batch)["a"]
+    return run({"a": measure}, Source(paint, ROWS, real), batch)["a"]
 
 
 def _process(rank: int, place: str) -> None:
@@ -52,5 +52,5 @@ def test_one_process_is_the_first_of_one():
     images = paint([], [0, 1])
     assert (distributed.rank(), distributed.size()) == (0, 1)
     assert distributed.gather(images) is images
-    with distributed.joined() as reports:
+    with distributed.process_group() as reports:
         assert reports

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BlipForQuestionAnswering, BlipImageProcessor
 
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.dpg import Dpg, by_prompt, cut, holds, read_items, score_folder
+from sana_lab.evaluation.dpg import Dpg, by_prompt, holds, read_items, score_folder, split_grid
 from sana_lab.evaluation.vqa import Vqa
 from sana_lab.evaluation.vqa.blip import Blip
 from sana_lab.types import Json
@@ -60,7 +60,7 @@ def table(tmp_path: Path) -> str:
 
 
 def measured(table: str, script: dict[int, list[str]], **options: int) -> Dpg:
-    return Dpg(table, {"name": "test_dpg:Scripted", "script": json.dumps(script)}, **options)
+    return Dpg(table, {"name": f"{__name__}:Scripted", "script": json.dumps(script)}, **options)
 
 
 def pictures(*values: int) -> Tensor:
@@ -182,9 +182,9 @@ def test_prompts_weigh_the_same_whatever_their_images() -> None:
 
 def test_a_grid_is_cut_row_by_row() -> None:
     image = torch.arange(24, dtype=torch.uint8).reshape(1, 4, 6).expand(3, -1, -1)
-    assert [int(part[0, 0, 0]) for part in cut(image, 2)] == [0, 2, 4, 12, 14, 16]
+    assert [int(part[0, 0, 0]) for part in split_grid(image, 2)] == [0, 2, 4, 12, 14, 16]
     with pytest.raises(ValueError, match="6 x 4 pixels is no grid of squares of 4"):
-        cut(image, 4)
+        split_grid(image, 4)
 
 
 def test_folders_of_grids_and_of_single_pictures(table: str, tmp_path: Path) -> None:

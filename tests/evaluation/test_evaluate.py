@@ -17,7 +17,9 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation import evaluate
-from sana_lab.evaluation.geneval import rule
+from sana_lab.evaluation.command import columns
+from sana_lab.evaluation.geneval.prompts import prompts
+from sana_lab.evaluation.geneval.vocabulary import TASKS
 from sana_lab.shapes import scenes
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.text2image import TextToImage
@@ -77,9 +79,9 @@ def paint(prompt: str, size: int) -> Tensor:
     words = prompt.split()
     shape = next((scenes.SHAPES.index(w) for w in reversed(words) if w in scenes.SHAPES), 0)
     color = next((scenes.COLORS.index(w) for w in reversed(words) if w in scenes.COLORS), 0)
-    rows = np.full((1, scenes.MOST), shape), np.full((1, scenes.MOST), color)
-    places = np.full((1, scenes.MOST, 2), 0.5, np.float32), np.full((1, scenes.MOST), 0.2, np.float32)
-    return torch.from_numpy(scenes.draw(scenes.Scenes(np.array([0]), np.array([1]), *rows, *places), size))
+    rows = np.full((1, scenes.MAX_OBJECTS), shape), np.full((1, scenes.MAX_OBJECTS), color)
+    places = np.full((1, scenes.MAX_OBJECTS, 2), 0.5, np.float32), np.full((1, scenes.MAX_OBJECTS), 0.2, np.float32)
+    return torch.from_numpy(scenes.render(scenes.Scenes(np.array([0]), np.array([1]), *rows, *places), size))
 
 
 def test_a_painter_of_single_objects_earns_what_it_draws():
@@ -88,12 +90,12 @@ def test_a_painter_of_single_objects_earns_what_it_draws():
     system.experiment = experiment
     found = evaluate.evaluate(system)["geneval"]
     values = {task: t["value"] for task, t in found["tasks"].items()}
-    assert values == {**dict.fromkeys(rule.TASKS, 0.0), "single_object": 1.0, "colors": 1.0}
+    assert values == {**dict.fromkeys(TASKS, 0.0), "single_object": 1.0, "colors": 1.0}
     assert found["overall"] == pytest.approx(2 / 6)
     assert [len(indices) for indices, _ in system.asked] == [5, 5, 5, 5, 4]
     assert [i for indices, _ in system.asked for i in indices] == list(range(24))
-    rows = rule.prompts(2, seed=43)
-    assert [p for _, prompts in system.asked for p in prompts] == [r["prompt"] for r in rows for _ in range(2)]
+    rows = prompts(2, seed=43, classes=scenes.SHAPES)
+    assert [p for _, texts in system.asked for p in texts] == [r["prompt"] for r in rows for _ in range(2)]
 
 
 def test_a_report_says_what_was_measured_and_with_what(report):
@@ -113,9 +115,9 @@ def test_the_batch_changes_no_verdict(report):
 
 
 def test_headline_numbers_under_the_names_of_columns(report):
-    flat = evaluate.flat(report)
+    flat = columns(report)
     assert flat["geneval"] == report["geneval"]["overall"]
-    shown = {"geneval", "geneval_correct_images", "geneval_correct_prompts"} | {f"geneval_{t}" for t in rule.TASKS}
+    shown = {"geneval", "geneval_correct_images", "geneval_correct_prompts"} | {f"geneval_{t}" for t in TASKS}
     ends = {f"{name}{end}" for name in shown for end in ("_low", "_high")}
     assert flat.keys() == shown | ends | {"prompts", "images"}
     assert flat["geneval_low"] <= flat["geneval"] <= flat["geneval_high"]
@@ -131,9 +133,7 @@ def test_an_autoencoder_is_judged_by_what_it_gives_back():
     expected = np.mean([peak_signal_noise_ratio(a, b) for a, b in zip(*pairs, strict=True)])
     assert report["reconstruction"]["psnr"] == pytest.approx(expected, abs=1e-3)
     assert report["reconstruction"]["n"] == 10
-    assert evaluate.flat(report).keys() == {
-        f"{name}{end}" for name in ("psnr", "ssim") for end in ("", "_low", "_high")
-    }
+    assert columns(report).keys() == {f"{name}{end}" for name in ("psnr", "ssim") for end in ("", "_low", "_high")}
 
 
 class TestVerb:
@@ -142,7 +142,7 @@ class TestVerb:
         said = capsys.readouterr().out.splitlines()
         overall, (low, high) = report["geneval"]["overall"], report["geneval"]["interval"]
         assert said[0] == f"GenEval-shapes overall {overall:.3f}  95 % [{low:.3f}, {high:.3f}]  (12 prompts, 24 images)"
-        assert [line.split()[0] for line in said[1:7]] == list(rule.TASKS)
+        assert [line.split()[0] for line in said[1:7]] == list(TASKS)
         assert [line.split()[0] for line in said[7:9]] == ["geneval_correct_images", "geneval_correct_prompts"]
         assert "eval.fid_weights" in said[9]
         assert json.loads((tmp_path / "a.json").read_text())["geneval"] == report["geneval"]
@@ -163,7 +163,7 @@ def test_what_has_no_experiment_is_refused():
         sana_lab.evaluate(system)
 
 
-SHIPPED = sorted((Path(experiments.__file__).parent.parent / "experiments" / "weights").glob("*.safetensors"))
+SHIPPED = sorted((Path(sana_lab.__file__).parent.parent / "experiments" / "weights").glob("*.safetensors"))
 
 
 class TestShipped:

@@ -12,8 +12,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sana_lab.evaluation import Extractor, reconstruction, worst
-from sana_lab.evaluation.reconstruction import Suite, evaluate_folder
+from sana_lab.evaluation import Extractor, reconstruction
+from sana_lab.evaluation.reconstruction import GAP, TEXT_HEIGHT, Case, Options, evaluate_folder
 from sana_lab.models.autoencoders import Autoencoder, losses
 from sana_lab.types import Batch
 
@@ -124,7 +124,7 @@ def test_an_exact_image_counts_as_one_value_off_by_one():
     a = torch.randint(0, 255, (1, 3, 16, 16), dtype=torch.uint8)
     b = a.clone()
     b[0, 0, 0, 0] += 1
-    assert reconstruction.score(a, a).psnr.item() == pytest.approx(reconstruction.psnr(a, b).item())
+    assert reconstruction.finite_psnr(a, a).item() == pytest.approx(reconstruction.psnr(a, b).item())
 
 
 def test_too_small_for_the_window():
@@ -222,14 +222,14 @@ def test_a_folder_of_mixed_sizes_is_scored_on_its_own_pixels(tmp_path: Path):
 def test_padding_repeats_the_edge_and_leaves_multiples_alone():
     images = torch.arange(6.0).view(1, 1, 2, 3)
     expected = torch.tensor([[0.0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]])
-    assert torch.equal(reconstruction.padded(images, 4)[0, 0], expected)
-    assert torch.equal(reconstruction.padded(images[..., :2], 2), images[..., :2])
+    assert torch.equal(reconstruction.pad(images, 4)[0, 0], expected)
+    assert torch.equal(reconstruction.pad(images[..., :2], 2), images[..., :2])
 
 
 def test_a_folders_results_do_not_depend_on_the_batch(tmp_path: Path):
     photographs(tmp_path, [(16, 16)] * 5)
-    suite = Suite(extractor=Means(), worst=2)
-    one, many = (evaluate_folder(Blocks(), tmp_path, suite=suite, batch=b) for b in (1, 4))
+    options = Options(extractor=Means(), worst=2)
+    one, many = (evaluate_folder(Blocks(), tmp_path, options=options, batch=b) for b in (1, 4))
     for name in ("psnr", "ssim", "rfid"):
         assert one["per_image"][name] == pytest.approx(many["per_image"][name], abs=1e-9)
     assert one["worst"] == many["worst"]
@@ -282,8 +282,8 @@ def test_the_whole_suite_on_a_folder(tmp_path: Path):
     photographs(tmp_path, [(32, 40)] * 6)
     torch.save({f"features.{k}": v for k, v in alexnet().state_dict().items()}, tmp_path / "alexnet.pth")
     lpips = losses.Lpips(tmp_path / "alexnet.pth", "alex")
-    suite = Suite(lpips, Means(), 2, tmp_path / "worst" / "cases.png")
-    rough, fine = (evaluate_folder(Blocks(levels), tmp_path, suite=suite) for levels in (2.0, 16.0))
+    options = Options(lpips, Means(), 2, tmp_path / "worst" / "cases.png")
+    rough, fine = (evaluate_folder(Blocks(levels), tmp_path, options=options) for levels in (2.0, 16.0))
     assert fine["psnr"] > rough["psnr"]
     for name in ("lpips", "rfid"):
         assert fine[name] < rough[name]
@@ -308,32 +308,31 @@ def test_lpips_on_images_that_are_too_small_for_it(tmp_path: Path):
     photographs(tmp_path, [(30, 40)])
     torch.save({f"features.{k}": v for k, v in alexnet().state_dict().items()}, tmp_path / "alexnet.pth")
     with pytest.raises(ValueError, match="40x30, below the 31 pixels"):
-        evaluate_folder(Blocks(), tmp_path, suite=Suite(losses.Lpips(tmp_path / "alexnet.pth", "alex")))
+        evaluate_folder(Blocks(), tmp_path, options=Options(losses.Lpips(tmp_path / "alexnet.pth", "alex")))
 
 
 def test_the_worst_cases_are_drawn_with_their_names(tmp_path: Path):
     images = photographs(tmp_path, [(16, 24), (40, 20), (16, 24)])
-    found = evaluate_folder(Blocks(4.0), tmp_path, suite=Suite(worst=2, picture=tmp_path / "worst.png"))
+    found = evaluate_folder(Blocks(4.0), tmp_path, options=Options(worst=2, picture=tmp_path / "worst.png"))
     order = np.argsort(found["per_image"]["psnr"])
     assert [case["name"] for case in found["worst"]] == [found["names"][k] for k in order[:2]]
     assert [case["psnr"] for case in found["worst"]] == sorted(found["per_image"]["psnr"])[:2]
-    drawn = np.asarray(Image.open(tmp_path / "worst.png"))
+    sheet = np.asarray(Image.open(tmp_path / "worst.png"))
     first = images[order[0]]
     height, width, _ = first.shape
-    other = drawn[:height, width + worst.GAP : 2 * width + worst.GAP]
-    apart = drawn[:height, 2 * (width + worst.GAP) : 3 * width + 2 * worst.GAP]
-    assert np.array_equal(drawn[:height, :width], first)
-    assert peak_signal_noise_ratio(first, other, data_range=255) == pytest.approx(found["worst"][0]["psnr"])
-    assert np.array_equal(apart, np.clip(4 * np.abs(first.astype(int) - other), 0, 255))
-    assert (drawn[height : height + worst.LINE, :100] < 128).any()  # the name
+    views = [sheet[GAP : GAP + height, left : left + width] for left in GAP + (GAP + width) * np.arange(3)]
+    assert np.array_equal(views[0], first)
+    assert peak_signal_noise_ratio(first, views[1], data_range=255) == pytest.approx(found["worst"][0]["psnr"])
+    assert np.array_equal(views[2], np.clip(4 * np.abs(first.astype(int) - views[1]), 0, 255))
+    assert (sheet[height + 2 * GAP : height + 2 * GAP + TEXT_HEIGHT, :100] < 128).any()  # the name
 
 
 def test_large_cases_are_scaled_down_and_strange_names_are_written():
     image = torch.zeros(3, 600, 1500, dtype=torch.uint8)
-    row = worst.row(worst.Case(12.3, "folder/見る é.png", image, image + 90))
-    assert row.width == 3 * (512 + worst.GAP)
-    assert "folder/?? é.png   12.30 dB" in worst.caption(worst.Case(12.3, "folder/見る é.png", image, image))
-    assert worst.difference(image, image + 90).max() == 255
+    case = Case(12.3, "folder/見る é.png", image, image + 90)
+    assert reconstruction.render_case(case).width == 3 * (512 + GAP) + GAP
+    assert "folder/?? é.png   12.30 dB" in reconstruction.caption(case)
+    assert reconstruction.difference(image, image + 90).max() == 255
 
 
 def test_many_images_have_a_normal_interval():
@@ -351,4 +350,4 @@ def test_half_precision_autoencoders_are_measured_in_theirs():
 
 def test_two_images_at_least_for_rfid():
     with pytest.raises(ValueError, match="at least two images; given 1"):
-        reconstruction.evaluate_reconstruction(Quantiser(), batches(1, 1), suite=Suite(extractor=Means()))
+        reconstruction.evaluate_reconstruction(Quantiser(), batches(1, 1), options=Options(extractor=Means()))

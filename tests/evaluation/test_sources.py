@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_folders
 import tiny_peers
 import torch
 from PIL import Image
@@ -12,9 +13,9 @@ from PIL import Image
 import sana_lab
 from sana_lab import __main__
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.geneval import rule
-from sana_lab.evaluation.geneval.folder import write
+from sana_lab.evaluation.geneval.prompts import prompts
 from sana_lab.shapes.data import Shapes
+from sana_lab.shapes.scenes import SHAPES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers
@@ -70,18 +71,18 @@ def test_broken_pictures_are_named_and_counted_and_too_many_are_an_error(photos)
     assert [Path(name).name for name in report["skipped"]] == ["cut.png"]
     assert report["measures"]["distances"]["values"]["fd_means"]["n"] == 20
     (other / "empty.png").touch()
-    with pytest.raises(ValueError, match=r"2 of 22 pictures cannot be read .*cut.png"):
+    with pytest.raises(ValueError, match=r"2 of 22 files.*cut.png"):
         sana_lab.evaluate(str(other), asked)
 
 
 def test_genevals_layout_is_judged_as_it_lies(here, capsys):
     """One right picture of each single object: the other tasks have none, so the score is partial and says so."""
-    rows = [r for r in rule.prompts(4) if r["tag"] == "single_object"]
+    rows = [r for r in prompts(4, classes=SHAPES) if r["tag"] == "single_object"]
     world = Shapes(size=64)
     for at, row in enumerate(rows):
         name = row["include"][0]["class"]
         i = next(i for i in range(1000) if f" {name}" in world.example(i)[1] and len(world.example(i)[1].split()) < 6)
-        write(here / "drawn", at, row, torch.from_numpy(world.example(i)[0])[None])
+        tiny_folders.geneval(here / "drawn", at, row, torch.from_numpy(world.example(i)[0])[None])
     measure = "eval.measures=[{name: geneval, detector: shapes, prompts_per_task: 4, images_per_prompt: 1}]"
     assert __main__.main(["eval", str(here / "drawn"), measure, "--json", "a.json"]) == 0
     found = json.loads(Path("a.json").read_text())["measures"]["geneval"]["values"]

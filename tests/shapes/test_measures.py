@@ -5,6 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import tiny_world
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -15,7 +16,7 @@ from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.distances.frechet import frechet
 from sana_lab.evaluation.distances.moments import Gaussian, moments
-from sana_lab.evaluation.per_prompt import Scored
+from sana_lab.evaluation.per_prompt import PromptScores
 from sana_lab.shapes import scenes as world
 from sana_lab.shapes.clip_score import ClipShapes
 from sana_lab.shapes.data import Shapes as World
@@ -39,7 +40,7 @@ def extractor() -> Shapes:
 def held_out() -> tuple[Tensor, list[str]]:
     """2 N pictures, uint8, with their captions."""
     data, indices = World(held_out=2 * N), range(2 * N)
-    images = torch.from_numpy(world.render_batch(-1, indices))
+    images = tiny_world.images(-1, indices)
     return images, data.prompts_at(indices, "val")
 
 
@@ -76,13 +77,13 @@ def blurred(sigma: float) -> Tensor:
 def only(shapes: int, colors: int) -> Tensor:
     """Training scenes, seed 7, of the first so many shapes and colours alone."""
     rows = world.scenes(7, range(N))
-    return torch.from_numpy(world.draw(rows._replace(shape=rows.shape % shapes, color=rows.color % colors), 64))
+    return torch.from_numpy(world.render(rows._replace(shape=rows.shape % shapes, color=rows.color % colors), 64))
 
 
 def red_circles() -> Tensor:
     """One red circle in each, at other places and sizes."""
     rows = world.scenes(7, range(N), (1.0, 0.0, 0.0, 0.0))
-    return torch.from_numpy(world.draw(rows._replace(shape=rows.shape * 0, color=rows.color * 0), 64))
+    return torch.from_numpy(world.render(rows._replace(shape=rows.shape * 0, color=rows.color * 0), 64))
 
 
 def test_clean_pictures_are_near_clean_ones() -> None:
@@ -124,7 +125,7 @@ def test_features_do_not_depend_on_the_batch_and_take_any_size() -> None:
     assert together.shape == (4, extractor().dim)
     assert together.dtype == torch.float32
     torch.testing.assert_close(extractor().features(some[2:3])[0], together[2], rtol=1e-4, atol=1e-4)
-    large = torch.from_numpy(world.render_batch(-1, range(4), 256))
+    large = tiny_world.images(-1, range(4), 256)
     near = (extractor().features(large) - together).norm(dim=1)
     far = (together[0] - together[1:]).norm(dim=1)
     assert near.max() < 0.3 * far.min()
@@ -141,7 +142,7 @@ def test_identity_names_the_weights() -> None:
 
 def score(images: Tensor, prompts: list[str]) -> float:
     measure = clip()
-    measure.scored = Scored()
+    measure.scores = PromptScores()
     measure.add(images, [{"prompt": prompt} for prompt in prompts])
     return measure.report().values["clip_shapes"].value
 
@@ -206,7 +207,7 @@ def test_the_report_says_what_was_measured() -> None:
 
 def test_a_score_is_100_cosines() -> None:
     network, _ = trained("experiment:shapes_clip", Clip)
-    images, texts = network.pictures(as_input(clean()[:3])), network.texts(prompts()[:3])
+    images, texts = network.image_features(as_input(clean()[:3])), network.text_features(prompts()[:3])
     expected = 100 * F.cosine_similarity(images, texts).mean()
     assert score(clean()[:3], prompts()[:3]) == pytest.approx(float(expected), rel=1e-4)
 

@@ -94,7 +94,7 @@ def test_cells_hold_the_color_that_was_drawn():
     """At every pixel for a cell: an object's middle has its class and its colour, and the ground's cells are grey."""
     rows = world.scenes(0, range(20))
     cells = cell_classes(rows, 64).unflatten(1, (64, 64))
-    images = torch.from_numpy(world.draw(rows, 64)).long()
+    images = torch.from_numpy(world.render(rows, 64)).long()
     ground = torch.tensor(world.BACKGROUND)[:, None]
     for i in range(20):
         assert (images[i][:, cells[i] == GROUND] == ground).float().mean() > 0.95  # but for soft edges

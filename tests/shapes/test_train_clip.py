@@ -31,7 +31,9 @@ def test_captions_alone_can_be_learned():
     batch, spare = data.batch_at(range(8)), also_true(world.scenes(data.seed, range(8)), data.prompts_at(range(8)))
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
     for _ in range(40):
-        loss = contrastive(network.scale * network.pictures(batch.images) @ network.texts(batch.prompts).T, spare)
+        loss = contrastive(
+            network.scale * network.image_features(batch.images) @ network.text_features(batch.prompts).T, spare
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -107,7 +109,7 @@ def test_wrong_captions_are_wrong():
 def test_judged_by_hand():
     network, data = Clip(**SIZES), world_data()
     batch, rows = data.batch_at(range(8), "val"), world.scenes(-1, range(8))
-    cosines = (network.pictures(batch.images) @ network.texts(batch.prompts).T).detach()
+    cosines = (network.image_features(batch.images) @ network.text_features(batch.prompts).T).detach()
     spare = also_true(rows, batch.prompts)
     best = [all(spare[i, j] or cosines[i, j] <= cosines[i, i] for j in range(8)) for i in range(8)]
     assert retrieved(network, batch, rows) == [float(b) for b in best]
@@ -138,7 +140,7 @@ def test_negatives_cannot_be_fewer_than_none():
 def test_texts_of_any_length_keep_their_end():
     network = Clip(**SIZES, max_tokens=4).eval()
     prompts = ["a red circle", "a red circle above a square", "a red circle above"]
-    assert network.are_cut(prompts) == [False, True, True]
-    short, *long = network.texts(prompts).detach()
-    assert torch.allclose(network.texts(["a red circle"])[0], short, atol=1e-5)
+    assert network.are_truncated(prompts) == [False, True, True]
+    short, *long = network.text_features(prompts).detach()
+    assert torch.allclose(network.text_features(["a red circle"])[0], short, atol=1e-5)
     assert torch.allclose(*long, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Inception Score (arXiv 1606.03498): exp of how much a picture says about its class. Shapes: n images, C classes."""
+"""Inception Score (arXiv 1606.03498): exp E KL(p(y | x), p(y)). Shapes: n images, C classes."""
 
 import math
 
@@ -7,25 +7,24 @@ from torch import Tensor
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, Tensor]:
-    """The mean over `splits` parts of exp(mean KL(p(y | x), p(y))), and its influences (n,) about 0, as images came.
+    """The mean over `splits` of exp(mean KL(p(y | x), p(y))), and its influences (n,) of mean 0, in the images' order.
 
-    logits (n, C). Images are dealt to the parts at random, by `seed`. Within a part the score's derivative in an
-    image's weight is the score times how far its own KL lies from the mean: that p(y) moves too cancels. Where a part
-    has few images p(y) is theirs and the score too high, so `splits` and n belong to it. ValueError with fewer than two
-    to a part.
+    logits (n, C). Images are assigned to splits at random, by `seed`. Within a split the score's derivative in an
+    image's weight is the score times the deviation of its KL from the mean; the change of p(y) cancels. Few images per
+    split bias the score upwards, so it depends on `splits` and n. ValueError below two images per split.
     """
     if len(logits) < 2 * splits:
         raise ValueError(f"the Inception Score needs at least {2 * splits} images; given {len(logits)}")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))
     scores, influences = [], torch.zeros(len(logits)).double()
     for part in order.tensor_split(splits):
-        score, moves = _part(logits[part].double())
+        score, part_influences = _split_score(logits[part].double())
         scores.append(score)
-        influences[part] = moves * len(logits) / (splits * len(part))
+        influences[part] = part_influences * len(logits) / (splits * len(part))
     return sum(scores) / splits, influences
 
 
-def _part(logits: Tensor) -> tuple[float, Tensor]:
+def _split_score(logits: Tensor) -> tuple[float, Tensor]:
     log_p = logits.log_softmax(1)
     log_mean = log_p.logsumexp(0) - math.log(len(logits))
     divergence = (log_p.exp() * (log_p - log_mean)).sum(1)

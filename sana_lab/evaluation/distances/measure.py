@@ -1,9 +1,9 @@
-"""Distances between what a model draws and real images: one pass through an extractor, many numbers.
+"""The measure `distances`: FID, KID, CMMD, precision, recall ... of generated and real images in one pass.
 
-Conventions of the 95 % intervals, told in `settings["intervals"]` column by column: for Fréchet distances over the
-images measured at this n, the reference held and the estimate's bias left in (`frechet`); for kernel discrepancies over
-both samples (`kernel`); for precision and density over the images measured, for recall and coverage over the real ones
-(`neighbours`). Features are kept in float32 where a metric or an interval asks for them, and `settings` says how much.
+`settings["intervals"]` names each column's 95 % interval: Fréchet distances over the generated images at this n, with
+the reference fixed and the estimate's bias left in (`frechet`); kernel discrepancies over both samples (`mmd`);
+precision and density over the generated images, recall and coverage over the real ones (`precision_recall`). Features
+are kept in float32 where a metric or an interval needs them; `settings` says how many MiB.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from sana_lab.config import specs
 from sana_lab.config.specs import RUNTIME, Spec, SpecError
-from sana_lab.evaluation import Extractor, Measure, Report, Value
-from sana_lab.evaluation.distances import frechet, kernel, neighbours
+from sana_lab.evaluation import Extractor, Measure, Report
+from sana_lab.evaluation.distances import frechet, mmd, precision_recall
 from sana_lab.evaluation.distances.inception_score import inception_score
-from sana_lab.evaluation.distances.reference import Reference, Sample, load
+from sana_lab.evaluation.distances.reference import FeatureSet, Reference, load
 from sana_lab.evaluation.extractors.inception import Inception
 from sana_lab.evaluation.extractors.resize import check
-from sana_lab.intervals import jackknife, wilson
+from sana_lab.intervals import Estimate, jackknife, normal, wilson
 from sana_lab.types import Json
 
-Metric = Literal[
+MetricName = Literal[
     "fid",
     "fid_infinity",
     "kid",
@@ -42,24 +42,24 @@ Metric = Literal[
 
 Interval = Literal["jackknife", "bootstrap", "none"]
 
-LEFT_OUT = 400
-"""Up to so many images, no more than features, each is left out in turn; beyond, the jackknife is infinitesimal."""
+MAX_LEAVE_ONE_OUT = 400
+"""Images up to which, if no more than features, the jackknife leaves out each; beyond, it is infinitesimal."""
 CMMD_SCALE = 1000.0
 
 
-class Found(NamedTuple):
-    """One metric."""
+class Result(NamedTuple):
+    """Value of one metric."""
 
-    value: Value
-    interval: str  # how it was made
-    influences: Tensor | None = None  # (n,) about 0, of the images measured
+    estimate: Estimate
+    interval: str  # method of the interval
+    influences: Tensor | None = None  # (n,) of mean 0, of the generated images
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images measured beside the real ones, with what several metrics share."""
+    """Generated and real images, with intermediate results that several metrics share."""
 
-    fake: Sample
+    fake: FeatureSet
     real: Reference
     logits: Tensor | None
     seed: int
@@ -68,19 +68,25 @@ class Comparison:
     @cached_property
     def influences(self) -> Tensor:
         """Of the Fréchet distance."""
-        return (frechet.left_out if self.few else frechet.influence)(self.fake.features, self.real.gaussian)
+        return (frechet.leave_one_out if self.leaves_one_out else frechet.influence)(
+            self.fake.features, self.real.gaussian
+        )
 
     @property
     def singular(self) -> bool:
-        """Fewer images than features."""
+        """Whether there are no more images than features."""
         return self.fake.n <= self.fake.features.shape[1]
 
     @property
-    def few(self) -> bool:
-        return self.singular and self.fake.n <= LEFT_OUT
+    def leaves_one_out(self) -> bool:
+        return self.singular and self.fake.n <= MAX_LEAVE_ONE_OUT
 
-    def distance(self) -> float:
-        """Fréchet's, by the moments."""
+    @property
+    def jackknife_name(self) -> str:
+        return "jackknife, each left out," if self.leaves_one_out else "infinitesimal jackknife"
+
+    def frechet(self) -> float:
+        """Fréchet distance by the moments."""
         return frechet.frechet(self.fake.moments.gaussian(), self.real.gaussian)
 
     @property
@@ -89,131 +95,121 @@ class Comparison:
         return self.real.features
 
 
-class Kind(NamedTuple):
-    """What a metric needs, and how it is computed."""
+class Metric(NamedTuple):
+    """How a metric is computed and what it needs."""
 
-    compute: Callable[[Comparison], Found]
-    least: int  # images on a side
-    keeps: bool = True  # features of the images measured
-    pairs: bool = False  # and those of the real ones
+    compute: Callable[[Comparison], Result]
+    min_images: int  # on either side
+    needs_fake_features: bool = True
+    needs_real_features: bool = False
 
 
-def _fid(c: Comparison) -> Found:
+def _fid(c: Comparison) -> Result:
     if c.interval == "none":
-        return Found(Value(c.distance(), None, None, c.fake.n), "none")
-    value = frechet.low_rank(c.fake.features, c.real.gaussian) if c.singular else c.distance()
+        return Result(Estimate(c.frechet(), None, None, c.fake.n), "none")
+    value = frechet.low_rank(c.fake.features, c.real.gaussian) if c.singular else c.frechet()
     if c.interval == "bootstrap":
-        _, low, high, n = frechet.bootstrap(c.fake.features, c.real.gaussian, seed=c.seed)
-        return Found(
-            Value(value, low, high, n), "bootstrap of 200 draws, images measured, reference held", c.influences
-        )
-    how = f"{_jackknife(c)}, images measured, reference held"
-    return Found(Value(*jackknife(value, c.influences)), how, c.influences)
+        estimate = frechet.bootstrap(c.fake.features, c.real.gaussian, seed=c.seed)._replace(value=value)
+        return Result(estimate, "bootstrap of 200 draws, images measured, reference held", c.influences)
+    method = f"{c.jackknife_name}, images measured, reference held"
+    return Result(jackknife(value, c.influences), method, c.influences)
 
 
-def _fid_infinity(c: Comparison) -> Found:
+def _fid_infinity(c: Comparison) -> Result:
     value, influences = frechet.infinity(c.fake.features, c.real.gaussian, c.influences, seed=c.seed)
-    how = f"{_jackknife(c)} through the line, images measured, reference held"
-    return Found(Value(*jackknife(value, influences)), how, influences)
+    method = f"{c.jackknife_name} through the line, images measured, reference held"
+    return Result(jackknife(value, influences), method, influences)
 
 
-def _jackknife(c: Comparison) -> str:
-    return "jackknife, each left out," if c.few else "infinitesimal jackknife"
+def _kid(c: Comparison) -> Result:
+    return _discrepancy(mmd.discrepancy(c.fake.features, c.real_features, mmd.polynomial), c.fake.n)
 
 
-def _kid(c: Comparison) -> Found:
-    return _discrepancy(kernel.discrepancy(c.fake.features, c.real_features, kernel.polynomial), c.fake.n)
-
-
-def _cmmd(c: Comparison, biased: bool = False) -> Found:
+def _cmmd(c: Comparison, biased: bool = False) -> Result:
     fake, real = F.normalize(c.fake.features), F.normalize(c.real_features)
-    found = kernel.discrepancy(fake, real, kernel.gaussian, biased=biased)
-    return _discrepancy(found.scaled(CMMD_SCALE), c.fake.n)
+    return _discrepancy(mmd.discrepancy(fake, real, mmd.gaussian, biased=biased).scaled(CMMD_SCALE), c.fake.n)
 
 
-def _cmmd_biased(c: Comparison) -> Found:
+def _cmmd_biased(c: Comparison) -> Result:
     return _cmmd(c, biased=True)
 
 
-def _discrepancy(found: kernel.Discrepancy, n: int) -> Found:
-    half = 1.959964 * found.error
-    value = Value(found.value, found.value - half, found.value + half, n)
-    return Found(value, "variance of the U-statistic, both samples", found.influences)
+def _discrepancy(d: mmd.Discrepancy, n: int) -> Result:
+    return Result(normal(d.value, d.error, n), "variance of the U-statistic, both samples", d.influences)
 
 
-def _inception_score(c: Comparison) -> Found:
+def _inception_score(c: Comparison) -> Result:
     assert c.logits is not None
     value, influences = inception_score(c.logits, seed=c.seed)
-    return Found(Value(*jackknife(value, influences)), "infinitesimal jackknife, images measured", influences)
+    return Result(jackknife(value, influences), "infinitesimal jackknife, images measured", influences)
 
 
-def _precision(c: Comparison) -> Found:
-    outcomes = neighbours.precision(c.fake.features, c.real_features)
-    return Found(Value(*wilson(outcomes)), "Wilson, images measured, balls held", outcomes - outcomes.mean())
+def _precision(c: Comparison) -> Result:
+    outcomes = precision_recall.precision(c.fake.features, c.real_features)
+    return Result(wilson(outcomes), "Wilson, images measured, balls held", outcomes - outcomes.mean())
 
 
-def _recall(c: Comparison) -> Found:
-    outcomes = neighbours.precision(c.real_features, c.fake.features)
-    return Found(Value(*wilson(outcomes)), "Wilson, real images, balls held")
+def _recall(c: Comparison) -> Result:
+    outcomes = precision_recall.precision(c.real_features, c.fake.features)
+    return Result(wilson(outcomes), "Wilson, real images, balls held")
 
 
-def _density(c: Comparison) -> Found:
-    outcomes = neighbours.density(c.fake.features, c.real_features)
-    away = outcomes - outcomes.mean()
-    value = Value(*jackknife(float(outcomes.mean()), away))
-    return Found(value, "normal, images measured, balls held", away)
+def _density(c: Comparison) -> Result:
+    outcomes = precision_recall.density(c.fake.features, c.real_features)
+    influences = outcomes - outcomes.mean()
+    return Result(jackknife(float(outcomes.mean()), influences), "normal, images measured, balls held", influences)
 
 
-def _coverage(c: Comparison) -> Found:
-    outcomes = neighbours.coverage(c.fake.features, c.real_features)
-    return Found(Value(*wilson(outcomes)), "Wilson, real images, images measured held")
+def _coverage(c: Comparison) -> Result:
+    outcomes = precision_recall.coverage(c.fake.features, c.real_features)
+    return Result(wilson(outcomes), "Wilson, real images, images measured held")
 
 
-KINDS: dict[Metric, Kind] = {
-    "fid": Kind(_fid, 2, keeps=False),
-    "fid_infinity": Kind(_fid_infinity, frechet.LEAST_FOR_INFINITY),
-    "kid": Kind(_kid, kernel.LEAST, pairs=True),
-    "cmmd": Kind(_cmmd, kernel.LEAST, pairs=True),
-    "cmmd_biased": Kind(_cmmd_biased, kernel.LEAST, pairs=True),
-    "inception_score": Kind(_inception_score, 20, keeps=False),
-    "precision": Kind(_precision, 4, pairs=True),
-    "recall": Kind(_recall, 4, pairs=True),
-    "density": Kind(_density, 6, pairs=True),
-    "coverage": Kind(_coverage, 6, pairs=True),
+METRICS: dict[MetricName, Metric] = {
+    "fid": Metric(_fid, 2, needs_fake_features=False),
+    "fid_infinity": Metric(_fid_infinity, frechet.MIN_IMAGES_INFINITY),
+    "kid": Metric(_kid, mmd.MIN_IMAGES, needs_real_features=True),
+    "cmmd": Metric(_cmmd, mmd.MIN_IMAGES, needs_real_features=True),
+    "cmmd_biased": Metric(_cmmd_biased, mmd.MIN_IMAGES, needs_real_features=True),
+    "inception_score": Metric(_inception_score, 20, needs_fake_features=False),
+    "precision": Metric(_precision, 4, needs_real_features=True),
+    "recall": Metric(_recall, 4, needs_real_features=True),
+    "density": Metric(_density, 6, needs_real_features=True),
+    "coverage": Metric(_coverage, 6, needs_real_features=True),
 }
 
 
 @final
 class Distances(Measure):
-    """How far images lie from real ones, in an extractor's features; every metric of one `extractor` in one pass.
+    """Distances of generated images from real ones in an extractor's features; all `metrics` share one pass.
 
-    `reference` is a file of statistics (`reference`); null compares with held-out images. Inception's columns have the
-    papers' names (`fid`, `kid`); another extractor's say which it is (`fd_dinov2`, `kd_clip`), and so do those of
-    another of Inception's layers; CMMD is CLIP's. `interval` is that of `fid`; with none it keeps no features.
-    SpecError for metrics that the extractor or the reference cannot give; ValueError in `report` for too few images.
+    Columns of Inception have the papers' names (`fid`, `kid`); those of another extractor, or of another of Inception's
+    layers, name it (`fd_dinov2`, `kd_clip`); CMMD is CLIP's. SpecError for metrics that the extractor or the reference
+    cannot give; ValueError for too few images.
     """
 
     def __init__(
         self,
-        extractor: Annotated[Spec, "extractor"],
-        metrics: tuple[Metric, ...] = ("fid",),
-        reference: str | None = None,
-        interval: Interval = "jackknife",
-        batch: Annotated[int, RUNTIME] = 64,
-        seed: int = 0,
+        extractor: Annotated[Spec, "extractor"],  # feature extractor, such as inception, dinov2 or clip
+        # any of fid, fid_infinity, kid, cmmd, cmmd_biased, inception_score, precision, recall, density, coverage
+        metrics: tuple[MetricName, ...] = ("fid",),
+        reference: str | None = None,  # file of statistics by `sana-lab stats`; None: the held-out real images
+        interval: Interval = "jackknife",  # method of `fid`'s interval; with none, no features are kept
+        batch: Annotated[int, RUNTIME] = 64,  # images at a time
+        seed: int = 0,  # of bootstrap, of FID-infinity's subsets and of the Inception Score's splits
     ) -> None:
         self.extractor: Extractor = specs.build("extractor", extractor)
         self.metrics, self.interval, self.batch, self.seed = tuple(metrics), interval, batch, seed
-        self.classified = "inception_score" in metrics
         self._check_metrics()
-        kinds = [KINDS[metric] for metric in self.metrics]
-        self.fake = Sample(any(k.keeps for k in kinds) or ("fid" in metrics and interval != "none"))
-        self.real = self._loaded(reference) if reference else Sample(any(k.pairs for k in kinds))
+        chosen = [METRICS[metric] for metric in self.metrics]
+        self.needs_logits = "inception_score" in metrics
+        self.fake = FeatureSet(any(m.needs_fake_features for m in chosen) or ("fid" in metrics and interval != "none"))
+        self.real = self._load(reference) if reference else FeatureSet(any(m.needs_real_features for m in chosen))
         self.needs_reference = reference is None and any(m != "inception_score" for m in self.metrics)
         self._logits: list[Tensor] = []
 
     def refer(self, images: Tensor) -> None:
-        if not isinstance(self.real, Sample):
+        if not isinstance(self.real, FeatureSet):
             raise ValueError("the reference is a file of statistics; it takes no more images")
         check(images, "real images")
         for part in images.split(self.batch):
@@ -226,79 +222,84 @@ class Distances(Measure):
 
     def report(self) -> Report:
         self._check_counts()
-        compared = Comparison(self.fake, self._reference(), self._all_logits(), self.seed, self.interval)
-        found = {self.column(metric): KINDS[metric].compute(compared) for metric in self.metrics}
-        values = {name: f.value for name, f in found.items()}
-        moved = {k: (f.value.value + f.influences).tolist() for k, f in found.items() if f.influences is not None}
-        return Report(values, self._settings(compared.real, found), moved)
+        comparison = Comparison(self.fake, self._reference(), self._all_logits(), self.seed, self.interval)
+        results = {self.column(metric): METRICS[metric].compute(comparison) for metric in self.metrics}
+        per_image = {
+            column: (r.estimate.value + r.influences).tolist()
+            for column, r in results.items()
+            if r.influences is not None
+        }
+        values = {column: r.estimate for column, r in results.items()}
+        return Report(values, self._settings(comparison.real, results), per_image)
 
-    def column(self, metric: Metric) -> str:
-        """Its name in a table."""
-        known = self.extractor.identity()
-        name = known["extractor"]
-        if name == "inception" and known["layer"] != "2048":
-            name = f"inception_{known['layer']}"
-        home = "clip" if metric.startswith("cmmd") else "inception"
+    def column(self, metric: str) -> str:
+        """Name of a metric's column."""
+        identity = self.extractor.identity()
+        name = identity["extractor"]
+        if name == "inception" and identity["layer"] != "2048":
+            name = f"inception_{identity['layer']}"
+        standard = "clip" if metric.startswith("cmmd") else "inception"
         general = {"fid": "fd", "fid_infinity": "fd_infinity", "kid": "kd"}
-        return metric if name == home else f"{general.get(metric, metric)}_{name}"
+        return metric if name == standard else f"{general.get(metric, metric)}_{name}"
 
     def _features(self, images: Tensor) -> Tensor:
-        if not self.classified:
+        if not self.needs_logits:
             return self.extractor.features(images)
         assert isinstance(self.extractor, Inception)
-        seen = self.extractor.features_and_logits(images)
-        self._logits.append(seen.logits.cpu())
-        return seen.features
+        outputs = self.extractor.features_and_logits(images)
+        self._logits.append(outputs.logits.cpu())
+        return outputs.features
 
     def _check_metrics(self) -> None:
-        if unknown := [m for m in self.metrics if m not in KINDS]:
-            raise SpecError(f"no metric of distances is called {unknown[0]!r}; {specs.nearest(unknown[0], KINDS)}")
+        if unknown := [m for m in self.metrics if m not in METRICS]:
+            raise SpecError(f"no metric of distances is called {unknown[0]!r}; {specs.nearest(unknown[0], METRICS)}")
         if not self.metrics:
-            raise SpecError(f"distances has no metrics; {specs.nearest('', KINDS)}")
-        if self.classified and not isinstance(self.extractor, Inception):
+            raise SpecError(f"distances has no metrics; {specs.nearest('', METRICS)}")
+        if "inception_score" in self.metrics and not isinstance(self.extractor, Inception):
             name = self.extractor.identity()["extractor"]
             raise SpecError(f"inception_score needs classes, and extractor {name!r} gives none; expected 'inception'")
 
-    def _loaded(self, file: str) -> Reference:
-        found = load(Path(file), self.extractor)
-        pairs = [m for m in self.metrics if KINDS[m].pairs]
-        if pairs and found.features is None:
+    def _load(self, file: str) -> Reference:
+        reference = load(Path(file), self.extractor)
+        metrics = [m for m in self.metrics if METRICS[m].needs_real_features]
+        if metrics and reference.features is None:
             raise SpecError(
-                f"{', '.join(pairs)} need the features of real images, and {file!r} holds their moments alone; "
-                "make it again with features, or leave reference away"
+                f"{', '.join(metrics)} need the features of real images, and {file!r} holds their moments alone; "
+                "make it again with --features, or omit `reference`"
             )
-        return found
+        return reference
 
     def _check_counts(self) -> None:
-        for metric in self.metrics:
-            least = KINDS[metric].least
-            real = least if metric == "inception_score" else self._real_count()
-            for side, n in (("", self.fake.n), ("real ", real)):
-                least_here = least if KINDS[metric].pairs or not side else 2
-                if n < least_here:
-                    raise ValueError(f"{metric} needs at least {least_here} {side}images; given {n}")
+        """ValueError for too few images on either side."""
+        for name in self.metrics:
+            metric = METRICS[name]
+            if self.fake.n < metric.min_images:
+                raise ValueError(f"{name} needs at least {metric.min_images} images; given {self.fake.n}")
+            minimum = metric.min_images if metric.needs_real_features else 2
+            if name != "inception_score" and self._real_count() < minimum:
+                raise ValueError(f"{name} needs at least {minimum} real images; given {self._real_count()}")
 
     def _real_count(self) -> int:
-        return self.real.n if isinstance(self.real, Sample) else self.real.record["n"]
+        return self.real.n if isinstance(self.real, FeatureSet) else self.real.record["n"]
 
     def _reference(self) -> Reference:
-        if not isinstance(self.real, Sample):
+        if not isinstance(self.real, FeatureSet):
             return self.real
         if self.real.n:
             return self.real.reference(self.extractor.identity())
-        return self.fake.reference(self.extractor.identity())  # of which the Inception Score makes no use
+        return self.fake.reference(self.extractor.identity())  # unused: the Inception Score has no reference
 
     def _all_logits(self) -> Tensor | None:
-        return torch.cat(self._logits) if self.classified else None
+        return torch.cat(self._logits) if self.needs_logits else None
 
-    def _settings(self, real: Reference, found: dict[str, Found]) -> Json:
-        compared = {"images_sha256": real.record["images_sha256"], "n": real.record["n"]}
-        kept = [s.features for s in (self.fake,) if s.keep] + ([] if real.features is None else [real.features])
+    def _settings(self, real: Reference, results: dict[str, Result]) -> Json:
+        reference = {"images_sha256": real.record["images_sha256"], "n": real.record["n"]}
+        features = [s.features for s in (self.fake,) if s.keep] + ([] if real.features is None else [real.features])
         return {
             "extractor": self.extractor.identity(),
-            "reference": compared if self._real_count() else None,
+            "reference": reference if self._real_count() else None,
             "images": self.fake.n,
             "seed": self.seed,
-            "intervals": {name: f.interval for name, f in found.items()},
-            "features_mib": round(sum(x.nbytes for x in kept) / 2**20, 3),
+            "intervals": {column: r.interval for column, r in results.items()},
+            "features_mib": round(sum(x.nbytes for x in features) / 2**20, 3),
         }

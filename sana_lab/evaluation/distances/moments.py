@@ -9,21 +9,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a Fréchet distance knows of a distribution."""
+    """Mean and covariance of a distribution, all that a Fréchet distance depends on."""
 
     mean: Tensor  # (D,) float64
     covariance: Tensor  # (D, D) float64
 
     @cached_property
     def root(self) -> Tensor:
-        """The covariance's symmetric square root (D, D), taken once."""
+        """Symmetric square root of the covariance (D, D), cached."""
         values, vectors = torch.linalg.eigh(self.covariance)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 @dataclass
 class Moments:
-    """Mean and covariance of rows that come in batches, in float64; sums are of differences to the first row."""
+    """Running sums for the mean and covariance of rows, in float64, of differences to the first row."""
 
     n: int = 0
     origin: Tensor | None = None  # (D,)
@@ -31,7 +31,7 @@ class Moments:
     products: Tensor | None = None  # (D, D)
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows (B, D)."""
+        """Add rows (B, D)."""
         if not len(rows):
             return
         rows = rows.double()
@@ -44,7 +44,7 @@ class Moments:
         self.products.addmm_(rows.T, rows)
 
     def merge(self, other: "Moments") -> None:
-        """Take in another process's rows, of which only their moments are here."""
+        """Add the rows of other moments, such as another process's."""
         if not other.n:
             return
         assert other.origin is not None
@@ -68,19 +68,19 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D), with n - 1 below."""
+        """(D, D), normalised by n - 1."""
         assert self.total is not None
         assert self.products is not None
         return (self.products - torch.outer(self.total, self.total) / self.n) / (self.n - 1)
 
     def gaussian(self) -> Gaussian:
-        """Both, as they are now."""
+        """Mean and covariance of the rows so far."""
         return Gaussian(self.mean, self.covariance)
 
 
 def moments(rows: Tensor, chunk: int = 4096) -> Moments:
-    """Of rows (n, D) of any float type, in float64, without a float64 copy of them all."""
-    found = Moments()
+    """Moments of rows (n, D) of any float type, in float64, without a float64 copy of them all."""
+    total = Moments()
     for part in rows.split(chunk):
-        found.add(part)
-    return found
+        total.add(part)
+    return total

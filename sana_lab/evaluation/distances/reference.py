@@ -1,7 +1,7 @@
-"""Reference statistics: what a distance needs of real images, in one file that says what they are of.
+"""Reference statistics: features of real images, computed once and stored in a file.
 
-A safetensors file with `mean` (D,) and `covariance` (D, D) in float64, `features` (n, D) in float32 where they were
-kept, and a JSON record in its metadata: sha256 over the images, n, the extractor's identity, library versions, date.
+A safetensors file with `mean` (D,) and `covariance` (D, D) in float64, optionally `features` (n, D) in float32, and a
+JSON record in its metadata: sha256 of the images, n, the extractor's identity, library versions, date.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ class Reference(NamedTuple):
     record: Json
 
 
-class Sample:
-    """Images of one distribution as they come: moments in float64, a hash, and features where they are asked for."""
+class FeatureSet:
+    """Features of images that come in batches: moments in float64, a hash, and with `keep` the features themselves."""
 
     def __init__(self, keep: bool) -> None:
         self.keep, self.moments = keep, Moments()
-        self._kept: list[Tensor] = []
+        self._features: list[Tensor] = []
         self._digests: list[bytes] = []
 
     def add(self, images: Tensor, features: Tensor) -> None:
-        """Take in images (B, 3, H, W) and what was made of them (B, D). ValueError for what is not finite."""
+        """Add images (B, 3, H, W) with their features (B, D). ValueError for features that are not finite."""
         features = features.cpu()
         if len(bad := (~features.isfinite().all(1)).nonzero()):
             at = self.n + int(bad[0])
@@ -52,7 +52,7 @@ class Sample:
         self.moments.add(features)
         self._digests += [_digest(image) for image in images]
         if self.keep:
-            self._kept.append(features.float())
+            self._features.append(features.float())
 
     @property
     def n(self) -> int:
@@ -60,39 +60,40 @@ class Sample:
 
     @property
     def features(self) -> Tensor:
-        """(n, D)"""
-        if len(self._kept) > 1:
-            self._kept = [torch.cat(self._kept)]
-        return self._kept[0]
+        """(n, D) float32, where they are kept."""
+        if len(self._features) > 1:
+            self._features = [torch.cat(self._features)]
+        return self._features[0]
 
     def sha256(self) -> str:
-        """Over the images' own hashes, sorted: the same for another order, and not for another pixel."""
+        """SHA-256 of the sorted hashes of all images, independent of their order."""
         return hashlib.sha256(b"".join(sorted(self._digests))).hexdigest()
 
     def reference(self, identity: Json) -> Reference:
-        """As it is now. ValueError below two images."""
+        """Statistics of the images so far. ValueError below two images."""
         if self.n < 2:
             raise ValueError(f"a reference needs at least two images; given {self.n}")
-        made = {"versions": {name: version(name) for name in LIBRARIES}, "date": datetime.now(UTC).date().isoformat()}
-        record = {"format": FORMAT, "images_sha256": self.sha256(), "n": self.n, "extractor": identity, **made}
+        versions, date = {name: version(name) for name in LIBRARIES}, datetime.now(UTC).date().isoformat()
+        origin = {"extractor": identity, "versions": versions, "date": date}
+        record = {"format": FORMAT, "images_sha256": self.sha256(), "n": self.n, **origin}
         return Reference(self.moments.gaussian(), self.features if self.keep else None, record)
 
 
-def make(images: Iterable[Tensor], extractor: Extractor, *, features: bool = False, batch: int = 64) -> Reference:
+def compute(images: Iterable[Tensor], extractor: Extractor, *, features: bool = False, batch: int = 64) -> Reference:
     """Statistics of a stream of uint8 images (B, 3, H, W), each read once.
 
-    `features` keeps them too, in memory and in the file (4 D bytes an image), for kernel and neighbour measures.
+    `features` keeps the features too (4 D bytes per image), which KID, CMMD, precision and recall need.
     """
-    sample = Sample(features)
+    real = FeatureSet(features)
     for group in images:
         check(group)
         for part in group.split(batch):
-            sample.add(part, extractor.features(part))
-    return sample.reference(extractor.identity())
+            real.add(part, extractor.features(part))
+    return real.reference(extractor.identity())
 
 
 def save(reference: Reference, path: Path) -> None:
-    """Write the file, whole or not at all."""
+    """Write the file atomically."""
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.covariance}
     if reference.features is not None:
         tensors["features"] = reference.features
@@ -102,7 +103,7 @@ def save(reference: Reference, path: Path) -> None:
 
 
 def load(path: Path, extractor: Extractor | None = None) -> Reference:
-    """What `save` wrote. SpecError for another file, and where it is of another extractor, naming what differs."""
+    """Read what `save` wrote. SpecError for another file or another extractor, naming what differs."""
     if not path.is_file():
         raise SpecError(f"there is no file of reference statistics {str(path)!r}; `sana-lab stats FOLDER` makes one")
     try:
@@ -111,7 +112,7 @@ def load(path: Path, extractor: Extractor | None = None) -> Reference:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         reference = Reference(Gaussian(tensors["mean"], tensors["covariance"]), tensors.get("features"), record)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise SpecError(f"{str(path)!r} is cut short or holds no reference statistics of ours: {error!r}") from error
+        raise SpecError(f"{str(path)!r} is truncated or holds no reference statistics: {error!r}") from error
     if record.get("format") != FORMAT:
         raise SpecError(f"{str(path)!r} has format {record.get('format')!r}, expected {FORMAT}")
     if extractor is not None:
@@ -119,12 +120,12 @@ def load(path: Path, extractor: Extractor | None = None) -> Reference:
     return reference
 
 
-def _check_same(given: Json, expected: Json, path: Path) -> None:
-    """SpecError with each key of the extractor's identity that differs, as the file says it and as it should be."""
-    keys = [key for key in {**given, **expected} if given.get(key) != expected.get(key)]
+def _check_same(actual: Json, expected: Json, path: Path) -> None:
+    """SpecError with each key of the extractor's identity that differs."""
+    keys = [key for key in {**actual, **expected} if actual.get(key) != expected.get(key)]
     if keys:
-        told = "; ".join(f"{key} is {given.get(key)!r}, expected {expected.get(key)!r}" for key in keys)
-        raise SpecError(f"the reference statistics {str(path)!r} are of another extractor: {told}")
+        differences = "; ".join(f"{key} is {actual.get(key)!r}, expected {expected.get(key)!r}" for key in keys)
+        raise SpecError(f"the reference statistics {str(path)!r} are of another extractor: {differences}")
 
 
 def _digest(image: Tensor) -> bytes:

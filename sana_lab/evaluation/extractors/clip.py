@@ -1,4 +1,4 @@
-"""CLIP's picture tower (arXiv 2103.00020) from a transformers folder; CMMD's is ViT-L/14 at 336 pixels (2401.09603)."""
+"""CLIP's image tower (arXiv 2103.00020) from a transformers folder; CMMD's is ViT-L/14 at 336 pixels (2401.09603)."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize, transformers_models
-from sana_lab.evaluation.extractors import standardised
+from sana_lab.evaluation.extractors import standardise
 from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.models.text.loading import read_config
 from sana_lab.types import Json
@@ -22,18 +22,17 @@ TOWER = "clip_vision_model"
 
 @final
 class Clip(Extractor):
-    """Projected pictures, of length 1 with `normalize`; pixels a side, mean and deviation as the folder `model` says.
+    """Projected image features. The whole image is scaled, as CMMD does, where CLIP's own processor crops the centre.
 
-    The folder holds a whole CLIP or its picture tower. The whole picture is scaled, as CMMD does it, where CLIP's own
-    processor cuts out the middle. SpecError for another folder.
+    Input size, mean and deviation of colours are the folder's. SpecError for a folder of another model.
     """
 
     def __init__(
         self,
-        model: str,
-        resize: Resize = "clean",
-        normalize: bool = False,
-        device: Annotated[str, RUNTIME] = "auto",
+        model: str,  # transformers folder of a whole CLIP or of its image tower
+        resize: Resize = "clean",  # to the network's input size: clean (antialiased bicubic), tf1, torch or none
+        normalize: bool = False,  # scale features to length 1
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.resize: Resize = resize
         self.normalize, self.device = normalize, place(device)
@@ -45,9 +44,9 @@ class Clip(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        pixels = standardised(resize(images.to(self.device), self.size, self.resize), self.mean, self.std)
-        found = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
-        return F.normalize(found) if self.normalize else found
+        pixels = standardise(resize(images.to(self.device), self.size, self.resize), self.mean, self.std)
+        features = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
+        return F.normalize(features) if self.normalize else features
 
     def identity(self) -> Json:
         return {
@@ -73,11 +72,11 @@ def _vision(config: Any) -> Any:
 
 
 def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the colours that the network was trained with."""
-    found = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json")
-    found = found.get("image_processor", found)
+    """Mean and standard deviation of colours in the network's preprocessing."""
+    config = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json")
+    config = config.get("image_processor", config)
     try:
-        return tuple(found["image_mean"]), tuple(found["image_std"])
+        return tuple(config["image_mean"]), tuple(config["image_std"])
     except KeyError as error:
         raise SpecError(f"{folder} lacks a preprocessor_config.json with image_mean and image_std") from error
 

@@ -9,24 +9,24 @@ from transformers import Dinov2Model
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize, transformers_models
-from sana_lab.evaluation.extractors import standardised
+from sana_lab.evaluation.extractors import standardise
 from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.types import Json
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, red, green and blue in [0, 1]."""
+"""ImageNet's statistics of red, green and blue in [0, 1]."""
 
 
 @final
 class Dinov2(Extractor):
-    """The class token after the last norm, of pictures at `size` pixels a side; `model` is a folder. SpecError."""
+    """The class token after the last norm. SpecError for a folder of another model."""
 
     def __init__(
         self,
-        model: str,
-        resize: Resize = "clean",
-        size: int = 224,
-        device: Annotated[str, RUNTIME] = "auto",
+        model: str,  # transformers folder of a DINOv2; FD-DINOv2 uses facebook/dinov2-large
+        resize: Resize = "clean",  # to the network's input size: clean (antialiased bicubic), tf1, torch or none
+        size: int = 224,  # pixels a side of the network's input
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.resize: Resize = resize
         self.size, self.device = size, place(device)
@@ -36,7 +36,7 @@ class Dinov2(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        pixels = standardised(resize(images.to(self.device), self.size, self.resize), MEAN, STD)
+        pixels = standardise(resize(images.to(self.device), self.size, self.resize), MEAN, STD)
         return self.network(pixel_values=pixels).last_hidden_state[:, 0]
 
     def identity(self) -> Json:

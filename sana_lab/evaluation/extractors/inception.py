@@ -1,4 +1,4 @@
-"""The Inception that FID and the Inception Score are defined by, in torch-fidelity's port; weights by path."""
+"""The Inception network of FID and the Inception Score, in torch-fidelity's port; weights from a local file."""
 
 import pickle
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sana_lab.config.digests import sha256
+from sana_lab.config import digests
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize
@@ -26,35 +26,35 @@ STAGES: dict[Layer, tuple[str, ...]] = {
     "768": tuple(f"Mixed_{name}" for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e")),
     "2048": tuple(f"Mixed_{name}" for name in ("7a", "7b", "7c")),
 }
-"""Where features may be taken, by their width, and the port's modules up to there."""
+"""Layers of features, by their width -> the port's modules up to there."""
 
 
-class Seen(NamedTuple):
-    """What one pass gives."""
+class Outputs(NamedTuple):
+    """Outputs of one forward pass."""
 
     features: Tensor  # (B, D)
-    logits: Tensor  # (B, 1008), without the bias, as the Inception Score takes them
+    logits: Tensor  # (B, 1008) without the bias, as the Inception Score uses them
 
 
 @final
 class Inception(Extractor):
-    """Means over the picture of a layer's activations; FID's own layer is 2048, its own resize `tf1`.
+    """Spatial means of a layer's activations. FID is defined by layer 2048 and resize `tf1`.
 
-    `weights` is torch-fidelity's file. FileNotFoundError without it; ValueError where it is none, or another network's.
+    FileNotFoundError without weights; ValueError for a file of something else.
     """
 
     def __init__(
         self,
-        weights: str | None = None,
-        layer: Layer = "2048",
-        resize: Resize = "tf1",
-        device: Annotated[str, RUNTIME] = "auto",
+        weights: str | None = None,  # path of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; required
+        layer: Layer = "2048",  # number of features of the layer
+        resize: Resize = "tf1",  # to 299 x 299: tf1 (as FID is defined), clean (antialiased bicubic), torch or none
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.layer: Layer = layer
         self.resize: Resize = resize
         self.dim, self.device = int(layer), place(device)
         self.network = _load(weights).to(self.device)
-        self.weights_sha256 = sha256(Path(weights or ""))
+        self.weights_sha256 = digests.sha256(Path(weights or ""))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ class Inception(Extractor):
         return _pooled(x)
 
     @torch.no_grad()
-    def features_and_logits(self, images: Tensor) -> Seen:
-        """Both in one pass."""
-        x, found = self._pixels(images), {}
+    def features_and_logits(self, images: Tensor) -> Outputs:
+        """Features and class logits in one pass."""
+        x, pooled = self._pixels(images), {}
         for layer in STAGES:
             x = self._stage(x, layer)
-            found[layer] = _pooled(x)
-        return Seen(found[self.layer], F.linear(found["2048"], self.network.get_parameter("fc.weight")))
+            pooled[layer] = _pooled(x)
+        return Outputs(pooled[self.layer], F.linear(pooled["2048"], self.network.get_parameter("fc.weight")))
 
     def identity(self) -> Json:
         return {
@@ -94,7 +94,7 @@ class Inception(Extractor):
 
 
 def hint() -> str:
-    """How to get the weights, in one line."""
+    """Where to get the weights, in one line."""
     return f"for FID download {WEIGHTS} from github.com/toshas/torch-fidelity/releases (v0.2.0) and give its path"
 
 
@@ -113,10 +113,10 @@ def _load(weights: str | None) -> torch.nn.Module:
 
 
 def _check(weights: str | None) -> None:
-    """A file of tensors and nothing else: torch-fidelity itself would run code that a file holds."""
+    """Check that the file holds tensors only: torch-fidelity itself would run code in a pickle."""
     if weights is None or not Path(weights).is_file():
-        given = "Inception needs its weights" if weights is None else f"there is no Inception at {weights!r}"
-        raise FileNotFoundError(f"{given}; {hint()}; kernel and Fréchet distances work with any other extractor")
+        problem = "Inception needs its weights" if weights is None else f"there is no Inception at {weights!r}"
+        raise FileNotFoundError(f"{problem}; {hint()}; kernel and Fréchet distances work with any other extractor")
     try:
         torch.load(weights, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

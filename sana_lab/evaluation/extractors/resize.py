@@ -1,9 +1,9 @@
-"""Resizes by name: what brings images to an extractor's size decides its numbers as much as its weights do.
+"""Resizes to an extractor's input size, by name; they affect a distance as much as the weights do.
 
-Each takes the whole image to a square, proportions lost, and gives float32 without rounding in between. `clean` is
-antialiased bicubic, what Pillow does to float images and what clean-fid measures with (arXiv 2104.11222); `tf1` is the
-bilinear of TensorFlow 1, corner at corner, not antialiased, which FID is defined by and torch-fidelity repeats; `torch`
-is PyTorch's bilinear with half-pixel centres, not antialiased; `none` takes images of the right size only.
+Each scales the whole image to a square, aspect ratio lost, in float32 without rounding in between. `clean`: antialiased
+bicubic, as Pillow resizes float images and clean-fid does (arXiv 2104.11222); `tf1`: TensorFlow 1's bilinear with
+aligned corners and without antialiasing, by which FID is defined and which torch-fidelity repeats; `torch`: PyTorch's
+bilinear with half-pixel centres, without antialiasing; `none`: images must have the right size.
 """
 
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor
 from sana_lab.evaluation import Resize
 
 
-def resize(images: Tensor, side: int, how: Resize) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 (B, 3, side, side) in [0, 255]. ValueError for other images, or to be resized."""
+def resize(images: Tensor, side: int, method: Resize) -> Tensor:
+    """uint8 (B, 3, H, W) -> float32 (B, 3, side, side) in [0, 255]. ValueError for other images or sizes."""
     check(images)
     pixels = images.float()
-    if how == "none":
+    if method == "none":
         return _unchanged(pixels, side)
-    if how == "tf1":
+    if method == "tf1":
         return _tensorflow(pixels, side)
-    if how == "torch":
+    if method == "torch":
         return F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
     exact = F.interpolate(pixels.double(), (side, side), mode="bicubic", align_corners=False, antialias=True)
     return exact.clamp(0, 255).float()
@@ -41,17 +41,17 @@ def _unchanged(pixels: Tensor, side: int) -> Tensor:
 
 
 def _tensorflow(pixels: Tensor, side: int) -> Tensor:
-    """Output pixel i looks at input i * size / side, between its two neighbours; columns first, then rows."""
+    """Output pixel i interpolates around input position i * size / side; columns first, then rows."""
     height, width = pixels.shape[2:]
-    low, high, part = _neighbours(width, side, pixels.device)
-    pixels = pixels[..., low] + (pixels[..., high] - pixels[..., low]) * part
-    low, high, part = _neighbours(height, side, pixels.device)
+    low, high, fraction = _neighbours(width, side, pixels.device)
+    pixels = pixels[..., low] + (pixels[..., high] - pixels[..., low]) * fraction
+    low, high, fraction = _neighbours(height, side, pixels.device)
     above = pixels[..., low, :]
-    return above + (pixels[..., high, :] - above) * part[:, None]
+    return above + (pixels[..., high, :] - above) * fraction[:, None]
 
 
 def _neighbours(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions (side,) of the two input pixels that each output pixel lies between, and the fraction on its way."""
+    """For each output pixel (side,) both neighbouring input positions and the fraction of the way between them."""
     at = torch.arange(side, dtype=torch.float32, device=device) * torch.tensor(size / side, dtype=torch.float32)
     low = at.long()
     return low, (low + 1).clamp(max=size - 1), at - low

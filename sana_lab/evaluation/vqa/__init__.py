@@ -1,4 +1,4 @@
-"""Yes or no about a picture: the interface of the models that answer DPG-Bench's questions."""
+"""Interface of the visual question answering models that answer DPG-Bench's yes-or-no questions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from sana_lab.types import Json
 
 
 class Vqa(ABC):
-    """Answers questions about one picture."""
+    """Answers yes-or-no questions about one image."""
 
     @abstractmethod
     def answer(self, image: Tensor, questions: Sequence[str]) -> list[bool]:
@@ -17,4 +17,4 @@ class Vqa(ABC):
 
     @abstractmethod
     def identity(self) -> Json:
-        """What the answers depend on: name, sha256 of weights, rule."""
+        """Everything the answers depend on: name, sha256 of weights, rule."""

@@ -1,4 +1,4 @@
-"""BLIP (arXiv 2201.12086) for questions with yes or no. Legend: Q questions, P patches, L tokens, D width."""
+"""BLIP (arXiv 2201.12086) for yes-or-no questions. Legend: Q questions, P patches, L tokens, D width."""
 
 from collections.abc import Sequence
 from typing import Annotated, final
@@ -18,30 +18,31 @@ from sana_lab.types import Json
 
 @final
 class Blip(Vqa):
-    """A BLIP that answers questions, from a transformers folder such as Salesforce/blip-vqa-base.
+    """A BLIP for question answering; the answer is yes where "yes" is a likelier first word than "no".
 
-    The answer is yes where "yes" is a likelier first word than "no". DPG-Bench's published numbers are of mPLUG-large,
-    another network: theirs and ours are not comparable.
+    DPG-Bench's published numbers are of mPLUG-large, another network, and not comparable.
     """
 
-    def __init__(self, model: str, batch: int = 32, device: Annotated[str, RUNTIME] = "auto") -> None:
+    def __init__(
+        self,
+        model: str,  # transformers folder, such as a copy of Salesforce/blip-vqa-base
+        batch: int = 32,  # questions at a time
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
+    ) -> None:
         if batch < 1:
             raise SpecError(f"batch is {batch}, expected at least 1")
         self.network = transformers_models.load(BlipForQuestionAnswering, model, "blip").to(place(device))
-        self.processor, self.tokenizer, self.batch = (
-            transformers_models.load_processor(model),
-            load_tokenizer(model),
-            batch,
-        )
-        self.words = [_word(self.tokenizer, word, model) for word in ("yes", "no")]
+        self.processor, self.tokenizer = transformers_models.load_processor(model), load_tokenizer(model)
+        self.batch = batch
+        self.words = [_word_id(self.tokenizer, word, model) for word in ("yes", "no")]
         self.weights_sha256 = transformers_models.weights_sha256(model)
 
     @torch.no_grad()
     def answer(self, image: Tensor, questions: Sequence[str]) -> list[bool]:
-        pixels = transformers_models.prepared(self.processor, [image]).to(self.network.device)
+        pixels = transformers_models.pixel_values(self.processor, [image]).to(self.network.device)
         patches = self.network.vision_model(pixels).last_hidden_state  # (1, P, D), once for all questions
         groups = [questions[i : i + self.batch] for i in range(0, len(questions), self.batch)]
-        return [yes for group in groups for yes in self._yes(patches, group)]
+        return [yes for group in groups for yes in self._answers(patches, group)]
 
     def identity(self) -> Json:
         return {
@@ -52,19 +53,18 @@ class Blip(Vqa):
             "dtype": "float32",
         }
 
-    def _yes(self, patches: Tensor, questions: Sequence[str]) -> list[bool]:
-        room = self.network.config.text_config.max_position_embeddings
-        rows = token_rows(self.tokenizer, questions, room)
+    def _answers(self, patches: Tensor, questions: Sequence[str]) -> list[bool]:
+        rows = token_rows(self.tokenizer, questions, self.network.config.text_config.max_position_embeddings)
         ids, mask = (x.to(patches.device) for x in pad_rows(rows, padding_id(self.tokenizer)))
-        seen = {"encoder_hidden_states": patches.expand(len(ids), -1, -1)}
-        read = self.network.text_encoder(ids, mask.long(), **seen).last_hidden_state  # (Q, L, D)
-        begin = torch.full((len(ids), 1), self.network.decoder_start_token_id, device=ids.device)
-        asked = {"encoder_hidden_states": read, "encoder_attention_mask": mask.long()}
-        yes, no = self.network.text_decoder(begin, **asked).logits[:, -1, self.words].unbind(-1)
+        image = {"encoder_hidden_states": patches.expand(len(ids), -1, -1)}
+        states = self.network.text_encoder(ids, mask.long(), **image).last_hidden_state  # (Q, L, D)
+        start = torch.full((len(ids), 1), self.network.decoder_start_token_id, device=ids.device)
+        question = {"encoder_hidden_states": states, "encoder_attention_mask": mask.long()}
+        yes, no = self.network.text_decoder(start, **question).logits[:, -1, self.words].unbind(-1)
         return (yes > no).tolist()
 
 
-def _word(tokenizer: PreTrainedTokenizerFast, word: str, model: str) -> int:
+def _word_id(tokenizer: PreTrainedTokenizerFast, word: str, model: str) -> int:
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         raise SpecError(f"the tokenizer of {model!r} has no word {word!r}; expected that of a BLIP")

@@ -9,8 +9,8 @@ import torch_fidelity
 from torch.utils.data import Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from sana_lab.evaluation.extractors.inception import WEIGHTS
-from sana_lab.evaluation.fidelity import fid, fid_hint
+from sana_lab.evaluation.distances.measure import Distances
+from sana_lab.evaluation.extractors.inception import WEIGHTS, hint
 
 
 class Images(Dataset):
@@ -46,62 +46,73 @@ def weights(inception_weights: Path) -> Path:
     return inception_weights
 
 
+def fid(real: list[torch.Tensor], fake: list[torch.Tensor], weights: Path, *, batch: int = 32, layer: str = "64"):
+    """FID by the measure: (value, report)."""
+    extractor = {"name": "inception", "weights": str(weights), "layer": layer, "device": "cpu"}
+    measure = Distances(extractor, interval="none", batch=batch)
+    for part in real:
+        measure.refer(part)
+    for part in fake:
+        measure.add(part, [{}] * len(part))
+    report = measure.report()
+    return next(iter(report.values.values())).value, report
+
+
 class TestFid:
     @pytest.mark.parametrize("layer", ["64", pytest.param("2048", marks=pytest.mark.slow)])
     def test_agrees_with_torch_fidelity(self, weights, layer):
         """With fewer images than features, where covariances are singular."""
         a, b = images(6, 0), images(5, 1, blur=5)
-        found = fid([a[:4], a[4:]], [b], weights, batch=8, layer=layer)
-        assert found["value"] == pytest.approx(reference(a, b, weights, layer), rel=1e-4)
-        assert (found["n_real"], found["n_fake"]) == (6, 5)
+        value, report = fid([a[:4], a[4:]], [b], weights, batch=8, layer=layer)
+        assert value == pytest.approx(reference(a, b, weights, layer), rel=1e-4)
+        assert (report.settings["reference"]["n"], report.settings["images"]) == (6, 5)
 
     @pytest.mark.slow
     def test_agrees_to_a_millionth_with_more_images_than_features(self, weights):
         """With torch-fidelity, and with torchmetrics where it does not antialias either."""
         a, b = images(120, 0), images(120, 1, blur=5)
-        found = fid([a], [b], weights, batch=8, layer="64")["value"]
-        assert found == pytest.approx(reference(a, b, weights, "64"), rel=1e-6)
+        value, _ = fid([a], [b], weights, batch=8)
+        assert value == pytest.approx(reference(a, b, weights, "64"), rel=1e-6)
         peer = FrechetInceptionDistance(64, feature_extractor_weights_path=str(weights), antialias=False)
         for batch, real in ((a, True), (b, False)):
             for part in batch.split(8):
                 peer.update(part, real=real)
-        assert found == pytest.approx(float(peer.compute()), rel=1e-5)
+        assert value == pytest.approx(float(peer.compute()), rel=1e-5)
 
     def test_says_what_it_measured_with(self, weights):
-        found = fid([images(3, 0)], [images(3, 1)], weights, layer="64")
-        assert found["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-        assert found["resize"] == "tf1"
-        assert found["layer"] == "64"
+        identity = fid([images(3, 0)], [images(3, 1)], weights)[1].settings["extractor"]
+        assert identity["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        assert (identity["resize"], identity["layer"]) == ("tf1", "64")
 
     def test_orders_distributions(self, weights):
         real, near, far = images(8, 0), images(8, 1), images(8, 1, blur=5)
-        scores = [fid([real], [x], weights, layer="64")["value"] for x in (near, far)]
-        assert scores[0] < scores[1]
+        assert fid([real], [near], weights)[0] < fid([real], [far], weights)[0]
 
     def test_features_do_not_depend_on_the_batch(self, weights):
         a, b = images(4, 0), images(4, 1, blur=3)
-        values = [fid([a], [b], weights, batch=n, layer="64")["value"] for n in (3, 32)]
+        values = [fid([a], [b], weights, batch=n)[0] for n in (3, 32)]
         assert values == pytest.approx([values[0]] * 2, rel=1e-4)
 
     def test_sizes_may_differ(self, weights):
-        assert fid([images(3, 0, size=40)], [images(2, 1, size=64), images(2, 2)], weights, layer="64")["n_fake"] == 4
+        _, report = fid([images(3, 0, size=40)], [images(2, 1, size=64), images(2, 2)], weights)
+        assert report.settings["images"] == 4
 
     @pytest.mark.parametrize(
         "wrong", [torch.zeros(3, 3, 8, 8), torch.zeros(3, 8, 8, 3, dtype=torch.uint8), torch.zeros(3, 8, 8).byte()]
     )
     def test_other_images(self, weights, wrong):
-        with pytest.raises(ValueError, match=r"fake images are .*expected uint8 \(B, 3, H, W\)"):
-            fid([images(3, 0)], [wrong], weights, layer="64")
+        with pytest.raises(ValueError, match=r"uint8 \(B, 3, H, W\)"):
+            fid([images(3, 0)], [wrong], weights)
 
     def test_too_few(self, weights):
-        with pytest.raises(ValueError, match="two real images; given 1"):
-            fid([images(1, 0)], [images(3, 0)], weights, layer="64")
+        with pytest.raises(ValueError, match="2 real images; given 1"):
+            fid([images(1, 0)], [images(3, 0)], weights)
 
 
 class TestWeights:
     def test_the_hint_is_one_line_with_the_file_name(self):
-        assert WEIGHTS in fid_hint()
-        assert "\n" not in fid_hint()
+        assert WEIGHTS in hint()
+        assert "\n" not in hint()
 
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"nowhere.pth.*{WEIGHTS}"):

@@ -13,7 +13,7 @@ from sana_lab.evaluation.distances.frechet import (
     infinity,
     influence,
     intercept_weights,
-    left_out,
+    leave_one_out,
     low_rank,
 )
 from sana_lab.evaluation.distances.moments import Gaussian, Moments, moments
@@ -118,7 +118,7 @@ class TestInfluence:
         low, high = np.quantile(draws, [0.025, 0.975])
         assert (found.high - found.low) / (high - low) == pytest.approx(1, abs=0.1)
 
-    @pytest.mark.parametrize(("count", "width", "how"), [(400, 16, influence), (30, 64, left_out)])
+    @pytest.mark.parametrize(("count", "width", "how"), [(400, 16, influence), (30, 64, leave_one_out)])
     def test_it_is_as_large_as_the_spread_of_fresh_draws(self, count, width, how):
         reference = moments(rows(4000, width, 0)).gaussian()
         draws = [rows(count, width, seed, 1.5, 0.3) for seed in range(1, 201)]
@@ -129,7 +129,7 @@ class TestInfluence:
     def test_leaving_out_is_a_naive_loop(self):
         x, reference = rows(9, 12, 0, 1.2), gaussian(12, 1)
         without = np.array([low_rank(torch.cat([x[:i], x[i + 1 :]]), reference) for i in range(9)])
-        np.testing.assert_allclose(left_out(x, reference), 8 * (without.mean() - without), rtol=1e-4)
+        np.testing.assert_allclose(leave_one_out(x, reference), 8 * (without.mean() - without), rtol=1e-4)
 
 
 def weighted(x: torch.Tensor, reference: Gaussian, i: int, h: float) -> float:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.distances import kernel, reference
+from sana_lab.evaluation.distances import mmd, reference
 from sana_lab.evaluation.distances.frechet import frechet, frechet_rows
-from sana_lab.evaluation.distances.measure import KINDS, Distances
+from sana_lab.evaluation.distances.measure import METRICS, Distances
 from sana_lab.evaluation.distances.moments import moments
 from sana_lab.evaluation.extractors.function import Function
 from sana_lab.evaluation.extractors.inception import STAGES
 
-ALL = tuple(m for m in KINDS if m != "inception_score")
+ALL = tuple(m for m in METRICS if m != "inception_score")
 EXTRACTOR = {"name": "function", "function": f"{__name__}:tiles"}
 
 
@@ -53,9 +53,9 @@ class TestReport:
         x, y = tiles(fake), tiles(real)
         expected = frechet(moments(x).gaussian(), moments(y).gaussian())
         assert found.values["fd_tiles"].value == pytest.approx(expected, rel=1e-9)
-        assert found.values["kd_tiles"].value == kernel.discrepancy(x, y, kernel.polynomial).value
+        assert found.values["kd_tiles"].value == mmd.discrepancy(x, y, mmd.polynomial).value
         unit = [torch.nn.functional.normalize(f) for f in (x, y)]
-        expected = 1000 * kernel.discrepancy(*unit, kernel.gaussian).value
+        expected = 1000 * mmd.discrepancy(*unit, mmd.gaussian).value
         assert found.values["cmmd_tiles"].value == pytest.approx(expected, rel=1e-5)
 
     def test_per_image_averages_to_the_value_and_spreads_to_its_interval(self):
@@ -102,7 +102,7 @@ class TestReport:
 class TestReference:
     @pytest.fixture
     def file(self, tmp_path: Path) -> str:
-        made = reference.make([images(70, 1)], Function(EXTRACTOR["function"]), features=True)
+        made = reference.compute([images(70, 1)], Function(EXTRACTOR["function"]), features=True)
         reference.save(made, tmp_path / "a.safetensors")
         return str(tmp_path / "a.safetensors")
 
@@ -118,7 +118,7 @@ class TestReference:
             Distances({**EXTRACTOR, "version": "2"}, reference=file)
 
     def test_moments_alone_serve_only_some(self, tmp_path):
-        made = reference.make([images(70, 1)], Function(EXTRACTOR["function"]))
+        made = reference.compute([images(70, 1)], Function(EXTRACTOR["function"]))
         reference.save(made, tmp_path / "b.safetensors")
         file = str(tmp_path / "b.safetensors")
         assert list(measured(images(30, 0), None, metrics=["fid"], reference=file)[1].values) == ["fd_tiles"]

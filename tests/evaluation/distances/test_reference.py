@@ -31,7 +31,7 @@ def images(count: int = 20, seed: int = 0) -> torch.Tensor:
 
 
 def test_holds_what_was_seen():
-    found = reference.make([images()[:7], images()[7:]], EXTRACTOR, features=True, batch=4)
+    found = reference.compute([images()[:7], images()[7:]], EXTRACTOR, features=True, batch=4)
     features = colours(images())
     np.testing.assert_allclose(found.gaussian.covariance, np.cov(features.double(), rowvar=False), rtol=1e-9)
     np.testing.assert_allclose(found.gaussian.mean, features.double().mean(0), rtol=1e-12)
@@ -42,7 +42,7 @@ def test_holds_what_was_seen():
 
 
 def test_comes_back_whole(tmp_path):
-    made = reference.make([images()], EXTRACTOR, features=True)
+    made = reference.compute([images()], EXTRACTOR, features=True)
     reference.save(made, tmp_path / "a.safetensors")
     found = reference.load(tmp_path / "a.safetensors", EXTRACTOR)
     assert torch.equal(found.gaussian.covariance, made.gaussian.covariance)
@@ -52,13 +52,13 @@ def test_comes_back_whole(tmp_path):
 
 
 def test_features_are_left_out_unless_asked_for(tmp_path):
-    reference.save(reference.make([images()], EXTRACTOR), tmp_path / "a.safetensors")
+    reference.save(reference.compute([images()], EXTRACTOR), tmp_path / "a.safetensors")
     assert reference.load(tmp_path / "a.safetensors").features is None
 
 
 def test_the_hash_is_of_the_images_and_not_of_their_order():
     def sha256(*batches: torch.Tensor) -> str:
-        return reference.make(batches, EXTRACTOR).record["images_sha256"]
+        return reference.compute(batches, EXTRACTOR).record["images_sha256"]
 
     other = images().clone()
     other[3, 1, 2, 5] += 1
@@ -68,7 +68,7 @@ def test_the_hash_is_of_the_images_and_not_of_their_order():
 
 
 def test_another_extractor_is_refused_by_what_differs(tmp_path):
-    reference.save(reference.make([images()], EXTRACTOR), tmp_path / "a.safetensors")
+    reference.save(reference.compute([images()], EXTRACTOR), tmp_path / "a.safetensors")
     with pytest.raises(SpecError, match=r"another extractor: version is '', expected '2'$"):
         reference.load(tmp_path / "a.safetensors", Function(f"{__name__}:colours", version="2"))
     with pytest.raises(SpecError, match=r"extractor is 'colours', expected 'broken'; function is"):
@@ -79,10 +79,10 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(SpecError, match=r"no file of reference statistics .*sana-lab stats"):
         reference.load(tmp_path / "a.safetensors")
     (tmp_path / "a.safetensors").write_bytes(b"PK")
-    with pytest.raises(SpecError, match="cut short or holds no reference statistics"):
+    with pytest.raises(SpecError, match="truncated or holds no reference statistics"):
         reference.load(tmp_path / "a.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(SpecError, match="cut short or holds no reference statistics"):
+    with pytest.raises(SpecError, match="truncated or holds no reference statistics"):
         reference.load(tmp_path / "a.safetensors")
     tensors = {"mean": torch.zeros(2), "covariance": torch.eye(2)}
     save_file(tensors, tmp_path / "a.safetensors", {"record": json.dumps({"format": 9})})
@@ -94,9 +94,9 @@ def test_features_that_are_not_finite_are_named():
     pictures = images()
     pictures[13, 0, 0, 0] = 255
     with pytest.raises(ValueError, match=r"features of image 13 \(from 0\) are not finite"):
-        reference.make([pictures], Function(f"{__name__}:broken"), batch=6)
+        reference.compute([pictures], Function(f"{__name__}:broken"), batch=6)
 
 
 def test_too_few():
     with pytest.raises(ValueError, match="at least two images; given 1"):
-        reference.make([images(1)], EXTRACTOR)
+        reference.compute([images(1)], EXTRACTOR)

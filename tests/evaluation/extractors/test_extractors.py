@@ -160,7 +160,7 @@ class TestFunction:
             Function("nowhere:colours")
         with pytest.raises(SpecError, match="has no 'colour'; did you mean 'colours'"):
             Function(f"{__name__}:colour")
-        with pytest.raises(SpecError, match="expected something to call"):
+        with pytest.raises(SpecError, match="expected a function"):
             Function(f"{__name__}:SMALL")
         with pytest.raises(ValueError, match=r"gave float, expected a tensor \(B, D\)"):
             Function(f"{__name__}:scalar")

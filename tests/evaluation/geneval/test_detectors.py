@@ -22,9 +22,9 @@ from sana_lab.evaluation import transformers_models
 from sana_lab.evaluation.geneval import color
 from sana_lab.evaluation.geneval.detectors import mask2former
 from sana_lab.evaluation.geneval.detectors.mask2former import Mask2Former, box, instances
-from sana_lab.evaluation.geneval.detectors.owlv2 import Owlv2, corners, distinct, iou
-from sana_lab.evaluation.geneval.rule import coco_classes
-from sana_lab.shapes.detector import ShapesJudge
+from sana_lab.evaluation.geneval.detectors.owlv2 import Owlv2, corners, iou, non_maximum_suppression
+from sana_lab.evaluation.geneval.prompts import coco_classes
+from sana_lab.shapes.detector import ShapesDetector
 from sana_lab.shapes.scenes import COLORS
 from sana_lab.types import Object
 
@@ -165,9 +165,9 @@ class TestOwlv2:
     def test_one_box_for_one_thing(self) -> None:
         boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 10, 10], [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0.0]])
         labels = torch.tensor([0, 0, 1, 0, 0])
-        assert distinct(boxes, labels, 0.5).tolist() == [0, 2, 3, 4]
-        assert distinct(boxes, labels, 0.95).tolist() == [0, 1, 2, 3, 4]
-        assert distinct(boxes[:0], labels[:0], 0.5).tolist() == []
+        assert non_maximum_suppression(boxes, labels, 0.5).tolist() == [0, 2, 3, 4]
+        assert non_maximum_suppression(boxes, labels, 0.95).tolist() == [0, 1, 2, 3, 4]
+        assert non_maximum_suppression(boxes[:0], labels[:0], 0.5).tolist() == []
         assert iou(boxes)[0].tolist() == pytest.approx([1, 0.9, 1, 0, 0])
 
     def test_corners_of_a_padded_square(self) -> None:
@@ -189,29 +189,29 @@ class TestColor:
         assert color.crop(image, Object("dog", (20, -3, 30, -1))).shape == (3, 1, 1)
 
     def test_names_are_the_nearest_texts(self, folders: dict[str, str], image: Tensor) -> None:
-        namer = color.ColorNamer(folders["clip"])
+        colors = color.ClipColors(folders["clip"])
         things = [
             Object("dog", (0, 0, 60, 60), 0.9),
             Object("cat", (40, 10, 128, 96), 0.8),
             Object("dog", (9, 9, 20, 30)),
         ]
-        found = namer.name(image, things)
+        found = colors.classify(image, things)
         assert [o._replace(color=None) for o in found] == things
         for thing in found:
             texts = [
                 torch.stack(
                     [
-                        namer.clip.texts([f"a photo of a {c} {thing.label}"])[0],
-                        namer.clip.texts([f"a photo of a {c}-colored {thing.label}"])[0],
-                        namer.clip.texts([f"a photo of a {c} object"])[0],
+                        colors.clip.text_features([f"a photo of a {c} {thing.label}"])[0],
+                        colors.clip.text_features([f"a photo of a {c}-colored {thing.label}"])[0],
+                        colors.clip.text_features([f"a photo of a {c} object"])[0],
                     ]
                 ).mean(0)
                 for c in COLORS
             ]
-            picture = namer.clip.pictures([color.crop(image, thing)])[0]
+            picture = colors.clip.image_features([color.crop(image, thing)])[0]
             cosines = torch.stack([torch.cosine_similarity(picture, text, 0) for text in texts])
             assert thing.color == COLORS[int(cosines.argmax())]
-        assert namer.name(image, []) == []
+        assert colors.classify(image, []) == []
 
 
 @pytest.mark.parametrize("kind", [Mask2Former, Owlv2])
@@ -230,6 +230,6 @@ def test_shards_have_one_hash(tmp_path: Path) -> None:
     assert transformers_models.weights_sha256(str(tmp_path)) != sharded
 
 
-@pytest.mark.parametrize("kind", [Mask2Former, Owlv2, ShapesJudge])
+@pytest.mark.parametrize("kind", [Mask2Former, Owlv2, ShapesDetector])
 def test_options_are_plain(kind: type) -> None:
     assert all(option.annotation is not None for option in specs.options("detector", kind).values())

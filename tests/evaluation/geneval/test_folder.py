@@ -1,36 +1,44 @@
-"""GenEval's own layout: what we write is read back, other people's is judged, and what is broken is named."""
+"""GenEval's folder layout: its images are scored like generated ones, and what is broken is named."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
+import tiny_folders
+import tiny_world
 
-from sana_lab.evaluation.geneval.folder import read, score_folder, write
+from sana_lab.evaluation import Report
+from sana_lab.evaluation.geneval.folder import read
 from sana_lab.evaluation.geneval.measure import GenEval
-from sana_lab.shapes import scenes as world
+from sana_lab.evaluation.image_files import Skipped
+from sana_lab.evaluation.image_folder import measure_folder
 
 
 def measure(**options: bool) -> GenEval:
     return GenEval(prompts_per_task=2, images_per_prompt=2, **options)
 
 
+def score_folder(folder: Path, geneval: GenEval) -> Report:
+    options = {"captions": None, "batch": 64}
+    return measure_folder(folder, {"geneval": geneval}, options, Skipped(folder))["geneval"]
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     """Twelve prompts with two random pictures each, and things that are none of GenEval's."""
     for i, row in enumerate(measure().rows):
-        write(tmp_path / "out", i, row, torch.from_numpy(world.render_batch(5, [2 * i, 2 * i + 1])))
+        tiny_folders.geneval(tmp_path / "out", i, row, tiny_world.images(5, [2 * i, 2 * i + 1]))
     (tmp_path / "out" / "notes.txt").write_text("x")
     (tmp_path / "out" / "grids").mkdir()
     (tmp_path / "out" / "00000" / "samples" / "grid.png").write_text("x")
     return tmp_path / "out"
 
 
-def test_what_is_written_is_what_is_judged(images: Path) -> None:
+def test_images_of_a_folder_score_like_generated_ones(images: Path) -> None:
     direct = measure()
     for i, row in enumerate(direct.rows):
-        direct.add(torch.from_numpy(world.render_batch(5, [2 * i, 2 * i + 1])), [row, row])
+        direct.add(tiny_world.images(5, [2 * i, 2 * i + 1]), [row, row])
     report = score_folder(images, measure())
     assert report == direct.report()
     assert sorted(p.name for p in images.glob("0*"))[:2] == ["00000", "00001"]
@@ -87,7 +95,6 @@ def spoil(images: Path, how: str) -> None:
         ("no tag", r"00007/metadata.jsonl: expected a row with a 'tag'"),
         ("no samples", r"00007/samples holds no images called 0000.png"),
         ("empty image", r"00007/samples/0001.png is broken: not an image"),
-        ("cut image", r"00007/samples/0001.png is broken"),
         ("other prompts", r"prompt 'a photo of a cat' is none of this benchmark's 12"),
     ],
 )
@@ -95,6 +102,15 @@ def test_what_is_broken_is_named(images: Path, how: str, message: str) -> None:
     spoil(images, how)
     with pytest.raises(ValueError, match=message):
         score_folder(images, measure())
+
+
+def test_a_few_unreadable_images_are_skipped(images: Path) -> None:
+    spoil(images, "cut image")
+    skipped = Skipped(images)
+    report = measure_folder(images, {"geneval": measure()}, {"captions": None, "batch": 64}, skipped)["geneval"]
+    assert [Path(name).name for name in skipped.reasons] == ["0001.png"]
+    assert "geneval_partial" in report.values
+    assert report.settings["images"] == 23
 
 
 def test_a_folder_that_is_none(images: Path) -> None:

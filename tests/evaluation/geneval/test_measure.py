@@ -6,33 +6,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_folders
+import tiny_world
 import torch
+from tiny_world import pack
 from torch import Tensor
 
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.geneval import rule
-from sana_lab.evaluation.geneval.measure import GenEval, influences
+from sana_lab.evaluation.geneval.measure import GenEval
+from sana_lab.evaluation.geneval.prompts import coco_classes, prompts
+from sana_lab.evaluation.geneval.summary import influences, summarise
+from sana_lab.evaluation.geneval.vocabulary import TASKS
 from sana_lab.intervals import cluster_bootstrap
 from sana_lab.shapes import scenes as world
 from sana_lab.types import Json
-
-DETECTORS = {
-    "mask2former": "sana_lab.evaluation.geneval.detectors.mask2former:Mask2Former",
-    "shapes": "sana_lab.shapes.detector:ShapesJudge",
-}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     home = tmp_path_factory.mktemp("models")
-    labels = rule.coco_classes()
+    labels = coco_classes()
     return tiny_folders.mask2former(home / "mask2former", labels), tiny_folders.clip(home / "clip")
 
 
 def drawn(row: Json, seed: int) -> Tensor:
     """One random picture of the world: chance is right about one in ten."""
-    return torch.from_numpy(world.render_batch(seed, [sum(map(ord, row["prompt"])) + seed]))[0]
+    return tiny_world.images(seed, [sum(map(ord, row["prompt"])) + seed])[0]
 
 
 def filled(measure: GenEval, rows: list[Json] | None = None) -> GenEval:
@@ -44,9 +43,9 @@ def filled(measure: GenEval, rows: list[Json] | None = None) -> GenEval:
 
 def test_the_whole_of_the_embedded_world() -> None:
     measure = filled(GenEval(prompts_per_task=4, images_per_prompt=2))
-    assert measure.rows == rule.prompts(4, seed=43)
+    assert measure.rows == prompts(4, seed=43, classes=world.SHAPES)
     report, outcomes = measure.report(), measure.outcomes()
-    summary = rule.summarise(outcomes)
+    summary = summarise(outcomes)
     value = report.values["geneval"]
     assert (value.value, [value.low, value.high]) == (summary["overall"], summary["interval"])
     assert value.n == len(measure.rows) == 24
@@ -123,10 +122,14 @@ class TestRefused:
         assert report.settings["rows_without_exclude"] == 2
 
     def test_too_many_pass_without_a_limit(self) -> None:
-        row = next(row for row in rule.prompts(4) if row["tag"] == "counting" and row["include"][0]["count"] == 2)
+        row = next(
+            row
+            for row in prompts(4, classes=world.SHAPES)
+            if row["tag"] == "counting" and row["include"][0]["count"] == 2
+        )
         label = row["include"][0]["class"]
         four = [world.Thing(label, "red", (x, y), 8 / 64) for x in (0.25, 0.75) for y in (0.25, 0.75)]
-        picture = torch.from_numpy(world.draw(world.pack([world.Scene("count", tuple(four))]), 64))
+        picture = torch.from_numpy(world.render(pack([world.Scene("count", tuple(four))]), 64))
         verdicts = []
         for given in (row, {k: v for k, v in row.items() if k != "exclude"}):
             measure = GenEval(prompts_per_task=4, allow_missing_exclude=True)
@@ -160,7 +163,7 @@ class TestCoco:
         spec = {"name": "mask2former", "model": folders[0], "threshold": 0.001, "counting_threshold": 0.001}
         measure = GenEval(spec, clip=folders[1], images_per_prompt=1)
         assert len(measure.rows) == 553
-        picked = [next(row for row in measure.rows if row["tag"] == task) for task in rule.TASKS]
+        picked = [next(row for row in measure.rows if row["tag"] == task) for task in TASKS]
         picture = torch.randint(0, 256, (1, 3, 48, 64), dtype=torch.uint8)
         seen = measure.detector.detect(picture[0])
         assert seen
@@ -178,7 +181,7 @@ class TestCoco:
         assert all("None" not in reason for reason in reasons), "a colour was asked for and not named"
 
     def test_colors_need_a_clip(self, folders: tuple[str, str]) -> None:
-        with pytest.raises(SpecError, match="sees no colours; give the folder of a CLIP as `clip`"):
+        with pytest.raises(SpecError, match="names no colours; give the folder of a CLIP as `clip`"):
             GenEval({"name": "mask2former", "model": folders[0]})
 
 

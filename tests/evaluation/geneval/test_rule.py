@@ -1,130 +1,20 @@
-"""GenEval: the published prompts to the byte, its decisions one by one, its summary, and an oracle on the shapes."""
-
-import hashlib
-import json
-from collections import Counter
-from pathlib import Path
+"""GenEval's decision rule, case by case, against the published rule on random scenes, and with an oracle on shapes."""
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from tiny_world import images, pack
 from torch import Tensor
 
-from sana_lab.config.schema import EvaluationOptions
-from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.geneval.detectors import Detector
-from sana_lab.evaluation.geneval.rule import (
-    TASKS,
-    check_rows,
-    coco_classes,
-    evaluate_geneval,
-    find_prompts,
-    judge_row,
-    prompts,
-    read_rows,
-    relations,
-    summarise,
-    verdict,
-)
+from sana_lab.evaluation.geneval.measure import GenEval
+from sana_lab.evaluation.geneval.prompts import prompts
+from sana_lab.evaluation.geneval.rule import judge_row, relations, verdict
+from sana_lab.evaluation.geneval.vocabulary import TASKS
+from sana_lab.evaluation.run_measures import Generate, Source, run
 from sana_lab.shapes import scenes as world
-from sana_lab.shapes.detector import ShapesJudge
+from sana_lab.shapes.detector import ShapesDetector
 from sana_lab.types import Json, Object
-
-EVAL = Path(__file__).parents[2] / "eval"
-PUBLISHED = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
-
-
-def lines(rows: list[Json]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-# --- prompts --------------------------------------------------------------------------------------------------------
-
-
-def test_geneval_itself_comes_out_to_the_byte() -> None:
-    classes = (EVAL / "prompts" / "geneval_classes.txt").read_text().splitlines()
-    rows = prompts(100, 43, classes, colorless=True, top_up=False)
-    assert (EVAL / "prompts" / "geneval.jsonl").read_bytes() == lines(rows).encode()
-    assert classes == coco_classes()
-    assert hashlib.sha256(lines(rows).encode()).hexdigest() == PUBLISHED
-    tags = Counter(row["tag"] for row in rows)
-    assert [tags[task] for task in TASKS] == [80, 99, 80, 94, 100, 100]
-
-
-@pytest.mark.parametrize(("n", "expected"), [(12, [4, 12, 12, 12, 12, 12]), (60, [4, 12, 12, 40, 48, 60])])
-def test_shapes_are_topped_up_to_what_exists(n: int, expected: list[int]) -> None:
-    rows = prompts(n)
-    tags = Counter(row["tag"] for row in rows)
-    assert [tags[task] for task in TASKS] == expected
-    assert len({json.dumps(row) for row in rows}) == len({row["prompt"] for row in rows}) == len(rows)
-    assert rows == prompts(n)
-    assert rows != prompts(n, seed=44)
-    check_rows(rows)
-
-
-def test_as_drawn_there_are_fewer() -> None:
-    assert 4 + 12 <= len(prompts(12, top_up=False)) < len(prompts(12))
-
-
-def test_rows_say_what_their_prompts_say() -> None:
-    for row in prompts(60):
-        words = row["prompt"].removeprefix("a photo of ").split()
-        for need in row["include"]:
-            noun = need["class"] if need["count"] == 1 else world.plural(need["class"])
-            assert noun in words
-            assert need["count"] == 1 or words[0] == world.NUMBERS[need["count"]]
-            assert "color" not in need or words[words.index(noun) - 1] == need["color"]
-        if row["tag"] == "position":
-            target, subject = row["include"]
-            where, index = subject["position"]
-            assert index == 0
-            assert row["prompt"] == f"a photo of a {subject['class']} {where} a {target['class']}"
-        assert ("exclude" in row) == (row["tag"] == "counting")
-
-
-@pytest.mark.parametrize("given", [{"n_per_task": 0}, {"n_per_task": 5, "classes": ["circle"]}])
-def test_too_few_to_draw_from(given: Json) -> None:
-    with pytest.raises(ValueError, match="two classes and two colours; given"):
-        prompts(**given)
-
-
-def test_rows_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(lines(prompts(5)))
-    assert read_rows(path) == prompts(5)
-
-
-def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(lines(prompts(1))[:200] + "\n{oops\n")
-    with pytest.raises(ValueError, match=r"rows.jsonl, line \d is no JSON"):
-        read_rows(path)
-
-
-def test_prompts_are_found_by_name() -> None:
-    assert len(read_rows(find_prompts("geneval.jsonl"))) == 553
-    with pytest.raises(SpecError, match=r"no file of prompts 'genevel.jsonl'; did you mean 'geneval.jsonl'"):
-        find_prompts("genevel.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "the list of prompts is empty"),
-        ([{"tag": "colors", "include": [{"class": "circle", "count": 1}], "prompt": 3}], "'prompt' that is text"),
-        ([{"tag": "colors", "include": [{"class": "circle", "count": 1}], "prompt": " "}], "'prompt' that is text"),
-        (["a photo of a circle"], "'prompt' that is text"),
-        ([{"tag": "colors", "include": [], "prompt": "a circle"}], "'include' list"),
-        ([{"tag": "counting", "include": [{"class": "circle", "count": 2}], "prompt": "two"}], "needs its 'exclude'"),
-    ],
-)
-def test_rows_that_cannot_be_scored_are_refused(rows: list, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_rows(rows)
-
-
-# --- decisions ------------------------------------------------------------------------------------------------------
 
 
 def thing(
@@ -295,7 +185,7 @@ def random_scene(rng: np.random.Generator, row: Json) -> list[Object]:
 
 
 def test_decisions_are_the_published_rules_on_12_000_random_scenes() -> None:
-    rng, rows = np.random.default_rng(1), prompts(40)
+    rng, rows = np.random.default_rng(1), prompts(40, classes=world.SHAPES)
     outcomes: dict[str, list[bool]] = {task: [] for task in TASKS}
     for i in range(12_000):
         row = rows[i % len(rows)]
@@ -352,26 +242,7 @@ def test_colors_are_asked_for_what_the_rule_looks_at_and_no_more() -> None:
     assert asked == [objects[1]]
 
 
-# --- summary --------------------------------------------------------------------------------------------------------
-
-
-def test_summary_is_the_plain_mean_of_the_tasks() -> None:
-    outcomes = [{"tag": "a", "prompt": str(i), "correct": [True, i % 2 == 0]} for i in range(40)]
-    outcomes += [{"tag": "b", "prompt": "x", "correct": [False, False]}]
-    report = summarise(outcomes)
-    assert report["tasks"]["a"]["value"] == 0.75
-    assert report["tasks"]["b"] == {"value": 0, "interval": [0, 0], "prompts": 1, "images": 2}
-    assert report["overall"] == 0.375
-    assert report["interval"][0] < 0.375 < report["interval"][1]
-    assert (report["prompts"], report["images"]) == (41, 82)
-    assert report["correct_images"] == pytest.approx(60 / 82)
-    assert report["correct_prompts"] == pytest.approx(40 / 41)
-    assert json.loads(json.dumps(report)) == report
-    with pytest.raises(ValueError, match="no outcomes"):
-        summarise([])
-
-
-# --- the whole way --------------------------------------------------------------------------------------------------
+# --- with the shapes detector
 
 
 def scene_for(row: Json, rng: np.random.Generator) -> world.Scene:
@@ -401,50 +272,35 @@ class Oracle:
     def __call__(self, texts: list[str], indices: list[int]) -> Tensor:
         self.indices += indices
         scenes = [scene_for(self.rows[text], np.random.default_rng(i)) for text, i in zip(texts, indices, strict=True)]
-        return torch.from_numpy(world.draw(world.pack(scenes), self.size))
+        return torch.from_numpy(world.render(pack(scenes), self.size))
+
+
+def scored(generate: Generate, per_task: int, images_per_prompt: int = 2) -> tuple[float, float]:
+    """GenEval of a generator, and the upper end of its interval."""
+    measure = GenEval(prompts_per_task=per_task, images_per_prompt=images_per_prompt)
+    value = run({"geneval": measure}, Source(generate), batch=32)["geneval"].values["geneval"]
+    assert value.high is not None
+    return value.value, value.high
 
 
 def test_an_oracle_scores_one_and_chance_scores_low() -> None:
-    rows, oracle = prompts(20), Oracle(prompts(20))
-    perfect = evaluate_geneval(oracle, rows, ShapesJudge(), images_per_prompt=2, batch=32)
-    assert perfect["overall"] >= 0.99
-    assert oracle.indices == list(range(2 * len(rows)))
-    assert perfect["images"] == 2 * len(rows)
-    assert set(perfect["tasks"]) == set(TASKS)
-    chance = evaluate_geneval(
-        lambda texts, indices: torch.from_numpy(world.render_batch(1, indices)), rows, ShapesJudge(), 2
-    )
-    assert 0.02 < chance["overall"] < 0.2
-    assert chance["interval"][1] < perfect["interval"][0]
-    first = chance["outcomes"][0]
-    assert first["prompt"] == rows[0]["prompt"]
-    assert [bool(reason) for reason in first["reasons"]] == [not right for right in first["correct"]]
+    oracle = Oracle(prompts(20, classes=world.SHAPES))
+    perfect, _ = scored(oracle, 20)
+    assert perfect >= 0.99
+    assert oracle.indices == list(range(2 * len(oracle.rows)))
+    chance, high = scored(lambda texts, indices: images(1, indices), 20)
+    assert 0.02 < chance < 0.2
+    assert high < perfect
 
 
-def test_the_judge_agrees_with_the_truth_about_random_scenes() -> None:
-    rows, drawn = prompts(30), world.scenes(2, range(120))
-    for i, image in enumerate(world.draw(drawn, 64)):
-        seen, truth = ShapesJudge().detect(image), world.objects(world.scene(drawn, i), 64)
+def test_grey_images_score_nothing() -> None:
+    grey = torch.full((1, 3, 64, 64), 153, dtype=torch.uint8)
+    assert scored(lambda texts, indices: grey.expand(len(texts), -1, -1, -1), 3, 1)[0] == 0
+
+
+def test_the_shapes_detector_gives_the_verdicts_of_the_ground_truth() -> None:
+    rows, batch = prompts(30, classes=world.SHAPES), world.scenes(2, range(120))
+    for i, image in enumerate(world.render(batch, 64)):
+        detected, truth = ShapesDetector().detect(image), world.objects(world.scene(batch, i), 64)
         for row in rows:
-            assert row["tag"] == "position" or judge_row(seen, row)[0] == judge_row(truth, row)[0]
-
-
-def test_grey_pictures_score_nothing() -> None:
-    report = evaluate_geneval(
-        lambda texts, indices: torch.full((len(texts), 3, 64, 64), 153, dtype=torch.uint8), prompts(3), ShapesJudge(), 1
-    )
-    assert report["overall"] == 0
-
-
-def test_what_the_sampler_returns_is_checked() -> None:
-    with pytest.raises(ValueError, match=r"expected 16 uint8 images \(B, 3, H, W\); given torch.float32"):
-        evaluate_geneval(lambda texts, indices: torch.zeros(len(texts), 3, 64, 64), prompts(4), ShapesJudge(), 1, 16)
-    with pytest.raises(ValueError, match="images_per_prompt and batch"):
-        evaluate_geneval(Oracle([]), prompts(4), ShapesJudge(), images_per_prompt=0)
-    with pytest.raises(ValueError, match="empty"):
-        evaluate_geneval(Oracle([]), [], ShapesJudge())
-
-
-@pytest.mark.parametrize("path", sorted(EVAL.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_suite_that_ships_is_one(path: Path) -> None:
-    OmegaConf.merge(OmegaConf.structured(EvaluationOptions), OmegaConf.load(path))
+            assert row["tag"] == "position" or judge_row(detected, row)[0] == judge_row(truth, row)[0]

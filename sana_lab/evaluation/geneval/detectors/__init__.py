@@ -1,4 +1,4 @@
-"""What sees objects in pictures: the interface of GenEval's detectors."""
+"""Interface of GenEval's object detectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ from sana_lab.types import Json, Object
 
 
 class Detector(ABC):
-    """Finds the objects of one picture. What counts as found is up to the row that is judged: `threshold_for`.
+    """Object detector for single images. The score above which an object counts depends on the row."""
 
-    A subclass gives `labels` (all that it can name) and `title` (how tables call what it judged), and says with
-    `names_colors` whether it sees colours itself.
-    """
-
-    labels: Sequence[str]
-    title: str
-    names_colors: bool = False
+    labels: Sequence[str]  # all classes that it can name
+    title: str  # in tables: "GenEval (title)"
+    names_colors: bool = False  # whether `detect` fills in `Object.color`; otherwise a CLIP does
     threshold: float = 0.0  # an object's score must be above it
     counting_threshold: float = 0.0  # the same for rows of the task `counting`
 
     @abstractmethod
     def detect(self, image: Tensor | Any) -> list[Object]:
-        """The objects in one uint8 (3, H, W) image, those that are surely below every threshold left out."""
+        """Objects in one uint8 (3, H, W) image; those surely below both thresholds may be left out."""
 
     @abstractmethod
     def identity(self) -> Json:
-        """What the objects depend on: name, sha256 of weights, input size, rule."""
+        """Everything the objects depend on: name, sha256 of weights, input size, rule."""
+
+    def prompts(self, per_task: int, seed: int) -> list[Json] | None:
+        """Rows in this detector's own vocabulary; None for GenEval's 553 published ones."""
+        return None
 
     def threshold_for(self, row: Json) -> float:
-        """The score that an object must exceed in a picture of this row."""
+        """The score that an object must exceed in an image of this row."""
         return self.counting_threshold if row["tag"] == "counting" else self.threshold

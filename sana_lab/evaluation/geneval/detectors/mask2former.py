@@ -1,6 +1,6 @@
 """Mask2Former (arXiv 2112.01527) as a detector, scored by mmdet's rule at full resolution.
 
-Legend: Q queries, C classes (the last of C + 1 is no object), K kept, H, W of the picture.
+Legend: Q queries, C classes (the last of C + 1 is no object), K detections, H, W of the image.
 """
 
 from collections.abc import Sequence
@@ -28,30 +28,30 @@ RENAMED = {
     "diningtable": "dining table",
     "tvmonitor": "tv",
 }
-"""How GenEval calls COCO's classes: its three own names, then the spellings of older files."""
+"""COCO's class names -> GenEval's: its three own names, then the spellings of older files."""
 
 MMDET = {"shortest_edge": 800, "longest_edge": 1333}
 
 
 @final
 class Mask2Former(Detector):
-    """Objects of a Mask2Former for instances, from a transformers folder.
+    """Mask2Former for instance segmentation.
 
     GenEval's own detector is mmdet's swin-s; facebook/mask2former-swin-small-coco-instance is the same network with
-    other weights, so scores are alike and not equal: tables call them GenEval (HF M2F). `size` is how pictures are
-    scaled for it: as the `folder` says, or as `mmdet` does, the shorter side to 800 pixels. The thresholds are
-    GenEval's; for these weights nobody has calibrated them.
+    other weights, so scores are similar but not equal: tables call them GenEval (HF M2F). The default thresholds are
+    GenEval's, not calibrated for these weights.
     """
 
     title = "HF M2F"
 
     def __init__(
         self,
-        model: str,
-        threshold: float = 0.3,
-        counting_threshold: float = 0.9,
+        model: str,  # transformers folder, such as a copy of facebook/mask2former-swin-small-coco-instance
+        threshold: float = 0.3,  # score in [0, 1] that an object must exceed
+        counting_threshold: float = 0.9,  # the same for the task `counting`
+        # scaling of images: as the folder says, or as mmdet does, the shorter side to 800 pixels
         size: Literal["folder", "mmdet"] = "folder",
-        device: Annotated[str, RUNTIME] = "auto",
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.network = transformers_models.load(Mask2FormerForUniversalSegmentation, model, "mask2former").to(
             place(device)
@@ -65,11 +65,11 @@ class Mask2Former(Detector):
     @torch.no_grad()
     def detect(self, image: Tensor) -> list[Object]:
         options = {"size": MMDET} if self.size == "mmdet" else {}
-        pixels = transformers_models.prepared(self.processor, [image], **options).to(self.network.device)
-        found = self.network(pixels)
+        pixels = transformers_models.pixel_values(self.processor, [image], **options).to(self.network.device)
+        outputs = self.network(pixels)
         masks, scores, labels = instances(
-            found.class_queries_logits[0],
-            found.masks_queries_logits[0],
+            outputs.class_queries_logits[0],
+            outputs.masks_queries_logits[0],
             (pixels.shape[-2:], image.shape[-2:]),
             min(self.threshold, self.counting_threshold),
         )
@@ -90,33 +90,34 @@ class Mask2Former(Detector):
 
 
 def instances(
-    classes: Tensor, masks: Tensor, sizes: Sequence[Sequence[int]], least: float
+    classes: Tensor, masks: Tensor, sizes: Sequence[Sequence[int]], threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Masks (K, H, W) bool, scores (K,) and labels (K,) of what scores above `least`, the surest first.
+    """Masks (K, H, W) bool, scores (K,) and labels (K,) of detections above a threshold, by descending score.
 
     From logits of classes (Q, C + 1) and masks (Q, h, w): the Q best of all pairs of query and class, each scored by
-    its probability times the mean probability inside its mask; a query may be kept as two classes. Mask logits go
-    bilinearly to the network's input and then to the picture: `sizes`, (height, width) each.
+    its probability times the mean probability inside its mask; a query may give two classes. Mask logits are resized
+    bilinearly to the network's input and then to the image: `sizes`, (height, width) each.
     """
-    chances = classes.softmax(-1)[:, :-1].flatten()
-    chances, best = chances.topk(len(classes))
-    chances, best = chances[chances > least], best[chances > least]  # the mean probability is at most 1
-    inside = _enlarged(masks[best // (classes.shape[1] - 1)], sizes)
-    held = inside > 0
-    sure = (inside.sigmoid() * held).flatten(1).sum(1) / held.flatten(1).sum(1).clamp(min=1)
-    scores = chances * sure
+    probabilities = classes.softmax(-1)[:, :-1].flatten()
+    probabilities, best = probabilities.topk(len(classes))
+    above = probabilities > threshold  # the mean probability inside a mask is at most 1
+    probabilities, best = probabilities[above], best[above]
+    logits = _resize(masks[best // (classes.shape[1] - 1)], sizes)
+    inside = logits > 0
+    mean = (logits.sigmoid() * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
+    scores = probabilities * mean
     order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] > least]
-    return held[order], scores[order], (best % (classes.shape[1] - 1))[order]
+    order = order[scores[order] > threshold]
+    return inside[order], scores[order], (best % (classes.shape[1] - 1))[order]
 
 
-def _enlarged(masks: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+def _resize(masks: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
     for size in sizes:
         masks = interpolate(masks[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     return masks
 
 
 def box(mask: Tensor) -> tuple[float, float, float, float]:
-    """x0, y0, x1, y1 around a mask (H, W) that is not empty, in pixels."""
+    """x0, y0, x1, y1 in pixels around a non-empty mask (H, W)."""
     ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     return float(xs[0]), float(ys[0]), float(xs[-1] + 1), float(ys[-1] + 1)

@@ -1,6 +1,6 @@
-"""OWLv2 (arXiv 2306.09683) as a detector: boxes of whatever classes it is asked for, without masks.
+"""OWLv2 (arXiv 2306.09683) as an open-vocabulary detector: boxes without masks.
 
-Legend: P boxes (one for each patch), C classes, D width.
+Legend: P boxes (one per patch), C classes, D width.
 """
 
 from typing import Annotated, final
@@ -14,7 +14,7 @@ from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
 from sana_lab.evaluation.geneval.detectors import Detector
-from sana_lab.evaluation.geneval.rule import coco_classes
+from sana_lab.evaluation.geneval.prompts import coco_classes
 from sana_lab.models.text.loading import load_tokenizer
 from sana_lab.models.text.tokenizer import pad_rows, padding_id, token_rows
 from sana_lab.types import Json, Object
@@ -22,23 +22,22 @@ from sana_lab.types import Json, Object
 
 @final
 class Owlv2(Detector):
-    """Boxes of an OWLv2 from a transformers folder, such as google/owlv2-base-patch16-ensemble.
+    """OWLv2 with each class as the text "a photo of a <class>".
 
-    `labels` are the classes to look for, each as "a photo of a <class>"; by default GenEval's 80. Of boxes of one class
-    that overlap by more than `overlap` (intersection over union) the surest stays. It gives no masks, so colours are
-    judged on whole boxes. Its scores are lower than Mask2Former's, and nobody has calibrated the thresholds.
+    It gives no masks, so colours are judged on whole boxes. Its scores are lower than Mask2Former's; the default
+    thresholds are not calibrated.
     """
 
     title = "OWLv2"
 
     def __init__(
         self,
-        model: str,
-        threshold: float = 0.2,
-        counting_threshold: float = 0.3,
-        overlap: float = 0.5,
-        labels: list[str] | None = None,
-        device: Annotated[str, RUNTIME] = "auto",
+        model: str,  # transformers folder, such as a copy of google/owlv2-base-patch16-ensemble
+        threshold: float = 0.2,  # score in [0, 1] that an object must exceed
+        counting_threshold: float = 0.3,  # the same for the task `counting`
+        overlap: float = 0.5,  # intersection over union above which only the best box of a class stays
+        labels: list[str] | None = None,  # classes to detect; None: GenEval's 80
+        device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.network = transformers_models.load(Owlv2ForObjectDetection, model, "owlv2").to(place(device))
         self.processor = transformers_models.load_processor(model)
@@ -50,7 +49,7 @@ class Owlv2(Detector):
     @torch.no_grad()
     def detect(self, image: Tensor) -> list[Object]:
         network = self.network
-        pixels = transformers_models.prepared(self.processor, [image]).to(network.device)
+        pixels = transformers_models.pixel_values(self.processor, [image]).to(network.device)
         grid = network.image_embedder(pixels)[0]
         patches = grid.flatten(1, 2)
         logits = network.class_predictor(patches, self.queries[None])[0][0]  # (P, C)
@@ -58,8 +57,8 @@ class Owlv2(Detector):
         boxes = corners(network.box_predictor(patches, grid)[0], *image.shape[1:])
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] > min(self.threshold, self.counting_threshold)]
-        kept = order[distinct(boxes[order], labels[order], self.overlap)]
-        return [Object(self.labels[labels[i]], tuple(boxes[i].tolist()), float(scores[i])) for i in kept]
+        order = order[non_maximum_suppression(boxes[order], labels[order], self.overlap)]
+        return [Object(self.labels[labels[i]], tuple(boxes[i].tolist()), float(scores[i])) for i in order]
 
     def identity(self) -> Json:
         return {
@@ -74,33 +73,33 @@ class Owlv2(Detector):
 
     @torch.no_grad()
     def _queries(self, model: str) -> Tensor:
-        """(C, D) directions of what is asked for."""
-        tokenizer, room = load_tokenizer(model), self.network.config.text_config.max_position_embeddings
-        rows = token_rows(tokenizer, [f"a photo of a {label}" for label in self.labels], room)
+        """(C, D) unit-length text features of the classes."""
+        tokenizer, max_tokens = load_tokenizer(model), self.network.config.text_config.max_position_embeddings
+        rows = token_rows(tokenizer, [f"a photo of a {label}" for label in self.labels], max_tokens)
         ids, mask = (x.to(self.network.device) for x in pad_rows(rows, padding_id(tokenizer)))
         return normalize(self.network.owlv2.get_text_features(ids, mask.long()).pooler_output, dim=-1)
 
 
 def corners(boxes: Tensor, height: int, width: int) -> Tensor:
-    """(P, 4) x0, y0, x1, y1 in pixels, inside the picture, from middles and sizes as shares of its padded square."""
-    middle, half = boxes[:, :2], boxes[:, 2:] / 2
-    pixels = torch.cat([middle - half, middle + half], -1) * max(height, width)
+    """(P, 4) x0, y0, x1, y1 in pixels, inside the image, from centres and sizes relative to its padded square."""
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    pixels = torch.cat([centre - half, centre + half], -1) * max(height, width)
     return torch.minimum(pixels.clamp(min=0), pixels.new_tensor([width, height, width, height]))
 
 
-def distinct(boxes: Tensor, labels: Tensor, overlap: float) -> Tensor:
-    """Positions of the boxes (P, 4), the surest first, that no surer one of their class overlaps by more."""
+def non_maximum_suppression(boxes: Tensor, labels: Tensor, overlap: float) -> Tensor:
+    """Indices of the boxes (P, 4), by descending score, that no better box of their class overlaps by more."""
     covered = (iou(boxes) > overlap) & (labels[:, None] == labels)
-    kept: list[int] = []
+    indices: list[int] = []
     for i in range(len(boxes)):
-        if not covered[i, kept].any():
-            kept.append(i)
-    return torch.tensor(kept, dtype=torch.long, device=boxes.device)
+        if not covered[i, indices].any():
+            indices.append(i)
+    return torch.tensor(indices, dtype=torch.long, device=boxes.device)
 
 
 def iou(boxes: Tensor) -> Tensor:
     """(P, P) intersection over union of every pair of boxes (P, 4); 0 where both are empty."""
     low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    shared, area = (high - low).clamp(min=0).prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    return shared / (area[:, None] + area - shared).clamp(min=1e-9)
+    intersection, area = (high - low).clamp(min=0).prod(-1), (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return intersection / (area[:, None] + area - intersection).clamp(min=1e-9)

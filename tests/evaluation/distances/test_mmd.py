@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import kernel_poly, kernel_rbf, mmd2
 
-from sana_lab.evaluation.distances.kernel import discrepancy, gaussian, polynomial
+from sana_lab.evaluation.distances.mmd import discrepancy, gaussian, polynomial
 
 
 def rows(count: int, seed: int, width: int = 8, shift: float = 0.0) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Squared maximum mean discrepancy of two sets of features: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
+"""Squared maximum mean discrepancy (MMD) of two sets of features: KID (arXiv 1801.01401) and CMMD (arXiv 2401.09603).
 
-The full two-sample U-statistic, unbiased at every n: about 0 where both distributions are the same, and below as well.
-Nothing is drawn at random. Its standard error counts both samples and both orders of its variance, so that it holds
-there too; but there it goes with the value itself, so ask `z` whether two distributions differ. Kernels leave out a
-constant, which takes no part in a discrepancy but would round it.
-Shapes: n rows measured and m of the reference, D features.
+The full two-sample U-statistic, without random subsets and unbiased at every n: about 0, of either sign, for equal
+distributions. Its standard error covers both samples and both orders of the variance, so it holds there too; but there
+it is correlated with the value, so test with `z` whether two distributions differ. Kernels omit their constant term,
+which cancels in a discrepancy but would cost precision.
+Shapes: n generated rows and m of the reference, D features.
 """
 
 from collections.abc import Callable
@@ -16,26 +16,26 @@ from torch import Tensor
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """rows (a, D) and (b, D) -> (a, b), less a constant"""
 
-LEAST = 4
-"""Rows on a side, for the variance."""
+MIN_IMAGES = 4
+"""On either side, for the variance."""
 
 
 class Discrepancy(NamedTuple):
-    """A squared discrepancy."""
+    """A squared discrepancy with its standard errors."""
 
     value: float
     error: float  # standard error, over both samples
-    null_error: float  # what it would be if both distributions were the same
-    influences: Tensor  # (n,) about 0, of the measured rows with the reference held
+    null_error: float  # standard error under the hypothesis that both distributions are the same
+    influences: Tensor  # (n,) of mean 0, of the generated rows with the reference fixed
 
     @property
     def z(self) -> float:
-        """Of mean 0 and deviation 1 where both distributions are the same."""
+        """Test statistic, of mean 0 and deviation 1 for equal distributions."""
         return self.value / self.null_error
 
-    def scaled(self, by: float) -> "Discrepancy":
-        """In another unit."""
-        return Discrepancy(self.value * by, self.error * by, self.null_error * by, self.influences * by)
+    def scaled(self, factor: float) -> "Discrepancy":
+        """The discrepancy times a constant."""
+        return Discrepancy(self.value * factor, self.error * factor, self.null_error * factor, self.influences * factor)
 
 
 def polynomial(x: Tensor, y: Tensor) -> Tensor:
@@ -52,31 +52,32 @@ def gaussian(x: Tensor, y: Tensor, sigma: float = 10.0) -> Tensor:
 
 
 def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False) -> Discrepancy:
-    """Between rows x (n, D) and the reference's y (m, D). ValueError below four rows on a side.
+    """Discrepancy of rows x (n, D) and the reference's y (m, D). ValueError below four rows on either side.
 
-    `biased` is the V-statistic, in which each row also meets itself; its error and influences are the other's.
+    `biased` gives the V-statistic, which includes the kernel's diagonal, with the U-statistic's error and influences.
     """
-    if min(len(x), len(y)) < LEAST:
-        raise ValueError(f"a discrepancy needs at least {LEAST} images on a side; given {len(x)} and {len(y)}")
+    if min(len(x), len(y)) < MIN_IMAGES:
+        raise ValueError(f"a discrepancy needs at least {MIN_IMAGES} images on a side; given {len(x)} and {len(y)}")
     own, other, across = _own(x, kernel), _own(y, kernel), _across(x, y, kernel)
-    here, there = own.means - across.means, other.means - across.column_means
+    terms, other_terms = own.means - across.means, other.means - across.column_means
     v_statistic = own.with_itself + other.with_itself - 2 * across.means.mean()
-    value = v_statistic if biased else here.mean() + there.mean()
-    return Discrepancy(float(value), *_errors(own, other, across, here, there), 2 * (here - here.mean()))
+    value = v_statistic if biased else terms.mean() + other_terms.mean()
+    errors = _errors(own, other, across, terms, other_terms)
+    return Discrepancy(float(value), *errors, 2 * (terms - terms.mean()))
 
 
 class _Own(NamedTuple):
-    """A sample against itself, its diagonal left out but in the last."""
+    """Kernel statistics of a sample with itself, without the diagonal."""
 
-    means: Tensor  # (n,) of each row
-    interaction: float  # mean square of the kernel, centred in rows and columns
-    with_itself: Tensor  # () the mean, diagonal included
+    means: Tensor  # (n,) row means
+    interaction: float  # mean square of the kernel matrix, centred in rows and columns
+    with_itself: Tensor  # () mean including the diagonal
 
 
 class _Across(NamedTuple):
-    """A sample against another."""
+    """Kernel statistics of two samples."""
 
-    means: Tensor  # (n,)
+    means: Tensor  # (n,) row means
     column_means: Tensor  # (m,)
     interaction: float
 
@@ -98,22 +99,22 @@ def _across(x: Tensor, y: Tensor, kernel: Kernel) -> _Across:
     return _Across(means, column_means, max(0.0, float(spread / (1 - 1 / n - 1 / m))))
 
 
-def _errors(own: _Own, other: _Own, across: _Across, here: Tensor, there: Tensor) -> tuple[float, float]:
+def _errors(own: _Own, other: _Own, across: _Across, terms: Tensor, other_terms: Tensor) -> tuple[float, float]:
     """From the variance's first order, freed of what the second adds to its estimate, and the second (Hoeffding).
 
     Both, and the second alone. The first may come out below zero, as it must to be right in the mean; half of the
     second is always left.
     """
-    n, m = len(here), len(there)
-    first = float(here.var()) - own.interaction / (n - 1) - across.interaction / m
-    first_other = float(there.var()) - other.interaction / (m - 1) - across.interaction / n
-    alone = 2 * own.interaction / (n * (n - 1)) + 2 * other.interaction / (m * (m - 1))
-    second = alone + 4 * across.interaction / (n * m)
+    n, m = len(terms), len(other_terms)
+    first = float(terms.var()) - own.interaction / (n - 1) - across.interaction / m
+    first_other = float(other_terms.var()) - other.interaction / (m - 1) - across.interaction / n
+    within = 2 * own.interaction / (n * (n - 1)) + 2 * other.interaction / (m * (m - 1))
+    second = within + 4 * across.interaction / (n * m)
     return max(4 * first / n + 4 * first_other / m + second, second / 2) ** 0.5, second**0.5
 
 
 def _sums(x: Tensor, y: Tensor, kernel: Kernel, chunk: int = 256) -> tuple[Tensor, Tensor, float, Tensor]:
-    """Of the kernel's matrix (n, m), never all at once: sums of rows and columns, of squares, and the diagonal."""
+    """Row sums, column sums, sum of squares and diagonal of the kernel matrix (n, m), block by block."""
     rows, diagonal, columns, squares = [], [], torch.zeros(len(y)).double(), 0.0
     for start in range(0, len(x), chunk):
         block = kernel(x[start : start + chunk], y)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_lab.evaluation import Measure, Report, Value
-from sana_lab.evaluation.suite import Subject, run
+from sana_lab.evaluation import Measure, Report
+from sana_lab.evaluation.run_measures import Source, run
+from sana_lab.intervals import Estimate
 from sana_lab.types import Json
 
 CAPTIONS = [{"prompt": f"picture {i}"} for i in range(5)]
@@ -30,7 +31,7 @@ class Seen(Measure):
         self.prompts += [row["prompt"] for row in rows]
 
     def report(self) -> Report:
-        return Report({"n": Value(len(self.images), None, None, len(self.images))}, {})
+        return Report({"n": Estimate(len(self.images), None, None, len(self.images))}, {})
 
 
 class Drawer:
@@ -46,7 +47,7 @@ class Drawer:
 
 def test_measures_of_the_same_prompts_share_one_pass():
     draw, a, b = Drawer(), Seen(), Seen(list(CAPTIONS))
-    found = run({"a": a, "b": b}, Subject(draw, CAPTIONS), batch=2)
+    found = run({"a": a, "b": b}, Source(draw, CAPTIONS), batch=2)
     assert draw.drawn == a.images == b.images == [0, 1, 2, 3, 4]
     assert a.prompts == [row["prompt"] for row in CAPTIONS]
     assert found["a"].values["n"].value == 5
@@ -54,7 +55,7 @@ def test_measures_of_the_same_prompts_share_one_pass():
 
 def test_own_prompts_and_several_images_of_each_are_a_pass_of_their_own():
     draw, a, b = Drawer(), Seen(), Seen([{"prompt": "x"}, {"prompt": "y"}], each=3)
-    run({"a": a, "b": b}, Subject(draw, CAPTIONS), batch=4)
+    run({"a": a, "b": b}, Source(draw, CAPTIONS), batch=4)
     assert draw.drawn == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
     assert b.prompts == ["x"] * 3 + ["y"] * 3
     assert b.images == [0, 1, 2, 3, 4, 5]
@@ -69,7 +70,7 @@ def test_real_images_are_read_once_for_all_that_compare():
         yield torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
     a, b, c = Seen(reference=True), Seen(reference=True), Seen()
-    run({"a": a, "b": b, "c": c}, Subject(Drawer(), CAPTIONS, real), batch=8)
+    run({"a": a, "b": b, "c": c}, Source(Drawer(), CAPTIONS, real), batch=8)
     assert ([a.real, b.real, c.real], len(reads)) == ([5, 5, 0], 1)
 
 
@@ -84,10 +85,10 @@ def test_real_images_are_read_once_for_all_that_compare():
 def test_what_a_subject_cannot_give_is_said_before_it_draws(measures, captions, words):
     draw = Drawer()
     with pytest.raises(ValueError, match=words):
-        run(measures, Subject(draw, captions), batch=2)
+        run(measures, Source(draw, captions), batch=2)
     assert draw.drawn == []
 
 
 def test_images_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="expected 5 uint8 images"):
-        run({"a": Seen()}, Subject(lambda prompts, indices: torch.zeros(5, 3, 4, 4), CAPTIONS), batch=8)
+        run({"a": Seen()}, Source(lambda prompts, indices: torch.zeros(5, 3, 4, 4), CAPTIONS), batch=8)

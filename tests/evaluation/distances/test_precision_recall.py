@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_prc import calculate_precision_recall_full
 
 from sana_lab.evaluation.distances.inception_score import inception_score
-from sana_lab.evaluation.distances.neighbours import coverage, density, precision, radii
+from sana_lab.evaluation.distances.precision_recall import coverage, density, precision, radii
 
 
 def rows(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:

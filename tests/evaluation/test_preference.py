@@ -1,4 +1,4 @@
-"""Rewards: the mean of any scorer, and the two adapters on packages of the names they import."""
+"""Preference scores: the mean of any scorer, and the two measures on stand-ins for their packages."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.rewards import Hps, ImageReward, Rewards
+from sana_lab.evaluation.hps import Hps
+from sana_lab.evaluation.image_reward import ImageReward
+from sana_lab.evaluation.preference import PreferenceScores
 from sana_lab.types import Json
 
 
@@ -21,7 +23,7 @@ class Brightness:
     def score(self, prompt: str, image: Tensor) -> float:
         return float(image[0, 0, 0]) - len(prompt.split())
 
-    def is_cut(self, prompt: str) -> bool:
+    def is_truncated(self, prompt: str) -> bool:
         return len(prompt.split()) > 3
 
     def identity(self) -> Json:
@@ -37,7 +39,7 @@ def rows(*prompts: str) -> list[Json]:
 
 
 def test_the_mean_with_its_interval_over_prompts() -> None:
-    rewards = Rewards("bright", Brightness())
+    rewards = PreferenceScores("bright", Brightness())
     rewards.add(pictures(10, 20), rows("a b", "a b c d"))
     rewards.add(pictures(30), rows("a b"))
     report = rewards.report()
@@ -54,7 +56,7 @@ def test_a_score_that_is_no_number_is_told() -> None:
     scorer = Brightness()
     scorer.score = lambda prompt, image: float("nan")  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="the score of an image for 'a b' is nan"):
-        Rewards("bright", scorer).add(pictures(1), rows("a b"))
+        PreferenceScores("bright", scorer).add(pictures(1), rows("a b"))
 
 
 @pytest.fixture

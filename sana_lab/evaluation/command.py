@@ -1,0 +1,80 @@
+"""The command `sana-lab eval`: print a report, write it to a file, and record it in MLflow."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from sana_lab.checkpoints import weights
+from sana_lab.config.paths import check_file, check_folder
+from sana_lab.evaluation import distributed, reconstruction
+from sana_lab.evaluation.evaluate import evaluate
+from sana_lab.evaluation.extractors.inception import hint
+from sana_lab.tracking.store import Store
+from sana_lab.types import Json
+
+
+def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
+    """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`."""
+    check_file(json_file)
+    check_folder(weights.HOME)
+    with distributed.process_group() as is_first:
+        report = evaluate(name, overrides)
+        if not is_first:
+            return
+    print("\n".join(lines(report)))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=2) + "\n")
+    record(name, report)
+
+
+def record(name: str, report: Json) -> None:
+    """Store a report as a finished run of MLflow's experiment `evaluation`."""
+    store = Store(weights.HOME)
+    run = store.start_run("evaluation", name, {"sana.kind": "evaluation", **report["environment"]})
+    store.log_params(run, {"model": report["model"] if isinstance(report.get("model"), str) else name})
+    store.log_metrics(run, {k: v for k, v in columns(report).items() if v is not None})
+    store.log_dict(run, report, "report.json")
+    store.finish(run)
+
+
+def columns(report: Json) -> dict[str, float]:
+    """A report's headline numbers under the names of table columns, with their intervals' ends."""
+    numbers: dict[str, float] = {}
+    for measure in report.get("measures", {}).values():
+        for name, value in measure["values"].items():
+            ends = {f"{name}_low": value["low"], f"{name}_high": value["high"]}
+            numbers |= {name: value["value"]} | {k: v for k, v in ends.items() if v is not None}
+    if "geneval" in report:
+        numbers |= {k: report["geneval"][k] for k in ("prompts", "images")}
+    if r := report.get("reconstruction"):
+        for name in ("psnr", "ssim", "lpips", "rfid"):
+            if name in r:
+                low, high = r[f"{name}_interval"]
+                numbers |= {name: r[name], f"{name}_low": low, f"{name}_high": high}
+    return numbers
+
+
+def lines(report: Json) -> list[str]:
+    """A report as text."""
+    out = []
+    if g := report.get("geneval"):
+        title = report["measures"]["geneval"]["settings"]["title"]
+        low, high = g["interval"]
+        counts = f"{g['prompts']} prompts, {g['images']} images"
+        name = "GenEval-shapes" if "shapes" in title else title
+        out += [f"{name} overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  ({counts})"]
+        out += [_line(task, t["value"], *t["interval"]) for task, t in g["tasks"].items()]
+    for name, measure in report.get("measures", {}).items():
+        shown = {k: v for k, v in measure["values"].items() if name != "geneval" or "correct" in k or "partial" in k}
+        out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
+    out += [f"skipped {name}: {why}" for name, why in report.get("skipped", {}).items()]
+    if r := report.get("reconstruction"):
+        out += reconstruction.lines(r)
+    elif "fid" not in columns(report) and "held_out" not in report.get("measures", {}):
+        out += [f"{hint()}: eval.fid_weights=FILE"]
+    return out
+
+
+def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:
+    interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"  {name:<24}{value:.3f}{interval}{f'  n {n}' if n else ''}"

@@ -1,0 +1,97 @@
+"""All measures of one source in as few passes as there are sets of prompts: every image is generated once."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sana_lab.evaluation import Measure, Report, distributed
+from sana_lab.types import Json
+
+Generate = Callable[[list[str], list[int]], Tensor]
+"""(prompts, noise indices) -> images (B, 3, H, W) uint8"""
+
+
+class Source(NamedTuple):
+    """A generator of images, with held-out data for measures that need captions or real images."""
+
+    generate: Generate
+    captions: Sequence[Json] = ()  # rows {"prompt"}, for measures without prompts of their own
+    real_images: Callable[[], Iterable[Tensor]] | None = None  # each call iterates over uint8 batches (B, 3, H, W)
+
+
+class Pass(NamedTuple):
+    """Measures of the same images."""
+
+    rows: Sequence[Json]
+    images_per_prompt: int
+    names: list[str]  # of the measures
+
+    @property
+    def row_indices(self) -> list[int]:
+        """The row index of each image, in order."""
+        return [i for i in range(len(self.rows)) for _ in range(self.images_per_prompt)]
+
+
+def run(measures: Mapping[str, Measure], source: Source, batch: int) -> dict[str, Report]:
+    """Each measure's report. Image k of row i has the noise index i * images_per_prompt + k, for every source.
+
+    ValueError for missing captions or real images, before anything is generated.
+    """
+    passes = group(measures, source)
+    refer(measures, source)
+    for each in passes:
+        for images, rows in generated(source.generate, each, batch):
+            for name in each.names:
+                measures[name].add(images, rows)
+    return {name: measure.report() for name, measure in measures.items()}
+
+
+def group(measures: Mapping[str, Measure], source: Source) -> list[Pass]:
+    """Measures grouped by their prompts. ValueError without measures or for one that the source cannot serve."""
+    if not measures:
+        raise ValueError("there is nothing to measure; expected at least one measure in `eval.measures`")
+    passes: list[Pass] = []
+    for name, measure in measures.items():
+        _check_source(name, measure, source)
+        rows, n = source.captions if measure.rows is None else measure.rows, measure.images_per_prompt
+        same = next((p for p in passes if p.images_per_prompt == n and list(p.rows) == list(rows)), None)
+        passes = passes if same else [*passes, Pass(rows, n, [])]
+        (same or passes[-1]).names.append(name)
+    return passes
+
+
+def refer(measures: Mapping[str, Measure], source: Source) -> None:
+    """Pass the real images to the measures that compare with them."""
+    comparing = [m for m in measures.values() if m.needs_reference]
+    if comparing and source.real_images:
+        for images in source.real_images():
+            for measure in comparing:
+                measure.refer(images)
+
+
+def generated(generate: Generate, one: Pass, batch: int) -> Iterator[tuple[Tensor, list[Json]]]:
+    """(images, their rows) of all processes, in order; each process generates `batch` images at a time."""
+    indices = one.row_indices
+    for first in range(0, len(indices), batch * distributed.size()):
+        together = range(first, min(first + batch * distributed.size(), len(indices)))
+        own = together[distributed.rank() * batch : (distributed.rank() + 1) * batch]
+        images = _generate(generate, [one.rows[indices[i]]["prompt"] for i in own], list(own)) if own else None
+        yield distributed.gather(images), [one.rows[indices[i]] for i in together]
+
+
+def _generate(generate: Generate, prompts: list[str], noise_indices: list[int]) -> Tensor:
+    """ValueError for images of another shape or type."""
+    images = generate(prompts, noise_indices)
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[:2] != (len(prompts), 3):
+        actual = f"{images.dtype} {tuple(images.shape)}"
+        raise ValueError(f"expected {len(prompts)} uint8 images (B, 3, H, W); given {actual}")
+    return images
+
+
+def _check_source(name: str, measure: Measure, source: Source) -> None:
+    if measure.rows is None and not source.captions:
+        raise ValueError(f"measure {name!r} has no prompts of its own, and there are no captions of held-out data")
+    if measure.needs_reference and source.real_images is None:
+        raise ValueError(f"measure {name!r} needs real images to compare with: held-out data, or a file as `reference`")
