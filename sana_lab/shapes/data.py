@@ -25,7 +25,7 @@ _HELD_OUT = World(-1, world.SHARES)  # training seeds are not negative, so no tr
 
 
 class Shapes(DataModule):
-    """Flat shapes on grey with captions, (B, 3, size, size) in [-1, 1]: an endless training stream, fixed held-out scenes.
+    """Flat shapes on grey with captions, (B, 3, size, size) in [-1, 1]; nothing to download.
 
     Training batch n, counted over all ranks, has scenes n * batch to (n + 1) * batch - 1. The held-out scenes are the
     same for every seed, and always have the default `shares`.
