@@ -12,7 +12,7 @@ from sana_lab.evaluation.reconstruction import to_uint8
 from sana_lab.evaluation.run_measures import Generate, Source
 from sana_lab.peers.pipeline import Peer
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.types import Json
+from sana_lab.types import Batch, Json
 
 
 class HeldOut(NamedTuple):
@@ -57,7 +57,7 @@ def held_out(data: DataModule, options: Json) -> HeldOut:
     data.setup("validate")
     chunks = _chunks(min(options["held_out"], data.len_val), options["batch"])
     captions = [{"prompt": prompt} for chunk in chunks for prompt in data.prompts_at(chunk, "val")]
-    real_images = (lambda: (to_uint8(data.batch_at(chunk, "val").images) for chunk in chunks)) if chunks else None
+    real_images = (lambda: (_images(data.batch_at(chunk, "val")) for chunk in chunks)) if chunks else None
     return HeldOut(captions, real_images)
 
 
@@ -69,7 +69,14 @@ def folder_data(options: Json, size: int) -> HeldOut:
     data.setup("fit")
     n = min(options["held_out"], data.len_train)
     captions = [{"prompt": prompt} for prompt in data.prompts_at(range(n))]
-    return HeldOut(captions, lambda: (to_uint8(data.batch_at(chunk).images) for chunk in _chunks(n, options["batch"])))
+    return HeldOut(captions, lambda: (_images(data.batch_at(chunk)) for chunk in _chunks(n, options["batch"])))
+
+
+def _images(batch: Batch) -> Tensor:
+    """(B, 3, H, W) uint8. ValueError for data of latents only."""
+    if batch.images is None:
+        raise ValueError("measures compare with images; this data yields latents only")
+    return to_uint8(batch.images)
 
 
 def _chunks(n: int, batch: int) -> list[range]:
