@@ -5,15 +5,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 Captions = tuple[str, ...]
 Encode = Callable[[range], tuple[Tensor, list[Captions]]]
@@ -40,9 +41,10 @@ class Shards:
         if missing:
             with _writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-        with tqdm(total=len(missing), desc=f"encoding {self.split}", unit="shard", disable=not missing) as bar:
+        with Progress(console=Console(stderr=True), disable=not missing) as bar:
+            task = bar.add_task(f"encoding {self.split}", total=len(missing))
             for patient in (False, True):  # first those that nobody works on, then those that another left undone
-                missing = [k for k in missing if not self._make(k, encode, patient, bar)]
+                missing = [k for k in missing if not self._make(k, encode, patient, partial(bar.advance, task))]
 
     def latents(self, rows: Sequence[int]) -> Tensor:
         """(B, C, h, w) in float32, read through a memory map."""
@@ -67,7 +69,7 @@ class Shards:
         """Without the memory maps; a worker opens its own."""
         return {**self.__dict__, "_open": {}}
 
-    def _make(self, k: int, encode: Encode, patient: bool, bar: tqdm) -> bool:
+    def _make(self, k: int, encode: Encode, patient: bool, advance: Callable[[], None]) -> bool:
         """Whether shard k is there in the end; False if another process is at it."""
         lock = self._claim(k, -1 if patient else 0)
         if lock is None:
@@ -75,7 +77,7 @@ class Shards:
         with lock:
             if not self._fits(k):
                 self._write(k, *encode(self._range(k)))
-        bar.update()
+        advance()
         return True
 
     def _claim(self, k: int, timeout: float) -> AcquireReturnProxy | None:

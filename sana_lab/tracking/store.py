@@ -1,7 +1,7 @@
 """Runs in MLflow: one sqlite file and one folder of artifacts under a home directory.
 
-MLflow is imported where it is used (it takes two seconds). Every call names its run, so there is no active run and
-nothing global; a `Store` may be used from several threads, and from several processes once `create` has returned.
+MLflow is imported where it is used (it takes two seconds). Every call names its run: there is no active run and no
+global state; a `Store` may be used from several threads, and from several processes once `create` has returned.
 """
 
 import functools
@@ -27,11 +27,11 @@ T = TypeVar("T")
 
 PARENT = "mlflow.parentRunId"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
-LONGEST_PARAM = 500  # characters shown in the table of runs; config/resolved.yaml holds the whole
+MAX_PARAM = 500  # characters of a parameter in the table of runs; config/resolved.yaml holds the whole
 
 
 class Run(NamedTuple):
-    """What MLflow knows of one run; metrics are the last values."""
+    """MLflow's record of one run; metrics are the last values."""
 
     id: str
     name: str
@@ -77,9 +77,9 @@ class Store:
         return {k: v for k, v in self.__dict__.items() if k != "client"}
 
     def create(self, experiment: str) -> str:
-        """The id of `experiment`, made (with the database) if it is not there; a deleted one comes back.
+        """The id of `experiment`; it is created, with the database, or restored where it was deleted.
 
-        Raises ValueError when `home` cannot be written.
+        ValueError where `home` cannot be written.
         """
         from filelock import FileLock
 
@@ -101,19 +101,19 @@ class Store:
             draft.replace(self.database)
 
     def _make_experiment(self, experiment: str) -> str:
-        known = self.client.get_experiment_by_name(experiment)
-        if known is None:
+        existing = self.client.get_experiment_by_name(experiment)
+        if existing is None:
             return self.client.create_experiment(experiment, artifact_location=self.artifacts.as_uri())
-        if known.lifecycle_stage == "deleted":
-            self.client.restore_experiment(known.experiment_id)
-        return str(known.experiment_id)
+        if existing.lifecycle_stage == "deleted":
+            self.client.restore_experiment(existing.experiment_id)
+        return str(existing.experiment_id)
 
     def experiments(self) -> dict[str, str]:
-        """Name -> id of every experiment that `create` made here; the newest first."""
+        """Name -> id of every experiment that `create` made here, newest first."""
         if not self.database.exists():
             return {}
-        found = self.client.search_experiments(order_by=["last_update_time DESC"])
-        return {e.name: e.experiment_id for e in found if e.artifact_location == self.artifacts.as_uri()}
+        experiments = self.client.search_experiments(order_by=["last_update_time DESC"])
+        return {e.name: e.experiment_id for e in experiments if e.artifact_location == self.artifacts.as_uri()}
 
     def start_run(
         self, experiment: str, name: str, tags: Mapping[str, object] | None = None, parent: str | None = None
@@ -126,11 +126,11 @@ class Store:
         return str(run.info.run_id)
 
     def resume(self, run_id: str) -> None:
-        """Marks a run that had ended, or was killed, as RUNNING again."""
+        """Mark a run that had ended, or was killed, as RUNNING again."""
         self.client.update_run(run_id, status="RUNNING")
 
     def finish(self, run_id: str, status: str = "FINISHED") -> None:
-        """Ends a run as FINISHED, FAILED or KILLED (any case)."""
+        """End a run as FINISHED, FAILED or KILLED (any case)."""
         if status.upper() not in STATUSES[1:]:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES[1:])}")
         self.client.set_terminated(run_id, status=status.upper())
@@ -142,28 +142,28 @@ class Store:
             self.client.log_batch(run_id, tags=chunk)
 
     def log_params(self, run_id: str, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Writes nested plain data as flat parameters, and whole as the artifact config/resolved.yaml.
+        """Write nested plain data as flat parameters, and whole as the artifact config/resolved.yaml.
 
-        A parameter never changes once written: on resume only new keys are added, and what differs comes back as
-        {key: (written before, given now)}.
+        A parameter never changes once written: on resume only new keys are added, and those that differ are returned
+        as {key: (value in the run, new value)}.
         """
         from mlflow.entities import Param
 
-        given = {clean(k): _short(v) for k, v in flatten(config).items()}
+        params = {clean(k): _short(v) for k, v in flatten(config).items()}
         written = self.client.get_run(run_id).data.params
-        for chunk in _chunks([Param(k, v) for k, v in given.items() if k not in written], 100):
+        for chunk in _chunks([Param(k, v) for k, v in params.items() if k not in written], 100):
             self.client.log_batch(run_id, params=chunk)
         if not written:
             self.log_dict(run_id, config, "config/resolved.yaml")
-        return {k: (written[k], v) for k, v in given.items() if k in written and written[k] != v}
+        return {k: (written[k], v) for k, v in params.items() if k in written and written[k] != v}
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, Any], step: int = 0) -> None:
-        """Writes numbers (or one-element tensors) at `step`; None is left out."""
+        """Write numbers, or tensors of one element, at `step`; None is left out."""
         now = time.time()
         self.log_points(run_id, [Point(k, float(v), step, now) for k, v in metrics.items() if v is not None])
 
     def log_points(self, run_id: str, points: Iterable[Point]) -> None:
-        """Writes points of curves, a thousand to a transaction."""
+        """Write points of curves, a thousand to a transaction."""
         from mlflow.entities import Metric
 
         metrics = [Metric(clean(p.key), p.value, int(p.time * 1000), p.step) for p in points]
@@ -171,23 +171,23 @@ class Store:
             self.client.log_batch(run_id, metrics=chunk)
 
     def log_image(self, run_id: str, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
-        """Writes a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
+        """Write a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
         self.client.log_image(run_id, to_pil(image), key=clean(key), step=step, synchronous=True)
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         self.client.log_text(run_id, text, file)
 
     def log_dict(self, run_id: str, data: Mapping[str, Any], file: str) -> None:
-        """Writes plain data as YAML or JSON, by the ending of `file`."""
+        """Write plain data as YAML or JSON, by the ending of `file`."""
         self.client.log_dict(run_id, dict(data), file)
 
     def log_file(self, run_id: str, path: Path | str, folder: str | None = None) -> None:
-        """Copies a file, or everything in a folder, to the run's artifacts, into `folder` of them if given."""
+        """Copy a file, or the files of a folder, to the run's artifacts, or to `folder` among them."""
         log = self.client.log_artifacts if Path(path).is_dir() else self.client.log_artifact
         log(run_id, str(path), folder)
 
     def file(self, run_id: str, name: str = "") -> Path:
-        """Where the artifact `name` of a run lies on disk. Raises FileNotFoundError."""
+        """The path of a run's artifact on disk. FileNotFoundError where there is none."""
         from mlflow.utils.file_utils import local_file_uri_to_path
 
         path = Path(local_file_uri_to_path(self.client.get_run(run_id).info.artifact_uri), name)
@@ -196,17 +196,17 @@ class Store:
         return path
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
-        """The curve of one metric as (step, value), by step; where a resumed run went over a step again, the last."""
-        found = self.client.get_metric_history(run_id, clean(key))
-        latest = {m.step: _number(m.value) for m in sorted(found, key=lambda m: m.timestamp)}
+        """The curve of a metric as (step, value), by step; the last value where a resumed run repeated a step."""
+        points = self.client.get_metric_history(run_id, clean(key))
+        latest = {m.step: _number(m.value) for m in sorted(points, key=lambda m: m.timestamp)}
         return sorted(latest.items())
 
     def find(self, experiment: str, tags: Mapping[str, object] | None = None) -> list[Run]:
         """The runs of an experiment that carry all these tags, newest first; empty if there is no such experiment."""
         if not self.database.exists():
             return []
-        known = self.client.get_experiment_by_name(experiment)
-        return [] if known is None else list(self._search([known.experiment_id], _strings(tags or {})))
+        existing = self.client.get_experiment_by_name(experiment)
+        return [] if existing is None else list(self._search([existing.experiment_id], _strings(tags or {})))
 
     def all_runs(self, experiment: str) -> list[Run]:
         """Every run of the experiment with this id, newest first."""
@@ -249,7 +249,7 @@ def clean(key: str) -> str:
 
 
 def to_pil(image: "Image | Tensor | np.ndarray") -> "Image":
-    """A PIL image from one, or from uint8 (3, H, W) or (H, W, 3). Raises ValueError on other shapes and types."""
+    """A PIL image from one, or from uint8 (3, H, W) or (H, W, 3). ValueError for other shapes and types."""
     import numpy as np
     from PIL.Image import Image, fromarray
 
@@ -263,10 +263,10 @@ def to_pil(image: "Image | Tensor | np.ndarray") -> "Image":
 
 
 def _client(uri: str) -> "MlflowClient":
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported, nowhere later
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported, not later
     from mlflow import MlflowClient
 
-    for name in ("mlflow.store.db.utils", "alembic"):  # sixty lines about the tables of a new database
+    for name in ("mlflow.store.db.utils", "alembic"):  # they log sixty lines for a new database
         logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(uri)
 
@@ -283,27 +283,26 @@ def _record(run: "MlflowRun") -> Run:
 
 
 def _number(value: float) -> float:
-    """A metric as it was written: MLflow keeps infinity as the largest float."""
+    """A metric as it was written: MLflow stores infinity as the largest float."""
     return math.copysign(math.inf, value) if abs(value) == sys.float_info.max else value
 
 
 def _strings(tags: Mapping[str, object]) -> dict[str, str]:
-    """Tags as MLflow keeps them: strings as they are, True as "true", None left out."""
-    given = {key: value for key, value in tags.items() if value is not None}
-    return {key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in given.items()}
+    """Tags as MLflow stores them: strings as they are, True as "true", None left out."""
+    return {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in tags.items() if v is not None}
 
 
 def _quoted(text: str) -> str:
-    """A string for MLflow's filters, which know no escapes: in the quotes that it does not hold."""
+    """A string literal for MLflow's filters, which have no escapes, in the kind of quotes that it does not contain."""
     if "'" not in text:
         return f"'{text}'"
     if '"' not in text:
         return f'"{text}"'
-    raise ValueError(f"cannot search for a tag that holds both kinds of quotes: {text}")
+    raise ValueError(f"cannot search for a tag that contains both kinds of quotes: {text}")
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_PARAM else text[: LONGEST_PARAM - 1] + "…"
+    return text if len(text) <= MAX_PARAM else text[: MAX_PARAM - 1] + "…"
 
 
 def _chunks(items: list[T], size: int) -> Iterator[list[T]]:
