@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from sana_lab.ops.backend import Backend
-from sana_lab.ops.linear_attention.reference import qkv_linear_attention
+from sana_lab.ops.linear_attention import qkv_linear_attention
 
 
 def ours(qkv: Tensor, heads: int, backend: Backend = "auto") -> Tensor:

@@ -23,8 +23,8 @@ from sana_lab.costs.timing import measure
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.ops.backend import Backend
-from sana_lab.ops.mix_ffn.reference import mix_ffn
-from sana_lab.ops.modulate.reference import add_modulate
+from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.modulate import add_modulate
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.types import Json, Text
 

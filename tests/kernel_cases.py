@@ -1,9 +1,13 @@
-"""For tests of Triton kernels: cases run in processes of their own, and kernels compiled without a GPU."""
+"""For tests of Triton kernels: the runner of case files, and kernels compiled without a GPU.
+
+Triton decides when it is imported whether it interprets, so a test process cannot do both. The tests of kernels are
+files named cases_*.py, which pytest does not collect by itself; one process of their own runs them all, on the CPU
+under Triton's interpreter, or on a GPU.
+"""
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +17,14 @@ HERE = Path(__file__).parent
 INTERPRETED = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
-def run_cases(files: Sequence[str], select: str, **environment: str) -> None:
-    """Run the cases that match a marker expression in a new process; its failures are this test's.
-
-    Triton decides when it is imported whether it interprets, so one process cannot do both.
-    """
+def run_cases(select: str, **environment: str) -> None:
+    """Run the cases of all kernels that match a marker expression; their failures are this test's."""
     clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [str(HERE / name) for name in files]
+    paths = [*map(str, sorted(HERE.rglob("cases_*.py")))]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", select, *paths]
-    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=False, timeout=1500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "skipped" not in done.stdout, done.stdout
+    result = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=False, timeout=1500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped" not in result.stdout, result.stdout
 
 
 def compiled(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], warps: int, **types: str) -> Any:

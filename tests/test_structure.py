@@ -34,8 +34,8 @@ PENDING = {
 }
 """Arrows that still point upwards or sideways. This set only shrinks."""
 
-FACADES = ("pretrained",)
-"""Packages whose `__init__` re-exports a function of a module inside; every other one holds an interface."""
+FACADES = ("pretrained", *(f"ops.{name}" for name in ("conv", "linear_attention", "mix_ffn", "modulate", "rms_norm")))
+"""Packages whose `__init__` re-exports functions of modules inside; every other one holds an interface."""
 
 REGISTRY = "config.registry"
 """The one module that names parts of every floor, as strings that are resolved when they are used."""

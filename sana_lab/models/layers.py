@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.ops.cpu_linear import product
-from sana_lab.ops.mix_ffn.reference import mix_ffn
+from sana_lab.ops.mix_ffn import mix_ffn
 
 
 class RmsNorm(nn.Module):

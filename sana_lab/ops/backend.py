@@ -24,13 +24,13 @@ def choose(
         return "torch", "it was asked for"
     if backend == "auto" and device.type != "cuda":
         return "torch", f"triton is for CUDA tensors; these are on {device.type}"
-    missing = unsupported or not_installed()
+    missing = unsupported or missing_triton()
     if missing and backend == "triton":
         raise ValueError(f"backend 'triton' needs {missing}; backend 'torch' does not")
     return ("torch", f"triton needs {missing}") if missing else ("triton", "it is installed and takes these tensors")
 
 
-def reachable(device: torch.device, interpreted: bool) -> None:
+def check_launchable(device: torch.device, interpreted: bool) -> None:
     """ValueError for a kernel that was asked for where Triton launches none; the meta device infers shapes."""
     if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreted):
         raise ValueError(
@@ -39,9 +39,9 @@ def reachable(device: torch.device, interpreted: bool) -> None:
         )
 
 
-def unreachable(device: torch.device) -> str | None:
+def missing_for(device: torch.device) -> str | None:
     """What kernels on `device` need that is not there, in words; None where they can run."""
-    if missing := not_installed():
+    if missing := missing_triton():
         return missing
     import triton
 
@@ -49,7 +49,7 @@ def unreachable(device: torch.device) -> str | None:
     return None if there else f"a CUDA device, not {device.type}"
 
 
-def not_installed() -> str | None:
+def missing_triton() -> str | None:
     """What to install for Triton, in words; None where it is there."""
     try:
         import triton  # noqa: F401  (tried, as torch.compile traces an import and not importlib)

@@ -9,7 +9,7 @@ Fast = Literal["auto", "torch", "fast"]
 """`torch` is the definition, `fast` the other form wherever it exists, `auto` whichever is expected to be faster."""
 
 
-def taken(backend: Fast, *tensors: Tensor | None, pays: bool = True) -> bool:
+def uses_fast(backend: Fast, *tensors: Tensor | None, pays: bool = True) -> bool:
     """Whether to take the fast form, which records no gradient and knows no autocast.
 
     `auto` takes it where it pays and neither is asked for. ValueError for an unknown name, and for an explicit `fast`

@@ -69,7 +69,7 @@ def how(options: schema.Config, system: System, used: Any) -> None:
 def kernels(device: torch.device, system: nn.Module) -> None:
     """SpecError where a part insists on Triton's kernels and they cannot run: `auto` would take what can."""
     for name, module in system.named_modules():
-        if getattr(module, "backend", None) == "triton" and (missing := backend.unreachable(device)):
+        if getattr(module, "backend", None) == "triton" and (missing := backend.missing_for(device)):
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.models.attention import Attention
 from sana_lab.models.layers import RmsNorm
-from sana_lab.ops.linear_attention.reference import Norms, linear_attention, qkv_linear_attention, unsupported_width
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
+from sana_lab.ops.linear_attention.reference import unsupported_width
 
 
 @final

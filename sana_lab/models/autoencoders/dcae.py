@@ -27,7 +27,7 @@ from sana_lab.models.autoencoders.dcae_blocks import (
 )
 from sana_lab.models.autoencoders.fast_inference import channels_last
 from sana_lab.models.autoencoders.tiling import Tiled, append_blocks, flatten_stages, reach_same
-from sana_lab.ops.conv.conv3x3 import activate
+from sana_lab.ops.conv.reference import activate
 from sana_lab.ops.inference_backend import Fast
 
 LOCAL_HALVINGS = 3  # grids down to 1/8 of full resolution are tiled in one pass; coarser ones need wide margins

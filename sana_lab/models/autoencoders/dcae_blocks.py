@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from sana_lab.models.autoencoders.fast_inference import apply_conv3x3
 from sana_lab.models.autoencoders.tiling import Tiled, reach_doubling, reach_halving, reach_pixel_shuffle, reach_same
-from sana_lab.ops.conv.conv3x3 import Norm, conv3x3
-from sana_lab.ops.conv.upsample import upsample_conv3x3
-from sana_lab.ops.inference_backend import Fast, taken
-from sana_lab.ops.linear_attention.reference import linear_attention
-from sana_lab.ops.rms_norm.reference import rms_norm_2d
+from sana_lab.ops.conv import Norm, conv3x3, upsample_conv3x3
+from sana_lab.ops.inference_backend import Fast, uses_fast
+from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.ops.rms_norm import rms_norm_2d
 
 Down = Literal["conv", "unshuffle"]
 Up = Literal["interpolate", "shuffle"]
@@ -127,7 +126,7 @@ class MultiscaleAttention(nn.Module):
         self.norm = RmsNorm2d(width, GAIN, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        if taken(self.backend, x, *self.parameters()):
+        if uses_fast(self.backend, x, *self.parameters()):
             return self.merge(self.attend_channels_last(x), x)
         q, k, v = self.split(self.project(x))
         return self.merge(relu_attention(q, k, v), x)
@@ -216,7 +215,7 @@ class GluMbConv(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        inplace = taken(self.backend, x, *self.parameters())
+        inplace = uses_fast(self.backend, x, *self.parameters())
         value, gate = self.depthwise(F.silu(self.inverted(x), inplace=inplace)).chunk(2, dim=1)
         gate = F.silu(gate, inplace=inplace)
         return self.norm(self.point(gate.mul_(value) if inplace else value * gate), x)
@@ -266,7 +265,7 @@ def add_averaged(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
     """y (B, C', h, w) plus the space-to-channel shortcut of x (B, C, 2h, 2w): pixel unshuffle, averaged to C'."""
     channels, out = x.shape[1], y.shape[1]
     averaged = 4 * channels // out  # cells of x averaged to one of y
-    if averaged not in DISTINCT_CELLS or x.dtype not in IN_PLACE_SUMS or not taken(backend, x, y):
+    if averaged not in DISTINCT_CELLS or x.dtype not in IN_PLACE_SUMS or not uses_fast(backend, x, y):
         return y + average_channels(F.pixel_unshuffle(x, 2), out)
     to = y.unflatten(1, (channels, *DISTINCT_CELLS[averaged]))  # (B, C, rows, columns, h, w)
     for i, j in itertools.product(range(2), repeat=2):
@@ -278,7 +277,7 @@ def add_duplicated(x: Tensor, y: Tensor, backend: Fast) -> Tensor:
     """y (B, C', 2h, 2w) plus the channel-to-space shortcut of x (B, C, h, w): repeated to 4 C', pixel shuffle."""
     out = y.shape[1]
     repeated = 4 * out // x.shape[1]  # cells of y that get one of x
-    if repeated not in DISTINCT_CELLS or not taken(backend, x, y):
+    if repeated not in DISTINCT_CELLS or not uses_fast(backend, x, y):
         return y + F.pixel_shuffle(repeat_channels(x, 4 * out), 2)
     cells = y.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C', h, 2, w, 2)
     cells.add_(x.unflatten(1, (out, *DISTINCT_CELLS[repeated])).permute(0, 1, 4, 2, 5, 3))

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from sana_lab.ops.conv.conv3x3 import conv3x3
-from sana_lab.ops.inference_backend import Fast, taken
+from sana_lab.ops.conv import conv3x3
+from sana_lab.ops.inference_backend import Fast, uses_fast
 
 
 def channels_last(x: Tensor, backend: Fast, *parameters: Tensor) -> Tensor:
     """x (B, C, h, w) in channels-last memory if the backend takes the fast form, else unchanged."""
-    return x.contiguous(memory_format=torch.channels_last) if taken(backend, x, *parameters) else x
+    return x.contiguous(memory_format=torch.channels_last) if uses_fast(backend, x, *parameters) else x
 
 
 def apply_conv3x3(conv: nn.Conv2d, x: Tensor, backend: Fast, residual: Tensor | None = None) -> Tensor:

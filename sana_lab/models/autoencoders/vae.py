@@ -23,7 +23,7 @@ from sana_lab.models.autoencoders.tiling import (
     reach_halving,
     reach_same,
 )
-from sana_lab.ops.conv.upsample import upsample_conv3x3
+from sana_lab.ops.conv import upsample_conv3x3
 from sana_lab.ops.inference_backend import Fast
 
 EPS = 1e-6  # of group norms

@@ -20,7 +20,7 @@ from sana_lab.models.layers import (
     unpatch,
 )
 from sana_lab.ops.backend import Backend
-from sana_lab.ops.modulate.reference import add, add_modulate, modulate
+from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 

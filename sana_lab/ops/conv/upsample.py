@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from sana_lab.ops.inference_backend import Fast, taken
+from sana_lab.ops.inference_backend import Fast, uses_fast
 
 TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
 """Which of the 3 rows of the kernel meet in each of the 4 rows of the transposed one."""
@@ -24,7 +24,7 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, backend: Fa
 
     The fast form differs by rounding alone and records no gradient. ValueError for a backend that cannot be.
     """
-    if taken(backend, x, weight, bias, pays=pays(x)):
+    if uses_fast(backend, x, weight, bias, pays=pays(x)):
         return operator(x, weight, bias)
     return F.conv2d(F.interpolate(x, scale_factor=2.0), weight, bias, padding=1)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, choose, no_autocast, reachable
+from sana_lab.ops.backend import Backend, check_launchable, choose, no_autocast
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTH = 128
@@ -74,7 +74,7 @@ def uses_kernel(q: Tensor, backend: Backend) -> bool:
         return False
     from sana_lab.ops.linear_attention import launch as kernel
 
-    reachable(q.device, kernel.INTERPRETED)
+    check_launchable(q.device, kernel.INTERPRETED)
     return True
 
 

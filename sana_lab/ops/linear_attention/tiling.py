@@ -1,6 +1,6 @@
 """How the tokens and heads of linear attention are cut into programs: functions of shape and dtype alone.
 
-Nothing is searched while a model runs. `candidates` lists what is worth timing for a shape on a new card.
+Nothing is searched while a model runs.
 """
 
 from typing import NamedTuple
@@ -73,17 +73,6 @@ def group(x: Tensor, row: int) -> int:
     while power_of_two(d) == d >= 16 and heads * d * x.element_size() < row and heads < x.shape[2] and heads * d < 64:
         heads *= 2
     return heads
-
-
-def candidates(x: Tensor) -> list[Plan]:
-    """Plans that may be the fastest for x on some card, forward or backward, at most 12, the default first."""
-    default = plan(x)
-    found = [default, *(split(x, group(x, row), programs) for row in (64, 128, 256) for programs in (264, PROGRAMS))]
-    if x.shape[1] <= 4 * ONE_LAUNCH:
-        found.append(single(x))
-    half = default._replace(tile=max(16, default.tile // 2), loops=2 * default.loops)
-    found += [default._replace(warps=8), half._replace(warps=4), half._replace(warps=2)]
-    return list(dict.fromkeys(found))
 
 
 def precision(dtype: torch.dtype, width: int) -> str:

@@ -1,1 +1,3 @@
-"""Mix-FFN's SiLU, 3x3 depthwise convolution and gate, as one operator."""
+"""The middle of SANA's Mix-FFN: SiLU, 3 x 3 depthwise convolution, gate with SiLU."""
+
+from sana_lab.ops.mix_ffn.reference import mix_ffn as mix_ffn

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, choose, reachable
+from sana_lab.ops.backend import Backend, check_launchable, choose
 from sana_lab.ops.mix_ffn.closed_form import definition
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +26,7 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto
         return definition(x, weight, bias, overwrite and not torch.is_grad_enabled())
     from sana_lab.ops.mix_ffn import kernels as kernel
 
-    reachable(x.device, kernel.interpreted())
+    check_launchable(x.device, kernel.interpreted())
     return kernel.mix_ffn(x, weight, bias)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, choose, reachable
+from sana_lab.ops.backend import Backend, check_launchable, choose
 from sana_lab.ops.modulate.closed_form import definition
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -40,7 +40,7 @@ def _either(
         return definition(x, y, gate, shift, scale)
     from sana_lab.ops.modulate import kernels as kernel
 
-    reachable(x.device, kernel.interpreted())
+    check_launchable(x.device, kernel.interpreted())
     every = (None if t is None else t.expand(x.shape[0], -1) for t in (gate, shift, scale))
     total, out = kernel.modulate(x, y, *every, narrow(x.device))
     return x if y is None else total, out

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import not_installed
-from sana_lab.ops.inference_backend import Fast, taken
+from sana_lab.ops.backend import missing_triton
+from sana_lab.ops.inference_backend import Fast, uses_fast
 from sana_lab.ops.threads import share
 
 CELLS = 1 << 18  # numbers in a piece that stays in a core's cache
@@ -29,7 +29,7 @@ def rms_norm_2d(
     channels-last memory: float32 and float64 on the CPU, in pieces; a Triton kernel on CUDA. ValueError for a backend
     that cannot be.
     """
-    if taken(backend, x, weight, bias, residual, pays=unsupported(x) is None):
+    if uses_fast(backend, x, weight, bias, residual, pays=unsupported(x) is None):
         if backend == "fast" and (missing := unsupported(x)):
             raise ValueError(f"backend 'fast' of RMSNorm needs {missing}; backend 'torch' does not")
         return operator(x, weight, bias, eps, residual)
@@ -50,7 +50,7 @@ def unsupported(x: Tensor) -> str | None:
         return f"tensors on the CPU or on CUDA, not on {x.device.type}"
     if x.dtype not in DTYPES[x.device.type]:
         return f"{', '.join(map(str, DTYPES[x.device.type]))} on {x.device.type}, not {x.dtype}"
-    return not_installed() if x.device.type == "cuda" else None
+    return missing_triton() if x.device.type == "cuda" else None
 
 
 @torch.library.custom_op("sana_lab::rms_norm_2d", mutates_args=(), device_types="cpu")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sana_lab.config import specs
 from sana_lab.models.autoencoders import Autoencoder
-from sana_lab.ops.conv import conv3x3 as op
+from sana_lab.ops.conv import reference as op
 
 DCAE = {
     "name": "dcae",

@@ -1,4 +1,4 @@
-"""Cases for the Triton kernel; test_linear_attention_triton.py runs this file in processes of its own.
+"""Cases for the Triton kernel, run by `kernel_cases`.
 
 Triton decides when it is imported whether it interprets, so one process cannot do both. Here the device follows from
 that: the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64.
@@ -14,16 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.config.specs import build
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 from sana_lab.ops.linear_attention import autograd as op
 from sana_lab.ops.linear_attention import launch as kernel
-from sana_lab.ops.linear_attention.reference import (
-    Norms,
-    definition,
-    linear_attention,
-    normed_definition,
-    qkv_linear_attention,
-)
-from sana_lab.ops.linear_attention.tiling import Plan, candidates, plan, split
+from sana_lab.ops.linear_attention.reference import definition, normed_definition
+from sana_lab.ops.linear_attention.tiling import Plan, group, plan, single, split
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -293,12 +288,15 @@ def test_fused_projection_at_size(dtype: torch.dtype, shape: tuple[int, int, int
 
 
 @pytest.mark.parametrize(("shape", "normed"), [((1, 37, 3, 16), False), ((1, 37, 3, 16), True), ((2, 9, 3, 32), True)])
-def test_every_plan_that_may_be_tried_agrees(shape: tuple[int, int, int, int], normed: bool) -> None:
+def test_every_plan_agrees(shape: tuple[int, int, int, int], normed: bool) -> None:
     """Heads side by side (their number no multiple of the group), runs, one launch: orders of sums, nothing else."""
     x, mask, dout, norms = qkv(FULL, shape), keep(shape), qkv(FULL, shape, 1)[:, :, 0], norms_of(shape)
     q, k, v = x.unbind(2)
     want = truth(x, mask, dout, norms if normed else None)
-    cuts = {cut._replace(warps=4) for cut in candidates(q)}
+    default = plan(q)
+    halves = default._replace(tile=max(16, default.tile // 2), loops=2 * default.loops)
+    groups = [split(q, group(q, row), 264) for row in (64, 128, 256)]
+    cuts = {cut._replace(warps=4) for cut in (default, halves, *groups, single(q))}
     assert {cut.group for cut in cuts} >= {1, 2}
     assert {cut.single for cut in cuts} == {False, True}
     for cut in cuts:

@@ -6,10 +6,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from sana_lab.ops.linear_attention import Norms
 from sana_lab.ops.linear_attention import autograd as op
 from sana_lab.ops.linear_attention import closed_form as closed
-from sana_lab.ops.linear_attention.reference import Norms, definition, normed_definition
-from sana_lab.ops.linear_attention.tiling import Plan, candidates, plan
+from sana_lab.ops.linear_attention.reference import definition, normed_definition
+from sana_lab.ops.linear_attention.tiling import Plan, group, plan, single, split
 
 EPS = 1e-8
 SHAPE = (2, 7, 3, 4)
@@ -155,10 +156,9 @@ def cover(cut: Plan, x: Tensor) -> bool:
 def test_plans_cover_the_tokens(dtype: torch.dtype, d: int) -> None:
     for batch, n, heads in [(1, 1, 1), (2, 255, 36), (2, 1024, 36), (2, 4096, 36), (1, 65536, 70), (64, 1024, 36)]:
         x = shaped(batch, n, heads, d, dtype)
-        found = candidates(x)
-        assert found[0] == plan(x)
-        assert 1 < len(found) <= 12
-        assert all(cover(cut, x) for cut in found), (x.shape, found)
+        groups = [split(x, group(x, row), programs) for row in (64, 128, 256) for programs in (264, 528)]
+        plans = [plan(x), *groups, *([single(x)] if n <= 4096 else [])]
+        assert all(cover(cut, x) for cut in plans), (x.shape, plans)
 
 
 def test_plans_fill_the_card_or_launch_once() -> None:

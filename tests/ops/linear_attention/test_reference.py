@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.ops.backend import choose, reachable, unreachable
-from sana_lab.ops.linear_attention.reference import Norms, linear_attention, qkv_linear_attention
+from sana_lab.ops.backend import check_launchable, choose, missing_for
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 
 EPS = 1e-8
 BOUNDS = {torch.float16: 2**-12, torch.bfloat16: 2**-9, torch.float32: 2**-22, torch.float64: 1e-15}  # relative L2
@@ -130,12 +130,12 @@ def test_where_kernels_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     pytest.importorskip("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert (unreachable(cuda), unreachable(cpu)) == (None, "a CUDA device, not cpu")
+    assert (missing_for(cuda), missing_for(cpu)) == (None, "a CUDA device, not cpu")
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert unreachable(cuda) == "the package triton (torch for CUDA brings it)"
-    reachable(cuda, False), reachable(torch.device("meta"), False), reachable(cpu, True)
+    assert missing_for(cuda) == "the package triton (torch for CUDA brings it)"
+    check_launchable(cuda, False), check_launchable(torch.device("meta"), False), check_launchable(cpu, True)
     with pytest.raises(ValueError, match=r"needs CUDA tensors, .* on mps, which backend 'torch' takes"):
-        reachable(torch.device("mps"), True)
+        check_launchable(torch.device("mps"), True)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_triton_is_imported_only_when_used() -> None:
     code = """
 import sys, torch
 before = {name for name in sys.modules if name.startswith("triton")}
-from sana_lab.ops.linear_attention.reference import Norms, linear_attention, qkv_linear_attention
+from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 linear_attention(*torch.zeros(1, 2, 3, 1, 4).unbind(2))
 assert {name for name in sys.modules if name.startswith("triton")} == before
 assert "sana_lab.ops.linear_attention.launch" not in sys.modules

@@ -1,4 +1,4 @@
-"""Cases for the Mix-FFN kernel; test_block_kernels.py runs this file in processes of its own.
+"""Cases for the Mix-FFN kernel, run by `kernel_cases`.
 
 The device is the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64. The
 kernel widens bfloat16 as it loads, so that the interpreter, whose bfloat16 arithmetic is wrong, computes in float32.
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sana_lab.models.layers import MixFfn
 from sana_lab.ops.mix_ffn import kernels as kernel
+from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.mix_ffn.closed_form import definition
-from sana_lab.ops.mix_ffn.reference import mix_ffn
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICE = "cpu" if INTERPRETED else "cuda"

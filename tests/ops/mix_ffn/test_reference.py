@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.costs.flops import count_macs
+from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.mix_ffn.closed_form import definition, gradients
-from sana_lab.ops.mix_ffn.reference import mix_ffn
 
 GRIDS = [(1, 1), (1, 2), (2, 2), (3, 1), (4, 5), (7, 3)]
 
@@ -192,8 +192,8 @@ def test_triton_is_imported_only_when_used() -> None:
     code = """
 import sys, torch
 before = {name for name in sys.modules if name.startswith("triton")}
-from sana_lab.ops.mix_ffn.reference import mix_ffn
-from sana_lab.ops.modulate.reference import modulate
+from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.modulate import modulate
 mix_ffn(torch.zeros(1, 2, 2, 4), torch.zeros(4, 1, 3, 3), torch.zeros(4))
 modulate(torch.zeros(1, 2, 2, 4), torch.zeros(1, 4), torch.zeros(1, 4))
 assert {name for name in sys.modules if name.startswith("triton")} == before

@@ -1,4 +1,4 @@
-"""Cases for the kernel between layers; test_block_kernels.py runs this file in processes of its own.
+"""Cases for the kernel between layers, run by `kernel_cases`.
 
 The device is the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64. The
 kernel widens bfloat16 as it loads, so that the interpreter, whose bfloat16 arithmetic is wrong, computes in float32.
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sana_lab.config.specs import build
 from sana_lab.ops.backend import Backend
+from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.modulate import kernels as kernel
 from sana_lab.ops.modulate.closed_form import definition
-from sana_lab.ops.modulate.reference import add, add_modulate, modulate
 from sana_lab.types import Text
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)

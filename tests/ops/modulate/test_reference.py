@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.modulate.closed_form import definition, gradients
-from sana_lab.ops.modulate.reference import add, add_modulate, modulate
 
 KINDS = {  # which of y, gate, shift and scale are there, and which of sum and out come back
     "modulate": ((0, 3, 4), (1,)),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sana_lab.ops.rms_norm import reference as module
-from sana_lab.ops.rms_norm.reference import definition, operator, rms_norm_2d
+from sana_lab.ops.rms_norm import rms_norm_2d
+from sana_lab.ops.rms_norm.reference import definition, operator
 
 EPS = 1e-5
 

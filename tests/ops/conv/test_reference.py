@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.ops.conv import conv3x3 as module
-from sana_lab.ops.conv.conv3x3 import Norm, conv3x3, operator, pays
-from sana_lab.ops.inference_backend import taken
+from sana_lab.ops.conv import reference as module
+from sana_lab.ops.conv.reference import Norm, conv3x3, operator, pays
+from sana_lab.ops.inference_backend import uses_fast
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -139,10 +139,10 @@ def test_fast_where_it_cannot_be_is_refused():
 
 def test_auto_leaves_autocast_and_gradients_to_the_definition():
     x = torch.zeros(1, requires_grad=True)
-    assert not taken("auto", x)
-    assert taken("auto", x.detach(), None)
+    assert not uses_fast("auto", x)
+    assert uses_fast("auto", x.detach(), None)
     with torch.no_grad():
-        assert taken("auto", x)
-        assert not taken("auto", x, pays=False)
+        assert uses_fast("auto", x)
+        assert not uses_fast("auto", x, pays=False)
         with torch.autocast("cpu"):
-            assert not taken("auto", x)
+            assert not uses_fast("auto", x)

@@ -1,4 +1,4 @@
-"""Cases for benchmarks/nvlabs_algorithm.py; test_nvlabs_algorithm.py runs them where Triton interprets, or on a GPU."""
+"""Cases for benchmarks/nvlabs_algorithm.py, run by `kernel_cases`."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ import triton
 
 from sana_lab.ops.linear_attention.reference import definition
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import nvlabs_algorithm as peer
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from sana_lab.ops.conv import winograd
-from sana_lab.ops.inference_backend import Fast, taken
+from sana_lab.ops.inference_backend import Fast, uses_fast
 from sana_lab.ops.rms_norm.reference import rms_norm_2d, rows
 
 Activation = Literal["none", "relu", "silu"]
@@ -44,12 +44,12 @@ def conv3x3(
     backend that cannot be.
     """
     tensors = (x, weight, bias, residual, *(norm[:2] if norm else ()))
-    if taken(backend, *tensors, pays=pays(x, weight)) and x.device.type == "cpu":
+    if uses_fast(backend, *tensors, pays=pays(x, weight)) and x.device.type == "cpu":
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"backend 'fast' on the CPU needs float32 or float64, not {x.dtype}; 'auto' does not")
         found = norm or (None, None, 0.0)
         return operator(x, weight, bias, activation, *found, residual)
-    y = activate(F.conv2d(x, weight, bias, padding=1), activation, not taken("auto", *tensors))
+    y = activate(F.conv2d(x, weight, bias, padding=1), activation, not uses_fast("auto", *tensors))
     if norm is not None:
         return rms_norm_2d(y, *norm, residual, backend)
     return y if residual is None else residual + y
