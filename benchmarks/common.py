@@ -5,6 +5,7 @@ import math
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from itertools import count, cycle
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.bench.bench import device_name
-from sana_lab.costs.timing import NOISE, PAIRS, Clock, Comparison, Timing, clock_of, interleave
+from sana_lab.bench.record import device_name
+from sana_lab.costs.timing import MAX_NOISE, MIN_PAIRS, Clock, Comparison, Timing, clock_for, interleave
 from sana_lab.types import Json
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,6 +106,13 @@ def time_sides(
     return {n: divided(t, inner[n.removesuffix(AGAIN)]) for n, t in found.items()}, inner
 
 
+def thread_clock(call: Callable[[], Any]) -> tuple[float, None]:
+    """Processor time of this thread alone, for single-threaded calls on a shared machine."""
+    start = time.thread_time()
+    call()
+    return time.thread_time() - start, None
+
+
 AGAIN = ", again"
 
 
@@ -115,7 +123,7 @@ def again(name: str) -> str:
 
 def times_to_stretch(run: Run, case: Case, protocol: Protocol) -> int:
     """How often a call must run to fill the shortest time that is read off a clock, by its second run."""
-    call, clock = rotating(run, case.inputs, 1), protocol.clock or clock_of(protocol.device)
+    call, clock = rotating(run, case.inputs, 1), protocol.clock or clock_for(protocol.device)
     first = min(seconds for seconds in clock(call) if seconds is not None)
     if first > 10 * protocol.stretch_s:
         return 1
@@ -156,8 +164,9 @@ def compared(pair: Pair, times: Mapping[str, Timing]) -> Json:
     found = Comparison.of(peer, ours, times[again(pair.peer)])
     why = None
     if found.ratio is None:
-        few = f"{peer.n} rounds, and {PAIRS} are needed"
-        why = few if peer.n < PAIRS else f"{pair.peer} differs from itself by {found.noise:.1%}, more than {NOISE:.0%}"
+        few = f"{peer.n} rounds, and {MIN_PAIRS} are needed"
+        noisy = f"{pair.peer} differs from itself by {found.noise:.1%}, more than {MAX_NOISE:.0%}"
+        why = few if peer.n < MIN_PAIRS else noisy
     said = f"{found.ratio:.2f}x  (A against A: {found.noise:.1%})" if found.ratio else f"none: {why}"
     print(f"  {pair.peer} / {pair.ours}  [{pair.tier}]: {said}", flush=True)
     both = {"peer": peer._asdict(), "ours": ours._asdict()}

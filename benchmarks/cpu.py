@@ -26,11 +26,11 @@ from common import (
     run_case,
     save,
     table,
+    thread_clock,
 )
 from models import SIZES
 from torch import Tensor
 
-from sana_lab.costs.timing import thread_clock
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.models.dit import TextDit
 from sana_lab.models.text.instruction import read_instruction

@@ -19,7 +19,7 @@ from common import EXACT, OTHER, SAME, Case, Pair, Protocol, Run, Side, environm
 from models import SIZES
 from torch import Tensor
 
-from sana_lab.costs.timing import measure
+from sana_lab.costs.timing import interleave
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.ops.backend import Backend
@@ -88,8 +88,8 @@ def card(device: torch.device) -> Json:
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), 3, 11, device).typical_s
-    product = measure(lambda: a @ b, 3, 11, device).typical_s
+    times = interleave({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3, 11, device)
+    copy, product = times["copy"].typical_s, times["product"].typical_s
     found = {"copy_tb_s": 2 * source.nbytes / copy / 1e12, "matmul_tflop_s": 2 * 8192**3 / product / 1e12}
     print(f"copy {found['copy_tb_s']:.2f} TB/s, matmul {found['matmul_tflop_s']:.0f} TFLOP/s")
     return found

@@ -255,7 +255,7 @@ def _bench(options: argparse.Namespace) -> None:
     from sana_lab.pretrained import loading
     from sana_lab.training import train
 
-    how = {"batch": options.batch, "repeats": options.repeats, "json_file": options.json, "most": options.sweep}
+    how = {"batch": options.batch, "repeats": options.repeats, "json_file": options.json, "max_batch": options.sweep}
     if loading.is_model(options.experiment):
         if options.memory:
             raise specs.SpecError(f"memory is worked out for an experiment, and {options.experiment!r} is a model")

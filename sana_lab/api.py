@@ -11,10 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from sana_lab.bench.memory_advice import Drawing, advised
 from sana_lab.config import experiments, schema
 from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
+from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.pretrained import loading
@@ -72,7 +72,9 @@ def main(options: argparse.Namespace) -> None:
     system = load(options.model, options.set, options.variant)
     if isinstance(system, TextToImage):
         system.settle(Sampling(**settings(system, {})), place("auto"))
-    with advised(lambda: drawing(system, options.size, len(options.prompts), "prompts at a time").tips()):
+    with advise_on_out_of_memory(
+        lambda: memory_advice(system, options.size, len(options.prompts), "prompts at a time")
+    ):
         images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         about = {
@@ -85,10 +87,12 @@ def main(options: argparse.Namespace) -> None:
         print(write(options.out, image, about | {"sampling": settings(system, {})}))
 
 
-def drawing(system: TextToImage, size: int | None, batch: int, option: str) -> Drawing:
-    """What is drawn, for advice where memory is full; `option` is what chooses the batch."""
+def memory_advice(system: TextToImage, size: int | None, batch: int, batch_option: str) -> list[str]:
+    """Options that lower the memory of sampling; `batch_option` is the option that sets the batch."""
+    from sana_lab.bench.memory_advice import SamplingPass
+
     size = size or experiments.image_size(system.experiment["data"])
-    return Drawing(system, size, min(batch, 64), Sampling(**settings(system, {})), option)
+    return SamplingPass(system, size, min(batch, 64), Sampling(**settings(system, {})), batch_option).advice()
 
 
 def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:

@@ -78,6 +78,13 @@ def wilson(outcomes: ArrayLike, *, level: float = 0.95) -> Estimate:
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
+def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float | None, float | None]:
+    """Distribution-free bounds of quantile q by order statistics; None where the values are too few to bound it."""
+    bounds = stats.quantile_test(values, q=0.0, p=q).confidence_interval(level)
+    low, high = (None if np.isnan(bound) else float(bound) for bound in bounds)
+    return low, high
+
+
 def _check(strata: Strata) -> None:
     empty = [name for name, clusters in strata.items() if not clusters or not all(clusters)]
     if empty or not strata:

@@ -1,5 +1,6 @@
 """The benchmarks run, hold peers to the same outputs, and refuse what they should; no time is judged here."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def test_short_calls_are_repeated_within_one_reading(common: Any):
     (record,) = common.run_case(case, hurried(common)._replace(stretch_s=0.01))
     assert min(record["inner"].values()) > 5
     assert record["times"]["peer"]["median_s"] < 0.01
+
+
+def test_thread_clock_counts_work_and_not_waiting(common: Any):
+    slept, _ = common.thread_clock(lambda: time.sleep(0.2))
+    worked, _ = common.thread_clock(lambda: sum(range(10**6)))
+    assert 0 <= slept < 0.05
+    assert worked > 0
 
 
 def test_inputs_rotate(common: Any):

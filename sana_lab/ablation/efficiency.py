@@ -6,11 +6,11 @@ from typing import cast
 
 import torch
 
-from sana_lab.bench.probes import How, Probe
+from sana_lab.bench.probes import Probe, ProbeSettings
 from sana_lab.bench.record import device_name
 from sana_lab.config import specs
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Trial
-from sana_lab.costs.out_of_memory import is_out_of_memory, release
+from sana_lab.costs.out_of_memory import is_out_of_memory, release_memory
 
 UNMEASURED = "sana.unmeasured"
 """Tag of a run that was counted and could not be timed; its value is the reason."""
@@ -46,10 +46,10 @@ def run_probe(config: Config, device: torch.device | None) -> tuple[dict[str, fl
     if device is None:
         return counts, None
     try:
-        return {**counts, **probe.measure(How(device, config["repeats"], config["warmup"]))}, None
+        return {**counts, **probe.measure(ProbeSettings(device, config["repeats"], config["warmup"]))}, None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         return counts, f"out of memory: {next(iter(str(error).splitlines()), type(error).__name__)}"
     finally:
-        release()
+        release_memory()

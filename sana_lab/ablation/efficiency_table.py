@@ -13,7 +13,7 @@ from sana_lab.bench.record import device_name
 from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable
 from sana_lab.costs.flops import DEFINITION, PAIR
-from sana_lab.costs.timing import enough_for
+from sana_lab.costs.timing import samples_needed
 from sana_lab.report import efficiency_plots
 from sana_lab.report.claims import verdicts
 from sana_lab.report.table import Table, build_table, load_published
@@ -166,7 +166,7 @@ def _timed(options: EfficiencyTable, conditions: Conditions) -> list[str]:
             f"is none here{toy}."
         ]
     missing = [f"Not measured: {label}: {reason}." for label, reason in conditions.unmeasured.items()]
-    bounds = "its 95 % interval" if options.repeats >= enough_for(0.5) else "the extremes"
+    bounds = "its 95 % interval" if options.repeats >= samples_needed(0.5) else "the extremes"
     how = f"median of {options.repeats} calls after {options.warmup} to warm up, {bounds} in brackets"
     what = f"Timed on {conditions.device}, {' and '.join(conditions.dtypes)}, weights drawn at random: {how}"
     return [f"{what}. Inside the timer: {'; '.join(conditions.timers)}.", *missing]

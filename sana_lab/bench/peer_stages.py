@@ -1,4 +1,4 @@
-"""What an image costs a diffusers pipeline: timed, counted and weighed as a whole, and by the calls of its networks."""
+"""Costs of a diffusers pipeline, as a whole and by the calls of its networks."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,157 +6,161 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from sana_lab.bench.record import Costs, Seconds, weights_of
+from sana_lab.bench.record import Costs, Latency
 from sana_lab.costs.flops import count_macs
-from sana_lab.costs.live_memory import Memory, peak_memory
-from sana_lab.costs.nvml import Driver
-from sana_lab.costs.timing import Call, Clock, Energy, Samples, clock_of, energy, sample
+from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
+from sana_lab.costs.nvml import NvmlDevice
+from sana_lab.costs.timing import Call, Clock, Energy, Samples, clock_for, collect_samples, energy_per_call
 from sana_lab.peers.pipeline import NETWORKS, Peer
 
 T = TypeVar("T")
 
 
-class Asked(NamedTuple):
-    """How a peer is measured."""
+class PeerSettings(NamedTuple):
+    """How a peer is sampled and timed."""
 
-    size: int
-    steps: int | None
+    size: int  # pixels a side
+    steps: int | None  # None is the pipeline's default, as for guidance
     guidance: float | None
     repeats: int
     warmup: int
-    driver: Driver | None = None
-    energy_s: float = 0.0
+    gpu: NvmlDevice | None = None
+    energy_s: float = 0.0  # seconds to repeat a call for its energy; 0 measures none
     clock: Clock | None = None
 
     def call(self, peer: Peer, prompts: Sequence[str]) -> Call:
-        """A batch of images from one call of the pipeline."""
-        how: Any = {"size": self.size, "steps": self.steps, "guidance": self.guidance, "batch": len(prompts)}
-        return partial(peer.sample, prompts, **how)
+        """One call of the pipeline, a batch of images."""
+        options: Any = {"size": self.size, "steps": self.steps, "guidance": self.guidance, "batch": len(prompts)}
+        return partial(peer.sample, prompts, **options)
 
     def memory(self, peer: Peer, prompts: Sequence[str]) -> Memory:
-        """Of the whole pipeline."""
-        return peak_memory(self.call(peer, prompts), peer.device, weights_of(peer.networks.values()))
+        """Peak memory of the whole pipeline."""
+        return peak_memory(self.call(peer, prompts), peer.device, module_tensors(peer.networks.values()))
 
     def energy(self, peer: Peer, prompts: Sequence[str]) -> Energy | None:
-        """Of a batch; None where there is no counter."""
-        if self.driver is None or not self.energy_s:
+        """Energy of a batch; None without a counter."""
+        if self.gpu is None or not self.energy_s:
             return None
-        return energy(self.call(peer, prompts), self.driver.joules, self.energy_s, self.clock_on(peer))
+        return energy_per_call(self.call(peer, prompts), self.gpu.joules, self.energy_s, self.clock_for(peer))
 
-    def clock_on(self, peer: Peer) -> Clock:
-        return self.clock or clock_of(peer.device)
+    def clock_for(self, peer: Peer) -> Clock:
+        return self.clock or clock_for(peer.device)
 
 
-class Seen(NamedTuple):
-    """What one run showed, by stage."""
+class StageSeconds(NamedTuple):
+    """Time in the networks of each stage, and the number of calls, of one run."""
 
     seconds: dict[str, float]
     calls: dict[str, int]
 
 
-def both(measure: Callable[[Call], T], call: Call) -> tuple[T, Any]:
-    """What a measure says of a call that it runs once, and what the call gave."""
+def measure_call(measure: Callable[[Call], T], call: Call) -> tuple[T, Any]:
+    """(the result of `measure`, which runs the call once; the call's own result)."""
     out: list[Any] = []
     return measure(lambda: out.append(call())), out[0]
 
 
-def time_peer(peer: Peer, asked: Asked, prompts: Sequence[str]) -> Seconds:
+def time_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> Latency:
     """Latency of the whole pipeline."""
-    call = asked.call(peer, prompts)
-    return Seconds.of(sample({"": call}, asked.warmup, asked.repeats, peer.device, asked.clock_on(peer))[""])
+    call = settings.call(peer, prompts)
+    clock = settings.clock_for(peer)
+    return Latency.of(collect_samples({"": call}, settings.warmup, settings.repeats, peer.device, clock)[""])
 
 
-def measure_peer(peer: Peer, asked: Asked, one: Sequence[str], many: Sequence[str]) -> tuple[Costs, int | None]:
-    """Costs, time and work at the batch of `one`, memory at that of `many`; and how long the text's features are.
+def measure_peer(
+    peer: Peer, settings: PeerSettings, one: Sequence[str], many: Sequence[str]
+) -> tuple[Costs, int | None]:
+    """Costs, with time and MACs at the batch of `one` and memory at that of `many`; and the length of text features.
 
-    Stages are first seen cold, then the whole is timed without anybody watching, then the stages are timed.
+    First a cold run by stage, then the whole without hooks, then the stages again, warm.
     """
-    cold = watched_seconds(peer, asked, one) if asked.warmup else None
-    total = time_peer(peer, asked, one)
-    rounds = [watched_seconds(peer, asked, one) for _ in range(asked.repeats)]
+    cold = time_stages(peer, settings, one) if settings.warmup else None
+    total = time_peer(peer, settings, one)
+    rounds = [time_stages(peer, settings, one) for _ in range(settings.repeats)]
     stages = {
-        stage: Seconds.of(Samples(tuple(r.seconds[stage] for r in rounds), (), cold.seconds[stage] if cold else None))
+        stage: Latency.of(Samples(tuple(r.seconds[stage] for r in rounds), (), cold.seconds[stage] if cold else None))
         for stage in NETWORKS
         if rounds[0].calls[stage]
     }
-    seconds = {**stages, "total": total._replace(first=sum(cold.seconds.values()) if cold else None)}
-    macs, tokens = count_peer(peer, asked, one)
-    return Costs(seconds, macs, memory_by_stage(peer, asked, many), {"total": asked.energy(peer, one)}), tokens
+    latency = {**stages, "total": total._replace(first=sum(cold.seconds.values()) if cold else None)}
+    gmacs, tokens = count_peer(peer, settings, one)
+    energy = {"total": settings.energy(peer, one)}
+    return Costs(latency, gmacs, memory_by_stage(peer, settings, many), energy), tokens
 
 
-def watched_seconds(peer: Peer, asked: Asked, prompts: Sequence[str]) -> Seen:
+def time_stages(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> StageSeconds:
     """Time in the networks of each stage, the device synchronised around every call."""
-    seen = Seen(dict.fromkeys(NETWORKS, 0.0), dict.fromkeys(NETWORKS, 0))
-    clock = asked.clock_on(peer)
+    totals = StageSeconds(dict.fromkeys(NETWORKS, 0.0), dict.fromkeys(NETWORKS, 0))
+    clock = settings.clock_for(peer)
 
     def watch(stage: str, call: Call) -> Any:
-        (seconds, _), out = both(clock, call)
-        seen.seconds[stage] += seconds
-        seen.calls[stage] += 1
+        (seconds, _), out = measure_call(clock, call)
+        totals.seconds[stage] += seconds
+        totals.calls[stage] += 1
         return out
 
     with peer.watching(watch):
-        asked.call(peer, prompts)()
-    return seen
+        settings.call(peer, prompts)()
+    return totals
 
 
-def count_peer(peer: Peer, asked: Asked, prompts: Sequence[str]) -> tuple[dict[str, float], int | None]:
-    """GMACs of a batch by stage, "total", and "forward": of a denoiser call with guidance 1; and the text's length."""
-    macs = dict.fromkeys(NETWORKS, 0.0)
+def count_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> tuple[dict[str, float], int | None]:
+    """GMACs of a batch by stage, in "total", and of a denoiser "forward" with guidance 1; and the text's length."""
+    gmacs = dict.fromkeys(NETWORKS, 0.0)
     lengths: list[int] = []
 
     def watch(stage: str, call: Call) -> Any:
-        count, out = both(count_macs, call)
-        macs[stage] += count / 1e9
+        macs, out = measure_call(count_macs, call)
+        gmacs[stage] += macs / 1e9
         lengths.extend(_length(out) if stage == "text" else [])
         return out
 
     with peer.watching(watch):
-        total = count_macs(asked.call(peer, prompts)) / 1e9
-    forward = _forward_gmacs(peer, asked, prompts[:1])
-    return {**macs, "total": total, "forward": forward}, max(lengths, default=None)
+        total = count_macs(settings.call(peer, prompts)) / 1e9
+    forward = _forward_gmacs(peer, settings, prompts[:1])
+    return {**gmacs, "total": total, "forward": forward}, max(lengths, default=None)
 
 
-def memory_by_stage(peer: Peer, asked: Asked, prompts: Sequence[str]) -> dict[str, Memory]:
-    """Each stage's first call, and the whole."""
-    held = weights_of(peer.networks.values())
-    found: dict[str, Memory] = {}
+def memory_by_stage(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> dict[str, Memory]:
+    """Peak memory of each stage's first call, and of the whole."""
+    weights = module_tensors(peer.networks.values())
+    peaks: dict[str, Memory] = {}
 
     def watch(stage: str, call: Call) -> Any:
-        if stage in found:
+        if stage in peaks:
             return call()
-        found[stage], out = both(lambda c: peak_memory(c, peer.device, held), call)
+        peaks[stage], out = measure_call(lambda c: peak_memory(c, peer.device, weights), call)
         return out
 
     with peer.watching(watch):
-        short(peer, asked).call(peer, prompts)()
-    return {**found, "total": asked.memory(peer, prompts)}
+        two_steps(peer, settings).call(peer, prompts)()
+    return {**peaks, "total": settings.memory(peer, prompts)}
 
 
-def _forward_gmacs(peer: Peer, asked: Asked, prompts: Sequence[str]) -> float:
-    """Of one denoiser call without guidance: the mean over two steps' calls."""
+def _forward_gmacs(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> float:
+    """GMACs of one denoiser call without guidance: the mean over the calls of two steps."""
     counts: list[int] = []
 
     def watch(stage: str, call: Call) -> Any:
         if stage != "denoise":
             return call()
-        count, out = both(count_macs, call)
-        counts.append(count)
+        macs, out = measure_call(count_macs, call)
+        counts.append(macs)
         return out
 
     with peer.watching(watch):
-        short(peer, asked, guidance=1.0).call(peer, prompts)()
+        two_steps(peer, settings, guidance=1.0).call(peer, prompts)()
     return sum(counts) / len(counts) / 1e9 if counts else float("nan")
 
 
-def short(peer: Peer, asked: Asked, **changes: Any) -> Asked:
-    """The same in two steps, as far as the pipeline takes orders."""
-    known = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-    orders = {"steps": 2, **changes}
-    return asked._replace(**{name: value for name, value in orders.items() if known[name] in peer.accepts})
+def two_steps(peer: Peer, settings: PeerSettings, **changes: Any) -> PeerSettings:
+    """The settings with two steps and other `changes`, as far as the pipeline has such arguments."""
+    arguments = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    changes = {"steps": 2, **changes}
+    return settings._replace(**{name: value for name, value in changes.items() if arguments[name] in peer.accepts})
 
 
 def _length(output: Any) -> list[int]:
-    """How many tokens a text encoder's features have, where it gives them one by one."""
+    """The number of tokens of a text encoder's features; none where it gives pooled features only."""
     features = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else None)
     return [features.shape[1]] if isinstance(features, Tensor) and features.ndim == 3 else []

@@ -1,56 +1,59 @@
-"""The costs of making an image: as a record, as a table, and the machine that they were measured on."""
+"""The costs of an image as a record and as a table, with the machine that they were measured on."""
 
 import platform
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sana_lab import environment
-from sana_lab.costs.flops import by_component
-from sana_lab.costs.live_memory import Memory
-from sana_lab.costs.nvml import Driver
-from sana_lab.costs.timing import Energy, Percentile, Samples, plain
+from sana_lab.costs.flops import parameters_by_component
+from sana_lab.costs.live_memory import Memory, module_tensors, tensor_bytes
+from sana_lab.costs.nvml import NvmlDevice
+from sana_lab.costs.timing import Energy, Percentile, Samples
 from sana_lab.types import Json
 
-STAGES = ("text", "denoise", "decode")
+COMPONENTS = {"text": "text_encoder", "denoise": "dit", "decode": "autoencoder"}
+"""Stage of sampling to the component of a text2image system that runs it."""
+
+STAGES = tuple(COMPONENTS)
 
 
-class Seconds(NamedTuple):
-    """A latency with the bounds of its 95 % interval; sums of medians carry the sums of bounds, which is cautious."""
+class Latency(NamedTuple):
+    """Seconds with the bounds of the 95 % interval; a sum of medians has the sums of bounds, which is conservative."""
 
     median: float
     low: float
     high: float
-    tails: dict[str, Percentile] | None = None  # p50, p90, p99; None of a sum
-    first: float | None = None  # of the first calls: compilation and tuning are in it
-    n: int = 0
+    percentiles: dict[str, Percentile] | None = None  # p50, p90, p99; None of a sum
+    first: float | None = None  # of the first call, with compilation and tuning
+    n: int = 0  # samples
 
     @classmethod
-    def of(cls, samples: Samples, times: int = 1) -> "Seconds":
-        """`times` calls, of which the samples are each one."""
+    def of(cls, samples: Samples, times: int = 1) -> "Latency":
+        """The latency of `times` calls, from samples of one."""
         timing = samples.timing
         bounds = (timing.median_s * times, timing.low_s * times, timing.high_s * times)
-        return cls(*bounds, tails(samples) if times == 1 else None, samples.first_s, timing.n)
+        return cls(*bounds, _percentiles(samples) if times == 1 else None, samples.first_s, timing.n)
 
-    def plus(self, *others: "Seconds") -> "Seconds":
-        every = (self, *others)
-        median, low, high = (sum(values) for values in zip(*(s[:3] for s in every), strict=True))
-        return Seconds(median, low, high, None, total_first(every), min(s.n for s in every))
+    def plus(self, *others: "Latency") -> "Latency":
+        parts = (self, *others)
+        median, low, high = (sum(values) for values in zip(*(part[:3] for part in parts), strict=True))
+        return Latency(median, low, high, None, sum_of_first(parts), min(part.n for part in parts))
 
 
 class Costs(NamedTuple):
-    """By stage and "total"; a peer's stage that was not seen has none."""
+    """Costs by stage and "total"; a stage that a peer's pipeline does not have is absent."""
 
-    seconds: Mapping[str, Seconds]
-    macs: Mapping[str, float]  # 10^9 of an image, and "forward": of one denoiser forward
+    latency: Mapping[str, Latency]
+    gmacs: Mapping[str, float]  # of an image; "forward" is one denoiser forward
     memory: Mapping[str, Memory]
     energy: Mapping[str, Energy | None]
 
 
 def table(record: Json) -> str:
-    """The record for a reader: one line a stage, one a batch of the sweep, then the definitions."""
+    """The record as text: a line per stage, a line per batch of the sweep, then the definitions."""
     head = f"{'stage':<9}{'params M':>10}{'GMACs':>12}{'latency s':>12}{'95 % interval':>19}{'p90 s':>10}{'p99 s':>10}"
     lines = [_line(name, stage) for name, stage in record["stages"].items()]
     size, latent = record["size"], "x".join(map(str, record.get("latent", ())))
@@ -58,68 +61,68 @@ def table(record: Json) -> str:
     tokens = f", {record['tokens']} tokens" if "tokens" in record else ""
     title = f"{size}x{size} pixels{grid}{tokens}, {record['text_tokens']} of text"
     speed = f"{record['images_per_s']:.4g} images/s at batch {record['batch']}; {record['settings']['device']}"
-    swept = _sweep_lines(record["sweep"]) if "sweep" in record else []
+    sweep = _sweep_lines(record["sweep"]) if "sweep" in record else []
     return "\n".join(
-        [title, head + f"{'peak MiB':>11}{'J':>9}", *lines, speed, *swept, *(f"- {note}" for note in record["notes"])]
+        [title, head + f"{'peak MiB':>11}{'J':>9}", *lines, speed, *sweep, *(f"- {note}" for note in record["notes"])]
     )
 
 
-def headline(modules: Mapping[str, nn.Module], costs: Costs, speed: float) -> Json:
-    """The columns of a table."""
-    total, used = costs.memory["total"], costs.energy.get("total")
+def headline(modules: Mapping[str, nn.Module], costs: Costs, images_per_s: float) -> Json:
+    """The totals, under the names of table columns."""
+    total, energy = costs.memory["total"], costs.energy.get("total")
     return {
-        "params_m": by_component(dict(modules))["all"]["total"] / 1e6,
-        "gmacs": costs.macs["forward"],
-        "gmacs_image": costs.macs["total"],
-        "latency_s": costs.seconds["total"].median,
-        "images_per_s": speed,
+        "params_m": parameters_by_component(dict(modules))["all"]["total"] / 1e6,
+        "gmacs": costs.gmacs["forward"],
+        "gmacs_image": costs.gmacs["total"],
+        "latency_s": costs.latency["total"].median,
+        "images_per_s": images_per_s,
         "peak_mib": total.peak_mib,
         "reserved_mib": total.reserved_mib,
-        "weights_mib": mib_of(weights_of(modules.values())),
-        "energy_j": None if used is None else used.joules,
+        "weights_mib": tensor_bytes(module_tensors(modules.values())) / 2**20,
+        "energy_j": None if energy is None else energy.joules,
     }
 
 
-def by_stage(
+def stage_rows(
     modules: Mapping[str, nn.Module], names: Mapping[str, str], costs: Costs, whole: nn.Module | None = None
 ) -> Json:
-    """By stage and in total; `names` says which component makes a stage."""
-    params = by_component(dict(modules))
+    """A row per stage and for the total; `names` is stage to component, `whole` the module that counts as the total."""
+    params = parameters_by_component(dict(modules))
     if whole is not None:
-        params["all"] = by_component({"whole": whole})["all"]
+        params["all"] = parameters_by_component({"whole": whole})["all"]
     return {
         name: {
-            **_counted(params[names.get(name, "all")]),
-            "gmacs": costs.macs[name],
-            **_timed(costs.seconds[name]),
-            **_weighed(costs.memory[name]),
-            "energy_j": None if (used := costs.energy.get(name)) is None else used.joules,
+            **_parameters(params[names.get(name, "all")]),
+            "gmacs": costs.gmacs[name],
+            **_latency(costs.latency[name]),
+            **_memory(costs.memory[name]),
+            "energy_j": None if (energy := costs.energy.get(name)) is None else energy.joules,
         }
         for name in (*STAGES, "total")
-        if name in costs.seconds
+        if name in costs.latency
     }
 
 
-def _counted(params: dict[str, int]) -> Json:
+def _parameters(params: dict[str, int]) -> Json:
     return {"params_m": params["total"] / 1e6, "trainable_m": params["trainable"] / 1e6}
 
 
-def _timed(seconds: Seconds) -> Json:
-    found = {"latency_s": seconds.median, "low_s": seconds.low, "high_s": seconds.high}
-    tails = {} if seconds.tails is None else {name: tail._asdict() for name, tail in seconds.tails.items()}
-    return {**found, **tails, "first_s": seconds.first, "n": seconds.n}
+def _latency(latency: Latency) -> Json:
+    percentiles = {name: value._asdict() for name, value in (latency.percentiles or {}).items()}
+    interval = {"low_s": latency.low, "high_s": latency.high}
+    return {"latency_s": latency.median, **interval, **percentiles, "first_s": latency.first, "n": latency.n}
 
 
-def _weighed(memory: Memory) -> Json:
+def _memory(memory: Memory) -> Json:
     return {k: getattr(memory, k) for k in ("peak_mib", "reserved_mib", "resident_mib")}
 
 
-def machine(device: torch.device, driver: Driver | None, modules: Mapping[str, nn.Module]) -> Json:
-    """Everything that a time depends on beside the model; clocks are read after the calls that were timed."""
+def machine(device: torch.device, gpu: NvmlDevice | None, modules: Mapping[str, nn.Module]) -> Json:
+    """The machine and its settings, which a time depends on; call it after the timed calls, as it reads GPU clocks."""
     cuda = device.type == "cuda"
     return {
         "device": device_name(device),
-        "gpu": None if driver is None else driver.facts(),
+        "gpu": None if gpu is None else gpu.facts(),
         "cuda": torch.version.cuda if cuda else None,
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "torch": torch.__version__,
@@ -138,7 +141,7 @@ def machine(device: torch.device, driver: Driver | None, modules: Mapping[str, n
 
 
 def compile_mode(module: nn.Module) -> str:
-    """Whether any of it runs compiled; its graphs are captured in the first call."""
+    """ "torch.compile" where any submodule is compiled, else "eager"."""
     parts = module.modules()
     compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in parts)
     return "torch.compile" if compiled else "eager"
@@ -151,16 +154,16 @@ def _line(name: str, stage: Json) -> str:
     return f"{name:<9}{stage['params_m']:>10.3f}{numbers}{_number(stage['energy_j']):>9}"
 
 
-def _sweep_lines(swept: Json) -> list[str]:
+def _sweep_lines(sweep: Json) -> list[str]:
     head = f"{'batch':<9}{'images/s':>10}{'95 % interval':>21}{'peak MiB':>11}{'reserved':>10}{'J/image':>9}"
-    best = f"best {swept['images_per_s']:.4g} images/s at batch {swept['batch']}; ended by {swept['ended_by']}"
-    return [head, *map(_sweep_line, swept["rungs"]), best]
+    best = f"best {sweep['images_per_s']:.4g} images/s at batch {sweep['batch']}; ended by {sweep['ended_by']}"
+    return [head, *map(_sweep_line, sweep["trials"]), best]
 
 
-def _sweep_line(rung: Json) -> str:
-    interval = "{:.4g} to {:.4g}".format(*rung["images_per_s_interval"])
-    memory = f"{rung['peak_mib']:>11.1f}{_number(rung['reserved_mib']):>10}{_number(rung['energy_j_image']):>9}"
-    return f"{rung['batch']:<9}{rung['images_per_s']:>10.4g}{interval:>21}{memory}"
+def _sweep_line(trial: Json) -> str:
+    interval = "{:.4g} to {:.4g}".format(*trial["images_per_s_interval"])
+    memory = f"{trial['peak_mib']:>11.1f}{_number(trial['reserved_mib']):>10}{_number(trial['energy_j_image']):>9}"
+    return f"{trial['batch']:<9}{trial['images_per_s']:>10.4g}{interval:>21}{memory}"
 
 
 def _number(value: float | None) -> str:
@@ -173,22 +176,11 @@ def device_name(device: torch.device) -> str:
     return f"{environment.cpu_model()}, {torch.get_num_threads()} threads"
 
 
-def tails(samples: Samples) -> dict[str, Percentile]:
-    """Latency by percentile."""
+def _percentiles(samples: Samples) -> dict[str, Percentile]:
     return {f"p{q}": Percentile.of(samples.wall, q / 100) for q in (50, 90, 99)}
 
 
-def total_first(parts: Iterable[Seconds]) -> float | None:
-    """The first calls of all parts together; None where one has no warm-up."""
+def sum_of_first(parts: Iterable[Latency]) -> float | None:
+    """Seconds of the first calls of all parts; None where one has no warm-up."""
     firsts = [part.first for part in parts]
-    known = [first for first in firsts if first is not None]
-    return sum(known) if len(known) == len(firsts) else None
-
-
-def weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """All parameters and buffers, a shared one once."""
-    return list({id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}.values())
-
-
-def mib_of(tensors: Iterable[Tensor]) -> float:
-    return sum(p.numel() * p.element_size() for t in tensors for p in plain(t)) / 2**20
+    return None if None in firsts else sum(first for first in firsts if first is not None)

@@ -1,17 +1,17 @@
-"""Images per second by batch size, doubling until memory is full: the throughput of a device, and its batch."""
+"""Throughput in images per second by batch size, doubled until memory is full."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from sana_lab.costs.live_memory import Memory
-from sana_lab.costs.out_of_memory import first_line, is_out_of_memory, release
+from sana_lab.costs.out_of_memory import first_line, is_out_of_memory, release_memory
 from sana_lab.costs.timing import Energy
 from sana_lab.types import Json
 
 
-class Rung(NamedTuple):
-    """One batch size."""
+class BatchTrial(NamedTuple):
+    """The cost of one batch size."""
 
     batch: int
     seconds: tuple[float, float, float]  # of the whole batch: median and its 95 % interval
@@ -22,8 +22,8 @@ class Rung(NamedTuple):
     def images_per_s(self) -> float:
         return self.batch / self.seconds[0]
 
-    def plain(self) -> Json:
-        """As a row of plain data, per image where it says so."""
+    def row(self) -> Json:
+        """The trial as plain data."""
         median, low, high = self.seconds
         return {
             "batch": self.batch,
@@ -36,58 +36,62 @@ class Rung(NamedTuple):
         }
 
 
-def sweep(run: Callable[[int], Rung], most: int, room: Callable[[Rung], str | None] = lambda rung: None) -> Json:
-    """Rungs of 1, 2, 4 ... images up to `most`, the best of them, and what ended it, as plain data.
+def sweep(
+    run: Callable[[int], BatchTrial],
+    max_batch: int,
+    shortfall: Callable[[BatchTrial], str | None] = lambda trial: None,
+) -> Json:
+    """Trials of 1, 2, 4 ... images up to `max_batch`, the best of them, and why the sweep ended, as plain data.
 
-    `run` measures a batch and raises where memory is full; any other error is raised here too. `room` says before a
-    batch is doubled why the next would not fit, where the machine would not raise but kill. MemoryError where not even
-    one image fits.
+    `run` measures one batch size; an out-of-memory error ends the sweep, any other error is raised. `shortfall` says
+    before each doubling why the next batch would not fit, for hosts that kill a process instead of refusing memory.
+    MemoryError where not even one image fits.
     """
-    rungs: list[Rung] = []
-    end = f"the limit given, {most}"
-    for batch in batches(most):
-        if rungs and (why := room(rungs[-1])):
-            end = f"batch {batch} not tried: {why}"
+    trials: list[BatchTrial] = []
+    end = f"the limit, {max_batch}"
+    for batch in batch_sizes(max_batch):
+        if trials and (reason := shortfall(trials[-1])):
+            end = f"batch {batch} not tried: {reason}"
             break
-        rung, error = _attempt(run, batch)
-        if rung is None:
+        trial, error = _attempt(run, batch)
+        if trial is None:
             end = f"out of memory at batch {batch}: {error}"
-            release()
+            release_memory()
             break
-        rungs.append(rung)
-    if not rungs:
+        trials.append(trial)
+    if not trials:
         raise MemoryError(f"not even a batch of one image fits: {end}")
-    best = max(rungs, key=lambda rung: rung.images_per_s)
-    return {**best.plain(), "ended_by": end, "rungs": [rung.plain() for rung in rungs]}
+    best = max(trials, key=lambda trial: trial.images_per_s)
+    return {**best.row(), "ended_by": end, "trials": [trial.row() for trial in trials]}
 
 
-def batches(most: int) -> list[int]:
-    """1, 2, 4 ... and `most` itself. ValueError below 1."""
-    if most < 1:
-        raise ValueError(f"the largest batch of a sweep is {most}, expected at least 1")
-    return sorted({*(2**i for i in range(most.bit_length())), most})
+def batch_sizes(max_batch: int) -> list[int]:
+    """1, 2, 4 ... and `max_batch`. ValueError below 1."""
+    if max_batch < 1:
+        raise ValueError(f"the largest batch of a sweep is {max_batch}, expected at least 1")
+    return sorted({*(2**i for i in range(max_batch.bit_length())), max_batch})
 
 
-def host_room(rung: Rung, available: Callable[[], int | None] | None = None) -> str | None:
-    """Why twice this batch would not fit the host's memory: Linux kills a process instead of refusing it memory."""
-    free = (available or available_bytes)()
-    more = 2 * (rung.memory.peak_bytes - rung.memory.resident_bytes)
-    if free is None or more <= free:
+def host_shortfall(trial: BatchTrial, available: Callable[[], int | None] | None = None) -> str | None:
+    """Why twice this batch would not fit in the host's memory, or None where it would."""
+    free = (available or available_host_bytes)()
+    needed = 2 * (trial.memory.peak_bytes - trial.memory.resident_bytes)
+    if free is None or needed <= free:
         return None
-    return f"it would need about {more / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free"
+    return f"it would need about {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free"
 
 
-def available_bytes(lines: Iterable[str] | None = None) -> int | None:
-    """The host memory that a process can still take, where Linux says so."""
+def available_host_bytes(lines: Iterable[str] | None = None) -> int | None:
+    """Host memory available to a process by Linux's /proc/meminfo; None elsewhere."""
     file = Path("/proc/meminfo")
     if lines is None:
         lines = file.read_text().splitlines() if file.is_file() else []
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else None
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kib is None else int(kib) * 1024
 
 
-def _attempt(run: Callable[[int], Rung], batch: int) -> tuple[Rung | None, str]:
-    """The rung, or the first line of what was said when memory was full; the error's frames are let go here."""
+def _attempt(run: Callable[[int], BatchTrial], batch: int) -> tuple[BatchTrial | None, str]:
+    """The trial, or the first line of an out-of-memory error, whose frames (and tensors) are released on return."""
     try:
         return run(batch), ""
     except Exception as error:

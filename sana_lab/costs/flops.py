@@ -1,7 +1,7 @@
-"""Arithmetic and parameters, counted from shapes: what a model costs on any machine.
+"""Arithmetic operations and parameters of a model, counted from shapes alone.
 
 FLOPs = 2 MACs. Matrix products, convolutions and attention products are counted, forward and backward; elementwise
-operations, norms, softmaxes and table look-ups are not. Causal and masked attention counts in full.
+operations, norms, softmaxes and table look-ups are not. Causal and masked attention counts as dense.
 """
 
 import math
@@ -21,25 +21,26 @@ from sana_lab.types import Text
 Shape = Sequence[int]
 
 DEFINITION = (
-    "1 MAC = 2 FLOPs; products of matrices, convolutions and attention are counted (masked attention in full), "
+    "1 MAC = 2 FLOPs; products of matrices, convolutions and attention are counted (masked attention as dense), "
     "elementwise operations, norms and look-ups are not"
 )
 
-
-CAPTION = 300
+CAPTION_TOKENS = 300
 
 PAIR = (
-    f"a denoiser forward of the two rows that guidance needs, captions of {CAPTION} tokens, without the products of "
-    "image queries with caption keys and values: the counting that gives the SANA paper's Table 8, found by fitting it"
+    f"a denoiser forward of the two rows that guidance needs, captions of {CAPTION_TOKENS} tokens, without the "
+    "products of image queries with caption keys and values: the convention that reproduces the SANA paper's Table 8 "
+    "(inferred from its numbers)"
 )
+"""Definition of `count_pair_macs`."""
 
 
 def count_macs(call: Callable[[], Any]) -> int:
     """Multiply-accumulates of one call, which is run once; exact on the meta device too.
 
-    PyTorch's own counter takes fused softmax attention on the CPU for free, and the backward of a depthwise convolution
-    for a dense one, so their formulas are added, for this count only. A hand-written kernel counts nothing unless it is
-    a registered operator with a formula; one that is registered during the call, as kernels are at first, counts too.
+    PyTorch's counter takes fused softmax attention on the CPU as free, and the backward of a depthwise convolution as
+    dense; corrected formulas are added for this count only. A hand-written kernel counts only if it is a registered
+    operator with a formula, also if it is registered during the call.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     counter.flop_registry = ChainMap(counter.flop_registry, flop_registry)  # type: ignore[assignment]
@@ -49,27 +50,32 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 
 def count_pair_macs(denoise: Callable[..., Any], latent: Sequence[int], text_dim: int) -> int:
-    """MACs as `PAIR` says of a denoiser on the meta device: latents (C, h, w), caption features `text_dim` wide."""
+    """MACs, as `PAIR` defines them, of a denoiser on the meta device: latents (C, h, w), caption features of width
+    `text_dim`."""
     with torch.device("meta"):
         x, t = torch.empty(2, *latent), torch.empty(2)
-        text = Text(torch.empty(2, CAPTION, text_dim), torch.ones(2, CAPTION, dtype=torch.bool))
+        text = Text(torch.empty(2, CAPTION_TOKENS, text_dim), torch.ones(2, CAPTION_TOKENS, dtype=torch.bool))
     with _FreeCrossAttention():
         return count_macs(lambda: denoise(x, t, text))
 
 
 @contextmanager
-def whole_masks(module: nn.Module) -> Iterator[None]:
-    """Within, every network of transformers on the meta device takes its mask (B, L) as (B, 1, L, L), which it looks
-    at less: what a mask holds cannot be asked there. Masked attention counts in full either way."""
+def expanded_masks(module: nn.Module) -> Iterator[None]:
+    """Give transformers networks inside `module` an all-true attention mask (B, 1, L, L) instead of (B, L) or none.
 
-    def widen(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.ndim != 2:
+    transformers reads the values of a smaller mask, which meta tensors do not have. The count does not change.
+    """
+
+    def expand(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        mask, ids = kwargs.get("attention_mask"), kwargs.get("input_ids")
+        like = ids if mask is None else mask
+        if like is None or like.ndim != 2:
             return args, kwargs
-        rows, length = mask.shape
-        return args, {**kwargs, "attention_mask": mask.new_ones(rows, 1, length, length, dtype=torch.bool)}
+        rows, length = like.shape
+        return args, {**kwargs, "attention_mask": like.new_ones(rows, 1, length, length, dtype=torch.bool)}
 
-    hooks = [m.register_forward_pre_hook(widen, with_kwargs=True) for m in module.modules() if hasattr(m, "config")]
+    networks = [m for m in module.modules() if hasattr(m, "config") and hasattr(m, "get_input_embeddings")]
+    hooks = [m.register_forward_pre_hook(expand, with_kwargs=True) for m in networks]
     try:
         yield
     finally:
@@ -78,7 +84,7 @@ def whole_masks(module: nn.Module) -> Iterator[None]:
 
 
 class _FreeCrossAttention(TorchFunctionMode):
-    """Attention to keys that are not as many as the queries costs nothing."""
+    """Skip attention whose keys differ in number from its queries, so that it counts zero."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is scaled_dot_product_attention and args[0].shape[-2] != args[1].shape[-2]:
@@ -86,15 +92,16 @@ class _FreeCrossAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def parameters(module: nn.Module) -> dict[str, int]:
-    """How many numbers it holds; a shared parameter counts once."""
-    found = list(module.parameters())
-    return {"total": sum(p.numel() for p in found), "trainable": sum(p.numel() for p in found if p.requires_grad)}
+def count_parameters(module: nn.Module) -> dict[str, int]:
+    """Number of parameters, total and trainable; a shared parameter counts once."""
+    params = list(module.parameters())
+    return {"total": sum(p.numel() for p in params), "trainable": sum(p.numel() for p in params if p.requires_grad)}
 
 
-def by_component(components: dict[str, nn.Module]) -> dict[str, dict[str, int]]:
-    """`parameters` of each component, and of "all" together."""
-    return {"all": parameters(nn.ModuleDict(components)), **{k: parameters(m) for k, m in components.items()}}
+def parameters_by_component(components: dict[str, nn.Module]) -> dict[str, dict[str, int]]:
+    """`count_parameters` of each component, and of "all" together."""
+    total = count_parameters(nn.ModuleDict(components))
+    return {"all": total, **{name: count_parameters(module) for name, module in components.items()}}
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:
@@ -107,7 +114,7 @@ def _formulas() -> dict[Any, Callable[..., int]]:
 
 
 def _sdpa(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """q k^T and its product with v; keys and values of grouped queries are used once per query head."""
+    """q k^T and its product with v; keys and values of grouped-query attention count once per query head."""
     batch, heads, n, d = q
     return 2 * batch * heads * n * k[-2] * (d + v[-1])
 
@@ -119,9 +126,9 @@ def _sdpa_backward(grad: Shape, q: Shape, k: Shape, v: Shape, *_: Any, out_shape
 
 
 def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *rest: Any, out_shape: Any = None, **__: Any) -> int:
-    """The gradients of input and weight, each as much as the forward; PyTorch's takes no account of groups."""
-    *_, transposed, _, _, wanted = rest
-    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(wanted[:2])
+    """The gradients of input and weight, each as many MACs as the forward; PyTorch's formula ignores groups."""
+    *_, transposed, _, _, output_mask = rest
+    return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(output_mask[:2])
 
 
 def _mv(matrix: Shape, vector: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:

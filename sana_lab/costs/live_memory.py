@@ -1,23 +1,23 @@
-"""Peak memory of a call: CUDA's allocator, or live tensors on other devices."""
+"""Peak memory of a call: CUDA's allocator, or the bytes of live tensors on other devices."""
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sana_lab.costs.timing import Call, plain
+from sana_lab.costs.timing import Call
 
 
 class Memory(NamedTuple):
-    """Bytes at the worst moment of one call, what was resident before it included."""
+    """Bytes at the peak of one call, including those resident before it."""
 
     peak_bytes: int
     resident_bytes: int
-    reserved_bytes: int | None  # what the CUDA allocator held at its peak; None on the CPU
+    reserved_bytes: int | None  # reserved by the CUDA allocator at its peak; None on the CPU
     method: str
 
     @property
@@ -34,58 +34,78 @@ class Memory(NamedTuple):
 
 
 def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tensor] = ()) -> Memory:
-    """The memory of one call. On CUDA the allocator's own peak, which holds all that is on the device.
+    """The memory of one call. On CUDA the allocator's peak, which includes everything on the device.
 
-    On the CPU the process's size says little: the allocator keeps what was freed, and libraries add their own. There
-    the bytes of all live tensors are followed through the call operator by operator: the same number on every machine.
-    Counted are `resident` (weights), the inputs and all results; not the workspace inside one operator.
+    On the CPU the size of the process is a poor measure: the allocator keeps what was freed, and libraries add their
+    own buffers. There the bytes of all live tensors are tracked operator by operator, which gives the same number on
+    every machine: `resident` (weights), inputs and results, without the workspace inside one operator.
     """
     return _cuda_memory(call) if torch.device(device).type == "cuda" else _live_memory(call, resident)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operators read and write; a view adds nothing, and a freed storage leaves the sum.
+    """Track the storages that operators read and write: a view adds nothing, a freed storage is subtracted.
 
-    On the meta device, where nothing is worked out, it finds the same number for sizes that no machine here holds.
+    Works on the meta device too, for sizes that no machine here could hold.
     """
 
     def __init__(self, resident: Iterable[Tensor], device: str = "cpu") -> None:
         super().__init__()
         self.device = device
-        self._known: dict[int, weakref.ref[Any]] = {}
+        self._tracked: dict[int, weakref.ref[Any]] = {}
         self.resident = self.live = self.peak = 0
-        self._found(resident)
+        self._add_resident(resident)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._found(tree_leaves((args, kwargs)))
+        self._add_resident(tree_leaves((args, kwargs)))
         out = func(*args, **kwargs)
-        for tensor in self._unknown(tree_leaves(out)):
-            self.live += self._follow(tensor, counted=True)
+        for tensor in self._untracked(tree_leaves(out)):
+            self.live += self._track(tensor, counted=True)
         self.peak = max(self.peak, self.live)
         return out
 
-    def _found(self, values: Iterable[Any]) -> None:
-        """What an operator reads and none has made was there before, and stays."""
-        self.resident += sum(self._follow(tensor, counted=False) for tensor in self._unknown(values))
+    def _add_resident(self, values: Iterable[Any]) -> None:
+        """Inputs that no tracked operator has made were allocated before the call, and stay."""
+        self.resident += sum(self._track(tensor, counted=False) for tensor in self._untracked(values))
 
-    def _unknown(self, values: Iterable[Any]) -> Iterable[Tensor]:
-        for tensor in (t for value in values if isinstance(value, Tensor) for t in plain(value)):
+    def _untracked(self, values: Iterable[Any]) -> Iterable[Tensor]:
+        for tensor in (t for value in values if isinstance(value, Tensor) for t in inner_tensors(value)):
             if tensor.device.type == self.device:
-                known = self._known.get(id(tensor.untyped_storage()))
-                if known is None or known() is not tensor.untyped_storage():
+                tracked = self._tracked.get(id(tensor.untyped_storage()))
+                if tracked is None or tracked() is not tensor.untyped_storage():
                     yield tensor
 
-    def _follow(self, tensor: Tensor, counted: bool) -> int:
+    def _track(self, tensor: Tensor, counted: bool) -> int:
         storage = tensor.untyped_storage()
         key, size = id(storage), storage.nbytes()
 
         def freed(_: Any) -> None:
-            self._known.pop(key, None)
+            self._tracked.pop(key, None)
             self.live -= size if counted else 0
 
-        self._known[key] = weakref.ref(storage, freed)
+        self._tracked[key] = weakref.ref(storage, freed)
         return size
+
+
+def inner_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors inside a tensor subclass, such as a quantised weight; a plain tensor itself."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+    else:
+        for name in flatten()[0]:
+            yield from inner_tensors(getattr(tensor, name))
+
+
+def module_tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """All parameters and buffers, a shared one once."""
+    return list({id(t): t for m in modules for t in (*m.parameters(), *m.buffers())}.values())
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the elements of all tensors; of a quantised one, of its inner tensors."""
+    return sum(inner.numel() * inner.element_size() for tensor in tensors for inner in inner_tensors(tensor))
 
 
 def _cuda_memory(call: Call) -> Memory:

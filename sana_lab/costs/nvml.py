@@ -1,4 +1,4 @@
-"""What a GPU's driver says of it: energy, power limit, clocks and version; through NVML, if `nvidia-ml-py` is there."""
+"""Energy, power limit, clocks and driver version of an NVIDIA GPU, through NVML (optional package `nvidia-ml-py`)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,43 +9,43 @@ import torch
 from sana_lab.types import Json
 
 
-class Driver:
-    """One GPU as NVML knows it; what it does not tell is None."""
+class NvmlDevice:
+    """One GPU in NVML; values that it does not support are None."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self.nvml, self.handle = nvml, handle
 
     def joules(self) -> float | None:
-        """All energy since the driver was loaded; the counter moves some ten times a second."""
-        found = self._ask(lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
-        return None if found is None else found / 1e3
+        """Energy used since the driver was loaded; the counter is updated some ten times a second."""
+        millijoules = self._query(lambda: self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
+        return None if millijoules is None else millijoules / 1e3
 
     def facts(self) -> Json:
-        """Power limit in watts, clocks in MHz as they are now and at most, and the driver's version."""
+        """Driver version, power limit in watts, current and maximum clocks in MHz."""
         nvml, handle = self.nvml, self.handle
         kinds = {"sm": nvml.NVML_CLOCK_SM, "memory": nvml.NVML_CLOCK_MEM}
-        limit = self._ask(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
+        limit = self._query(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
         return {
-            "driver": self._ask(nvml.nvmlSystemGetDriverVersion),
+            "driver": self._query(nvml.nvmlSystemGetDriverVersion),
             "power_limit_w": None if limit is None else limit / 1e3,
             "clocks_mhz": self._clocks(nvml.nvmlDeviceGetClockInfo, kinds),
             "max_clocks_mhz": self._clocks(nvml.nvmlDeviceGetMaxClockInfo, kinds),
         }
 
-    def _clocks(self, ask: Callable[[Any, int], int], kinds: dict[str, int]) -> dict[str, int | None]:
-        return {name: self._ask(partial(ask, self.handle, kind)) for name, kind in kinds.items()}
+    def _clocks(self, query: Callable[[Any, int], int], kinds: dict[str, int]) -> dict[str, int | None]:
+        return {name: self._query(partial(query, self.handle, kind)) for name, kind in kinds.items()}
 
-    def _ask(self, question: Callable[[], Any]) -> Any:
+    def _query(self, call: Callable[[], Any]) -> Any:
         try:
-            return question()
+            return call()
         except self.nvml.NVMLError:
             return None
 
 
-def find(device: torch.device) -> tuple[Driver | None, str]:
-    """The driver of a device, or None and why there is none."""
+def find_device(device: torch.device) -> tuple[NvmlDevice | None, str]:
+    """The NVML device of a torch device and "", or None and the reason why there is none."""
     if device.type != "cuda":
-        return None, f"a {device.type} device has no energy counter that is read here"
+        return None, f"a {device.type} device has no supported energy counter"
     try:
         import pynvml
     except ImportError:
@@ -53,10 +53,10 @@ def find(device: torch.device) -> tuple[Driver | None, str]:
     return connect(pynvml, str(torch.cuda.get_device_properties(device).uuid))
 
 
-def connect(nvml: Any, uuid: str) -> tuple[Driver | None, str]:
-    """The GPU of that identifier: an index would not do, as CUDA's order and visibility are not the driver's."""
+def connect(nvml: Any, uuid: str) -> tuple[NvmlDevice | None, str]:
+    """The GPU with that UUID. Indices would not do: CUDA's order and visibility differ from the driver's."""
     try:
         nvml.nvmlInit()
-        return Driver(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")), ""
+        return NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")), ""
     except nvml.NVMLError as error:
-        return None, f"NVML says: {error}"
+        return None, f"NVML error: {error}"

@@ -2,46 +2,63 @@
 
 import gc
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
-SIGNS = ("out of memory", "not enough memory", "ALLOC_FAILED", "can't allocate memory")
-"""What PyTorch, its CPU allocator, cuDNN and cuBLAS say in a plain RuntimeError."""
+MESSAGES = ("out of memory", "not enough memory", "ALLOC_FAILED", "can't allocate memory")
+"""Phrases of PyTorch, its CPU allocator, cuDNN and cuBLAS in a plain RuntimeError."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is full, and not that something is wrong."""
+    """Whether an error means that memory is full, on the host or a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
 
 
 class OutOfMemory(RuntimeError):
-    """Memory is full, in one line that says what was being done."""
+    """Memory is full. The message is one line: what was being done, the original error, and advice."""
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """OutOfMemory, with what was being done, for an error that says that memory is full; all others as they are."""
+def describe_out_of_memory(action: str) -> Iterator[None]:
+    """Raise OutOfMemory("out of memory while {action}: ...") for an error of full memory; other errors pass."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # what they hold is what memory is full of
-        release()
-        raise OutOfMemory(f"out of memory while {what}: {first_line(error)}") from None
+        traceback.clear_frames(error.__traceback__)  # their locals hold the tensors that fill the memory
+        release_memory()
+        raise OutOfMemory(f"out of memory while {action}: {first_line(error)}") from None
 
 
-def release() -> None:
-    """Give back what a call that failed has left behind."""
+@contextmanager
+def advise_on_out_of_memory(advice: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Raise OutOfMemory with `advice` at the end of its message for an error of full memory; other errors pass.
+
+    `advice` is called after memory is released, so that it may import and compute what only this case needs.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        message = first_line(error) if isinstance(error, OutOfMemory) else f"out of memory: {first_line(error)}"
+        traceback.clear_frames(error.__traceback__)
+        release_memory()
+        raise OutOfMemory(f"{message.rstrip('.')}. {'; '.join(advice())}") from None
+
+
+def release_memory() -> None:
+    """Collect garbage and empty the CUDA allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, or its name."""
+    """The first line of an error's message, or the name of its type where the message is empty."""
     return next(iter(str(error).splitlines()), "").strip() or type(error).__name__

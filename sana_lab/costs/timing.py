@@ -1,43 +1,44 @@
-"""Time, memory and energy of a call: quantiles with intervals, peaks after a reset, and fair ratios of two calls."""
+"""Time and energy of calls: medians and quantiles with intervals, and ratios of interleaved calls."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+
+from sana_lab.intervals import quantile_interval
 
 Call = Callable[[], Any]
 Clock = Callable[[Call], tuple[float, float | None]]
-"""Runs a call; its seconds on the host, and on the device where it has a clock of its own."""
+"""Runs a call and returns its seconds on the host, and on the device (None without a clock of its own)."""
 
-NOISE, PAIRS = 0.05, 3
-"""A against A, the least time of so many interleaved pairs or more, may differ by this much; above it, or with fewer
-pairs, a machine is too busy for a ratio to mean anything."""
+MAX_NOISE, MIN_PAIRS = 0.05, 3
+"""A ratio needs at least MIN_PAIRS interleaved rounds, in which the minima of the same call timed twice (A against A)
+differ by at most MAX_NOISE."""
 
 
 class Timing(NamedTuple):
-    """Seconds of wall-clock time of one call, the device synchronised before and after."""
+    """Summary of the seconds of one call, the device synchronised before and after."""
 
     median_s: float
     p90_s: float
     low_s: float  # 95 % interval of the median, by order statistics; below 6 samples the smallest and the largest
     high_s: float
     min_s: float
-    iqr_s: float  # between the quartiles
+    iqr_s: float  # interquartile range
     n: int
-    device_s: float | None = None  # median between CUDA events: without what the host adds before and after
+    device_s: float | None = None  # median between CUDA events: without the host's time before and after
     device_min_s: float | None = None
 
     @property
     def typical_s(self) -> float:
-        """What ratios are made of: the device's own time where it has a clock."""
+        """The median for ratios: of device time where it is measured."""
         return self.median_s if self.device_s is None else self.device_s
 
     @property
-    def least_s(self) -> float:
-        """The least time, likewise: what the machine cannot have made longer."""
+    def fastest_s(self) -> float:
+        """The minimum, of device time where it is measured."""
         return self.min_s if self.device_min_s is None else self.device_min_s
 
     @classmethod
@@ -45,23 +46,23 @@ class Timing(NamedTuple):
         """The summary of at least one sample."""
         if not seconds:
             raise ValueError("a timing needs at least one sample")
-        ordered = sorted(seconds)
-        low, high = median_interval(ordered)
+        low, high = median_interval(seconds)
+        quartiles = [quantile(seconds, q) for q in (0.25, 0.75)]
         return cls(
-            median_s=quantile(ordered, 0.5),
-            p90_s=quantile(ordered, 0.9),
+            median_s=quantile(seconds, 0.5),
+            p90_s=quantile(seconds, 0.9),
             low_s=low,
             high_s=high,
-            min_s=ordered[0],
-            iqr_s=quantile(ordered, 0.75) - quantile(ordered, 0.25),
-            n=len(ordered),
+            min_s=min(seconds),
+            iqr_s=quartiles[1] - quartiles[0],
+            n=len(seconds),
             device_s=quantile(device, 0.5) if device else None,
             device_min_s=min(device) if device else None,
         )
 
 
 class Percentile(NamedTuple):
-    """A quantile of samples with its 95 % interval, free of distribution; None is what so few samples cannot say."""
+    """A quantile with its distribution-free 95 % interval; None where the samples are too few."""
 
     value: float | None
     low: float | None
@@ -69,17 +70,17 @@ class Percentile(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float], q: float) -> "Percentile":
-        """The largest of n samples stands for the quantile n / (n + 1); one beyond that has no value."""
-        known = len(values) / (len(values) + 1) >= q
-        return cls(quantile(values, q) if known else None, *quantile_interval(values, q))
+        """Quantile q of n samples; its value is None beyond n / (n + 1), which the largest sample estimates."""
+        enough = len(values) / (len(values) + 1) >= q
+        return cls(quantile(values, q) if enough else None, *quantile_interval(values, q))
 
 
 class Samples(NamedTuple):
-    """What a clock said of one call, time after time."""
+    """All readings of one call."""
 
     wall: tuple[float, ...]  # seconds
-    device: tuple[float, ...] = ()  # between CUDA events, where there are any
-    first_s: float | None = None  # the first call of all, where it was a warm-up: compilation and tuning are in it
+    device: tuple[float, ...] = ()  # seconds between CUDA events; empty on the CPU
+    first_s: float | None = None  # the first warm-up call, with compilation and tuning; None without warm-up
 
     @property
     def timing(self) -> Timing:
@@ -87,132 +88,88 @@ class Samples(NamedTuple):
 
 
 class Energy(NamedTuple):
-    """Of one call, by the driver's counter over several."""
+    """Energy of one call, averaged over `calls` by a hardware counter."""
 
     joules: float
     calls: int
-    seconds: float
+    seconds: float  # of all calls
 
 
 class Comparison(NamedTuple):
-    """Two calls timed alternately; `ratio` > 1 says that ours is faster, None that the machine is too noisy to say."""
+    """Two calls timed in turns; `ratio` > 1 means that ours is faster, None that the machine is too noisy."""
 
     peer: Timing
     ours: Timing
-    noise: float  # |peer / peer again - 1|, of the least times
+    noise: float  # |peer / peer again - 1|, of the minima
     ratio: float | None
 
     @classmethod
     def of(cls, peer: Timing, ours: Timing, again: Timing) -> "Comparison":
-        """Of medians; `again` is the peer a second time, in the same rounds."""
-        noise = abs(peer.least_s / again.least_s - 1)
-        fit = noise <= NOISE and min(peer.n, ours.n, again.n) >= PAIRS
-        return cls(peer, ours, noise, peer.typical_s / ours.typical_s if fit else None)
-
-
-def measure(call: Call, warmup: int, repeats: int, device: torch.device | str) -> Timing:
-    """The timing of `repeats` calls after `warmup` calls that are not counted. ValueError for fewer than one repeat."""
-    return interleave({"": call}, warmup, repeats, device)[""]
+        """The ratio of medians; `again` is the peer timed a second time in the same rounds."""
+        noise = abs(peer.fastest_s / again.fastest_s - 1)
+        valid = noise <= MAX_NOISE and min(peer.n, ours.n, again.n) >= MIN_PAIRS
+        return cls(peer, ours, noise, peer.typical_s / ours.typical_s if valid else None)
 
 
 def interleave(
     calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
 ) -> dict[str, Timing]:
-    """The timing of each call, run in turn (A B C A B C ...), so that a drift of the machine meets all alike."""
-    return {name: found.timing for name, found in sample(calls, warmup, repeats, device, clock).items()}
+    """The timing of each call, run in turns (A B C A B C ...) so that a drift of the machine affects all alike."""
+    samples = collect_samples(calls, warmup, repeats, device, clock)
+    return {name: readings.timing for name, readings in samples.items()}
 
 
-def sample(
+def collect_samples(
     calls: Mapping[str, Call], warmup: int, repeats: int, device: torch.device | str, clock: Clock | None = None
 ) -> dict[str, Samples]:
-    """The same, every sample kept. ValueError for fewer than one repeat."""
+    """The samples of each call, run in turns. ValueError for a negative warm-up or fewer than one repeat."""
     if warmup < 0 or repeats < 1:
         raise ValueError(f"warmup is {warmup} and repeats is {repeats}, expected at least 0 and 1")
-    clock = clock or clock_of(device)
+    clock = clock or clock_for(device)
     rounds = [{name: clock(call) for name, call in calls.items()} for _ in range(warmup + repeats)]
     return {name: _samples([r[name] for r in rounds], warmup) for name in calls}
 
 
-def energy(call: Call, joules: Callable[[], float | None], seconds: float, clock: Clock) -> Energy | None:
-    """The energy of one call, repeated for at least so many seconds; None where the counter gives nothing or stands.
+def energy_per_call(call: Call, joules: Callable[[], float | None], seconds: float, clock: Clock) -> Energy | None:
+    """Energy of one call, repeated for at least `seconds`; None where the counter is missing or does not move.
 
-    `joules` reads the counter: all that the device has used so far, with its idle power and with whoever else uses it.
+    `joules` reads the counter of the whole device, which includes its idle power and other processes.
     """
-    before, calls, spent = joules(), 0, 0.0
+    before, calls, elapsed = joules(), 0, 0.0
     if before is None:
         return None
-    while not calls or spent < seconds:
-        spent += clock(call)[0]
+    while not calls or elapsed < seconds:
+        elapsed += clock(call)[0]
         calls += 1
     after = joules()
-    return Energy((after - before) / calls, calls, spent) if after is not None and after > before else None
+    return Energy((after - before) / calls, calls, elapsed) if after is not None and after > before else None
 
 
-def clock_of(device: torch.device | str) -> Clock:
-    """The clock for calls on a device: they have ended when it stops."""
+def clock_for(device: torch.device | str) -> Clock:
+    """The clock that waits for calls on a device to end."""
     return cuda_clock if torch.device(device).type == "cuda" else host_clock
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Bounds of the median at that level, free of distribution; the extremes where there are too few values."""
+    """Distribution-free bounds of the median; the extremes where there are too few values."""
     low, high = quantile_interval(values, 0.5, level)
     return min(values) if low is None else low, max(values) if high is None else high
 
 
-def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float | None, float | None]:
-    """Bounds of a quantile by order statistics; None where even the extreme of so few values does not bound it."""
-    ordered, n, tail = sorted(values), len(values), (1 - level) / 2
-    low, high = _rank(n, q, tail), _rank(n, 1 - q, tail)
-    return ordered[low - 1] if low else None, ordered[n - high] if high else None
-
-
-def enough_for(q: float, level: float = 0.95) -> int:
-    """How many samples bound a quantile from both sides: the fewest whose largest lies above it surely enough."""
-    return math.ceil(math.log((1 - level) / 2) / math.log(max(q, 1 - q)))
-
-
-def _rank(n: int, q: float, tail: float) -> int:
-    """The largest k for which at most k - 1 of n values fall below the quantile with that probability; 0 if none."""
-    k, below = 0, 0.0
-    while k < n and (below := below + _binomial(n, k, q)) <= tail:
-        k += 1
-    return k
-
-
-def _binomial(n: int, k: int, q: float) -> float:
-    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return math.exp(ways + k * math.log(q) + (n - k) * math.log(1 - q))
+def samples_needed(q: float, level: float = 0.95) -> int:
+    """The fewest samples that bound quantile q from both sides."""
+    return int(np.ceil(np.log((1 - level) / 2) / np.log(max(q, 1 - q))))
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """By linear interpolation between the ordered values, as numpy's default."""
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
-    return low + (place - math.floor(place)) * (high - low)
-
-
-def plain(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that hold a quantised one's numbers; of any other, itself."""
-    inner = getattr(tensor, "__tensor_flatten__", None)
-    if inner is None:
-        yield tensor
-    else:
-        for name in inner()[0]:
-            yield from plain(getattr(tensor, name))
+    """Quantile q with linear interpolation."""
+    return float(np.quantile(values, q))
 
 
 def host_clock(call: Call) -> tuple[float, None]:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start, None
-
-
-def thread_clock(call: Call) -> tuple[float, None]:
-    """Processor time of this thread alone: for one-threaded work on a machine that others use."""
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start, None
 
 
 def cuda_clock(call: Call) -> tuple[float, float]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab import environment
-from sana_lab.bench.memory_advice import Drawing, advised
 from sana_lab.config import experiments, hashing, schema
 from sana_lab.config.specs import Spec, SpecError, build, complete, fields, name_of
+from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report, image_folder, reconstruction, run_measures, sources
@@ -132,7 +132,13 @@ class Evaluator:
         measures = build_measures(options, shapes=data.get("name") == "shapes")
         source = sources.system_source(system)
         size = experiments.image_size(experiment["data"])
-        with advised(lambda: Drawing(system, size, min(options["batch"], 64), sampling, "eval.batch").tips()):
+
+        def advice() -> list[str]:
+            from sana_lab.bench.memory_advice import SamplingPass
+
+            return SamplingPass(system, size, min(options["batch"], 64), sampling, "eval.batch").advice()
+
+        with advise_on_out_of_memory(advice):
             reports = run_measures.run(measures, source, options["batch"]) if measures else {}
         return as_json(reports, measures, source.captions, options["seed"])
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sana_lab.config.specs import SpecError, nearest
-from sana_lab.costs.flops import count_macs, parameters, whole_masks
+from sana_lab.costs import flops
+from sana_lab.costs.flops import count_macs
 from sana_lab.models.text.tokenizer import offline_tokenizer
 from sana_lab.peers.configs import PEERS, Component
 from sana_lab.peers.pipeline import NETWORKS, Peer
@@ -66,7 +67,7 @@ def count(name: str, prompt: str, size: int, steps: int, guidance: float, toy: b
     arguments |= {key: value for key, value in optional.items() if key in peer.accepts}
     counter = CallCounter(peer)
     peer.pipeline.__class__ = type(peer.name, (type(peer.pipeline),), {"_execution_device": CPU, "device": CPU})
-    with torch.no_grad(), whole_masks(nn.ModuleDict(peer.networks)):
+    with torch.no_grad(), flops.expanded_masks(nn.ModuleDict(peer.networks)):
         peer.pipeline(prompt=[prompt], **arguments)
         counter.decode(size)
     return peer, counter.counts()
@@ -120,8 +121,8 @@ class CallCounter:
 def count_parameters(peer: Peer) -> dict[str, int]:
     """Parameters of all networks (`all`) and of the denoiser (`denoiser`)."""
     return {
-        "all": parameters(nn.ModuleDict(peer.networks))["total"],
-        "denoiser": parameters(peer.denoiser)["total"],
+        "all": flops.count_parameters(nn.ModuleDict(peer.networks))["total"],
+        "denoiser": flops.count_parameters(peer.denoiser)["total"],
     }
 
 

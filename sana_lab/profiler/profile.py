@@ -18,11 +18,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import profiler
 
-from sana_lab.bench.bench import PROMPTS, build_untrained
-from sana_lab.bench.record import machine, weights_of
+from sana_lab.bench.probes import PROMPT
+from sana_lab.bench.record import machine
+from sana_lab.bench.untrained import build_untrained
 from sana_lab.config import experiments, schema, specs
 from sana_lab.config.paths import check_file
-from sana_lab.costs.live_memory import Memory, peak_memory
+from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.timing import Timing
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.profiler.host_syncs import syncs
@@ -78,7 +79,7 @@ def profile_training(
             _trainer(experiment, Path(folder), clock, count, *callbacks).fit(system, datamodule=data)
 
         def weigh() -> Memory:
-            return peak_memory(lambda: run(Clock(device), 2), device, weights_of([system]))
+            return peak_memory(lambda: run(Clock(device), 2), device, module_tensors([system]))
 
         device = _device(experiment)
         memory = weigh() if device.type == "cpu" else None  # followed operator by operator, which compiled blocks hide
@@ -118,7 +119,7 @@ def profile_sampling(
 
         def draw() -> None:
             system.text_encoder.clear_cache()
-            system.sample([PROMPTS[0]], size=size, sampling=how)
+            system.sample([PROMPT], size=size, sampling=how)
 
         def run(clock: Clock, count: int) -> None:
             for _ in range(count):
@@ -127,7 +128,7 @@ def profile_sampling(
             clock.step()
 
         record = _measured(run, system, system.device, steps, warmup, SAMPLING)
-        memory = peak_memory(draw, system.device, weights_of([system]))
+        memory = peak_memory(draw, system.device, module_tensors([system]))
         recorder = Recorder(0, trace)
         recorder.begin()
         draw()

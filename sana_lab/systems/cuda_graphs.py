@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sana_lab.costs.timing import plain
+from sana_lab.costs.live_memory import inner_tensors
 from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Velocity
 
@@ -179,7 +179,7 @@ def device_of(dit: Dit) -> str:
 
 def addresses(dit: Dit) -> tuple[int, ...]:
     """Where the weights lie: a graph reads them there, whatever they have become."""
-    return tuple(x.data_ptr() for whole in (*dit.parameters(), *dit.buffers()) for x in plain(whole))
+    return tuple(x.data_ptr() for whole in (*dit.parameters(), *dit.buffers()) for x in inner_tensors(whole))
 
 
 def _close(made: Tensor, expected: Tensor) -> bool:

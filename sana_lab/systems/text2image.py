@@ -12,7 +12,7 @@ from sana_lab.checkpoints.build import build
 from sana_lab.config.experiments import image_size
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
-from sana_lab.costs.out_of_memory import doing
+from sana_lab.costs.out_of_memory import describe_out_of_memory
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import Bind, guided
 from sana_lab.diffusion.sampling import Sampling, check_finite, check_request, generator, noise_like
@@ -205,7 +205,7 @@ class TextToImage(System):
     def working(self, network: nn.Module, what: str) -> ExitStack:
         """A network where it works, meanwhile; OutOfMemory says what it was doing."""
         stack = ExitStack()
-        stack.enter_context(doing(what))
+        stack.enter_context(describe_out_of_memory(what))
         if self.offload:
             stack.enter_context(self.offload.visit(network))
         return stack

@@ -18,10 +18,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from sana_lab import environment
-from sana_lab.bench.memory_advice import advised, training_tips
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing, schema, specs
 from sana_lab.config.paths import check_folder
+from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import RunLogger
@@ -50,8 +50,15 @@ def train(
     check_folder(home)
     with _alone(home, name):
         done = weights.trained(experiment)
-        with advised(lambda: training_tips(experiment)):
+        with advise_on_out_of_memory(lambda: memory_advice(experiment)):
             return done or _fit(experiment, home, name, logger, progress)
+
+
+def memory_advice(experiment: schema.Config) -> list[str]:
+    """Options that lower the memory of training."""
+    from sana_lab.bench.memory_advice import training_advice
+
+    return training_advice(experiment)
 
 
 def _alone(home: Path, name: str) -> AcquireReturnProxy:

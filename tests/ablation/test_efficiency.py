@@ -10,7 +10,7 @@ from sana_lab import __main__
 from sana_lab.ablation import efficiency, efficiency_table, plan, worker
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.trials import records
-from sana_lab.bench.probes import How, Probe
+from sana_lab.bench.probes import Probe, ProbeSettings
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable, Trial
@@ -136,11 +136,11 @@ def test_rows_that_differ_in_the_backend_alone_are_rows_of_their_own(folder: Pat
 
 def test_an_image_is_counted_as_bench_counts_it(folder: Path):
     """From shapes alone, on the meta device: the same MACs as those of the real modules at work."""
-    from sana_lab.bench import bench
+    from sana_lab.bench import bench, untrained
 
     probe: Any = specs.build("probe", {"name": "image", "experiment": "tiny", "size": 32})
     counted = probe.count()
-    system = bench.draw_untrained(probe.experiment["system"], CPU, torch.float32)
+    system = untrained.untrained_system(probe.experiment["system"], CPU, torch.float32)
     real = bench.bench(system, probe.sampling, 32, repeats=1, prompts=["a photo of a red circle left of a blue square"])
     assert counted["tmacs"] * 1e3 == pytest.approx(real["gmacs"])
     assert counted["tmacs_image"] * 1e3 == pytest.approx(real["gmacs_image"])
@@ -193,7 +193,7 @@ class Broken(Probe):
     def count(self) -> dict[str, float]:
         return {"tmacs": 1.0}
 
-    def measure(self, how: How) -> dict[str, float]:
+    def measure(self, how: ProbeSettings) -> dict[str, float]:
         raise MemoryError("1 GB too much") if self.how == "memory" else KeyError("a bug")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from sana_lab.bench import stages
 from sana_lab.bench.bench import bench, bench_peer, main, main_peer, table
 from sana_lab.bench.record import compile_mode
-from sana_lab.bench.stages import count_evaluations, evaluation_times
+from sana_lab.bench.stages import evaluation_times
 from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.costs import nvml
@@ -154,7 +154,7 @@ def test_settings_hold_what_a_trustworthy_row_states(record: dict[str, Any]):
     assert settings["dtype"] == settings["dtype"] | {"dit": "float32", "autoencoder": "float32"}
     assert set(settings["compile"].values()) == {"eager"}
     assert (settings["gpu"], settings["cuda"]) == (None, None)
-    assert "no energy counter" in settings["driver_missing"]
+    assert "no supported energy counter" in settings["driver_missing"]
     assert settings["rows_a_forward"] == "2 B"
     assert (record["prompt_tokens"], record["text_tokens"]) == (LENGTH, LENGTH)
     for key in ("cpu", "cores", "threads", "torch", "python", "platform", "sync", "inside", "warmup", "repeats"):
@@ -169,15 +169,15 @@ def test_compiled_networks_are_said_to_be():
 
 
 def test_a_sweep_over_batches():
-    found = bench(system(), Sampling("euler", 1), 16, repeats=1, most=3)
+    found = bench(system(), Sampling("euler", 1), 16, repeats=1, max_batch=3)
     swept = found["sweep"]
-    assert [rung["batch"] for rung in swept["rungs"]] == [1, 2, 3]
-    assert swept["ended_by"] == "the limit given, 3"
-    assert swept["images_per_s"] == max(rung["images_per_s"] for rung in swept["rungs"])
-    peaks = [rung["peak_mib"] for rung in swept["rungs"]]
+    assert [trial["batch"] for trial in swept["trials"]] == [1, 2, 3]
+    assert swept["ended_by"] == "the limit, 3"
+    assert swept["images_per_s"] == max(trial["images_per_s"] for trial in swept["trials"])
+    peaks = [trial["peak_mib"] for trial in swept["trials"]]
     assert peaks == sorted(peaks)
     assert json.loads(json.dumps(found)) == found
-    assert f"at batch {swept['batch']}; ended by the limit given, 3" in table(found)
+    assert f"at batch {swept['batch']}; ended by the limit, 3" in table(found)
 
 
 def test_a_sweep_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch):
@@ -190,8 +190,8 @@ def test_a_sweep_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch):
         return decode(latents)
 
     monkeypatch.setattr(net.autoencoder, "decode", full)
-    found = bench(net, Sampling("euler", 1), 16, repeats=1, most=64)
-    assert [rung["batch"] for rung in found["sweep"]["rungs"]] == [1, 2]
+    found = bench(net, Sampling("euler", 1), 16, repeats=1, max_batch=64)
+    assert [trial["batch"] for trial in found["sweep"]["trials"]] == [1, 2]
     assert found["sweep"]["ended_by"] == "out of memory at batch 4: scripted"
 
 
@@ -210,8 +210,8 @@ class Meter:
 
 
 def test_energy_by_stage_where_the_driver_counts_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(nvml, "find", lambda device: (Meter(), ""))
-    monkeypatch.setattr(stages, "clock_of", lambda device: lambda call: (call(), (1.0, None))[1])
+    monkeypatch.setattr(nvml, "find_device", lambda device: (Meter(), ""))
+    monkeypatch.setattr(stages, "clock_for", lambda device: lambda call: (call(), (1.0, None))[1])
     found = bench(system(), Sampling("euler", 1), 16, repeats=1, energy_s=2.0)
     used = {name: stage["energy_j"] for name, stage in found["stages"].items()}
     assert used == {"text": 2.5, "denoise": 2.5, "decode": 2.5, "total": 2.5}
@@ -222,9 +222,9 @@ def test_energy_by_stage_where_the_driver_counts_it(monkeypatch: pytest.MonkeyPa
 
 def test_no_energy_says_why(record: dict[str, Any]):
     assert record["energy_j"] is None
-    assert "energy_j: not measured: not asked for" in record["notes"]
+    assert "energy_j: not measured: not requested" in record["notes"]
     found = bench(system(), Sampling("euler", 1), 16, repeats=1, energy_s=1.0)
-    assert any("not measured: a cpu device has no energy counter" in note for note in found["notes"])
+    assert any("not measured: a cpu device has no supported energy counter" in note for note in found["notes"])
 
 
 def test_measured_steps_stand_for_all():
@@ -260,7 +260,7 @@ def test_modes_are_put_back_and_nothing_is_trained():
 
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 7), ("heun", 13), ("dpmpp", 7), ("rf_solver", 14)])
 def test_evaluations_of_each_solver(solver: str, evaluations: int):
-    assert count_evaluations(Sampling(solver, 7), Flow()) == evaluations
+    assert sum(evaluation_times(Sampling(solver, 7), Flow()).values()) == evaluations
 
 
 def test_guidance_in_an_interval_is_paid_for_there_alone():
@@ -335,7 +335,7 @@ def peer_record() -> dict[str, Any]:
     import tiny_peers
 
     peer = Peer(tiny_peers.sana_pipeline())
-    return bench_peer(peer, 32, steps=2, guidance=4.5, repeats=1, batch=2, most=2)
+    return bench_peer(peer, 32, steps=2, guidance=4.5, repeats=1, batch=2, max_batch=2)
 
 
 def test_a_peers_record_has_the_same_columns(peer_record: dict[str, Any], record: dict[str, Any]):
@@ -364,7 +364,7 @@ def test_a_peers_parameters_and_latency(peer_record: dict[str, Any]):
         assert 0 < each["low_s"] <= each["latency_s"] <= each["high_s"]
         assert each["first_s"] > 0
     assert peer_record["settings"]["peer"]["pipeline"] == "SanaPipeline"
-    assert [rung["batch"] for rung in peer_record["sweep"]["rungs"]] == [1, 2]
+    assert [trial["batch"] for trial in peer_record["sweep"]["trials"]] == [1, 2]
 
 
 def test_the_verb_measures_a_pipelines_folder(sana_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,11 +9,11 @@ import torch
 
 from sana_lab import __main__, api
 from sana_lab.bench import bench, memory_advice
-from sana_lab.bench.memory_advice import Drawing, advised, training_tips
-from sana_lab.bench.memory_table import computed, table
-from sana_lab.config import experiments
+from sana_lab.bench.memory_advice import SamplingPass, training_advice
+from sana_lab.bench.memory_table import memory_record, table
+from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
-from sana_lab.costs.out_of_memory import OutOfMemory, doing
+from sana_lab.costs.out_of_memory import OutOfMemory, advise_on_out_of_memory, describe_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import evaluate
 from sana_lab.systems import text2image
@@ -51,7 +51,7 @@ class TestTable:
         file = tmp_path / "memory.json"
         assert __main__.main(["bench", "sana_600m_1024", "--memory", "--json", str(file)]) == 0
         record = json.loads(file.read_text())
-        parts, ways = record["components"], record["ways"]
+        parts, rows = record["components"], record["configurations"]
         assert {k: round(v["params_m"], 1) for k, v in parts.items()} == {
             "text_encoder": 2614.3,
             "dit": 591.7,
@@ -60,9 +60,9 @@ class TestTable:
         for one in parts.values():
             assert one["weights"] == pytest.approx(2e6 * one["params_m"] / 2**30, rel=1e-3)
         assert parts["dit"]["int8"] < 0.53 * parts["dit"]["weights"]
-        assert ways["all on the device"]["room"]["8"] < 0 < ways["all on the device"]["room"]["16"]
-        assert ways["+ offload"]["room"]["8"] > 1
-        peaks = [way["peak"] for way in ways.values()]
+        assert rows["all on the device"]["free"]["8"] < 0 < rows["all on the device"]["free"]["16"]
+        assert rows["+ offload"]["free"]["8"] > 1
+        peaks = [row["peak"] for row in rows.values()]
         assert peaks[0] == max(peaks)
         printed = capsys.readouterr().out
         assert "computed, not measured on a GPU" in printed.splitlines()[0]
@@ -70,20 +70,22 @@ class TestTable:
 
     def test_without_torchao_its_rows_are_left_out_and_said_to_be(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("sana_lab.systems.quantize.installed", lambda: False)
-        record = computed(experiment(), 64)
-        assert not any("int8" in name or "w8a8" in name for name in record["ways"])
+        record = memory_record(experiment(), 64)
+        assert not any("int8" in name or "w8a8" in name for name in record["configurations"])
         assert "needs torchao" in record["notes"][-1]
         assert "int8" not in record["components"]["dit"]
         assert "tile=1 alone" in table(record)
 
     def test_the_batch_counts(self):
-        one, many = (computed(experiment(), 64, batch)["ways"]["+ offload"]["work"] for batch in (1, 4))
+        one, many = (
+            memory_record(experiment(), 64, batch)["configurations"]["+ offload"]["activations"] for batch in (1, 4)
+        )
         assert many["decode"] == pytest.approx(4 * one["decode"], rel=0.02)
         assert many["denoise"] > 3 * one["denoise"]
 
     def test_what_draws_no_images_has_none(self):
-        with pytest.raises(SpecError, match=r"memory is that of drawing by a text2image system; this .* 'autoencoder'"):
-            computed(experiments.load("shapes_vae_f8"))
+        with pytest.raises(SpecError, match=r"text2image system; this .* 'autoencoder'"):
+            memory_record(experiments.load("shapes_vae_f8"))
 
     def test_of_a_model_that_is_no_experiment(self, capsys: pytest.CaptureFixture[str], sana_folder: Path):
         assert __main__.main(["bench", str(sana_folder), "--memory"]) == 1
@@ -92,7 +94,11 @@ class TestTable:
 
 class TestAdvice:
     def test_it_ends_the_line(self):
-        with pytest.raises(OutOfMemory) as caught, advised(lambda: ["a", "b"]), doing("decoding"):
+        with (
+            pytest.raises(OutOfMemory) as caught,
+            advise_on_out_of_memory(lambda: ["a", "b"]),
+            describe_out_of_memory("decoding"),
+        ):
             raise FULL
         assert str(caught.value) == (
             "out of memory while decoding: CUDA out of memory. Tried to allocate 2.00 GiB. a; b"
@@ -100,40 +106,42 @@ class TestAdvice:
 
     @pytest.mark.parametrize("error", [MemoryError(), FULL])
     def test_also_where_nobody_said_what_was_done(self, error: BaseException):
-        with pytest.raises(OutOfMemory, match=r"^out of memory: .*\. a$"), advised(lambda: ["a"]):
+        with pytest.raises(OutOfMemory, match=r"^out of memory: .*\. a$"), advise_on_out_of_memory(lambda: ["a"]):
             raise error
 
     def test_other_errors_stay(self):
-        with pytest.raises(KeyError), advised(lambda: ["a"]):
+        with pytest.raises(KeyError), advise_on_out_of_memory(lambda: ["a"]):
             raise KeyError
 
     def test_drawing_says_what_would_fit(self):
         drawn = system()
-        tips = Drawing(drawn, 64, 8, Sampling(), "eval.batch").tips()
+        tips = SamplingPass(drawn, 64, 8, Sampling(), "eval.batch").advice()
         assert tips[0].startswith("computed peak: ")
         assert [tip.split(" ")[0] for tip in tips[1:3]] == ["eval.batch=1", "system.autoencoder.tile=2"]
         assert not any("offload" in tip for tip in tips)  # it is on the CPU
 
     def test_on_a_gpu_networks_can_visit(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(Drawing, "_place", lambda self: "cuda")
+        monkeypatch.setattr(SamplingPass, "_device_type", lambda self: "cuda")
         drawn = system()
-        tips = Drawing(drawn, 64, 1, Sampling(), "eval.batch").tips()
+        tips = SamplingPass(drawn, 64, 1, Sampling(), "eval.batch").advice()
         named = [tip.rpartition(" GiB")[0].rpartition(" ")[0] for tip in tips[1:]]
         both = "sampling.offload=true with system.autoencoder.tile=2"
         assert named[:3] == ["system.autoencoder.tile=2", "sampling.offload=true", both]
         drawn.offload, drawn.autoencoder.tile = Offload("cpu"), 2
-        assert not any("offload" in tip or "tile" in tip for tip in Drawing(drawn, 64, 1, Sampling(), "n").tips()[1:])
+        assert not any(
+            "offload" in tip or "tile" in tip for tip in SamplingPass(drawn, 64, 1, Sampling(), "n").advice()[1:]
+        )
 
     def test_parts_that_cannot_be_counted_get_words(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(memory_advice, "Counter", full)
-        assert Drawing(system(), 32, 8, Sampling(), "eval.batch").tips() == [
+        monkeypatch.setattr(memory_advice, "MemoryCounter", full)
+        assert SamplingPass(system(), 32, 8, Sampling(), "eval.batch").advice() == [
             "try a smaller eval.batch, system.autoencoder.tile=8, sampling.quantize=int8"
         ]
 
     def test_training_counts_what_the_batch_does_not_change(self):
-        held, tips = training_tips(experiment("data.batch=64", "trainer.accumulate=2"))
+        held, tips = training_advice(experiment("data.batch=64", "trainer.accumulate=2"))
         with torch.device("meta"):
-            made = train.parts.build("system", experiment()["system"])
+            made = specs.build("system", experiment()["system"])
         trained = sum(p.numel() for m in (made.dit, made.text_encoder) for p in m.parameters())
         assert held.startswith(f"computed: {20 * trained / 2**30:.2f} GiB for weights, gradients")
         assert "data.batch=32 with trainer.accumulate=4" in tips

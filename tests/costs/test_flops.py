@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.costs.flops import by_component, count_macs, count_pair_macs, parameters
+from sana_lab.costs.flops import count_macs, count_pair_macs, count_parameters, parameters_by_component
 from sana_lab.ops.linear_attention.autograd import linear_attention, qkv_linear_attention
 from sana_lab.ops.linear_attention.reference import definition
 from sana_lab.types import Text
@@ -87,8 +87,8 @@ def test_parameters_count_shared_ones_once_and_tell_frozen_ones():
     a, b = nn.Linear(4, 3), nn.Linear(4, 3)
     b.weight = a.weight
     b.bias.requires_grad_(False)
-    assert parameters(nn.ModuleList([a, b])) == {"total": 12 + 3 + 3, "trainable": 12 + 3}
-    assert by_component({"first": a, "second": b}) == {
+    assert count_parameters(nn.ModuleList([a, b])) == {"total": 12 + 3 + 3, "trainable": 12 + 3}
+    assert parameters_by_component({"first": a, "second": b}) == {
         "all": {"total": 18, "trainable": 15},
         "first": {"total": 15, "trainable": 15},
         "second": {"total": 15, "trainable": 12},

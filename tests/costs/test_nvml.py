@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sana_lab.costs.nvml import connect, find
+from sana_lab.costs.nvml import connect, find_device
 
 
 class Refused(Exception):
@@ -62,10 +62,10 @@ def test_what_a_card_does_not_tell_is_none():
 
 @pytest.mark.parametrize("missing", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
 def test_a_driver_that_refuses_is_said_so(missing):
-    assert connect(nvml(**{missing: refuse}), "1f") == (None, "NVML says: Not Supported")
+    assert connect(nvml(**{missing: refuse}), "1f") == (None, "NVML error: Not Supported")
 
 
 def test_a_device_without_a_counter_and_a_machine_without_the_package(monkeypatch):
-    assert find(torch.device("cpu")) == (None, "a cpu device has no energy counter that is read here")
+    assert find_device(torch.device("cpu")) == (None, "a cpu device has no supported energy counter")
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert "pip install nvidia-ml-py" in find(torch.device("cuda"))[1]
+    assert "pip install nvidia-ml-py" in find_device(torch.device("cuda"))[1]

@@ -17,19 +17,17 @@ from sana_lab.costs.timing import (
     Percentile,
     Samples,
     Timing,
-    clock_of,
+    clock_for,
+    collect_samples,
     cuda_clock,
-    energy,
-    enough_for,
+    energy_per_call,
     host_clock,
     interleave,
-    measure,
     median_interval,
     quantile,
-    quantile_interval,
-    sample,
-    thread_clock,
+    samples_needed,
 )
+from sana_lab.intervals import quantile_interval
 
 MIB = 2**20
 
@@ -46,7 +44,7 @@ def spin(seconds: float) -> None:
 
 
 def test_measure_finds_a_known_duration():
-    timing = measure(lambda: spin(0.004), warmup=1, repeats=7, device="cpu")
+    timing = interleave({"": lambda: spin(0.004)}, warmup=1, repeats=7, device="cpu")[""]
     assert timing.n == 7
     assert timing.device_s is None
     assert 0.004 <= timing.min_s <= timing.low_s <= timing.median_s <= timing.p90_s
@@ -55,7 +53,7 @@ def test_measure_finds_a_known_duration():
 
 def test_warm_up_is_not_counted():
     durations = iter([0.2, 0.0, 0.0, 0.0])
-    assert measure(lambda: spin(next(durations)), warmup=1, repeats=3, device="cpu").p90_s < 0.1
+    assert interleave({"": lambda: spin(next(durations))}, warmup=1, repeats=3, device="cpu")[""].p90_s < 0.1
 
 
 def test_calls_take_turns():
@@ -67,7 +65,7 @@ def test_calls_take_turns():
 @pytest.mark.parametrize(("warmup", "repeats"), [(-1, 3), (0, 0)])
 def test_counts_that_cannot_be(warmup: int, repeats: int):
     with pytest.raises(ValueError, match="expected at least"):
-        measure(lambda: None, warmup, repeats, "cpu")
+        interleave({"": lambda: None}, warmup, repeats, "cpu")
 
 
 def test_summary_of_known_samples():
@@ -124,7 +122,7 @@ def test_a_quantiles_interval_covers_in_draws():
 @pytest.mark.parametrize(("q", "n"), [(0.5, 6), (0.9, 36), (0.99, 368)])
 def test_how_many_samples_bound_a_quantile(q: float, n: int):
     values = np.random.default_rng(0).random(n).tolist()
-    assert enough_for(q) == n
+    assert samples_needed(q) == n
     assert quantile_interval(values, q)[1] == max(values)
     assert quantile_interval(values[1:], q)[1] is None
 
@@ -137,8 +135,8 @@ def test_a_percentile_that_so_few_samples_cannot_say():
     assert Percentile.of([2.0], 0.5) == (2.0, None, None)
 
 
-class Clock:
-    """Says what it was told to, and runs the call."""
+class Scripted:
+    """A clock that runs the call and returns the next scripted time."""
 
     def __init__(self, *seconds: float) -> None:
         self.seconds = iter(seconds)
@@ -149,16 +147,16 @@ class Clock:
 
 
 def test_the_first_call_stands_apart():
-    found = sample({"": lambda: None}, 2, 3, "cpu", Clock(9.0, 4.0, 1.0, 2.0, 3.0))[""]
+    found = collect_samples({"": lambda: None}, 2, 3, "cpu", Scripted(9.0, 4.0, 1.0, 2.0, 3.0))[""]
     assert found == Samples((1.0, 2.0, 3.0), (), 9.0)
     assert found.timing.median_s == 2
-    assert sample({"": lambda: None}, 0, 1, "cpu", Clock(9.0))[""] == Samples((9.0,), (), None)
+    assert collect_samples({"": lambda: None}, 0, 1, "cpu", Scripted(9.0))[""] == Samples((9.0,), (), None)
 
 
 def test_energy_is_the_counters_over_calls_that_fill_the_time():
     """0.4 s a call: three calls fill a second; the counter stands at 100 J before and at 130 J after."""
     counter, calls = iter([100.0, 130.0]), []
-    found = energy(lambda: calls.append(1), lambda: next(counter), 1.0, Clock(*[0.4] * 5))
+    found = energy_per_call(lambda: calls.append(1), lambda: next(counter), 1.0, Scripted(*[0.4] * 5))
     assert found == Energy(10.0, 3, pytest.approx(1.2))
     assert len(calls) == 3
 
@@ -166,12 +164,12 @@ def test_energy_is_the_counters_over_calls_that_fill_the_time():
 @pytest.mark.parametrize("readings", [[None, None], [5.0, None], [5.0, 5.0]])
 def test_no_energy_without_a_counter_that_moves(readings):
     counter = iter(readings)
-    assert energy(lambda: None, lambda: next(counter), 0.0, Clock(1.0)) is None
+    assert energy_per_call(lambda: None, lambda: next(counter), 0.0, Scripted(1.0)) is None
 
 
 def test_clocks_by_device():
-    assert clock_of("cpu") is host_clock
-    assert clock_of("cuda:1") is cuda_clock
+    assert clock_for("cpu") is host_clock
+    assert clock_for("cuda:1") is cuda_clock
 
 
 def test_a_ratio_of_medians():
@@ -194,14 +192,6 @@ def test_a_ratio_is_of_device_time_where_there_is_one():
     found = Comparison.of(*(Timing.of([9.0, 5.0, 1.0], [device] * 3) for device in (4.0, 2.0, 4.0)))
     assert found.ratio == 2
     assert found.noise == 0
-
-
-def test_thread_clock_counts_work_and_not_waiting():
-    slept, worked = (
-        interleave({"": c}, 0, 1, "cpu", thread_clock)[""] for c in (lambda: time.sleep(0.2), lambda: spin(0.2))
-    )
-    assert slept.median_s < 0.05
-    assert 0 < worked.median_s <= 0.25
 
 
 def test_peak_of_a_known_pattern_of_allocations():
@@ -266,6 +256,6 @@ def test_cuda_peak_and_events():
     assert memory.peak_bytes - memory.resident_bytes == 64 * MIB
     assert memory.reserved_bytes is not None
     assert memory.reserved_bytes >= memory.peak_bytes
-    timing = measure(call, 1, 5, "cuda")
+    timing = interleave({"": call}, 1, 5, "cuda")[""]
     assert timing.device_s is not None
     assert 0 < timing.device_s <= timing.median_s

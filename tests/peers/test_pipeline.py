@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sana_lab.bench import peer_stages
-from sana_lab.bench.peer_stages import Asked, measure_peer, watched_seconds
+from sana_lab.bench.peer_stages import PeerSettings, measure_peer, time_stages
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.live_memory import Memory
 from sana_lab.diffusion.sampling import noise_like
@@ -277,7 +277,7 @@ def test_a_method_that_was_replaced_before_is_put_back(sana: Peer):
 
 def test_time_is_that_of_the_networks(monkeypatch: pytest.MonkeyPatch, sana: Peer):
     """A clock that gives each call one second: as many seconds as calls."""
-    seen = watched_seconds(sana, Asked(32, 2, 3.0, 1, 0, clock=lambda call: (call(), (1.0, None))[1]), PROMPTS[:1])
+    seen = time_stages(sana, PeerSettings(32, 2, 3.0, 1, 0, clock=lambda call: (call(), (1.0, None))[1]), PROMPTS[:1])
     assert seen.seconds == {stage: float(count) for stage, count in seen.calls.items()}
     assert seen.calls == {"text": 2, "denoise": 2, "decode": 1}
 
@@ -285,8 +285,8 @@ def test_time_is_that_of_the_networks(monkeypatch: pytest.MonkeyPatch, sana: Pee
 def test_a_network_that_is_slower_takes_longer(monkeypatch: pytest.MonkeyPatch, sana: Peer):
     decode = sana.pipeline.vae.decode
     monkeypatch.setattr(sana.pipeline.vae, "decode", lambda *a, **k: (time.sleep(0.1), decode(*a, **k))[1])
-    costs, tokens = measure_peer(sana, Asked(32, 1, 1.0, 1, 1), PROMPTS[:1], PROMPTS[:1])
-    seconds = {name: each.median for name, each in costs.seconds.items()}
+    costs, tokens = measure_peer(sana, PeerSettings(32, 1, 1.0, 1, 1), PROMPTS[:1], PROMPTS[:1])
+    seconds = {name: each.median for name, each in costs.latency.items()}
     assert seconds["decode"] > 0.1
     assert seconds["total"] > 0.1
     assert tokens is not None
@@ -307,10 +307,10 @@ class Odd(Bare):
 def test_a_network_without_a_usual_name_counts_in_the_total():
     peer = Peer(Odd())
     assert peer.stages() == {}
-    costs, tokens = measure_peer(peer, Asked(8, None, None, 1, 0), PROMPTS[:1], PROMPTS[:1])
-    assert costs.seconds.keys() == costs.memory.keys() == {"total"}
-    assert costs.macs["total"] * 1e9 == pytest.approx(3 * 8 * 8 * 4)
-    assert math.isnan(costs.macs["forward"])
+    costs, tokens = measure_peer(peer, PeerSettings(8, None, None, 1, 0), PROMPTS[:1], PROMPTS[:1])
+    assert costs.latency.keys() == costs.memory.keys() == {"total"}
+    assert costs.gmacs["total"] * 1e9 == pytest.approx(3 * 8 * 8 * 4)
+    assert math.isnan(costs.gmacs["forward"])
     assert tokens is None
 
 
@@ -323,7 +323,7 @@ def test_memory_is_watched_once_a_stage(monkeypatch: pytest.MonkeyPatch, sana: P
         return Memory(len(calls), 0, None, "scripted")
 
     monkeypatch.setattr(peer_stages, "peak_memory", scripted)
-    found = peer_stages.memory_by_stage(sana, Asked(32, 2, 3.0, 1, 0), PROMPTS[:1])
+    found = peer_stages.memory_by_stage(sana, PeerSettings(32, 2, 3.0, 1, 0), PROMPTS[:1])
     assert {name: memory.peak_bytes for name, memory in found.items()} == {
         "text": 1,
         "denoise": 2,

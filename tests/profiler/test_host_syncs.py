@@ -127,7 +127,7 @@ def test_each_way_to_ask_is_counted_with_its_place(way: str, words: str):
     assert found.total() >= 1
     assert all(why.startswith(words) for why in found)
     if way != "told":
-        assert all("test_syncs.py:" in why for why in found)
+        assert all("test_host_syncs.py:" in why for why in found)
 
 
 def test_queued_copies_are_not_counted():

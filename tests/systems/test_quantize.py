@@ -7,11 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.bench.bench import bench
-from sana_lab.bench.record import mib_of, weights_of
 from sana_lab.config import experiments, hashing, schema
 from sana_lab.config.specs import SpecError, build
-from sana_lab.costs.live_memory import LiveBytes
-from sana_lab.costs.timing import plain
+from sana_lab.costs.live_memory import LiveBytes, inner_tensors, module_tensors, tensor_bytes
 from sana_lab.diffusion.sampling import Overflow, Sampling
 from sana_lab.models.dit import Dit
 from sana_lab.systems import quantize as module
@@ -116,12 +114,14 @@ def test_it_weighs_what_int8_weighs():
     plainly, dit = make(), quantize(make(), "int8")
     chosen = [plainly.get_submodule(name).weight for name in layers(plainly, "int8")]
     saved = sum(3 * w.numel() for w in chosen) - sum(5 * len(w) for w in chosen)
-    assert mib_of(weights_of([plainly])) - mib_of(weights_of([dit])) == pytest.approx(saved / 2**20)
+    assert tensor_bytes(module_tensors([plainly])) / 2**20 - tensor_bytes(
+        module_tensors([dit])
+    ) / 2**20 == pytest.approx(saved / 2**20)
     given = asked()
-    with torch.no_grad(), LiveBytes(weights_of([dit])) as seen:
+    with torch.no_grad(), LiveBytes(module_tensors([dit])) as seen:
         dit(*given)
     inputs = [given[0], given[1], *given[2]]
-    assert (seen.resident - mib_of(inputs) * 2**20) / 2**20 == pytest.approx(mib_of(weights_of([dit])))
+    assert (seen.resident - tensor_bytes(inputs)) / 2**20 == pytest.approx(tensor_bytes(module_tensors([dit])) / 2**20)
 
 
 def test_a_copy_shares_all_else_and_leaves_the_original():
@@ -158,7 +158,7 @@ def test_without_torchao(monkeypatch: pytest.MonkeyPatch):
 
 def test_plain_tensors_are_their_own():
     x = torch.ones(2)
-    assert [*plain(x)] == [x]
+    assert [*inner_tensors(x)] == [x]
 
 
 class TestSystem:

@@ -1,4 +1,4 @@
-"""Two attentions of equal parameters over a number of tokens: the mixing alone, the layer, and a step of the DiT."""
+"""Probe of two attentions with equal parameters: the mixing alone, the layer, and a forward of the DiT."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -8,62 +8,68 @@ from typing import Annotated, Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from sana_lab.bench.probes import Dtype, How, Probe
+from sana_lab.bench.probes import Dtype, Probe, ProbeSettings
 from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 from sana_lab.config.specs import Spec, SpecError
-from sana_lab.costs.flops import count_macs, parameters
-from sana_lab.costs.timing import NOISE, Call, Clock, Timing, clock_of, median_interval, quantile, sample
+from sana_lab.costs.flops import count_macs, count_parameters
+from sana_lab.costs.timing import (
+    MAX_NOISE,
+    Call,
+    Clock,
+    Timing,
+    clock_for,
+    collect_samples,
+    median_interval,
+    quantile,
+)
 from sana_lab.types import Text
 
 SCOPES = ("core", "core_train", "layer", "step")
-"""The mixing of q, k, v; that with its gradients; with the projections around it; a denoiser forward."""
+"""core: mixing of q, k, v; core_train: with gradients; layer: with projections; step: a denoiser forward."""
 
 CHANNELS, TEXT = 32, 32
-"""Of the latents, as in DC-AE; of the text, which the step reads as well: tokens, and features of each."""
+"""Latent channels, as in DC-AE; number of text tokens and their width."""
 
-LEAST_S = 0.05
-"""A call that is shorter is repeated within one reading of the clock."""
+MIN_READING_S = 0.05
+"""Seconds of one reading; a shorter call is repeated within it."""
 
 
-class Compared(NamedTuple):
-    """Two calls that took turns, with the first one again."""
+class PairTiming(NamedTuple):
+    """Two calls timed in turns, the first one twice per round."""
 
     first: Timing
     second: Timing
-    ratio: float | None  # first / second; None where the first differs from itself by more than NOISE
-    low: float
-    high: float  # the 95 % interval of the ratio's median over rounds
-    noise: float
+    ratio: float | None  # first / second, the median over rounds; None where `noise` exceeds MAX_NOISE
+    low: float  # 95 % interval of the ratio
+    high: float
+    noise: float  # |first / first again - 1|, of the minima
 
-    def plain(self, scope: str, names: tuple[str, str]) -> dict[str, float]:
-        found: dict[str, float] = {f"{scope}_noise": self.noise}
+    def columns(self, scope: str, names: tuple[str, str]) -> dict[str, float]:
+        columns: dict[str, float] = {f"{scope}_noise": self.noise}
         for name, timing in zip(names, (self.first, self.second), strict=True):
-            found |= {f"{name}_{scope}_ms": 1e3 * timing.median_s}
-            found |= {f"{name}_{scope}_ms_low": 1e3 * timing.low_s, f"{name}_{scope}_ms_high": 1e3 * timing.high_s}
+            columns |= {f"{name}_{scope}_ms": 1e3 * timing.median_s}
+            columns |= {f"{name}_{scope}_ms_low": 1e3 * timing.low_s, f"{name}_{scope}_ms_high": 1e3 * timing.high_s}
         ratio = {f"{scope}_ratio": self.ratio, f"{scope}_ratio_low": self.low, f"{scope}_ratio_high": self.high}
-        return found if self.ratio is None else {**found, **{k: v for k, v in ratio.items() if v is not None}}
+        return columns if self.ratio is None else {**columns, **{k: v for k, v in ratio.items() if v is not None}}
 
 
 @final
 class AttentionPair(Probe):
-    """`first` and `second` over `tokens` (a square number), width `dim`, at `batch`; the step has `depth` blocks.
-
-    They take turns, the first twice in each round; a ratio above 1 says that the second is faster.
-    """
+    """Two attentions with equal parameters, timed in turns; a ratio above 1 means that the second is faster."""
 
     inside = "core: the mixing of q, k, v; core_train: with its gradients; layer: with projections; step: a DiT forward"
 
     def __init__(
         self,
-        first: Annotated[Spec, "attention"] = "softmax",
-        second: Annotated[Spec, "attention"] = "linear",
-        tokens: int = 1024,
-        dim: int = 128,
-        depth: int = 2,
-        cross_heads: int = 4,
-        batch: int = 1,
-        dtype: Dtype = "float32",
+        first: Annotated[Spec, "attention"] = "softmax",  # numerator of the ratio
+        second: Annotated[Spec, "attention"] = "linear",  # denominator, of another name
+        tokens: int = 1024,  # number of image tokens, a square number
+        dim: int = 128,  # width of the layer and the DiT
+        depth: int = 2,  # blocks of the DiT in scope `step`
+        cross_heads: int = 4,  # heads of its cross-attention
+        batch: int = 1,  # images
+        dtype: Dtype = "float32",  # of weights and activations
     ) -> None:
         side = round(tokens**0.5)
         if side < 1 or side * side != tokens:
@@ -80,23 +86,23 @@ class AttentionPair(Probe):
         return first, second
 
     def count(self) -> dict[str, float]:
-        """Per name: GMACs of the mixing and of a step, of the whole batch; parameters of the two are the same."""
-        found: dict[str, float] = {"tokens": self.tokens}
+        """GMACs of scopes `core` and `step` by attention, for the whole batch. SpecError where parameters differ."""
+        columns: dict[str, float] = {"tokens": self.tokens}
         for name, scopes in self._calls(torch.device("meta")).items():
-            found |= {f"{name}_{scope}_gmacs": count_macs(scopes[scope]) / 1e9 for scope in ("core", "step")}
-        sizes = {parameters(self._step(name, torch.device("meta")))["total"] for name in self.names}
+            columns |= {f"{name}_{scope}_gmacs": count_macs(scopes[scope]) / 1e9 for scope in ("core", "step")}
+        sizes = {count_parameters(self._step(name, torch.device("meta")))["total"] for name in self.names}
         if len(sizes) > 1:
-            raise SpecError(f"{' and '.join(self.names)} have not as many parameters: {sorted(sizes)}")
-        return {**found, "params_m": sizes.pop() / 1e6}
+            raise SpecError(f"{' and '.join(self.names)} differ in the number of parameters: {sorted(sizes)}")
+        return {**columns, "params_m": sizes.pop() / 1e6}
 
-    def measure(self, how: How) -> dict[str, float]:
-        calls = self._calls(how.device)
-        found: dict[str, float] = {}
+    def measure(self, settings: ProbeSettings) -> dict[str, float]:
+        calls = self._calls(settings.device)
+        columns: dict[str, float] = {}
         for scope in SCOPES:
             pair = {name: scopes[scope] for name, scopes in calls.items()}
             with nullcontext() if scope == "core_train" else torch.no_grad():
-                found |= compare(pair, how).plain(scope, self.names)
-        return found
+                columns |= compare(pair, settings).columns(scope, self.names)
+        return columns
 
     def _calls(self, device: torch.device) -> dict[str, dict[str, Call]]:
         """name -> scope -> call; both on the same random inputs."""
@@ -122,32 +128,33 @@ class AttentionPair(Probe):
 
     def _step(self, name: str, device: torch.device) -> nn.Module:
         with device, torch.no_grad():
-            made = build("dit", {**self.dit, "attention": self.specs[name]}, channels=CHANNELS, text_dim=TEXT)
-        return made.to(device, getattr(torch, self.dtype)).requires_grad_(False).eval()
+            dit = build("dit", {**self.dit, "attention": self.specs[name]}, channels=CHANNELS, text_dim=TEXT)
+        return dit.to(device, getattr(torch, self.dtype)).requires_grad_(False).eval()
 
 
-def compare(pair: Mapping[str, Call], how: How, clock: Clock | None = None) -> Compared:
-    """Two calls in turns, the first one again after the second; each reading holds as many calls as the clock needs."""
+def compare(pair: Mapping[str, Call], settings: ProbeSettings, clock: Clock | None = None) -> PairTiming:
+    """Time two calls in turns (first, second, first again); each reading repeats its call for MIN_READING_S."""
     first, second = pair.values()
-    read = clock or clock_of(how.device)
+    read = clock or clock_for(settings.device)
     calls = {"first": first, "second": second, "again": first}
-    inner = {name: max(1, ceil(LEAST_S / max(read(call)[0], 1e-9))) for name, call in calls.items()}
-    inner["again"] = inner["first"]
-    repeated = {name: _times(call, inner[name]) for name, call in calls.items()}
-    found = sample(repeated, how.warmup, how.repeats, how.device, clock)
-    one = {name: tuple(s / inner[name] for s in found[name].wall) for name in calls}
-    ratios = sorted(a / b for a, b in zip(one["first"], one["second"], strict=True))
-    noise = abs(min(one["first"]) / min(one["again"]) - 1)
-    timings = (Timing.of(one["first"]), Timing.of(one["second"]))
-    return Compared(*timings, quantile(ratios, 0.5) if noise <= NOISE else None, *median_interval(ratios), noise)
+    repeats = {name: max(1, ceil(MIN_READING_S / max(read(call)[0], 1e-9))) for name, call in calls.items()}
+    repeats["again"] = repeats["first"]
+    loops = {name: _loop(call, repeats[name]) for name, call in calls.items()}
+    samples = collect_samples(loops, settings.warmup, settings.repeats, settings.device, clock)
+    seconds = {name: tuple(s / repeats[name] for s in samples[name].wall) for name in calls}
+    ratios = [a / b for a, b in zip(seconds["first"], seconds["second"], strict=True)]
+    noise = abs(min(seconds["first"]) / min(seconds["again"]) - 1)
+    ratio = quantile(ratios, 0.5) if noise <= MAX_NOISE else None
+    timings = (Timing.of(seconds["first"]), Timing.of(seconds["second"]))
+    return PairTiming(*timings, ratio, *median_interval(ratios), noise)
 
 
-def _times(call: Call, n: int) -> Call:
-    def repeated() -> None:
+def _loop(call: Call, n: int) -> Call:
+    def loop() -> None:
         for _ in range(n):
             call()
 
-    return repeated
+    return loop
 
 
 def _normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,42 +1,42 @@
-"""An image of another library's pipeline, at its published shape with random weights: what it costs."""
+"""Probe of a diffusers pipeline: the cost of an image at its published size, with random weights."""
 
 from collections.abc import Sequence
 from typing import final
 
 import torch
 
-from sana_lab.bench.peer_stages import Asked, short
-from sana_lab.bench.probes import PROMPT, Dtype, How, Probe
-from sana_lab.bench.record import Seconds
-from sana_lab.costs.timing import Samples, sample
+from sana_lab.bench.peer_stages import PeerSettings, two_steps
+from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
+from sana_lab.bench.record import Latency
+from sana_lab.costs.timing import Samples, collect_samples
 from sana_lab.peers import random_init
 from sana_lab.peers.pipeline import Peer
 
-FEWEST = 2
-"""Steps of the shorter run, where a step's time is that of a longer run less that of a shorter one."""
+SHORT_STEPS = 2
+"""Steps of the shorter of two runs, whose difference gives the time of a step."""
 
 
 @final
 class PeerImage(Probe):
-    """`pipeline` of `systems.known_peers` at `size` pixels, with its card's `steps` and `guidance` unless they are
-    given; throughput is at `batch`. `toy` is a small one of the same kind.
+    """An image by a published pipeline of `sana_lab.peers.configs`.
 
-    With `measured_steps` an image's time is that of a run of 2 steps, and for each step more what a run of so many
-    more has taken longer, per step; the two take turns.
+    With `measured_steps` = m, runs of 2 and of 2 + m steps are timed in turns, and the time of an image is that of the
+    short run plus, for each further step, the difference of the two divided by m.
     """
 
     inside = "the pipeline's call: tokenizing, text encoders, all steps with guidance, decoding, 8-bit images"
 
     def __init__(
         self,
-        pipeline: str = "flux_dev",
-        size: int = 1024,
-        steps: int | None = None,
-        guidance: float | None = None,
-        batch: int = 1,
-        dtype: Dtype = "float32",
+        pipeline: str = "flux_dev",  # name in `sana_lab.peers.configs`, such as sd3_medium
+        size: int = 1024,  # pixels a side
+        steps: int | None = None,  # solver steps; None is the number of its model card
+        guidance: float | None = None,  # guidance scale; None is that of its model card
+        batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
+        dtype: Dtype = "float32",  # of weights and activations
+        # extrapolate the time from runs of 2 and of 2 + measured_steps steps; None times all steps
         measured_steps: int | None = None,
-        toy: bool = False,
+        toy: bool = False,  # small networks of the same kind, for a test
     ) -> None:
         spec = random_init.config_of(pipeline)
         self.pipeline, self.size, self.batch, self.dtype, self.toy = pipeline, size, batch, dtype, toy
@@ -59,11 +59,11 @@ class PeerImage(Probe):
             "tmacs_image": sum(counts.macs.values()) / 1e12,
         }
 
-    def measure(self, how: How) -> dict[str, float]:
-        peer = random_init.build(self.pipeline, self.size, how.device, getattr(torch, self.dtype), self.toy)
-        asked = Asked(self.size, self.steps, self.guidance, how.repeats, how.warmup)
-        one = self.seconds(peer, asked, [PROMPT])
-        many = one if self.batch == 1 else self.seconds(peer, asked, [PROMPT] * self.batch)
+    def measure(self, settings: ProbeSettings) -> dict[str, float]:
+        peer = random_init.build(self.pipeline, self.size, settings.device, getattr(torch, self.dtype), self.toy)
+        options = PeerSettings(self.size, self.steps, self.guidance, settings.repeats, settings.warmup)
+        one = self.latency(peer, options, [PROMPT])
+        many = one if self.batch == 1 else self.latency(peer, options, [PROMPT] * self.batch)
         return {
             "latency_s": one.median,
             "latency_s_low": one.low,
@@ -71,21 +71,27 @@ class PeerImage(Probe):
             "images_per_s": self.batch / many.median,
             "images_per_s_low": self.batch / many.high,
             "images_per_s_high": self.batch / many.low,
-            "peak_gib": short(peer, asked).memory(peer, [PROMPT] * self.batch).peak_mib / 1024,
+            "peak_gib": two_steps(peer, options).memory(peer, [PROMPT] * self.batch).peak_mib / 1024,
         }
 
-    def seconds(self, peer: Peer, asked: Asked, prompts: Sequence[str]) -> Seconds:
-        """Of a batch: all steps, or as many as say what a step takes."""
-        if self.measured_steps is None or self.steps <= FEWEST + self.measured_steps:
-            runs = {"": asked.call(peer, prompts)}
-            return Seconds.of(sample(runs, asked.warmup, asked.repeats, peer.device, asked.clock)[""])
-        steps = {name: FEWEST + more for name, more in (("few", 0), ("more", self.measured_steps))}
-        runs = {name: asked._replace(steps=n).call(peer, prompts) for name, n in steps.items()}
-        found = sample(runs, asked.warmup, asked.repeats, peer.device, asked.clock)
-        pairs = zip(found["few"].wall, found["more"].wall, strict=True)
-        return Seconds.of(Samples(tuple(extended(few, more, self.measured_steps, self.steps) for few, more in pairs)))
+    def latency(self, peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> Latency:
+        """Latency of a batch, with all steps timed or extrapolated."""
+        if self.measured_steps is None or self.steps <= SHORT_STEPS + self.measured_steps:
+            samples = self._samples(peer, settings, {"": self.steps}, prompts)
+            return Latency.of(samples[""])
+        steps = {"short": SHORT_STEPS, "long": SHORT_STEPS + self.measured_steps}
+        samples = self._samples(peer, settings, steps, prompts)
+        pairs = zip(samples["short"].wall, samples["long"].wall, strict=True)
+        return Latency.of(Samples(tuple(extrapolate(*pair, self.measured_steps, self.steps) for pair in pairs)))
+
+    @staticmethod
+    def _samples(
+        peer: Peer, settings: PeerSettings, steps: dict[str, int], prompts: Sequence[str]
+    ) -> dict[str, Samples]:
+        calls = {name: settings._replace(steps=n).call(peer, prompts) for name, n in steps.items()}
+        return collect_samples(calls, settings.warmup, settings.repeats, peer.device, settings.clock)
 
 
-def extended(few: float, more: float, apart: int, steps: int) -> float:
-    """Seconds of a run of `steps`, from one of 2 steps and one of `apart` more."""
-    return few + (steps - FEWEST) * (more - few) / apart
+def extrapolate(short: float, long: float, difference: int, steps: int) -> float:
+    """Seconds of a run of `steps`, from a run of SHORT_STEPS and one of `difference` more steps."""
+    return short + (steps - SHORT_STEPS) * (long - short) / difference

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from sana_lab.bench.probes import How
-from sana_lab.bench.probes.peer import extended
+from sana_lab.bench.probes import ProbeSettings
+from sana_lab.bench.probes.peer import extrapolate
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
 from sana_lab.peers import random_init
@@ -68,12 +68,12 @@ def test_texts_are_as_long_as_the_pipelines_pad_them_and_guidance_doubles_the_ba
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "sd3_medium")) for n in PEERS])
 def test_what_is_counted_on_the_meta_device_is_what_runs(name: str):
     """A toy pipeline with numbers: the same MACs as without, and images."""
-    from sana_lab.bench.peer_stages import Asked, count_peer
+    from sana_lab.bench.peer_stages import PeerSettings, count_peer
 
     guidance = PEERS[name]["guidance"]
     _, counts = random_init.count(name, "a cat", 64, 2, guidance, toy=True)
     peer = random_init.build(name, 64, torch.device("cpu"), torch.float32, toy=True)
-    macs, _ = count_peer(peer, Asked(64, 2, guidance, 1, 0), ["a cat"])
+    macs, _ = count_peer(peer, PeerSettings(64, 2, guidance, 1, 0), ["a cat"])
     for stage, count in counts.macs.items():
         assert count / 1e9 == pytest.approx(macs[stage], rel=1e-9), stage
     assert peer.sample(["a cat"], size=64, steps=2, guidance=guidance).shape == (1, 3, 64, 64)
@@ -87,13 +87,13 @@ def test_positions_of_sd3_reach_as_far_as_the_picture():
 
 def test_a_run_is_extended_by_the_time_of_its_steps():
     """Fixed 3 s and 0.5 s a step: seen through runs of 2 and 5 steps."""
-    assert extended(3 + 2 * 0.5, 3 + 5 * 0.5, 3, 50) == pytest.approx(3 + 50 * 0.5)
+    assert extrapolate(3 + 2 * 0.5, 3 + 5 * 0.5, 3, 50) == pytest.approx(3 + 50 * 0.5)
 
 
 @pytest.mark.parametrize("measured", [pytest.param(None, marks=pytest.mark.slow), 1])
 def test_a_toy_is_timed(measured: int | None):
     timed = probe("pixart_sigma", size=64, steps=4, toy=True, measured_steps=measured)
-    found = timed.measure(How(torch.device("cpu"), 2, 0))
+    found = timed.measure(ProbeSettings(torch.device("cpu"), 2, 0))
     assert found["latency_s_low"] <= found["latency_s"] <= found["latency_s_high"]
     assert found["images_per_s"] == pytest.approx(1 / found["latency_s"])
     assert found["peak_gib"] > 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sana_lab.bench.probes import How
+from sana_lab.bench.probes import ProbeSettings
 from sana_lab.bench.probes.attention import compare
 from sana_lab.config import specs
 from sana_lab.config.specs import SpecError
@@ -46,7 +46,7 @@ def test_macs_of_t5_are_its_closed_form():
 
 def test_a_small_text_encoder_is_timed():
     tiny = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-    found = probe("text", encoder=tiny, batch=2).measure(How(CPU, 2, 1))
+    found = probe("text", encoder=tiny, batch=2).measure(ProbeSettings(CPU, 2, 1))
     assert 0 < found["text_s_low"] <= found["text_s"] <= found["text_s_high"]
     assert found["peak_gib"] > 0
 
@@ -65,7 +65,7 @@ def test_macs_of_both_attentions_are_their_closed_forms():
 
 
 def test_both_attentions_are_timed_in_every_scope():
-    found = probe("attention", tokens=16, dim=32, depth=1, cross_heads=2).measure(How(CPU, 3, 0))
+    found = probe("attention", tokens=16, dim=32, depth=1, cross_heads=2).measure(ProbeSettings(CPU, 3, 0))
     for scope in ("core", "core_train", "layer", "step"):
         assert found[f"{scope}_noise"] >= 0
         for name in ("softmax", "linear"):
@@ -87,7 +87,7 @@ def told(*rounds: tuple[float, float, float]) -> Any:
 
 def test_a_ratio_is_the_median_over_rounds_with_its_bounds():
     pair: dict[str, Call] = {"a": lambda: None, "b": lambda: None}
-    found = compare(pair, How(CPU, 3, 0), told((4.0, 2.0, 4.0), (6.0, 2.0, 4.1), (3.0, 1.0, 3.0)))
+    found = compare(pair, ProbeSettings(CPU, 3, 0), told((4.0, 2.0, 4.0), (6.0, 2.0, 4.1), (3.0, 1.0, 3.0)))
     assert (found.ratio, found.low, found.high) == (3.0, 2.0, 3.0)
     assert (found.first.median_s, found.second.median_s) == (4.0, 2.0)
     assert found.noise == 0
@@ -96,10 +96,10 @@ def test_a_ratio_is_the_median_over_rounds_with_its_bounds():
 def test_no_ratio_where_the_first_differs_from_itself():
     """By its least times, of three rounds: 4 and 5 s."""
     pair: dict[str, Call] = {"a": lambda: None, "b": lambda: None}
-    found = compare(pair, How(CPU, 3, 0), told((4.0, 2.0, 5.0), (6.0, 2.0, 6.0), (5.0, 1.0, 5.0)))
+    found = compare(pair, ProbeSettings(CPU, 3, 0), told((4.0, 2.0, 5.0), (6.0, 2.0, 6.0), (5.0, 1.0, 5.0)))
     assert found.ratio is None
     assert found.noise == pytest.approx(0.2)
-    plain = found.plain("core", ("softmax", "linear"))
+    plain = found.columns("core", ("softmax", "linear"))
     assert "core_ratio" not in plain
     assert plain["softmax_core_ms"] == 5000.0
 

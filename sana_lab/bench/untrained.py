@@ -1,0 +1,41 @@
+"""Systems without trained weights, for measurements that do not depend on them."""
+
+from typing import Any
+
+import torch
+
+from sana_lab.bench.record import COMPONENTS
+from sana_lab.checkpoints.build import build
+from sana_lab.config.specs import SpecError
+from sana_lab.types import Json
+
+
+def build_untrained(experiment: Json) -> Any:
+    """A resolved experiment's text2image system without its weights, on the fastest device; on CUDA in the half
+    precision that it trains in. SpecError for a system of another kind."""
+    spec = experiment["system"]
+    if not all(isinstance(spec.get(name), dict) for name in COMPONENTS.values()):
+        raise SpecError(f"bench measures a text2image system, but this experiment trains {spec['name']!r}")
+    cuda = torch.cuda.is_available()
+    half = {"bf16": torch.bfloat16, "16-": torch.float16}
+    precision = experiment["trainer"]["precision"]
+    dtype = next((d for p, d in half.items() if cuda and precision.startswith(p)), torch.float32)
+    return untrained_system(spec, torch.device("cuda" if cuda else "cpu"), dtype)
+
+
+def untrained_system(spec: Json, device: torch.device, dtype: torch.dtype) -> Any:
+    """The system of a resolved spec without its weights, constructed on the device."""
+    with device:
+        return build("system", without_weights(spec)).to(device, dtype)
+
+
+def without_weights(spec: Json) -> Json:
+    """A spec whose parts, at any depth, have no `weights`."""
+    return {k: without_weights(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
+
+
+def with_random_text_encoder(system: Json) -> Json:
+    """A system's spec without weights, its pretrained text encoder initialised at random at the published size."""
+    bare = without_weights(system)
+    encoder = bare["text_encoder"]
+    return {**bare, "text_encoder": {**encoder, "random_init": True}} if encoder.get("model") else bare
