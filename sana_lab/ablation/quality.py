@@ -5,6 +5,7 @@ import numpy as np
 from sana_lab.ablation.protocol import Progress
 from sana_lab.ablation.trials import EVALUATED
 from sana_lab.bench import bench
+from sana_lab.bench.untrained import build_untrained
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.diffusion.sampling import Sampling
@@ -77,7 +78,7 @@ def measure(store: Store, trial: Json) -> None:
     experiment, options = trial["config"], trial["config"]["eval"]
     if experiment["system"]["name"] == "text2image":
         record = bench.bench(
-            bench.build_untrained(experiment),
+            build_untrained(experiment),
             Sampling(**experiment["sampling"]),
             options["bench_size"] or experiments.image_size(experiment["data"]),
             options["bench_batch"],

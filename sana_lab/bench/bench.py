@@ -26,11 +26,10 @@ from sana_lab.bench.stages import (
     measure_memory,
     stage_calls,
 )
-from sana_lab.checkpoints.build import build
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_file
-from sana_lab.config.specs import Spec
+from sana_lab.config.specs import Spec, build
 from sana_lab.costs import nvml
 from sana_lab.costs.batch_sweep import BatchTrial, host_shortfall, sweep
 from sana_lab.costs.flops import DEFINITION, PAIR, count_pair_macs

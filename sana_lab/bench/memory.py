@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.bench.record import COMPONENTS, STAGES
-from sana_lab.checkpoints.build import build
-from sana_lab.config.specs import SpecError
+from sana_lab.config.specs import SpecError, build
 from sana_lab.costs.flops import expanded_masks
 from sana_lab.costs.live_memory import LiveBytes, module_tensors, tensor_bytes
 from sana_lab.models.dit import Dit, Quantize

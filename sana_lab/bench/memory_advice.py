@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, meta_system
-from sana_lab.checkpoints.build import build
+from sana_lab.config.specs import build
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.systems.quantize import installed
 from sana_lab.types import Json

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from sana_lab.bench.record import COMPONENTS
-from sana_lab.checkpoints.build import build
-from sana_lab.config.specs import SpecError
+from sana_lab.config.specs import SpecError, build
 from sana_lab.types import Json
 
 

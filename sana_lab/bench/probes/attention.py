@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.bench.probes import Dtype, Probe, ProbeSettings
-from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
-from sana_lab.config.specs import Spec, SpecError
+from sana_lab.config.specs import Spec, SpecError, build
 from sana_lab.costs.flops import count_macs, count_parameters
 from sana_lab.costs.timing import (
     MAX_NOISE,

@@ -7,9 +7,8 @@ import torch
 
 from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.record import Latency
-from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
-from sana_lab.config.specs import Spec, SpecError
+from sana_lab.config.specs import Spec, SpecError, build
 from sana_lab.costs.flops import count_macs, count_parameters, expanded_masks
 from sana_lab.costs.live_memory import module_tensors, peak_memory
 from sana_lab.costs.timing import Call, collect_samples
