@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sana_lab.config.specs import build
 from sana_lab.config import schema, specs
+from sana_lab.config.specs import build
 from sana_lab.models.text.configs import CONFIGS
 
 BATCHES = 4
