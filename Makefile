@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart bench test road slow check lint types clean
+.PHONY: quickstart bench docs test road slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
 
 bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minutes; wants the machine to itself
 	$(BIN)/python benchmarks/cpu.py
+
+docs: .venv/ready  # pages that are generated from the source
+	$(BIN)/python -m sana_lab.config.options_page
 
 test: .venv/ready  # one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu and not network and not slow"

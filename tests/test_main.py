@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from sana_lab import __main__
 from sana_lab.config import experiments, hashing
 
-VERBS = ("train", "sample", "eval", "bench", "profile", "ablate", "table", "import", "export", "ui")
+VERBS = tuple(__main__.VERBS)
 TINY = """
 system:
   name: text2image

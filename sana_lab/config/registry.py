@@ -78,6 +78,24 @@ TABLE: dict[str, dict[str, str]] = {
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
+KINDS: dict[str, str] = {
+    "attention": "self-attention of a DiT's blocks",
+    "ffn": "feed-forward network of a DiT's blocks",
+    "dit": "denoiser: latents, time and text to a velocity",
+    "autoencoder": "images to latents and back",
+    "text_encoder": "prompts to features",
+    "solver": "ODE solver that samples",
+    "optimizer": "optimiser that trains",
+    "data": "data set: images or latents with captions",
+    "system": "what is trained: networks, losses and optimiser",
+    "extractor": "images to features, for distances between sets of images",
+    "detector": "images to objects, for GenEval",
+    "vqa": "questions about images to answers, for DPG-Bench",
+    "measure": "quality measure of a suite (`eval.measures`)",
+    "probe": "cost measurement of an efficiency table",
+}
+"""kind -> what its parts do, in words."""
+
 PRESETS: dict[str, str] = {"autoencoder": "sana_lab.models.autoencoders.presets:SPECS"}
 """kind -> where its known shapes lie: name -> spec. Their names are used like a part's, and options override them."""
 

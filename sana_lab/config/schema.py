@@ -10,44 +10,48 @@ Config = dict[str, Any]
 
 @dataclass
 class TrainerOptions:
-    """`trainer:` of an experiment. Precision, steps and clipping train the model; the rest is how it runs."""
+    """`trainer:` of an experiment. Steps, precision, clipping and accumulation train the model; the rest runs it."""
 
-    max_steps: int = 1000
+    max_steps: int = 1000  # optimiser steps
+    # Numbers of the forward and backward pass, as in Lightning: true casts the weights, mixed casts the products alone.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
-    gradient_clip: float = 1.0
-    accumulate: int = 1
+    gradient_clip: float = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
+    accumulate: int = 1  # batches whose gradients are summed for one step
+    # Device of the training; auto is a GPU where there is one.
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
-    devices: Annotated[int | str, RUNTIME] = "auto"
-    threads: Annotated[int | None, RUNTIME] = None  # CPU threads of torch; None leaves torch's choice
-    log_every: Annotated[int, RUNTIME] = 25
-    validate_every: Annotated[int, RUNTIME] = 500
-    checkpoint_every: Annotated[int, RUNTIME] = 250
-    compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of a DiT
+    devices: Annotated[int | str, RUNTIME] = "auto"  # number of devices, or a list such as 0,1; auto is all of them
+    threads: Annotated[int | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
+    log_every: Annotated[int, RUNTIME] = 25  # steps between logged losses
+    validate_every: Annotated[int, RUNTIME] = 500  # steps between validations and sample grids
+    checkpoint_every: Annotated[int, RUNTIME] = 250  # steps between checkpoints that training resumes from
+    compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of the DiT
 
 
 @dataclass
 class EvaluationOptions:
-    """`eval:` of an experiment: what the quality and cost columns are measured on."""
+    """`eval:` of an experiment: what quality and costs are measured on. Files and folders enter hashes by content."""
 
-    prompts_per_task: int = 20
-    images_per_prompt: int = 2
-    batch: int = 64
-    seed: int = 43
-    reconstructions: int = 1000
-    bench_size: int | None = None  # pixels a side; None is the training size
-    bench_batch: int = 1
-    bench_repeats: int = 5
-    bench_steps: int | None = None  # denoiser evaluations that are timed; None times all of them
-    fid_weights: str | None = None  # torch-fidelity's Inception .pth; without it there is no FID column
-    held_out: int = 1000  # held-out pictures and captions, for measures that bring no prompts
+    prompts_per_task: int = 20  # prompts drawn for each GenEval task of the embedded world
+    images_per_prompt: int = 2  # images sampled for each prompt of GenEval
+    batch: int = 64  # images sampled at a time
+    seed: int = 43  # of the noise, and of the prompts of the embedded world
+    reconstructions: int = 1000  # held-out images that an autoencoder is measured on
+    bench_size: int | None = None  # pixels a side of timed images; null is the training size
+    bench_batch: int = 1  # images at a time when latency is timed
+    bench_repeats: int = 5  # timed repeats, of which the median counts
+    bench_steps: int | None = None  # denoiser evaluations that are timed; null is all of them
+    fid_weights: str | None = None  # file of torch-fidelity's Inception .pth; null leaves out FID
+    held_out: int = 1000  # held-out images and captions, for measures without prompts of their own
+    # Measures beside GenEval on the embedded world and FID, which `fid_weights` adds.
     measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
-    captions: Annotated[str | None, AsBefore(None)] = None  # a folder of images that stands for held-out data
-    lpips_weights: Annotated[str | None, AsBefore(None)] = None  # torchvision's .pth; without it there is no LPIPS
-    lpips_net: Annotated[Literal["vgg", "alex"], AsBefore("alex")] = "alex"
-    rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None
-    reconstruction_folder: Annotated[str | None, AsBefore(None)] = None  # its images, at their own sizes
-    worst: Annotated[int, AsBefore(0)] = 0  # of the worst reconstructions so many are drawn
-    worst_picture: Annotated[str | None, AsBefore(None)] = None  # their .png
+    captions: Annotated[str | None, AsBefore(None)] = None  # folder of captioned images in place of held-out data
+    lpips_weights: Annotated[str | None, AsBefore(None)] = None  # file of torchvision's .pth; null leaves out LPIPS
+    lpips_net: Annotated[Literal["vgg", "alex"], AsBefore("alex")] = "alex"  # network of LPIPS
+    rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None  # features of an autoencoder's FID; null is none
+    # Folder of images that an autoencoder reconstructs at their own sizes, in place of held-out data.
+    reconstruction_folder: Annotated[str | None, AsBefore(None)] = None
+    worst: Annotated[int, AsBefore(0)] = 0  # worst reconstructions to list and to show in `worst_picture`
+    worst_picture: Annotated[str | None, AsBefore(None)] = None  # .png to write them to; null writes none
 
 
 @dataclass(frozen=True)
@@ -71,15 +75,15 @@ class SamplingOptions:
 
 @dataclass
 class Experiment:
-    """One complete run: a system, its data, and how it is trained, sampled and judged."""
+    """One complete run: a system, its data, and how it is trained, sampled and evaluated."""
 
-    system: Annotated[Spec, "system"]
-    data: Annotated[Spec, "data"]
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    eval: EvaluationOptions = field(default_factory=EvaluationOptions)
-    prompts: list[str] = field(default_factory=list)  # drawn as a grid while training
-    seed: int = 0
+    system: Annotated[Spec, "system"]  # networks, objective and optimiser
+    data: Annotated[Spec, "data"]  # images and captions to train on and to hold out
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)  # solver, steps and guidance
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)  # steps, precision, devices, logging
+    eval: EvaluationOptions = field(default_factory=EvaluationOptions)  # measures; or the name of a suite in eval/
+    prompts: list[str] = field(default_factory=list)  # sampled as a grid at each validation
+    seed: int = 0  # of the weights, the data's order and the training noise
 
 
 class Trial(NamedTuple):
