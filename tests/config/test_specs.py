@@ -307,7 +307,7 @@ ABSTRACT = [kind for kind in registry.BASES if inspect.isabstract(specs._import(
 
 
 def test_which_kinds_have_an_interface():
-    assert {"attention", "dit", "autoencoder", "text_encoder", "measure"} <= set(ABSTRACT)
+    assert {"attention", "dit", "autoencoder", "text_encoder", "data", "measure", "system"} <= set(ABSTRACT)
 
 
 @pytest.mark.parametrize("kind", ABSTRACT)
