@@ -32,7 +32,7 @@ TRAINING = {
     "optimiser": "its step, and gradients set to none",
     "average": "of weights (EMA)",
     "logging": "self.log in the step",
-    "callbacks": "Guard, learning rate, progress",
+    "callbacks": "divergence guard, learning rate, progress",
     OTHER: "Lightning's loop and what no phase claims",
 }
 """The phases of a training step, in order."""

@@ -30,7 +30,7 @@ from sana_lab.profiler.host_syncs import syncs
 from sana_lab.profiler.phases import SAMPLING, TRAINING, Clock, Hooks, watched
 from sana_lab.profiler.stand_ins import data_for, drawn, system_for
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.training.callbacks import Guard, Report, quiet
+from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter, silence_lightning
 from sana_lab.training.checks import check
 from sana_lab.types import Json
 
@@ -238,7 +238,7 @@ def _trainer(experiment: schema.Config, folder: Path, clock: Clock, steps: int, 
         log_every_n_steps=options["log_every"],
         limit_val_batches=0,
         logger=DummyLogger(),
-        callbacks=[Guard(folder, options["log_every"]), Report(lambda *_: None), *callbacks],
+        callbacks=[DivergenceGuard(folder, options["log_every"]), ProgressReporter(lambda *_: None), *callbacks],
         profiler=Hooks(clock),
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -277,7 +277,7 @@ def _alone() -> Iterator[None]:
     threads, said = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = said.level
     with torch.random.fork_rng(), warnings.catch_warnings():
-        quiet()
+        silence_lightning()
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*|.*validation_step.*")
         said.setLevel(logging.WARNING)
         try:

@@ -1,4 +1,4 @@
-"""Lightning callbacks: progress, divergence guard, timing, sample grids."""
+"""Lightning callbacks: divergence guard, training time, progress, sample grids."""
 
 import time
 import warnings
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from torch import Tensor
 
-from sana_lab.config import schema
+from sana_lab.config.schema import Config
 from sana_lab.systems import System
 from sana_lab.training.resume import latest
 
 Progress = Callable[[int, int], None]
+"""Called with the optimiser steps done and those in all."""
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss or a weight is NaN or infinite."""
 
 
-def quiet() -> None:
-    """Silence what Lightning says of choices made here on purpose."""
+def silence_lightning() -> None:
+    """Ignore Lightning's warnings about choices that are made here on purpose."""
     for message in (
         ".*does not have many workers.*",
         ".*IterableDataset.*__len__.*",
@@ -40,10 +40,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-class Guard(Callback):
-    """Stops when loss or weights are NaN or infinite, naming the step and the last good checkpoint.
+class DivergenceGuard(Callback):
+    """Raise `Diverged`, with the step and the last good checkpoint, where loss or weights are NaN or infinite.
 
-    The loss is looked at `every` so many steps, the weights before each checkpoint: what is written is good.
+    The loss is checked every `every` steps, for which the host waits for the device; the weights before each checkpoint
+    and at the end, so that what is written is finite.
     """
 
     def __init__(self, home: Path, every: int) -> None:
@@ -65,26 +66,28 @@ class Guard(Callback):
         self._check_weights(trainer, module)
 
     def _check_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        odd = next((name for name, p in module.named_parameters() if not p.isfinite().all()), None)
-        if odd is not None:
-            raise self._diverged(f"{odd} is not finite", trainer)
+        name = next((name for name, p in module.named_parameters() if not p.isfinite().all()), None)
+        if name is not None:
+            raise self._diverged(f"{name} is not finite", trainer)
 
-    def _diverged(self, what: str, trainer: L.Trainer) -> Diverged:
+    def _diverged(self, cause: str, trainer: L.Trainer) -> Diverged:
         return Diverged(
-            f"{what} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
+            f"{cause} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
             "try a lower learning rate or gradient clip"
         )
 
 
-class Clock(Callback):
-    """Counts the seconds of training, those before a resume too, as far as the checkpoint knows of them."""
+class Timer(Callback):
+    """Seconds of training, with those before a resume as its checkpoint has them."""
+
+    state_key = "Clock"  # the key of earlier checkpoints
 
     def __init__(self) -> None:
-        self.before, self.began = 0.0, time.perf_counter()
+        self.before, self.start = 0.0, time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        return self.before + time.perf_counter() - self.began
+        return self.before + time.perf_counter() - self.start
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -93,8 +96,8 @@ class Clock(Callback):
         self.before = state_dict["seconds"]
 
 
-class Report(Callback):
-    """Tells `progress` how far training is."""
+class ProgressReporter(Callback):
+    """Call `progress` every ten steps and after the last."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -104,37 +107,38 @@ class Report(Callback):
             self.progress(trainer.global_step, trainer.max_steps)
 
 
-class Bar(RichProgressBar):
-    """Lightning's bar with the loss of every so many steps: for that of each the host would wait for the device."""
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, with the loss of every `every`-th step: for each loss the host waits for the device."""
 
     def __init__(self, every: int) -> None:
         super().__init__()
-        self.every, self.shown = every, {"loss": float("nan")}
+        self.every, self.loss = every, float("nan")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None and trainer.global_step % self.every == 0:
-            self.shown = {"loss": float(loss)}
-        return {**super().get_metrics(trainer, pl_module), **self.shown}
+            self.loss = float(loss)
+        return {**super().get_metrics(trainer, pl_module), "loss": self.loss}
 
 
 class SampleGrid(Callback):
-    """Draws the experiment's prompts with averaged weights at every validation; same noise each time."""
+    """Log the system's preview of the experiment's prompts at every validation."""
 
-    def __init__(self, experiment: schema.Config) -> None:
+    def __init__(self, experiment: Config) -> None:
         self.experiment = experiment
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        log = getattr(trainer.logger, "log_image", None)
+        log = getattr(trainer.logger, "log_image", None)  # other loggers of Lightning have none
         if log is None or not trainer.is_global_zero:
             return
         assert isinstance(module, System)
         images = module.preview(self.experiment)
         if images is not None:
-            log("samples", side_by_side(images), trainer.global_step)
+            log("samples", image_row(images), trainer.global_step)
 
 
-def side_by_side(images: Tensor, gap: int = 2) -> Tensor:
-    """(B, 3, H, W) uint8 -> one row (3, H, B (W + gap))."""
-    padded = torch.nn.functional.pad(images, (0, gap), value=255)
-    return torch.cat(list(padded), -1)
+def image_row(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 -> one row (3, H + 4, B (W + 2) + 2) with white gaps."""
+    from torchvision.utils import make_grid
+
+    return make_grid(images, nrow=len(images), padding=2, pad_value=255)

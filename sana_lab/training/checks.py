@@ -1,4 +1,4 @@
-"""What an experiment can get wrong, found before any work: ranges, parts, sizes, and weights that do not fit."""
+"""Checks of an experiment before its first step: ranges, parts, sizes, and weights that do not fit."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,84 +16,84 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
 
-ALONE = ("autoencoder", "text_encoder")
-"""Kinds of parts that can be built without another one to tell them sizes."""
+STANDALONE = ("autoencoder", "text_encoder")
+"""Kinds of parts that are built without sizes of another part."""
 
-SIZES = {"dim", "depth", "patch", "widths", "latent"}
-"""Options that the shapes of released weights settle."""
+SHAPE_OPTIONS = {"dim", "depth", "patch", "widths", "latent"}
+"""Options that the shapes of released weights decide."""
 
 
 def check(experiment: schema.Config) -> None:
-    """Build everything on the meta device, so that what cannot work is said before any work. SpecError, ImportError."""
+    """Build everything on the meta device and raise what training would. SpecError, ImportError for a missing extra."""
     quantize.check(experiment["sampling"]["quantize"])
     limits.check_trainer(experiment["trainer"])
     limits.check_evaluation(experiment["eval"])
-    accelerator(experiment["trainer"]["accelerator"])
+    check_accelerator(experiment["trainer"]["accelerator"])
     experiments.needed(experiment)
     try:
         with torch.device("meta"):
             system: System = specs.build("system", experiment["system"])
             system.check()
-            used = system.configure_optimizers()
+            optimizers = system.configure_optimizers()
         Sampling(**experiment["sampling"]).network_times(system.flow or Flow())
-    except ValueError as error:  # ours or torch's: what a part says of its options
+    except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
-    how(experiment["trainer"], system, used)
+    check_trainer(experiment["trainer"], system, optimizers)
     if system.part("autoencoder") is not None:
-        sizes(experiment, system)
-    for kind, part in loaded(experiment, system):
-        fits(part, part.spec["weights"], kind)
+        check_sizes(experiment, system)
+    for kind, part in parts_with_weights(experiment, system):
+        check_weights(part, part.spec["weights"], kind)
 
 
-def accelerator(name: str) -> None:
+def check_accelerator(name: str) -> None:
     """SpecError where this machine has none of that kind."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, name != "gpu" or any(there.values())):
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, name != "gpu" or any(available.values())):
         raise SpecError(f"trainer.accelerator is {name!r}, which this machine does not have; expected auto or cpu")
 
 
-def how(options: schema.Config, system: System, used: Any) -> None:
-    """SpecError for ways to train that cannot be had together, or not on this machine."""
+def check_trainer(options: schema.Config, system: System, optimizers: Any) -> None:
+    """SpecError for options of the trainer that exclude each other, or that this machine cannot do."""
     cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
-    kernels(torch.device("cuda" if cuda else "cpu"), system)
+    check_kernels(torch.device("cuda" if cuda else "cpu"), system)
     if options["compile"]:
         compile.check(system, "cuda" if cuda else "cpu")
-    groups = [g for o in (used if isinstance(used, list) else [used]) for g in o.param_groups]
+    groups = [g for o in (optimizers if isinstance(optimizers, list) else [optimizers]) for g in o.param_groups]
     if options["precision"] == "16-mixed" and options["gradient_clip"] and any(g.get("fused") for g in groups):
         raise SpecError(
-            "a fused optimizer unscales the gradients of precision 16-mixed itself, after they were to be clipped; "
+            "a fused optimizer unscales the gradients of precision 16-mixed itself, after they should be clipped; "
             "expected system.optimizer.fused null, precision bf16-mixed, or trainer.gradient_clip 0"
         )
 
 
-def kernels(device: torch.device, system: nn.Module) -> None:
-    """SpecError where a part insists on Triton's kernels and they cannot run: `auto` would take what can."""
+def check_kernels(device: torch.device, system: nn.Module) -> None:
+    """SpecError where a part has the backend triton and the device cannot run it."""
     for name, module in system.named_modules():
         if getattr(module, "backend", None) == "triton" and (missing := backend.missing_for(device)):
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
 
 
-def sizes(experiment: schema.Config, system: System) -> None:
-    """SpecError where the pictures of training, or those that costs are measured on, do not divide."""
+def check_sizes(experiment: schema.Config, system: System) -> None:
+    """SpecError where autoencoder and patches do not divide the images of training or of `eval.bench_size`."""
     dit, downsample = system.part("dit"), system.part("autoencoder").downsample
     patch = 1 if dit is None else dit.patch
-    divides(experiments.image_size(experiment["data"]), downsample, patch)
+    check_size(experiments.image_size(experiment["data"]), downsample, patch)
     if dit is not None and experiment["eval"]["bench_size"]:
-        divides(experiment["eval"]["bench_size"], downsample, patch, "eval.bench_size")
+        check_size(experiment["eval"]["bench_size"], downsample, patch, "eval.bench_size")
 
 
-def divides(size: int, downsample: int, patch: int, what: str = "data.size") -> None:
-    """SpecError where images of that size do not make whole latents and patches."""
+def check_size(size: int, downsample: int, patch: int, option: str = "data.size") -> None:
+    """SpecError where images of `size` pixels do not make whole latents and patches."""
     unit = downsample * patch
     if size % unit:
-        near = max(1, round(size / unit)) * unit
+        nearest = max(1, round(size / unit)) * unit
         raise SpecError(
-            f"{what} {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); "
-            f"the nearest is {near}"
+            f"{option} {size} is not a multiple of {unit} (autoencoder {downsample} x patch {patch}); "
+            f"the nearest is {nearest}"
         )
 
 
-def loaded(experiment: schema.Config, system: System) -> Iterator[tuple[str, Any]]:
+def parts_with_weights(experiment: schema.Config, system: System) -> Iterator[tuple[str, Any]]:
     """(kind, part on the meta device) of every part of system and data whose spec says `weights`."""
     parts = {kind: part for kind in WEIGHTED if (part := system.part(kind)) is not None}
     yield from ((kind, part) for kind, part in parts.items() if part.spec.get("weights"))
@@ -106,20 +106,20 @@ def loaded(experiment: schema.Config, system: System) -> Iterator[tuple[str, Any
 
 def _specs(value: schema.Config) -> Iterator[tuple[str, schema.Config]]:
     inner = [(k, v) for k, v in value.items() if isinstance(v, dict)]
-    yield from ((k, v) for k, v in inner if k in ALONE)
+    yield from ((k, v) for k, v in inner if k in STANDALONE)
     for _, v in inner:
         yield from _specs(v)
 
 
-def fits(part: nn.Module, reference: str, kind: str) -> None:
-    """SpecError where a file or folder of weights is not there, or holds other shapes; only its header is read.
+def check_weights(part: nn.Module, reference: str, kind: str) -> None:
+    """SpecError where a file or folder of weights is missing or has other shapes; only its header is read.
 
-    What an experiment is still to train, and what a hub holds, cannot be looked at yet.
+    Weights of an experiment that is not trained yet, and of a hub, are not checked.
     """
     if reference.startswith("experiment:"):
-        path = left_by(reference.removeprefix("experiment:"))
+        path = trained_weights(reference.removeprefix("experiment:"))
     elif formats.is_released(reference):
-        released(part, reference, kind)
+        check_released(part, reference, kind)
         return
     else:
         path = weights.find(reference)
@@ -127,8 +127,8 @@ def fits(part: nn.Module, reference: str, kind: str) -> None:
         weights.load_state(part, files.read_header(path), f"{kind}.", reference)  # both on the meta device
 
 
-def left_by(name: str) -> Path | None:
-    """The weights that an experiment has left, if any; where its data are not here it cannot be known."""
+def trained_weights(name: str) -> Path | None:
+    """The weights of an experiment; None where it is not trained, or its data, which its hash needs, are missing."""
     experiment = experiments.load(name)
     try:
         return weights.ready(experiment)
@@ -136,12 +136,12 @@ def left_by(name: str) -> Path | None:
         return None
 
 
-def released(part: Any, reference: str, kind: str) -> None:
-    """The same of other people's formats; hub ids are looked up when they are needed."""
+def check_released(part: Any, reference: str, kind: str) -> None:
+    """SpecError where released weights are of another kind or shape; a hub id that is no local file is not checked."""
     if Path(reference).expanduser().exists() or not hub.is_hub_id(reference):
         other = formats.recognise(hub.locate(reference), kind, like=part.spec)
         formats.check_kind(kind, other, reference)
-        for key in SIZES & other.spec.keys() & part.spec.keys():
+        for key in SHAPE_OPTIONS & other.spec.keys() & part.spec.keys():
             if other.spec[key] != part.spec[key]:
                 raise SpecError(
                     f"{reference!r} has {key} {other.spec[key]!r}, and the spec of the {kind} says {part.spec[key]!r}"

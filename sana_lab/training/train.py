@@ -1,4 +1,4 @@
-"""The verb `train`: one experiment to a model folder that its hash names, resumed where it stopped."""
+"""The verb `train`: an experiment to the weights file of a folder that its hash names, resumed where it stopped."""
 
 import json
 import shlex
@@ -19,50 +19,62 @@ from omegaconf import OmegaConf
 
 from sana_lab import environment
 from sana_lab.checkpoints import weights
-from sana_lab.config import experiments, hashing, schema, specs
+from sana_lab.config import experiments, hashing, specs
 from sana_lab.config.paths import check_folder
+from sana_lab.config.schema import Config
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
+from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training.callbacks import Bar, Clock, Guard, Progress, Report, SampleGrid, quiet
+from sana_lab.training import callbacks
+from sana_lab.training.callbacks import Progress
 from sana_lab.training.checks import check
 from sana_lab.training.resume import resumable
 
 
-def folder(experiment: schema.Config) -> Path:
+def folder(experiment: Config) -> Path:
+    """The folder of what this experiment trains: checkpoints, weights, the resolved experiment."""
     return weights.HOME / "models" / hashing.experiment_hash(experiment)
 
 
 def train(
-    experiment: schema.Config,
-    *,
-    name: str = "experiment",
-    logger: Logger | None = None,
-    progress: Progress | None = None,
+    experiment: Config, *, name: str = "experiment", logger: Logger | None = None, progress: Progress | None = None
 ) -> Path:
-    """Train (or finish training) an experiment; its weights file. One that is trained already returns at once.
+    """Train an experiment, or finish its training, and return its weights file; at once where it is trained already.
 
-    A second process that asks for the same model says so and waits for the first.
+    A second process that trains the same model says so and waits for the first. `Diverged` where the loss is no longer
+    finite, `OutOfMemory` with what would need less.
     """
     home = folder(experiment)
     check_folder(home)
-    with _alone(home, name):
-        done = weights.trained(experiment)
-        with advise_on_out_of_memory(lambda: memory_advice(experiment)):
-            return done or _fit(experiment, home, name, logger, progress)
+    with _lock(home, name), advise_on_out_of_memory(lambda: memory_advice(experiment)):
+        return weights.trained(experiment) or _train(experiment, name, home, logger, progress)
 
 
-def memory_advice(experiment: schema.Config) -> list[str]:
-    """Options that lower the memory of training."""
-    from sana_lab.bench.memory_advice import training_advice
+def _train(experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None) -> Path:
+    options, timer = experiment["trainer"], callbacks.Timer()
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    L.seed_everything(experiment["seed"], verbose=False)
+    (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
+    data: DataModule = specs.build("data", experiment["data"])
+    system: System = specs.build("system", experiment["system"])
+    if options["compile"]:
+        compile_blocks(system.part("dit"))
+    metrics: dict[str, float] = {}
+    if options["max_steps"] > 0:
+        trainer = _trainer(experiment, system, home, logger, [timer, *_progress(options, progress)])
+        _fit(trainer, system, data, resumable(home))
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    path = home / "weights.safetensors"
+    weights.write(path, system.trained(), card(experiment, name, timer.seconds, metrics))
+    return path
 
-    return training_advice(experiment)
 
-
-def _alone(home: Path, name: str) -> AcquireReturnProxy:
-    """The folder's lock, once it is free."""
+def _lock(home: Path, name: str) -> AcquireReturnProxy:
+    """The lock of the folder, once it is free."""
     lock = FileLock(home / "lock")
     try:
         return lock.acquire(blocking=False)
@@ -71,39 +83,26 @@ def _alone(home: Path, name: str) -> AcquireReturnProxy:
         return lock.acquire()
 
 
-def _fit(experiment: schema.Config, home: Path, name: str, logger: Logger | None, progress: Progress | None) -> Path:
-    options = experiment["trainer"]
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
-    L.seed_everything(experiment["seed"], verbose=False)
-    (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
-    data = specs.build("data", experiment["data"])
-    system: System = specs.build("system", experiment["system"])
-    if options["compile"]:
-        compile_blocks(system.dit)
-    clock = Clock()
-    if options["max_steps"] > 0:
-        start = resumable(home)
-        trainer = _trainer(experiment, system, home, logger, progress, clock)
-        with warnings.catch_warnings():
-            quiet()
-            try:
-                trainer.fit(system, datamodule=data, ckpt_path=start, weights_only=True)
-            except SystemExit as error:  # what Lightning makes of Ctrl-C, which it then switches off
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                raise KeyboardInterrupt from error
-    path = home / "weights.safetensors"
-    weights.write(path, system.trained(), card(experiment, name, clock.seconds, metrics(system)))
-    return path
+def memory_advice(experiment: Config) -> list[str]:
+    """Options that lower the memory of training."""
+    from sana_lab.bench.memory_advice import training_advice
+
+    return training_advice(experiment)
 
 
-def metrics(system: System) -> dict[str, float]:
-    found = system._trainer.callback_metrics if system._trainer else {}
-    return {k: float(v) for k, v in found.items()}
+def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str | None) -> None:
+    """Train from a checkpoint, or from the beginning; KeyboardInterrupt on Ctrl-C."""
+    with warnings.catch_warnings():
+        callbacks.silence_lightning()
+        try:
+            trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as error:  # Lightning's answer to Ctrl-C, whose handler it then switches off
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from error
 
 
-def card(experiment: schema.Config, name: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
-    """What a weights file says of itself."""
+def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float]) -> dict[str, Any]:
+    """What a weights file says of its training."""
     command = shlex.join(["sana-lab", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("sana-lab", "__main__") else None
     return {
         "experiment": name,
@@ -114,27 +113,25 @@ def card(experiment: schema.Config, name: str, seconds: float, measured: dict[st
         "steps": experiment["trainer"]["max_steps"],
         "seconds": round(seconds, 1),
         "date": time.strftime("%Y-%m-%d"),
-        "measured": measured,
+        "measured": metrics,
         "environment": environment.environment(),
     }
 
 
+def _progress(options: Config, progress: Progress | None) -> list[Callback]:
+    return [callbacks.ProgressBar(options["log_every"]) if progress is None else callbacks.ProgressReporter(progress)]
+
+
 def _trainer(
-    experiment: schema.Config,
-    system: System,
-    home: Path,
-    logger: Logger | None,
-    progress: Progress | None,
-    clock: Clock,
+    experiment: Config, system: System, home: Path, logger: Logger | None, reporters: list[Callback]
 ) -> L.Trainer:
     options = experiment["trainer"]
-    keep = ModelCheckpoint(
+    checkpoints = ModelCheckpoint(
         home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False
     )
-    callbacks: list[Callback] = [keep, Guard(home, options["log_every"]), clock]
-    if experiment["prompts"]:
-        callbacks.append(SampleGrid(experiment))
-    callbacks.append(Report(progress) if progress is not None else Bar(options["log_every"]))
+    grid = [callbacks.SampleGrid(experiment)] if experiment["prompts"] else []
+    guard = callbacks.DivergenceGuard(home, options["log_every"])
+    bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
         max_steps=options["max_steps"],
         max_epochs=-1,
@@ -148,35 +145,33 @@ def _trainer(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=logger or False,
-        callbacks=callbacks,
-        enable_progress_bar=progress is None,
+        callbacks=[checkpoints, guard, *grid, *reporters],
+        enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=home,
     )
 
 
 def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
-    """`sana-lab train`: print the resolved experiment, or train it under an MLflow run."""
+    """`sana-lab train`: train an experiment and those that it takes weights from under MLflow runs, or print it."""
     experiment = experiments.load(name, overrides)
     check(experiment)
     if dry_run:
         print(OmegaConf.to_yaml(OmegaConf.create(experiment)), end="")
-        print(
-            f"# hash {hashing.experiment_hash(experiment)}; trained: {'yes' if weights.trained(experiment) else 'no'}"
-        )
+        trained = "yes" if weights.trained(experiment) else "no"
+        print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         return
     for needed in experiments.needed(experiment):
-        required = experiments.load(needed)
-        if weights.ready(required) is None:
+        if weights.ready(experiments.load(needed)) is None:
             main(needed, [], False)
-    if (done := weights.trained(experiment)) is not None:
-        print(f"{name} is trained already: {done}")
+    if (path := weights.trained(experiment)) is not None:
+        print(f"{name} is trained already: {path}")
         return
     print(f"trained: {_tracked(experiment, name)}")
 
 
-def _tracked(experiment: schema.Config, name: str) -> Path:
-    """Train under a run of its own, which ends as FINISHED, KILLED or FAILED."""
+def _tracked(experiment: Config, name: str) -> Path:
+    """Train under an MLflow run, which ends as FINISHED, KILLED or FAILED."""
     check_folder(folder(experiment))
     store = Store(weights.HOME)
     run = store.start_run(

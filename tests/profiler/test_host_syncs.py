@@ -13,7 +13,7 @@ from sana_lab.profiler.host_syncs import Syncs, syncs
 from sana_lab.systems.autoencoder import AutoencoderSystem
 from sana_lab.systems.dit import DitSystem
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.training.callbacks import Bar, Guard, Report
+from sana_lab.training.callbacks import DivergenceGuard, ProgressBar, ProgressReporter
 from sana_lab.types import Batch, Text
 
 pytestmark = [
@@ -58,7 +58,11 @@ CASES: dict[str, tuple[Any, Any]] = {
 def test_no_step_waits_between_logging_points(case: str, tmp_path: Path):
     """Noise, times, dropped captions, masks, loss, gradient clipping, optimiser, average, and what training calls."""
     make, batch = CASES[case]
-    callbacks = [Guard(tmp_path, every=1000), Report(lambda step, steps: None), *([Bar(1000)] if case == "dit" else [])]
+    callbacks = [
+        DivergenceGuard(tmp_path, every=1000),
+        ProgressReporter(lambda step, steps: None),
+        *([ProgressBar(1000)] if case == "dit" else []),
+    ]
     found = syncs(make(), [batch()] * 3, callbacks=callbacks)
     assert found == [Counter()] * 2
 

@@ -76,7 +76,7 @@ def test_time_before_the_first_step_is_nobodys(at: Any):
         ("[LightningModule]TextToImage.configure_gradient_clipping", "gradient clipping"),
         ("[LightningModule]TextToImage.optimizer_step", "optimiser"),
         ("[LightningModule]TextToImage.on_train_batch_start", "callbacks"),
-        ("[Callback]Guard.on_train_batch_end", "callbacks"),
+        ("[Callback]DivergenceGuard.on_train_batch_end", "callbacks"),
         ("run_training_batch", None),
     ],
 )

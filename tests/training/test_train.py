@@ -215,7 +215,7 @@ def test_a_second_process_says_that_it_waits(folder, capsys):
 def test_the_bar_shows_the_loss_of_the_last_logging_point(folder, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        callbacks.Bar, "_update_metrics", lambda bar, *given: shown.append(bar.get_metrics(*given)["loss"])
+        callbacks.ProgressBar, "_update_metrics", lambda bar, *given: shown.append(bar.get_metrics(*given)["loss"])
     )
     train.train(experiments.load("tiny", ["trainer.log_every=5", "trainer.max_steps=7", "trainer.validate_every=100"]))
     assert len({*map(str, shown)}) == 2  # NaN before the first, then that of step 5
@@ -299,10 +299,3 @@ def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, ca
     assert failed.status == "FAILED"
     assert failed.tags["sana.error"].startswith("Diverged: the loss is nan at step 4; last good checkpoint: none yet")
     assert "the loss is nan" in capsys.readouterr().err
-
-
-def test_side_by_side_keeps_the_order():
-    images = torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 3, 4, 5)
-    row = callbacks.side_by_side(images, gap=2)
-    assert row.shape == (3, 4, 21)
-    assert row[0, 0].tolist() == [v for i in range(3) for v in [i] * 5 + [255] * 2]
