@@ -1,6 +1,6 @@
 """Solvers of dx/dt = velocity(x, t): pure functions that keep x's dtype.
 
-`times` (M + 1,) fall from noise towards 0. Coefficients are computed in float64 on the host.
+`times` (M + 1,) fall from noise towards 0. Coefficients are float64 on the CPU.
 """
 
 import math
@@ -41,12 +41,18 @@ def rf_solver(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
     return x
 
 
-def dpmpp(velocity: Velocity, x: Tensor, times: Tensor, /, order: Literal[1, 2, 3] = 2) -> Tensor:
+def dpmpp(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    /,
+    order: Literal[1, 2, 3] = 2,  # order of the multistep method; the error of 3 falls as that of 2 does
+) -> Tensor:
     """Flow-DPM-Solver: DPM-Solver++ multistep (arXiv 2211.01095) with alpha = 1 - t, sigma = t (SANA, algorithm 1).
 
     One evaluation a step. The first step and the one that ends at t = 0 are first order, as in the released code: the
-    paper's printed algorithm keeps order 2 there, where its ratio of step lengths diverges. Order 3 is that code's too,
-    which counts the second derivative half: its error falls as that of order 2 does. `unipc` is what reaches order 3.
+    paper's printed algorithm keeps order 2 there, where its ratio of step lengths diverges. Order 3 is the released
+    code's too, which halves the second derivative and so converges at order 2. `unipc` reaches order 3.
     """
     grid, before = times.tolist(), list[Prediction]()  # newest first
     for i, (t, s) in enumerate(pairwise(grid)):
@@ -58,35 +64,35 @@ def dpmpp(velocity: Velocity, x: Tensor, times: Tensor, /, order: Literal[1, 2, 
 
 
 Prediction = tuple[float, Tensor]
-"""The log-SNR of a time, and the data predicted there."""
+"""Log-SNR of a time, and the data predicted at it."""
 
 
 def log_snr(t: float) -> float:
-    """log alpha - log sigma; it ends infinite."""
+    """log alpha - log sigma: minus infinity at t = 1, infinity at t = 0."""
     return -math.inf if t >= 1 else math.inf if t <= 0 else math.log1p(-t) - math.log(t)
 
 
 def at(t: float, x: Tensor) -> Tensor:
     """Times (B,) in float32 or wider: half precision would move them by a step of the schedule.
 
-    They lie on the host, where they are known without waiting for a device.
+    They are on the CPU, where reading them waits for no device.
     """
     return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device="cpu")
 
 
 def _ceiling(grid: list[float], i: int) -> int:
-    """The highest order of step i: 1 where it ends at 0, and 2 before that in fewer than 15 steps, as in its code."""
+    """Highest order of step i: 1 where it ends at 0, and 2 before that if there are fewer than 15, as released."""
     if grid[i + 1] == 0:
         return 1
     return 2 if len(grid) <= 15 and grid[i + 2 :] == [0] else 3
 
 
-def _slope(data: Tensor, before: list[Prediction], here: float, there: float) -> Tensor:
-    """The data over a step from log-SNR `here` to `there`: constant, or with one or two derivatives by differences."""
+def _slope(data: Tensor, before: list[Prediction], start: float, end: float) -> Tensor:
+    """Predicted data over a step between two log-SNRs: constant, or with one or two derivatives by differences."""
     if not before:
         return data
-    h, (first, m1) = there - here, before[0]
-    r = (here - first) / h
+    h, (first, m1) = end - start, before[0]
+    r = (start - first) / h
     if len(before) == 1:
         return data + (data - m1) / (2 * r)
     second, m2 = before[1]

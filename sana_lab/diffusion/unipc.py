@@ -11,28 +11,34 @@ from sana_lab.diffusion.solvers import Prediction, at, log_snr
 from sana_lab.types import Velocity
 
 
-def unipc(velocity: Velocity, x: Tensor, times: Tensor, /, order: Literal[1, 2, 3] = 2) -> Tensor:
+def unipc(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    /,
+    order: Literal[1, 2, 3] = 2,  # order of the predictor; the corrector adds one
+) -> Tensor:
     """UniPC-`order` in its B2(h) form, predicting the data, with alpha = 1 - t and sigma = t; one evaluation a step.
 
-    Order counts the predictor's; the corrector adds one. Towards t = 0 it falls to 1, as in the authors' code; what was
-    predicted at t = 1, where the log-SNR is infinite, is not used again.
+    Towards t = 0 the order falls to 1, as in the authors' code; the prediction at t = 1, where the log-SNR is infinite,
+    serves its own step alone.
     """
-    grid, known, used, start = times.tolist(), list[Prediction](), list[Prediction](), x
+    grid, history, used, start = times.tolist(), list[Prediction](), list[Prediction](), x
     for i, (t, s) in enumerate(pairwise(grid)):
         data = x - t * velocity(x, at(t, x))
         if i:
             x = _advance(start, grid[i - 1], t, used, data)
-        known = [(log_snr(t), data), *(k for k in known if math.isfinite(k[0]))][:order]
-        used = known[: len(grid) - 1 - i] if grid[-1] == 0 else known
+        history = [(log_snr(t), data), *(p for p in history if math.isfinite(p[0]))][:order]
+        used = history[: len(grid) - 1 - i] if grid[-1] == 0 else history
         start, x = x, _advance(x, t, s, used)
     return x
 
 
-def _advance(x: Tensor, t: float, s: float, known: list[Prediction], end: Tensor | None = None) -> Tensor:
-    """A step from t to s on predictions of the data, newest first (made at t); with the one at its `end`, corrected."""
-    (here, data), *before = known
-    h = log_snr(s) - here
-    ratios = [(there - here) / h for there, _ in before]
+def _advance(x: Tensor, t: float, s: float, predictions: list[Prediction], end: Tensor | None = None) -> Tensor:
+    """A step from t to s by predictions, newest first (at t); with the prediction at its end, the corrector's."""
+    (start, data), *before = predictions
+    h = log_snr(s) - start
+    ratios = [(earlier - start) / h for earlier, _ in before]
     slopes = [(m - data) / r for (_, m), r in zip(before, ratios, strict=True)]
     if end is not None:
         ratios, slopes = [*ratios, 1.0], [*slopes, end - data]
@@ -41,7 +47,7 @@ def _advance(x: Tensor, t: float, s: float, known: list[Prediction], end: Tensor
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
-    """Of the differences: half for a single one, as the authors simplify it; else what makes the order, in float64."""
+    """Weights of the differences in float64: half for one, as the authors simplify it; else by the order conditions."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     phi, factorial, b = math.expm1(-h) / -h - 1, 1, list[float]()

@@ -16,7 +16,7 @@ from sana_lab.ops.mix_ffn import mix_ffn
 
 
 class RmsNorm(nn.Module):
-    """Root-mean-square norm over the last axis, statistics in float32 or wider; `scale` is the weight's first value."""
+    """Root-mean-square norm over the last axis, statistics in float32 or wider; `scale` initialises the weight."""
 
     def __init__(self, dim: int, scale: float = 1.0, eps: float = 1e-5) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class RmsNorm(nn.Module):
 
 
 def saturated(x: Tensor) -> Tensor:
-    """float16 within its range, as weights that were trained in it need after attention; other dtypes as they are.
+    """Clamp float16 to its finite range; other dtypes are returned unchanged.
 
-    The released models' output projections reach 10^6 (diffusers issue 10336), and infinity less infinity is NaN.
+    Output projections of the released models reach 10^6 (diffusers issue 10336), and infinity minus infinity is NaN.
     """
     return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
 
@@ -41,14 +41,14 @@ def saturated(x: Tensor) -> Tensor:
 class MixFfn(nn.Module):
     """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, gate with SiLU, 1x1 down.
 
-    The zero padding of its 3x3 tells tokens where they are, so the DiT needs no position embedding.
-    `backend` chooses the kernel and changes no result; the kernel is for a convolution of 3 x 3.
+    The zero padding of its 3x3 gives tokens their position, so that the DiT needs no position embedding.
     """
 
     def __init__(
         self,
-        ratio: float = 2.5,
-        kernel: int = 3,
+        ratio: float = 2.5,  # hidden width as a multiple of the model's
+        kernel: int = 3,  # side of the depthwise convolution; odd
+        # Implementation, which changes no result: auto is Triton on CUDA (3 x 3 only), torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         dim: int,
@@ -71,7 +71,12 @@ class MixFfn(nn.Module):
 class Mlp(nn.Module):
     """The plain feed-forward of a DiT: Linear, GELU (tanh), Linear."""
 
-    def __init__(self, ratio: float = 4.0, *, dim: int) -> None:
+    def __init__(
+        self,
+        ratio: float = 4.0,  # hidden width as a multiple of the model's
+        *,
+        dim: int,
+    ) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, int(ratio * dim))
         self.project = nn.Linear(int(ratio * dim), dim)
@@ -81,7 +86,7 @@ class Mlp(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens look at caption tokens; softmax, all projections with bias, optional RMSNorm of q and k."""
+    """Softmax attention of image tokens to caption tokens; projections with bias, optional RMSNorm of q and k."""
 
     def __init__(self, dim: int, heads: int, norm: bool = False, eps: float = 1e-6) -> None:
         super().__init__()
@@ -104,16 +109,16 @@ class CrossAttention(nn.Module):
     ) -> Tensor:
         """x (B, h, w, C), k and v (B, H, L, D), mask (B, L), None where all count -> (B, h, w, C).
 
-        Where k and v have fewer rows than x, the rest of its rows have what is `constant` (B', C) for them.
+        With `constant` (B', C), k and v are those of the first B - B' rows of x, and the others get the constant.
         """
-        seen = x if constant is None else x[: len(k)]
-        q = self._split(self.norm_q(self.q(seen.flatten(1, 2))))
+        attending = x if constant is None else x[: len(k)]
+        q = self._split(self.norm_q(self.q(attending.flatten(1, 2))))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
-        out = self.proj(out.transpose(1, 2).flatten(2)).view_as(seen)
+        out = self.proj(out.transpose(1, 2).flatten(2)).view_as(attending)
         return out if constant is None else torch.cat([out, constant[:, None, None].expand_as(x[len(k) :])])
 
     def constant(self, v: Tensor) -> Tensor:
-        """What values (B, H, 1, D) of one token give every query, (B, C): softmax over one key is 1."""
+        """Result (B, C) for every query of values (B, H, 1, D) of one token: softmax over one key is 1."""
         return self.proj(v.flatten(1))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -121,7 +126,7 @@ class CrossAttention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C), in that order in memory, as all that follows keeps it."""
+    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C), contiguous, as all following layers keep them."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         super().__init__()
@@ -132,7 +137,7 @@ class PatchEmbed(nn.Module):
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Of the module's first parameter."""
+    """The dtype of the module's first parameter."""
     return next(module.parameters()).dtype
 
 
@@ -144,7 +149,7 @@ def unpatch(x: Tensor, patch: int) -> Tensor:
 
 
 def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
-    """[cos, sin] features (B, dim) of positions or times (B,), in float32, or in float64 where they are."""
+    """[cos, sin] features (B, dim) of positions or times (B,), in float32 or wider."""
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=t.dtype) / (dim // 2))
     angles = t[:, None] * rates
@@ -164,10 +169,10 @@ class TimeEmbed(nn.Module):
 
 
 class CaptionEmbed(nn.Module):
-    """Text features (B, L, D) -> (B, L, C): an MLP, then RMSNorm whose weight begins small.
+    """Text features (B, L, D) -> (B, L, C): an MLP, then RMSNorm with a small initial weight.
 
     A decoder-only LLM's features vary by orders of magnitude more than T5's; the norm and its small scale keep the
-    loss from NaN (SANA, section 2.3).
+    training stable (SANA, section 2.3).
     """
 
     def __init__(self, text_dim: int, dim: int, scale: float = 0.01) -> None:
@@ -182,7 +187,7 @@ class CaptionEmbed(nn.Module):
 def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:
     """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range.
 
-    In float64: angles of a hundred radians cost float32 a digit and more.
+    In float64: float32 loses a digit and more at angles of a hundred radians.
     """
     ys = torch.arange(h, device=device, dtype=torch.float64) / (h / base) / interpolation
     xs = torch.arange(w, device=device, dtype=torch.float64) / (w / base) / interpolation

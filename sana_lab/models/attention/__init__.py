@@ -1,7 +1,7 @@
-"""Interface of self-attention: the projections are shared, only the mixing differs.
+"""Interface of self-attention: shared projections; subclasses differ in how they mix q, k and v.
 
-Softmax and linear have the same parameters, the same state-dict keys, the same heads, biases and norms, so a
-comparison is of the mixing alone (in the released code the switch also changes head width, bias and norm).
+Softmax and linear attention have the same parameters, state-dict keys, heads, biases and norms, so that comparisons are
+of the mixing alone (in the released code the switch also changes head width, bias and norm).
 """
 
 from abc import ABC, abstractmethod
@@ -14,9 +14,9 @@ from sana_lab.ops.cpu_linear import product
 
 
 class Attention(nn.Module, ABC):
-    """Self-attention over a grid of tokens; a subclass says how q, k, v are mixed.
+    """Self-attention over a grid of tokens; a subclass implements `mix`.
 
-    SANA: qkv without bias, heads of width 32, optional RMSNorm of q and k over the full width, output with bias.
+    As in SANA: qkv without bias, optional RMSNorm of q and k over the full width, output projection with bias.
     """
 
     def __init__(self, dim: int, head_dim: int, qk_norm: bool) -> None:
@@ -39,7 +39,7 @@ class Attention(nn.Module, ABC):
         return saturated(self.proj(self.mix_fused(qkv).flatten(2))).view_as(x)
 
     def mix_fused(self, qkv: Tensor) -> Tensor:
-        """Norms and `mix` of the projection (B, N, 3, H, D) -> (B, N, H, D), for a subclass that takes it whole."""
+        """Norms and `mix` of the projection (B, N, 3, H, D) -> (B, N, H, D); to override where a kernel fuses them."""
         q, k, v = qkv.unbind(2)
         q, k = self.norm_q(q.flatten(2)).view_as(q), self.norm_k(k.flatten(2)).view_as(k)
         return self.mix(q, k, v)

@@ -13,16 +13,14 @@ from sana_lab.ops.linear_attention.reference import unsupported_width
 
 @final
 class LinearAttention(Attention):
-    """relu(q) (relu(k)^T v) / (relu(q) sum relu(k) + eps); `backend` chooses the kernel and changes no result.
-
-    The kernel reads the projection in place and makes the norms as it reads.
-    """
+    """relu(q) (relu(k)^T v) / (relu(q) sum relu(k) + eps)."""
 
     def __init__(
         self,
-        head_dim: int = 32,
-        qk_norm: bool = False,
-        eps: float = 1e-8,
+        head_dim: int = 32,  # width of a head; divides the model's width
+        qk_norm: bool = False,  # RMSNorm of q and k over the full width (SANA-1.5)
+        eps: float = 1e-8,  # added to the normaliser; above 0
+        # Implementation, which changes no result: auto is the fused Triton kernel on CUDA, plain torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         dim: int,

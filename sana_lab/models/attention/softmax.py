@@ -10,9 +10,15 @@ from sana_lab.models.attention import Attention
 
 @final
 class SoftmaxAttention(Attention):
-    """softmax(q k^T / sqrt(D)) v, through PyTorch's fused kernels: sums in float32, products in the input's dtype."""
+    """softmax(q k^T / sqrt(D)) v by PyTorch's fused kernels: products in the input's dtype, sums in float32."""
 
-    def __init__(self, head_dim: int = 32, qk_norm: bool = False, *, dim: int) -> None:
+    def __init__(
+        self,
+        head_dim: int = 32,  # width of a head; divides the model's width
+        qk_norm: bool = False,  # RMSNorm of q and k over the full width (SANA-1.5)
+        *,
+        dim: int,
+    ) -> None:
         super().__init__(dim, head_dim, qk_norm)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -71,34 +71,30 @@ class Head(nn.Module):
 
 @final
 class Sana(Dit):
-    """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B.
-
-    With `position: sincos` (2K, 4K) the embedding is computed for `base` tokens a side and interpolated. SANA-1.5 has
-    `cross_norm` and the attention's `qk_norm`; `cross_norm_eps` is 1e-6 in NVlabs' code and 1e-5 in diffusers'. The
-    network reads `time_scale` t. SANA-Sprint, which was distilled with guidance, reads t itself and `guidance` (0.1)
-    times the guidance that it is told. `zero_head` begins with a velocity of zero, as DiT does (arXiv 2212.09748) and
-    the paper's code does not; short trainings gain by it. `backend` chooses the kernel of what lies between
-    the layers, and changes no result.
-    """
+    """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B."""
 
     def __init__(
         self,
-        dim: int = 1152,
-        depth: int = 28,
-        patch: int = 1,
-        attention: Annotated[Spec, "attention"] = "linear",
-        ffn: Annotated[Spec, "ffn"] = "mix",
-        cross_heads: int = 16,
-        cross_norm: bool = False,
-        caption_scale: float = 0.01,
-        position: Literal["none", "sincos"] = "none",
-        base: int = 32,
-        interpolation: float = 1.0,
+        dim: int = 1152,  # width of tokens; a multiple of the attention's head_dim and of cross_heads
+        depth: int = 28,  # number of blocks
+        patch: int = 1,  # side of a patch, in cells of the latent grid
+        attention: Annotated[Spec, "attention"] = "linear",  # self-attention of each block
+        ffn: Annotated[Spec, "ffn"] = "mix",  # feed-forward layer of each block
+        cross_heads: int = 16,  # heads of the attention to the caption
+        cross_norm: bool = False,  # RMSNorm of q and k in cross-attention (SANA-1.5)
+        caption_scale: float = 0.01,  # initial weight of the caption's RMSNorm
+        position: Literal["none", "sincos"] = "none",  # position embedding of patches; sincos in the 2K and 4K models
+        base: int = 32,  # tokens a side that the position embedding is defined for
+        interpolation: float = 1.0,  # divides positions; 2 in the 4K model
+        # Activations kept for the backward pass: false is all, true the blocks' inputs, selective also products.
         checkpointing: Annotated[Checkpointing, RUNTIME] = False,
-        cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,
-        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,
+        cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,  # 1e-6 in NVlabs' code, 1e-5 in diffusers'
+        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,  # the network reads this times t; 1 in SANA-Sprint
+        # Scale of the guidance input of models distilled with guidance (0.1 in SANA-Sprint); None has no such input.
         guidance: Annotated[float | None, AsBefore(None)] = None,
+        # Zero the last layer at initialisation, as DiT (arXiv 2212.09748) and not as the paper's code does.
         zero_head: Annotated[bool, AsBefore(False)] = False,
+        # Kernels of norms, modulation and gates, which change no result: auto is Triton on CUDA, torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         channels: int,
@@ -121,10 +117,10 @@ class Sana(Dit):
             nn.init.zeros_(self.head.linear.weight)
 
     def initialise(self) -> None:
-        """Xavier for linear layers, N(0, 0.02) for time and caption, PyTorch's for Mix-FFN; no zeros."""
-        kept = {m for ffn in self.modules() if isinstance(ffn, MixFfn) for m in ffn.modules()}
+        """Xavier for linear layers, N(0, 0.02) for time and caption, PyTorch's default for Mix-FFN; no zeros."""
+        mix_ffn = {m for ffn in self.modules() if isinstance(ffn, MixFfn) for m in ffn.modules()}
         for module in self.modules():
-            if isinstance(module, nn.Linear) and module not in kept:
+            if isinstance(module, nn.Linear) and module not in mix_ffn:
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -163,7 +159,7 @@ class Sana(Dit):
         return self.time_embed(t) + self.guidance_embed(guidance)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with positions where they are asked for."""
+        """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with the position embedding if there is one."""
         if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {self.patch}")
         x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
