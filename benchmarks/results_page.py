@@ -1,0 +1,256 @@
+"""Tables of README.md and docs/, generated from benchmarks/results and from the cards of the models that ship.
+
+    python benchmarks/results_page.py            # write docs/results.md and fill the marked blocks
+    python benchmarks/results_page.py --check    # name the files that differ; exit status 1 where there are any
+
+A page marks a table with `<!-- results: NAME -->` and `<!-- /results -->`. NAME is a Markdown file of
+benchmarks/results (included as it is), a file with a renderer (`RENDERERS`), or one of `TABLES`.
+"""
+
+import argparse
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from sana_lab.checkpoints import weights
+from sana_lab.types import Json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+WEIGHTS = ROOT / "experiments" / "weights"
+PAGE = Path("docs/results.md")
+BLOCK = re.compile(r"(<!-- results: (?P<name>[^\n]+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+INTRODUCTION = """# Results
+
+Generated from `benchmarks/results` by `python benchmarks/results_page.py`; do not edit.
+"""
+CPU_FILES = ("cpu-amd-epyc-2-threads.json", "cpu-full-amd-epyc-2-threads.json")
+SECTIONS = (
+    ("Quickstart", "quickstart/table.md", ("samples.png", "geneval.png", "geneval_latency_s.png", "training_loss.png")),
+    ("Models that ship", "models", ()),
+    ("GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
+    ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
+    ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
+    ("Against diffusers on a CPU", "cpu", ()),
+    ("Against diffusers on a CPU, all pieces at full size", CPU_FILES[1], ()),
+    ("Memory of SANA-0.6B", "memory/sana_600m_1024.json", ()),
+    ("The paper's Table 8", "table8/table.md", ()),
+    ("The paper's Table 9", "table9/table.md", ()),
+    ("The paper's Table 14", "table14/table.md", ()),
+    ("The paper's Figure 2", "figure2/table.md", ("walk_tmacs_image.png",)),
+)
+"""(heading, block, figures beside the block's file) of docs/results.md."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a file differs")
+    check = parser.parse_args().check
+    changed = stale(ROOT)
+    for path, text in changed.items():
+        print(f"{'differs' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(text)
+    return 1 if check and changed else 0
+
+
+def stale(root: Path) -> dict[Path, str]:
+    """The new text of each page that differs from its results."""
+    pages = {root / PAGE: results_page()}
+    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        if path != root / PAGE:
+            pages[path] = fill(path.read_text())
+    return {path: text for path, text in pages.items() if not path.is_file() or path.read_text() != text}
+
+
+def fill(text: str) -> str:
+    """A page with all its blocks rendered. ValueError for an unknown name or a block that is not closed."""
+    if text.count("<!-- results: ") != len(BLOCK.findall(text)):
+        raise ValueError("a block '<!-- results: NAME -->' is not closed by '<!-- /results -->'")
+    return BLOCK.sub(lambda match: f"{match[1]}{render(match['name'])}\n{match[3]}", text)
+
+
+def results_page() -> str:
+    """docs/results.md."""
+    sections = []
+    for heading, name, figures in SECTIONS:
+        folder = Path("../benchmarks/results") / Path(name).parent
+        pictures = [f"![{heading}]({folder / figure})" for figure in figures]
+        body = re.sub(r"^#+ (.*)$", r"**\1**", render(name), flags=re.MULTILINE)  # headings of this page only
+        sections.append("\n\n".join([f"## {heading}", body, *pictures, *source(name)]))
+    return "\n\n".join([INTRODUCTION.strip(), *sections]) + "\n"
+
+
+def source(name: str) -> list[str]:
+    """Where a block's numbers come from."""
+    files = {"cpu": [f"benchmarks/results/{file}" for file in CPU_FILES], "models": ["experiments/weights/"]}
+    return [f"Source: {', '.join(f'`{file}`' for file in files.get(name, [f'benchmarks/results/{name}']))}."]
+
+
+def render(name: str) -> str:
+    """The Markdown of a block."""
+    if name in TABLES:
+        return TABLES[name]()
+    path = RESULTS / name
+    if not path.is_file():
+        raise ValueError(f"no results {name!r}; expected a file of benchmarks/results, or one of {', '.join(TABLES)}")
+    if path.suffix == ".md":
+        return path.read_text().strip()
+    renderer = next((render for pattern, render in RENDERERS if re.fullmatch(pattern, name)), None)
+    if renderer is None:
+        raise ValueError(f"results {name!r} have no renderer; expected a name such as quickstart/table.md")
+    return renderer(path)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table whose first `left` columns are aligned left, all others right."""
+    align = [":--" if i < left else "--:" for i in range(len(header))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, align, *rows))
+
+
+# Speed against a peer
+
+
+def cpu_table() -> str:
+    """The main cases: those of `make bench`, and of `--full` those that only full size has."""
+    short, full = (json.loads((RESULTS / file).read_text()) for file in CPU_FILES)
+    models = [case for case in full["cases"] if "26 of 26" in case["case"] or "decode, 512" in case["case"]]
+    cases = [case for case in (*models[::-1], *short["cases"]) if case["peer"] == "diffusers"]
+    order = ("text", "0.6B step", "DC-AE", "whole")
+    cases = sorted((c for c in cases if rank(c, order) < len(order)), key=lambda c: rank(c, order))
+    table = speed_table(cases, full.get("image"), short)
+    return f"{table} Rows of 26 text layers, of 512 px decoded and of the sum: `--full`, commit {full['commit']}."
+
+
+def rank(case: Json, order: Sequence[str]) -> int:
+    return next((i for i, start in enumerate(order) if case["case"].startswith(start)), len(order))
+
+
+def cpu_file(path: Path) -> str:
+    """All cases of one file of benchmarks/cpu.py."""
+    record = json.loads(path.read_text())
+    return speed_table(record["cases"], record.get("image"), record)
+
+
+def speed_table(cases: Iterable[Json], image: Json | None, record: Json) -> str:
+    """Medians of peer and ours, their ratio and its tier; then the machine."""
+    rows = []
+    for case in (c for c in cases if "times" in c):
+        sides = (seconds(case["times"][side]["median_s"]) for side in ("peer", "ours"))
+        ratio = f"{case['ratio']:.2f}x" if case["ratio"] else "-"
+        rows.append((case["case"], case["peer"], case["ours"], *sides, ratio, case["tier"]))
+    if image and image["ratio"]:
+        name = "image of 512 px, 20 steps: the sum of its pieces at full size"
+        sides = (seconds(image["peer_s"]), seconds(image["ours_s"]))
+        rows.append((name, "diffusers", "ours, as in sampling", *sides, f"{image['ratio']:.2f}x", "exact algebra"))
+    table = markdown(("case", "peer", "ours", "peer's time", "our time", "ratio", "tier"), rows, left=3)
+    versions = ", ".join(f"{package} {record['versions'][package]}" for package in ("torch", "diffusers"))
+    machine = f"{record['device']}, {record['cpu_capability']}, {versions}, commit {record['commit']}"
+    return f"{table}\n\nMedians on {machine}; a ratio above 1 means that ours is faster."
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
+
+
+# Memory
+
+
+def memory_table(path: Path) -> str:
+    """Configurations of `sana-lab bench EXPERIMENT --memory`, in GiB."""
+    record = json.loads(path.read_text())
+    stages = ("text", "denoise", "decode", "peak")
+    cards = [*next(iter(record["configurations"].values()))["free"]]
+    rows = [
+        (name, *(f"{row[stage]:.2f}" for stage in stages), *(f"{row['free'][card]:.2f}" for card in cards))
+        for name, row in record["configurations"].items()
+    ]
+    table = markdown(("GiB", *stages, *(f"left of {card} GiB" for card in cards)), rows)
+    names = {"text_encoder": "text encoder", "dit": "DiT", "autoencoder": "autoencoder"}
+    weights = ", ".join(f"{names[name]} {c['weights']:.2f} GiB" for name, c in record["components"].items())
+    settings = f"{record['size']} x {record['size']} pixels, batch {record['batch']}, {record['dtype']}"
+    return f"{table}\n\n{settings}; weights: {weights}. Computed on the meta device, not measured on a GPU."
+
+
+# Quality
+
+
+def quality_table(path: Path) -> str:
+    """GenEval by task, and the other measures, of a file of `sana-lab eval --json`."""
+    report = json.loads(path.read_text())
+    geneval = report["geneval"]
+    headings = {"single_object": "Single", "two_object": "Two", "color_attr": "Attribution"}
+    header = ["Overall", *(headings.get(task, task.capitalize()) for task in geneval["tasks"])]
+    row = [bounds(geneval["overall"], *geneval["interval"])]
+    row += [bounds(task["value"], *task["interval"]) for task in geneval["tasks"].values()]
+    other = [
+        f"{name} {v['value']:.3g} [{v['low']:.3g}, {v['high']:.3g}]"
+        for measure, entry in report["measures"].items()
+        if measure != "geneval"
+        for name, v in entry["values"].items()
+    ]
+    counts = f"{geneval['prompts']} prompts, {geneval['images']} images"
+    return f"{markdown(header, [row], left=0)}\n\n{counts}, 95 % intervals. Also measured: {', '.join(other)}."
+
+
+def bounds(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def summary_table(path: Path) -> str:
+    """Six columns of an ablation's table.csv."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    columns = {"params_m": "Params (M)", "gmacs": "MACs (G) ↓", "latency_s": "Latency (s) ↓"}
+    columns["peak_mib"] = "Peak memory (MiB) ↓"
+    cells = []
+    for row in rows:
+        geneval = bounds(*(float(row[f"geneval{end}"]) for end in ("", "_low", "_high")))
+        cells.append((row["model"], *(f"{float(row[column]):.3g}" for column in columns), geneval))
+    return markdown(("Model", *columns.values(), "GenEval ↑"), cells)
+
+
+def models_table() -> str:
+    """The models in experiments/weights: numbers in the file, training, and quality on held-out scenes or prompts."""
+    rows = []
+    for path in sorted(WEIGHTS.glob("*.safetensors")):
+        card = weights.card(path)
+        numbers = sum(tensor.numel() for tensor in weights.read(path).values())
+        sizes = (f"{numbers / 1e6:.2f}", f"{path.stat().st_size / 1e6:.1f}")
+        rows.append(
+            (f"`{path.stem}`", *sizes, f"{card['steps']:,}", card["date"], quality(path.stem, card["measured"]))
+        )
+    return markdown(("Model", "Numbers (M)", "File (MB)", "Steps", "Trained", "Measured, 95 % intervals"), rows)
+
+
+def quality(model: str, card: Json) -> str:
+    """The headline measure of a model, from its card or from benchmarks/results/MODEL/eval.json."""
+    if "psnr" in card:
+        interval = "[{}, {}]".format(*card["psnr_interval"])
+        return f"PSNR {card['psnr']} dB {interval}, SSIM {card['ssim']:.3f}, {card['n']:,} held-out scenes"
+    if "geneval" in card:
+        interval = bounds(card["geneval"], *card["geneval_interval"])
+        return f"GenEval-shapes {interval}, {card['prompts']} prompts, {card['images']} images"
+    measure = json.loads((RESULTS / model / "eval.json").read_text())["measures"]["held_out"]
+    name, value = next(iter(measure["values"].items()))
+    interval = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{name.replace('_', ' ')} {interval}, {value['n']:,} held-out scenes"
+
+
+TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "models": models_table}
+"""Tables made of several files."""
+
+RENDERERS: tuple[tuple[str, Callable[[Path], str]], ...] = (
+    (r"cpu-.*\.json", cpu_file),
+    (r"memory/.*\.json", memory_table),
+    (r".*/eval\.json", quality_table),
+    (r".*/table\.csv", summary_table),
+)
+"""Pattern of a file's path in benchmarks/results, and the function that renders it."""
+
+if __name__ == "__main__":
+    sys.exit(main())
