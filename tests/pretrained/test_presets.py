@@ -53,15 +53,10 @@ def test_every_preset_is_named_here():
 
 
 @pytest.mark.parametrize("name", [*SIZES, *OTHERS])
-def test_a_preset_is_complete_and_its_denoiser_builds(name: str):
-    experiment = experiments.load(name)
-    assert experiments.complete(experiment) == experiment
-    assert len(dit_of(name).blocks) == experiment["system"]["dit"]["depth"]
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_parameters(name: str):
-    assert round(millions(dit_of(name)), 2) == SIZES[name]
+def test_a_denoiser_has_the_published_size(name: str):
+    dit = dit_of(name)
+    assert len(dit.blocks) == experiments.load(name)["system"]["dit"]["depth"]
+    assert name in OTHERS or round(millions(dit), 2) == SIZES[name]
 
 
 @pytest.mark.parametrize("name", ["sana_600m_512", "sana_600m_4096", "sana_600m_f8_256", "sana_600m_t5_large"])
