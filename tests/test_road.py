@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
+import tiny
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -21,27 +21,14 @@ from sana_lab import __main__
 from sana_lab.ablation import plan, runner
 from sana_lab.ablation.trials import TrialRecord, records
 from sana_lab.checkpoints import weights
-from sana_lab.config import hashing, schema, specs
+from sana_lab.config import hashing, schema
 from sana_lab.tracking.store import Run, Store
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
 )
 
-VAE = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2, weights: vae.safetensors}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 24}
-  warmup: 2
-data: {name: shapes, size: 32, batch: 4, held_out: 4}
-sampling: {solver: euler, steps: 2}
-trainer: {max_steps: 4, accelerator: cpu, threads: 1, log_every: 1, validate_every: 2, checkpoint_every: 2}
-eval: {prompts_per_task: 1, images_per_prompt: 1, bench_size: 64, bench_repeats: 1, bench_steps: 1}
-prompts: [a red circle, three stars]
-"""
+TINY = tiny.EXPERIMENT.replace("groups: 2}", "groups: 2, weights: vae.safetensors}")
 ROAD = """
 title: A short road
 base: tiny
@@ -49,7 +36,6 @@ axes:
   model:
     linear:
     one step: {sampling.steps: 1}
-    softmax: {system.dit.attention: softmax}
     broken: {system.dit.attention: "guest:Broken"}
 columns: [params_m, gmacs, tokens, latency_s, geneval, val_loss, train_s]
 """
@@ -88,17 +74,16 @@ class Slow(Attention):
 '''
 
 
-def lay(folder: Path) -> None:
+def write_recipes(folder: Path) -> None:
     """Everything that the ablation `road` needs, in the working directory."""
     for path, text in (("experiments/tiny.yaml", TINY), ("ablations/road.yaml", ROAD), ("guest.py", GUEST)):
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(text)
-    torch.manual_seed(0)
-    save_file(specs.build("autoencoder", VAE).state_dict(), folder / "vae.safetensors")
+    save_file(tiny.autoencoder().state_dict(), folder / "vae.safetensors")
 
 
 class Road(NamedTuple):
-    """What the first command left behind."""
+    """The exit status of the first command, and what it wrote."""
 
     status: int
     store: Store
@@ -111,7 +96,7 @@ class Road(NamedTuple):
         return run
 
 
-def look(status: int) -> Road:
+def read_back(status: int) -> Road:
     store = Store(weights.HOME)
     trials = records(store, plan.load("road"))
     return Road(status, store, trials, store.find("road", {"sana.kind": "sweep"})[0])
@@ -124,10 +109,10 @@ def road(tmp_path_factory, empty_database) -> Iterator[Road]:
         folder = tmp_path_factory.mktemp("road")
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        lay(folder)
+        write_recipes(folder)
         (folder / "runs").mkdir()
         shutil.copy(empty_database, folder / "runs/mlflow.db")
-        yield look(runner.main("road", workers=1))
+        yield read_back(runner.main("road", workers=2))
         sys.modules.pop("guest", None)
 
 
@@ -138,23 +123,23 @@ def trained() -> dict[str, int]:
 
 def test_what_failed_is_told_by_the_exit_status_and_the_rest_is_done(road):
     assert road.status == 1
-    assert [i.run.status for i in road.trials] == ["FINISHED", "FINISHED", "FINISHED", "FAILED"]
+    assert [i.run.status for i in road.trials] == ["FINISHED", "FINISHED", "FAILED"]
     assert road.parent.status == "FAILED"
     assert road.run("broken").tags["sana.error"] == "RuntimeError: this attention is broken"
 
 
 def test_a_model_is_trained_once_for_all_rows_that_share_it(road):
-    assert len({i.model for i in road.trials}) == 3
+    assert len({i.model for i in road.trials}) == 2
     assert trained().keys() == {i.model for i in road.trials if i.trial.label != "broken"}
     assert len(road.store.history(road.run("linear").id, "train/loss")) == 4
     assert road.store.history(road.run("one step").id, "train/loss") == []
     jobs = [json.loads(path.read_text()) for path in sorted(Path("runs/sweeps/road").glob("*.json"))]
     labels = [sorted(trial["label"] for trial in job["trials"]) for job in jobs]
-    assert sorted(labels) == [["broken"], ["linear", "one step"], ["linear", "one step", "softmax"], ["softmax"]]
+    assert sorted(labels) == [["broken"], ["linear", "one step"], ["linear", "one step"]]
 
 
 def test_every_finished_row_has_its_numbers(road):
-    for label in ("linear", "one step", "softmax"):
+    for label in ("linear", "one step"):
         run = road.run(label)
         assert 0 <= run.metrics["geneval"] <= 1
         assert run.metrics["tokens"] == 64
@@ -163,7 +148,7 @@ def test_every_finished_row_has_its_numbers(road):
         assert run.metrics["val_loss"] > 0
         assert run.metrics["train_s"] > 0
     assert road.run("linear").metrics["val_loss"] == road.run("one step").metrics["val_loss"]
-    assert road.run("linear").metrics["params_m"] == road.run("softmax").metrics["params_m"]
+    assert road.run("linear").metrics["params_m"] == road.run("one step").metrics["params_m"]
 
 
 def test_mlflow_holds_a_parent_with_children_and_all_that_made_them(road):
@@ -189,12 +174,12 @@ def test_the_table_has_rows_and_a_hole_with_its_reason(road):
     folder = Path("runs/tables/road")
     text = (folder / "table.md").read_text()
     rows = {line.split("|")[1].strip(" *"): line for line in text.splitlines() if line.startswith("|")}
-    assert rows.keys() >= {"linear", "one step", "softmax"}
+    assert rows.keys() >= {"linear", "one step"}
     assert "this attention is broken" in text
     with (folder / "table.csv").open(newline="") as file:
         table = list(csv.reader(file))
-    assert len(table) == 1 + 4
-    assert "this attention is broken" in " ".join(table[4])
+    assert len(table) == 1 + 3
+    assert "this attention is broken" in " ".join(table[3])
     assert "linear" in (folder / "table.tex").read_text()
     pictures = sorted(path.name for path in folder.glob("*.png"))
     assert pictures == ["geneval.png", "geneval_latency_s.png", "samples.png", "training_loss.png"]
@@ -206,8 +191,8 @@ def test_the_table_has_rows_and_a_hole_with_its_reason(road):
 def test_the_dry_run_knows_what_is_done(road, capsys):
     assert __main__.main(["ablate", "road", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[-1] for line in lines[:3]] == ["done"] * 3
-    assert lines[3].endswith("failed: RuntimeError: this attention is broken")
+    assert [line.split()[-1] for line in lines[:2]] == ["done"] * 2
+    assert lines[2].endswith("failed: RuntimeError: this attention is broken")
 
 
 def test_the_table_can_be_written_again_elsewhere(road, capsys, tmp_path):
@@ -222,7 +207,7 @@ def test_the_same_command_again_runs_nothing(road, capsys, monkeypatch):
     Path("ablations/road.yaml").write_text("".join(line for line in ROAD.splitlines(True) if "broken" not in line))
     monkeypatch.setattr(sys, "executable", "/no/such/python")  # no worker could start
     assert runner.main("road", workers=1) == 0
-    assert "road: all 3 trials are done" in capsys.readouterr().out
+    assert "road: all 2 trials are done" in capsys.readouterr().out
     assert (trained(), len(road.store.find("road"))) == (before, runs)
     Path("ablations/road.yaml").write_text(ROAD)
 
@@ -263,7 +248,7 @@ def wait(condition, seconds: float) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_killed_in_mid_sweep_the_same_command_ends_it(here):
-    lay(here)
+    write_recipes(here)
     (here / "ablations/road.yaml").write_text(SLOW)
     command = [sys.executable, "-m", "sana_lab", "ablate", "road", "--workers", "1"]
     quick, slow = (hashing.experiment_hash(t.config) for t in trials_of(here))
@@ -284,7 +269,7 @@ def test_killed_in_mid_sweep_the_same_command_ends_it(here):
     assert (
         30 <= len((here / "passes-0.3").read_text()) <= 30 + 2 + 7
     )  # at most 2 steps since the checkpoint, 2 s till the end
-    road = look(0)
+    road = read_back(0)
     assert [i.run.status for i in road.trials] == ["FINISHED"] * 2
     assert road.parent.status == "FINISHED"
     assert len(road.store.find("road", {"sana.kind": "trial"})) == 2

@@ -1,4 +1,7 @@
-"""A worker process of an ablation: `python -m sana_lab.ablation.worker JOB.json` does one job and prints progress."""
+"""A worker process of an ablation: `python -m sana_lab.ablation.worker JOB.json` does one job and prints progress.
+
+Trials of kind quality import Lightning and all measures, which takes seconds; a job of probes does not wait for them.
+"""
 
 import os
 import sys
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sana_lab.ablation import efficiency, quality
+from sana_lab.ablation import efficiency
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Progress, exit_with_parent
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
@@ -21,8 +24,7 @@ def main(path: Path) -> int:
     torch.set_num_threads(job.threads)
     store = Store(job.store)
     if job.kind == "train":
-        assert job.experiment is not None
-        quality.train_needed(job.experiment)
+        train(job)
     elif job.kind == "evaluate":
         evaluate(store, job.trials, job.threads)
     else:
@@ -31,8 +33,18 @@ def main(path: Path) -> int:
     return 0
 
 
+def train(job: Job) -> None:
+    """Train an experiment that trials take weights from."""
+    from sana_lab.ablation import quality
+
+    assert job.experiment is not None
+    quality.train_needed(job.experiment)
+
+
 def evaluate(store: Store, trials: Sequence[Json], threads: int) -> None:
     """Train the model that these trials share, then evaluate each of them."""
+    from sana_lab.ablation import quality
+
     if guarded(store, trials, partial(quality.fit, store, trials[0])):
         torch.set_num_threads(threads)
         for trial in trials:
@@ -47,11 +59,14 @@ def measure(store: Store, trial: Json, device: str | None) -> None:
     if trial["kind"] == "efficiency":
         guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
     else:
+        from sana_lab.ablation import quality
+
         guarded(store, [trial], partial(quality.measure, store, trial))
     Progress(MEASUREMENT, f"measured {trial['label']}").send()
 
 
 def probe(store: Store, trial: Json, device: torch.device | None) -> None:
+    """Count and time a trial's probe; then its run has finished."""
     metrics, reason = efficiency.run_probe(trial["config"], device)
     store.log_metrics(trial["run"], metrics)
     store.set_tags(trial["run"], {efficiency.UNMEASURED: reason})

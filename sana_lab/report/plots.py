@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,16 +32,7 @@ WIDTH, DPI = 8.0, 150  # inches, pixels per inch
 TEXT, MARGIN, CELL = 13, 8, 112  # pixels of a sample grid: font, space around cells, cell width by default
 
 
-class Reference(NamedTuple):
-    """A level to compare rows with, such as an untrained model's score."""
-
-    label: str
-    value: float
-    low: float | None = None  # of its 95 % interval
-    high: float | None = None
-
-
-def quality(table: Table, metric: str, path: Path | str, reference: Reference | None = None) -> Path:
+def quality(table: Table, metric: str, path: Path | str) -> Path:
     """One line for each row: the value as a point, its 95 % interval or spread over seeds as a bar."""
     rows, axis = _having(table, metric), column(metric)
     figure, axes = _figure(1.3 + 0.42 * len(rows))
@@ -51,7 +42,6 @@ def quality(table: Table, metric: str, path: Path | str, reference: Reference | 
         axes.hlines(y, low, high, color=_colour(0), linewidth=3, alpha=0.45)
         axes.plot(cell.mean, y, "o", color=_colour(0), markersize=8, clip_on=False)
         axes.annotate(axis.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
-    _draw_reference(axes, reference)
     axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 34) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
@@ -83,25 +73,17 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
     return save(figure, path)
 
 
-def curves(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    path: Path | str,
-    *,
-    title: str,
-    ylabel: str = "Training loss",
-    xlabel: str = "Step",
-    smoothing: float = 0.02,
-) -> Path:
-    """Curves of (step, value) by label; the mean over the last `smoothing` of each is in front of the raw values."""
+def curves(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path | str, *, title: str) -> Path:
+    """Curves of (step, training loss) by label: raw values, and in front their running mean over 2 % of the steps."""
     figure, axes = _figure(4.2)
     for i, (label, points) in enumerate(lines.items()):
         x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
-        window = max(1, round(smoothing * len(y)))
+        window = max(1, round(0.02 * len(y)))
         if window > 1:
             axes.plot(x, y, color=_colour(i), linewidth=0.6, alpha=0.18)
         axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=_wrapped(label))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_xlabel("Step")
+    axes.set_ylabel("Training loss")
     axes.set_title(title, loc="left")
     smooth = [y for points in lines.values() for _, y in points if math.isfinite(y)]
     if smooth:
@@ -196,15 +178,6 @@ def save(figure: Figure, path: Path | str) -> Path:
 def _legend(axes: "Axes") -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.8)
-
-
-def _draw_reference(axes: "Axes", reference: Reference | None) -> None:
-    if reference is None:
-        return
-    axes.axvline(reference.value, color="0.4", linestyle="--", linewidth=1.2, label=reference.label)
-    if reference.low is not None and reference.high is not None:
-        axes.axvspan(reference.low, reference.high, color="0.5", alpha=0.15, linewidth=0)
-    axes.legend(loc="upper right", frameon=False, bbox_to_anchor=(1.0, 1.12), borderaxespad=0)
 
 
 def _scale_x(axes: "Axes", values: Sequence[float]) -> None:

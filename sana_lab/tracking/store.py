@@ -174,9 +174,6 @@ class Store:
         """Write a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
         self.client.log_image(run_id, to_pil(image), key=clean(key), step=step, synchronous=True)
 
-    def log_text(self, run_id: str, text: str, file: str) -> None:
-        self.client.log_text(run_id, text, file)
-
     def log_dict(self, run_id: str, data: Mapping[str, Any], file: str) -> None:
         """Write plain data as YAML or JSON, by the ending of `file`."""
         self.client.log_dict(run_id, dict(data), file)
@@ -211,11 +208,6 @@ class Store:
     def all_runs(self, experiment: str) -> list[Run]:
         """Every run of the experiment with this id, newest first."""
         return list(self._search([experiment], {}))
-
-    def runs(self, parent: str) -> list[Run]:
-        """The children of a run, newest first."""
-        experiment = self.client.get_run(parent).info.experiment_id
-        return list(self._search([experiment], {PARENT: parent}))
 
     def run(self, run_id: str) -> Run:
         return _record(self.client.get_run(run_id))

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sana_lab.report.columns import column
-from sana_lab.report.plots import Reference, against, curves, grid, pareto, quality, running_mean, span, tradeoff
+from sana_lab.report.plots import against, curves, grid, pareto, quality, running_mean, span, tradeoff
 from sana_lab.report.table import Cell, build_table
 
 
@@ -30,7 +30,7 @@ def is_a_picture(path):
 
 
 def test_quality_and_tradeoff_draw_within_the_picture(table, tmp_path):
-    is_a_picture(quality(table, "geneval", tmp_path / "new" / "q.png", Reference("untrained", 0.05, 0.02, 0.08)))
+    is_a_picture(quality(table, "geneval", tmp_path / "new" / "q.png"))
     is_a_picture(quality(table, "latency_ms", tmp_path / "l.png"))
     is_a_picture(tradeoff(table, "latency_ms", "geneval", tmp_path / "t.png"))
 
