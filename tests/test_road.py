@@ -228,14 +228,14 @@ columns: [geneval, latency_s]
 
 def workers(folder: Path) -> list[int]:
     """Processes of sana_lab.ablation.worker that work in this folder."""
-    found = []
+    processes = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if b"sana_lab.ablation.worker" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == folder:
-                found.append(int(entry.name))
+                processes.append(int(entry.name))
         except OSError:  # it has ended meanwhile
             continue
-    return found
+    return processes
 
 
 def wait(condition, seconds: float) -> None:

@@ -221,12 +221,12 @@ def test_a_row_that_fails_is_a_hole_and_others_go_on(folder: Path):
         tags = {"sana.kind": "trial", "sana.trial": row.key}
         job = {"run": store.start_run("broken", row.trial.label, tags), "label": row.trial.label}
         worker.measure(store, {**job, "kind": "efficiency", "config": row.trial.config}, "cpu")
-    failed, kept = (row.run for row in records(store, ablation))
+    failed, counted = (row.run for row in records(store, ablation))
     assert failed is not None
-    assert kept is not None
+    assert counted is not None
     assert (failed.status, failed.tags["sana.error"]) == ("FAILED", "KeyError: 'a bug'")
-    assert (kept.status, kept.metrics) == ("FINISHED", {"tmacs": 1.0})
-    assert kept.tags[efficiency.UNMEASURED] == "out of memory: 1 GB too much"
+    assert (counted.status, counted.metrics) == ("FINISHED", {"tmacs": 1.0})
+    assert counted.tags[efficiency.UNMEASURED] == "out of memory: 1 GB too much"
     assert [row.state for row in records(store, ablation)] == ["failed: KeyError: 'a bug'", "done"]
 
 

@@ -56,8 +56,8 @@ def test_a_terminal_shows_a_bar_and_a_file_a_line_a_minute(bar, watch):
         watch.now += 35
     assert bar.console.file.getvalue() == "sweep: 30 %, 04:05 left; linear: step 3 of 40\n"
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with ProgressBar("sweep", 1000, console=terminal, now=watch) as shown:
-        shown.advance(500, "evaluating softmax")
+    with ProgressBar("sweep", 1000, console=terminal, now=watch) as other:
+        other.advance(500, "evaluating softmax")
     assert "50%" in terminal.file.getvalue()
     assert "evaluating softmax" in terminal.file.getvalue()
 

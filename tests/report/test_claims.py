@@ -31,8 +31,8 @@ def test_over_seeds_the_interval_is_welchs():
 
 
 def test_with_one_seed_the_intervals_of_both_add_as_squares():
-    found = half_width(cell(0.5, interval=(0.44, 0.56)), cell(0.4, interval=(0.32, 0.48)))
-    assert found == pytest.approx(math.hypot(0.06, 0.08))
+    half = half_width(cell(0.5, interval=(0.44, 0.56)), cell(0.4, interval=(0.32, 0.48)))
+    assert half == pytest.approx(math.hypot(0.06, 0.08))
     assert half_width(cell(0.5, interval=(0.4, 0.6)), cell(0.4)) is None
 
 
@@ -65,15 +65,15 @@ def test_equal_seeds_without_spread_are_a_difference_all_the_same():
 
 def test_an_order_is_its_neighbours_in_the_metric_that_stands_in():
     rows = [row("a", geneval=cell(0.6, 0.01, n=3)), row("b", geneval=cell(0.5, 0.01, n=3)), row("c")]
-    found = verdicts(rows, [Expectation("fid", ["a", "b", "c"])], {"fid": "geneval"})
-    assert [(v.better, v.worse, v.metric, v.outcome) for v in found] == [
+    outcomes = verdicts(rows, [Expectation("fid", ["a", "b", "c"])], {"fid": "geneval"})
+    assert [(v.better, v.worse, v.metric, v.outcome) for v in outcomes] == [
         ("a", "b", "geneval", "reproduced"),
         ("b", "c", "geneval", "not measured"),
     ]
-    assert str(found[0]) == (
+    assert str(outcomes[0]) == (
         "Expected: 'a' better than 'b' in GenEval. Reproduced: difference +0.1, 95 % interval 0.0773 to 0.123."
     )
-    assert str(found[1]).endswith("Not measured: nothing of 'c'.")
+    assert str(outcomes[1]).endswith("Not measured: nothing of 'c'.")
 
 
 def test_a_metric_without_a_better_side_is_refused():

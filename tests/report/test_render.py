@@ -59,17 +59,17 @@ def test_markdown_puts_errors_notes_and_published_rows_apart(table):
 def test_a_published_number_stands_beside_ours_of_the_same_label_and_is_never_the_best():
     row = Row("a", {}, {"fid": Cell(1.25, None, None, 1, ()), "clip": Cell(27.1, None, None, 1, ())}, "published", ())
     paper = Published("Table 9", "arXiv 1", [row], ("At 512 px.",))
-    made = build_table([record("a", fid=6.0, psnr=30.0), record("b", fid=7.0, psnr=31.0)], title="T", published=paper)
-    text = to_markdown(made)
+    table = build_table([record("a", fid=6.0, psnr=30.0), record("b", fid=7.0, psnr=31.0)], title="T", published=paper)
+    text = to_markdown(table)
     lines = [cells(line) for line in text.splitlines() if line.startswith("|")]
     assert lines[0] == ["Row", "FID ↓", "FID ↓, published", "PSNR (dB) ↑"]
     assert lines[2] == ["a", "**6.00**", "1.25", "30.00"]
     assert lines[3] == ["b", "7.00", "—", "**31.00**"]
     assert "| a | 27.1 | 1.25 |" in text
     assert "At 512 px." in text
-    assert "At 512 px." in to_latex(made)
-    assert "FID $\\downarrow$, published" in to_latex(made)
-    assert [r["cells"]["fid"]["mean"] for r in json.loads(to_json(made))["rows"]] == [6.0, 7.0]
+    assert "At 512 px." in to_latex(table)
+    assert "FID $\\downarrow$, published" in to_latex(table)
+    assert [r["cells"]["fid"]["mean"] for r in json.loads(to_json(table))["rows"]] == [6.0, 7.0]
 
 
 def test_spread_is_shown_with_the_means_decimals_and_not_where_it_is_nought():

@@ -31,11 +31,11 @@ def noisy(shift: float, n: int = 200) -> np.ndarray:
 def test_pairing_finds_what_the_spread_of_both_hides():
     rows = build_table(records({"plain": [0.0], "better": [0.01]}), title="t").rows
     a, b = noisy(0.0), noisy(0.01)
-    found = differences(rows, {"plain": judged(a), "better": judged(b)}, "plain")["better"]["geneval"]
+    difference = differences(rows, {"plain": judged(a), "better": judged(b)}, "plain")["better"]["geneval"]
     expected = stats.ttest_rel(b, a).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.test == PAIRED
-    assert found.significant
+    assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
+    assert difference.test == PAIRED
+    assert difference.significant
     assert stats.ttest_ind(b, a).pvalue > 0.5
     assert "latency_s" not in differences(rows, {}, "plain")["better"]
 
@@ -57,23 +57,23 @@ def test_other_prompts_or_noise_are_not_paired():
 def test_several_seeds_are_compared_as_seeds():
     values = {"plain": [0.50, 0.52, 0.51], "better": [0.60, 0.63, 0.61], "same": [0.50, 0.53, 0.49]}
     rows = build_table(records(values), title="t").rows
-    found = differences(rows, {}, "plain")
+    tests = differences(rows, {}, "plain")
     interval = stats.ttest_ind(values["better"], values["plain"], equal_var=False).confidence_interval(0.95)
-    better = found["better"]["geneval"]
+    better = tests["better"]["geneval"]
     assert (better.low, better.high) == pytest.approx((interval.low, interval.high))
-    assert (better.test, better.significant, found["same"]["geneval"].significant) == (SEEDS, True, False)
+    assert (better.test, better.significant, tests["same"]["geneval"].significant) == (SEEDS, True, False)
 
 
 def test_a_table_shows_marks_and_names_the_test():
     values = {"plain": [0.50, 0.52, 0.51], "better": [0.60, 0.63, 0.61], "worse": [0.1, 0.12, 0.11]}
     table = build_table(records(values), title="t")
-    found = differences(table.rows, {}, "plain")
-    marks = marked(found)
+    tests = differences(table.rows, {}, "plain")
+    marks = marked(tests)
     assert [marks[label]["geneval"]["mark"] for label in ("better", "worse")] == ["▲", "▼"]
-    assert note(found, "plain")[0].endswith(f"{SEEDS}.")
-    shown = render.to_markdown(type(table)(**{**vars(table), "differences": marks}))
-    assert "0.61 ± 0.02 ▲" in shown
-    assert "0.11 ± 0.01 ▼" in shown
+    assert note(tests, "plain")[0].endswith(f"{SEEDS}.")
+    text = render.to_markdown(type(table)(**{**vars(table), "differences": marks}))
+    assert "0.61 ± 0.02 ▲" in text
+    assert "0.11 ± 0.01 ▼" in text
 
 
 def test_a_baseline_that_is_no_row_is_refused():

@@ -196,10 +196,10 @@ def test_flatten_and_clean():
 
 
 def test_environment_is_flat_and_names_this_machine():
-    found = environment()
-    assert found["torch"] == torch.__version__.split("+")[0]
-    assert found["cores"] >= 1
-    assert {type(v) for v in found.values()} <= {str, int, bool, type(None)}
+    facts = environment()
+    assert facts["torch"] == torch.__version__.split("+")[0]
+    assert facts["cores"] >= 1
+    assert {type(v) for v in facts.values()} <= {str, int, bool, type(None)}
 
 
 def test_commit_knows_whether_the_code_differs(tmp_path):
