@@ -1,1 +1,1 @@
-"""Tables, plots and significance marks from measured rows."""
+"""Tables from measured records: their columns, marks (`significance`), tested claims, files (`render`) and plots."""
