@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from encoders import offline
 
 import sana_lab
 from sana_lab.ablation import plan
@@ -218,7 +217,7 @@ def test_every_kind_is_known_by_a_class_or_by_its_first_parameters():
 def test_every_shipped_experiment_is_right(name: str, here: Path):
     experiment = experiments.load(name)
     assert experiments.complete(experiment) == experiment
-    train.check(offline(experiment, here))
+    train.check(experiment)
 
 
 @pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not plan.compares_efficiency(n)])

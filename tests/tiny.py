@@ -2,8 +2,7 @@
 
 Each function seeds torch first, so the same call gives the same weights. Sizes fit together: `DIT` on the latents of
 `VAE` with the text of `LLM` or `T5`. Reference models of diffusers are in `tiny_peers`, of transformers in
-`tiny_folders`, short trainings on the embedded world in `tiny_world`, real configurations of pretrained text encoders
-in `encoders`.
+`tiny_folders`, short trainings on the embedded world in `tiny_world`.
 """
 
 from collections.abc import Sequence

@@ -227,8 +227,10 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
     if isinstance(spec, str) and spec:
         return {"name": spec}
     if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-        renamed: dict[Any, str] = {**RENAMED.get(kind, {})}
-        return {renamed.get(key, key): value for key, value in spec.items()}
+        given = dict(spec)
+        for old in given.keys() & RENAMED.get(kind, {}).keys():
+            given[RENAMED[kind][old]] = given.pop(old)
+        return given
     raise SpecError(
         f"{where} is {spec!r}, expected a name or a mapping with a 'name'; {nearest('', TABLE.get(kind, {}))}"
     )
