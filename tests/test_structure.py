@@ -27,12 +27,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """Packages and root modules, from the bottom up. A package imports lower floors only."""
 
-PENDING = {
-    ("evaluation.evaluate", "shapes.train_attributes"),
-    ("evaluation.evaluate", "shapes.train_clip"),
-}
-"""Arrows that still point upwards or sideways. This set only shrinks."""
-
 FACADES = ("pretrained", *(f"ops.{name}" for name in ("conv", "linear_attention", "mix_ffn", "modulate", "rms_norm")))
 """Packages whose `__init__` re-exports functions of modules inside; every other one holds an interface."""
 
@@ -114,15 +108,11 @@ def test_imports_go_down():
         for other in others
         if package(module) != package(other) and floor(other) >= floor(module)
     }
-    assert wrong - PENDING == set()
-    assert {(a, b) for a, b in PENDING if package(a) != package(b)} - wrong == set(), (
-        "these are mended: take them out of PENDING"
-    )
+    assert wrong == set()
 
 
 def test_imports_have_no_ring():
-    down = {name: {o for o in others if (name, o) not in PENDING} for name, others in GRAPH.items()}
-    TopologicalSorter(down).prepare()
+    TopologicalSorter(GRAPH).prepare()
 
 
 def test_the_root_is_small():

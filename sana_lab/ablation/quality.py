@@ -65,7 +65,7 @@ def evaluate(store: Store, trial: Json) -> None:
 def log_samples(store: Store, trial: Json, system: TextToImage) -> None:
     """Images of the experiment's prompts, sampled from the same noise in every trial."""
     prompts = trial["config"]["prompts"]
-    images = sources.sampler(system)(prompts, list(range(len(prompts))))
+    images = sources.sampler(system.sample, trial["config"])(prompts, list(range(len(prompts))))
     store.log_image(trial["run"], "final", callbacks.image_row(images))
     path = weights.HOME / "sweeps" / trial["key"] / "samples.npz"
     path.parent.mkdir(parents=True, exist_ok=True)

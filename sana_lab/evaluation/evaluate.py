@@ -21,8 +21,7 @@ from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.peers.pipeline import Peer, is_pipeline
 from sana_lab.pretrained import loading
-from sana_lab.shapes import train_attributes, train_clip
-from sana_lab.systems.autoencoder import AutoencoderSystem
+from sana_lab.systems import Sample, System
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
@@ -90,57 +89,33 @@ def _evaluate_pipeline(peer: Peer, options: Json, given: Json) -> Json:
 
 def _evaluate_system(system: Any) -> Json:
     experiment = getattr(system, "experiment", None)
-    if experiment is None or not isinstance(system, KINDS):
+    if experiment is None or not isinstance(system, System):
         raise SpecError(
             f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
             "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
         )
-    report = Evaluator(system, experiment["eval"]).run()
+    report = system.evaluate(Evaluator(system))
     settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}
     model = hashing.experiment_hash(experiment) if "trainer" in experiment else experiment["system"]
     return {**report, "settings": settings, "model": model}
 
 
-KINDS = (TextToImage, AutoencoderSystem, train_attributes.AttributesSystem, train_clip.ClipSystem)
-
-
 class Evaluator:
-    """What a system's `evaluate` can ask for, each as a part of the report."""
+    """`sana_lab.systems.Evaluator` of one system."""
 
-    def __init__(self, system: Any, options: Json) -> None:
-        self.system, self.options = system, options
+    def __init__(self, system: System) -> None:
+        self.system, self.experiment = system, system.experiment
+        self.options: Json = self.experiment["eval"]
+        self.device = place("auto")
 
-    def run(self) -> Json:
-        """The system's report."""
-        match self.system:
-            case TextToImage():
-                return self.generated(self.system)
-            case AutoencoderSystem():
-                return self.reconstructed(self.system.to(place("auto")).autoencoder)
-            case train_attributes.AttributesSystem():
-                held_out = train_attributes.held_out(self.system, self.options["held_out"])
-            case _:
-                held_out = train_clip.held_out(self.system, self.options["held_out"])
-        return self.reported({"held_out": held_out})
-
-    def generated(self, system: TextToImage) -> Json:
+    def generated(self, sample: Sample) -> Json:
         """All measures of generated images."""
-        experiment: Any = system.experiment
-        sampling, options = Sampling(**experiment["sampling"]), self.options
-        system.settle(sampling, place("auto"))
-        data = experiment["data"].get("source", experiment["data"])
-        measures = build_measures(options, shapes=data.get("name") == "shapes")
-        source = sources.system_source(system)
-        size = experiments.image_size(experiment["data"])
-
-        def advice() -> list[str]:
-            from sana_lab.bench.memory_advice import SamplingPass
-
-            return SamplingPass(system, size, min(options["batch"], 64), sampling, "eval.batch").advice()
-
-        with advise_on_out_of_memory(advice):
-            reports = run_measures.run(measures, source, options["batch"]) if measures else {}
-        return as_json(reports, measures, source.captions, options["seed"])
+        data = self.experiment["data"].get("source", self.experiment["data"])
+        measures = build_measures(self.options, shapes=data.get("name") == "shapes")
+        source = sources.system_source(sample, self.experiment)
+        with advise_on_out_of_memory(self._memory_advice):
+            reports = run_measures.run(measures, source, self.options["batch"]) if measures else {}
+        return as_json(reports, measures, source.captions, self.options["seed"])
 
     def reconstructed(self, autoencoder: Autoencoder) -> Json:
         """Reconstruction quality on held-out images, or on `eval.reconstruction_folder`."""
@@ -154,14 +129,23 @@ class Evaluator:
         limit = o["reconstructions"]
         if folder := o["reconstruction_folder"]:
             return {"reconstruction": reconstruction.evaluate_folder(autoencoder, folder, limit, options)}
-        data = build("data", self.system.experiment["data"])
+        data = build("data", self.experiment["data"])
         data.setup("validate")
         report = reconstruction.evaluate_reconstruction(autoencoder, data.val_dataloader(), limit, options)
         return {"reconstruction": report}
 
     def reported(self, reports: Mapping[str, Report]) -> Json:
-        """Estimates that the system computed itself, by name."""
+        """Reports that the system computed itself, by name."""
         return as_json(reports, {})
+
+    def _memory_advice(self) -> list[str]:
+        """Settings that need less memory."""
+        from sana_lab.bench.memory_advice import SamplingPass
+
+        if not isinstance(self.system, TextToImage):
+            return ["try eval.batch=1"]
+        size, sampling = experiments.image_size(self.experiment["data"]), Sampling(**self.experiment["sampling"])
+        return SamplingPass(self.system, size, min(self.options["batch"], 64), sampling, "eval.batch").advice()
 
 
 def build_measures(options: Json, shapes: bool = False) -> dict[str, Measure]:

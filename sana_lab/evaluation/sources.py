@@ -1,7 +1,7 @@
 """Image sources of `eval`: a trained text-to-image system or a diffusers pipeline, and held-out data."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation.reconstruction import to_uint8
 from sana_lab.evaluation.run_measures import Generate, Source
 from sana_lab.peers.pipeline import Peer
-from sana_lab.systems.text2image import TextToImage
+from sana_lab.systems import Sample
 from sana_lab.types import Batch, Json
 
 
@@ -22,23 +22,21 @@ class HeldOut(NamedTuple):
     real_images: Callable[[], Iterable[Tensor]] | None  # each call iterates over uint8 batches (B, 3, H, W)
 
 
-def sampler(system: TextToImage) -> Generate:
-    """(prompts, noise indices) -> images uint8, under the system's experiment."""
-    experiment: Any = system.experiment
+def sampler(sample: Sample, experiment: Json) -> Generate:
+    """A system's method `sample` under its experiment, as (prompts, noise indices) -> images uint8."""
     sampling, options = Sampling(**experiment["sampling"]), experiment["eval"]
     size = experiments.image_size(experiment["data"])
-    return lambda prompts, indices: system.sample(
+    return lambda prompts, indices: sample(
         prompts, size=size, sampling=sampling, seed=options["seed"], indices=indices, batch=options["batch"]
     ).cpu()
 
 
-def system_source(system: TextToImage) -> Source:
-    """A text2image system under its experiment; held-out data are the experiment's, or `eval.captions`."""
-    experiment: Any = system.experiment
+def system_source(sample: Sample, experiment: Json) -> Source:
+    """A system that generates images, under its experiment; held-out data are the experiment's, or `eval.captions`."""
     data, options = experiment["data"], experiment["eval"]
     if options["captions"] or "name" not in data:
-        return Source(sampler(system), *folder_data(options, experiments.image_size(data)))
-    return Source(sampler(system), *held_out(specs.build("data", data.get("source", data)), options))
+        return Source(sampler(sample, experiment), *folder_data(options, experiments.image_size(data)))
+    return Source(sampler(sample, experiment), *held_out(specs.build("data", data.get("source", data)), options))
 
 
 def pipeline_source(peer: Peer, options: Json, sampling: Json, size: int) -> Source:

@@ -1,20 +1,58 @@
 """The interface of a training system: its step, optimiser, learning rate, averaged weights and checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import mismatch
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import Process
+from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import optimizer, set_learning_rate
 from sana_lab.types import Batch
+
+
+class Sample(Protocol):
+    """The method `sample` of a system that generates images."""
+
+    def __call__(
+        self, prompts: Sequence[str], *, size: int, sampling: Any, seed: int, indices: Sequence[int], batch: int
+    ) -> Tensor:
+        """Images (B, 3, size, size) uint8 of prompts, `batch` at a time; image i from noise `indices[i]` of `seed`."""
+        ...
+
+
+class Evaluator(Protocol):
+    """What `sana-lab eval` computes for `System.evaluate`. Each method returns a part of the report, as plain data."""
+
+    @property
+    def options(self) -> Config:
+        """The experiment's `eval:`."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device to evaluate on."""
+        ...
+
+    def generated(self, sample: Sample) -> Config:
+        """All measures of generated images, under the experiment's `sampling` and `eval`."""
+        ...
+
+    def reconstructed(self, autoencoder: Autoencoder) -> Config:
+        """PSNR, SSIM, LPIPS and rFID of an autoencoder on held-out images."""
+        ...
+
+    def reported(self, reports: Mapping[str, Any]) -> Config:
+        """Reports (`sana_lab.evaluation.Report`) by name that the system computed itself."""
+        ...
 
 
 class System(L.LightningModule, ABC):
@@ -56,6 +94,10 @@ class System(L.LightningModule, ABC):
     def preview(self, experiment: Config) -> Tensor | None:
         """Images (B, 3, H, W) uint8 of the experiment's prompts by the averaged weights; None if it generates none."""
         return None
+
+    def evaluate(self, evaluator: Evaluator) -> Config:
+        """The report of `sana-lab eval` on the trained system. SpecError for a system without an evaluation."""
+        raise SpecError(f"system {type(self).__name__} has no method `evaluate`, so there is nothing to measure of it")
 
     def part(self, kind: str) -> Any:
         """The child module of that name (`dit`, `autoencoder`, `text_encoder`), or None."""

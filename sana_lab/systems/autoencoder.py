@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab.checkpoints.build import build
+from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.autoencoders import Autoencoder, Normalise
 from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.ops.transfer import to_device
-from sana_lab.systems import System
+from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import fused
 from sana_lab.types import Batch
@@ -123,6 +124,10 @@ class AutoencoderSystem(System):
         ssim = structural_similarity_index_measure(made, images, data_range=2.0)
         assert isinstance(ssim, Tensor)
         self.log("val/ssim", ssim, batch_size=len(images), sync_dist=True)
+
+    def evaluate(self, evaluator: Evaluator) -> Config:
+        """Reconstruction quality on held-out images."""
+        return evaluator.reconstructed(self.autoencoder.to(evaluator.device))
 
     @torch.no_grad()
     def on_train_end(self) -> None:

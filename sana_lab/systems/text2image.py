@@ -20,7 +20,7 @@ from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
 from sana_lab.models.text import TextEncoder
-from sana_lab.systems import System
+from sana_lab.systems import Evaluator, System
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
@@ -112,6 +112,11 @@ class TextToImage(System):
         size, sampling = image_size(experiment["data"]), Sampling(**experiment["sampling"])
         with self.averaged():
             return self.sample(experiment["prompts"], size=size, sampling=sampling)
+
+    def evaluate(self, evaluator: Evaluator) -> Config:
+        """All measures of generated images."""
+        self.settle(Sampling(**self.experiment["sampling"]), evaluator.device)
+        return evaluator.generated(self.sample)
 
     # Sampling
 

@@ -13,7 +13,7 @@ from sana_lab.shapes.data import Shapes
 from sana_lab.shapes.labels import cell_classes, class_counts, held_out_scenes, training_scenes
 from sana_lab.shapes.networks import CLASSES, Attributes
 from sana_lab.shapes.scenes import COLORS, SHAPES
-from sana_lab.shapes.train_attributes import AttributesSystem, outcomes
+from sana_lab.shapes.train_attributes import AttributesSystem, count_outcomes
 from sana_lab.types import Batch
 
 # Lightning 2.6 asks torch >= 2.13 a deprecated question about pytrees
@@ -57,7 +57,7 @@ def test_other_pictures_are_refused(tmp_path):
         training_scenes(L.Trainer(accelerator="cpu", logger=False), world_data().batch_at(range(8)))
     with pytest.raises(ValueError, match="expected data: shapes"):
         held_out_scenes([0], Batch(torch.zeros(1, 3, 64, 64), ["a circle"]))
-    with pytest.raises(ValueError, match=r"pictures of 64 px; given \(8, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"images of 64 px; given \(8, 3, 32, 32\)"):
         fit(tiny(), tmp_path, 1, data=Shapes(size=32, batch=8))
 
 
@@ -112,7 +112,7 @@ def test_outcomes():
     found[1, [3, 4]] = torch.tensor([1, 1])  # one of another colour
     found[2, [3, 13]] = torch.tensor([1, 1])  # one of another shape
     found[3, 3] = 1  # one too few
-    right = outcomes(found, truth)
+    right = count_outcomes(found, truth)
     assert right["scene_accuracy"].tolist() == [1, 0, 0, 0]
     assert right["number_accuracy"].tolist() == [1, 1, 1, 0]
     assert right["shape_accuracy"].tolist() == [1, 1, 0, 0]

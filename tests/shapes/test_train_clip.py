@@ -11,7 +11,15 @@ from sana_lab.config.specs import SpecError
 from sana_lab.shapes import scenes as world
 from sana_lab.shapes import train_clip
 from sana_lab.shapes.networks import Clip
-from sana_lab.shapes.train_clip import ClipSystem, also_true, contrastive, margins, retrieved, told, wrong_captions
+from sana_lab.shapes.train_clip import (
+    ClipSystem,
+    also_true,
+    contrastive_loss,
+    margins,
+    one_word_outcomes,
+    retrieval_outcomes,
+    wrong_captions,
+)
 from sana_lab.shapes.wrong_captions import meaning, truths
 
 # Lightning 2.6 asks torch >= 2.13 a deprecated question about pytrees
@@ -31,7 +39,7 @@ def test_captions_alone_can_be_learned():
     batch, spare = data.batch_at(range(8)), also_true(world.scenes(data.seed, range(8)), data.prompts_at(range(8)))
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-2), []
     for _ in range(40):
-        loss = contrastive(
+        loss = contrastive_loss(
             network.scale * network.image_features(batch.images) @ network.text_features(batch.prompts).T, spare
         )
         optimizer.zero_grad()
@@ -75,11 +83,11 @@ def test_the_loss_is_clips():
 
     pictures = (own(2, 0, 1) + own(1, 0.5, -1)) / 2
     captions = (own(2, 0.5) + own(1, 0)) / 2
-    assert contrastive(logits, none).item() == pytest.approx((pictures + captions) / 2)
+    assert contrastive_loss(logits, none).item() == pytest.approx((pictures + captions) / 2)
     spare = none.clone()
     spare[0, 1] = True
     pictures, captions = (own(2, 1) + own(1, 0.5, -1)) / 2, (own(2, 0.5) + own(1)) / 2
-    assert contrastive(logits, spare).item() == pytest.approx((pictures + captions) / 2)
+    assert contrastive_loss(logits, spare).item() == pytest.approx((pictures + captions) / 2)
 
 
 def test_what_is_also_true_is_no_rival():
@@ -112,9 +120,9 @@ def test_judged_by_hand():
     cosines = (network.image_features(batch.images) @ network.text_features(batch.prompts).T).detach()
     spare = also_true(rows, batch.prompts)
     best = [all(spare[i, j] or cosines[i, j] <= cosines[i, i] for j in range(8)) for i in range(8)]
-    assert retrieved(network, batch, rows) == [float(b) for b in best]
+    assert retrieval_outcomes(network, batch, rows) == [float(b) for b in best]
     gaps = margins(network, batch, rows)
-    assert told(network, batch, rows) == [float(min(g) > 0) for g in gaps]
+    assert one_word_outcomes(network, batch, rows) == [float(min(g) > 0) for g in gaps]
     assert sum(map(len, margins(network, batch, rows, "color"))) < sum(map(len, gaps))
 
 
