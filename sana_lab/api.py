@@ -1,4 +1,4 @@
-"""Trained models, loaded and sampled; the verb `sample`."""
+"""Loading and sampling of trained models, in Python and by the verb `sample`."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def sample(
         raise SpecError(f"model is a {type(system).__name__}, expected a text2image system")
     experiment: Any = getattr(system, "experiment", None)
     if size is None and experiment is None:
-        raise SpecError("size is not given, and a checkpoint does not say; expected pixels a side, such as size=64")
+        raise SpecError("size is not given, and a checkpoint does not hold it; expected pixels a side, such as size=64")
     return system.sample(
         prompts,
         size=size or experiments.image_size(experiment["data"]),
@@ -59,13 +59,13 @@ def sample(
 
 
 def settings(system: TextToImage, changes: schema.Config) -> schema.Config:
-    """How a system is sampled: its experiment's `sampling`, or the defaults, with `changes`; completed and checked."""
+    """Sampling options of a system: its experiment's `sampling`, or the defaults, with `changes`. SpecError."""
     experiment: Any = getattr(system, "experiment", None)
     return experiments.check_sampling({**(experiment["sampling"] if experiment else {}), **changes})
 
 
 def main(options: argparse.Namespace) -> None:
-    """`sana-lab sample`: DIR/000-a-red-circle.png ..., the prompt and settings inside each file."""
+    """`sana-lab sample`: write DIR/000-a-red-circle.png ..., with prompt and settings in each file."""
     if blank := [p for p in options.prompts if not p.strip()]:
         raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
     check_folder(options.out)
@@ -77,14 +77,9 @@ def main(options: argparse.Namespace) -> None:
     ):
         images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
-        about = {
-            "prompt": prompt,
-            "model": options.model,
-            "seed": options.seed,
-            "index": i,
-            "negative": options.negative,
-        }
-        print(write(options.out, image, about | {"sampling": settings(system, {})}))
+        noise = {"seed": options.seed, "index": i}
+        about = {"prompt": prompt, "model": options.model, **noise, "negative": options.negative}
+        print(write(options.out, image, {**about, "sampling": settings(system, {})}))
 
 
 def memory_advice(system: TextToImage, size: int | None, batch: int, batch_option: str) -> list[str]:
@@ -96,7 +91,7 @@ def memory_advice(system: TextToImage, size: int | None, batch: int, batch_optio
 
 
 def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
-    """A PNG whose text chunks hold the prompt and all settings."""
+    """Write a PNG whose text chunks hold the prompt and all settings; its path."""
     text = PngInfo()
     text.add_itxt("prompt", about["prompt"])
     text.add_itxt("sana_lab", json.dumps(about))

@@ -15,7 +15,7 @@ PACKAGES = ("torch", "lightning", "transformers", "mlflow", "triton", "sana-lab"
 
 
 def environment() -> dict[str, Any]:
-    """What a number may depend on beside its configuration; flat, ready to be written as parameters or tags."""
+    """Software, device and commit that a number may depend on beside its configuration, as a flat mapping."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name as the kernel or the platform gives it."""
+    """The processor's name, from the kernel or the platform."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
@@ -67,7 +67,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def place(device: str) -> "torch.device":
-    """The device that a name means; `auto` is CUDA where there is one."""
+    """The torch device of a name; `auto` is CUDA where there is one, else the CPU."""
     import torch
 
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)

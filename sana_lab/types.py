@@ -1,4 +1,4 @@
-"""The records that cross borders between packages."""
+"""Records that packages exchange."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Text(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a data module yields: images, or the latents an autoencoder made of them, with one caption each."""
+    """One batch of a data module: images or their latents, with one caption each."""
 
     images: Tensor | None  # (B, 3, H, W) in [-1, 1]
     prompts: list[str]  # B captions
@@ -46,13 +46,13 @@ class Batch(NamedTuple):
 
 
 class Object(NamedTuple):
-    """One thing that a detector saw, or that a scene holds; GenEval's unit of evidence."""
+    """One object in an image, detected or drawn in a scene; the unit that GenEval counts."""
 
     label: str  # class name: "circle", or a COCO class
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
-    score: float = 1.0  # confidence; higher is looked at first
-    color: str | None = None  # one of the ten GenEval colours, or None where it was not judged
-    mask: Tensor | None = None  # (H, W) bool, True where it is; None where nothing but the box is known
+    score: float = 1.0  # confidence; higher is considered first
+    color: str | None = None  # one of the ten GenEval colours, or None where it was not classified
+    mask: Tensor | None = None  # (H, W) bool, True inside the object; None where only the box is known
 
 
 Json = dict[str, Any]

@@ -68,7 +68,7 @@ class Jobs:
         return Job(kind, str(self.store.home), self.threads, trials, experiment, device)
 
     def _blocked(self, experiment: schema.Config) -> str | None:
-        return next((self.untrainable[n] for n in experiments.needed(experiment) if n in self.untrainable), None)
+        return next((self.untrainable[n] for n in experiments.prerequisites(experiment) if n in self.untrainable), None)
 
 
 def fail(store: Store, run_id: str, reason: str) -> None:
@@ -85,13 +85,13 @@ def by_model(group: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 def untrained(group: Sequence[TrialRecord]) -> list[str]:
     """Experiments that trials take weights from, directly or in turn, and that are neither trained nor shipped."""
-    names = dict.fromkeys(name for r in group for name in experiments.needed(r.trial.config))
+    names = dict.fromkeys(name for r in group for name in experiments.prerequisites(r.trial.config))
     return [name for name in names if weights.ready(experiments.load(name)) is None]
 
 
 def in_order(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Experiments in groups, each of which needs weights only of the groups before it."""
-    order = TopologicalSorter({n: set(experiments.needed(experiments.load(n))) & set(names) for n in names})
+    order = TopologicalSorter({n: set(experiments.prerequisites(experiments.load(n))) & set(names) for n in names})
     order.prepare()
     while group := order.get_ready():
         yield group

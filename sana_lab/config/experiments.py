@@ -1,4 +1,4 @@
-"""Experiments and ablations: YAML + `base` + `key=value`, checked and completed against the parts' signatures."""
+"""Experiments: YAML on a `base`, with `key=value` overrides, checked and completed against the parts' signatures."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from sana_lab.config.specs import SpecError, nearest
 
 
 def roots(kind: str) -> list[Path]:
-    """Where recipes of a kind (`experiments`, `ablations`, `eval`) lie: here, in the checkout, in the package."""
+    """Folders of a kind of recipe (`experiments`, `ablations`, `eval`): in the working directory, checkout, package."""
     package = Path(__file__).parents[1]
     return [Path(kind), package.parent / kind, package / "recipes" / kind]
 
 
 def locate(kind: str, name: str) -> Path:
-    """The YAML that a name or path means. SpecError with the nearest name."""
+    """The YAML file of a name or path. SpecError with the nearest name."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
@@ -30,12 +30,12 @@ def locate(kind: str, name: str) -> Path:
 
 
 def available(kind: str, folder: str = ".") -> list[str]:
-    """Names of recipes of a kind, such as `paper/captions` in the folder `paper`; what lies deeper is left out."""
+    """Names of the recipes in one folder of a kind, such as `paper/captions` in `paper`; not in deeper folders."""
     return sorted({(Path(folder) / p.stem).as_posix() for r in roots(kind) for p in (r / folder).glob("*.yaml")})
 
 
 def read(path: Path) -> Config:
-    """A YAML mapping as plain data, interpolations still in it. SpecError where it does not parse."""
+    """A YAML mapping as plain data, interpolations unresolved. SpecError where it does not parse."""
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # the YAML parser's own classes are many
@@ -46,21 +46,21 @@ def read(path: Path) -> Config:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """The experiment of that name, with its bases merged, `key=value` applied, resolved and completed. SpecError."""
+    """The experiment of that name: bases merged, `key=value` applied, resolved and completed. SpecError."""
     return complete(apply(compose(name), overrides), name)
 
 
-def compose(name: str, seen: tuple[str, ...] = ()) -> Config:
-    """An experiment's YAML on top of its `base`, as written."""
-    if name in seen:
-        raise SpecError(f"experiments name each other as base: {' -> '.join([*seen, name])}")
+def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
+    """An experiment's YAML merged onto its `base`, without defaults. SpecError for a ring of bases."""
+    if name in ancestors:
+        raise SpecError(f"experiments name each other as base: {' -> '.join([*ancestors, name])}")
     config = with_suite(read(locate("experiments", name)))
     base = config.pop("base", None)
-    return merge(compose(base, (*seen, name)), config) if base else config
+    return merge(compose(base, (*ancestors, name)), config) if base else config
 
 
 def complete(config: Config, title: str = "experiment") -> Config:
-    """Interpolations replaced, every option checked and every default written out."""
+    """Resolve interpolations, check every option and fill in every default. SpecError."""
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
@@ -75,7 +75,7 @@ def resolve(kind: str, spec: specs.Spec) -> Config:
 
 
 def apply(config: Config, overrides: Iterable[str]) -> Config:
-    """`key=value` strings, applied in order; values are YAML."""
+    """Apply `key=value` strings in order; keys are dotted paths, values YAML. SpecError."""
     for item in overrides:
         key, sign, _ = item.partition("=")
         if not sign or not key:
@@ -90,13 +90,13 @@ def apply(config: Config, overrides: Iterable[str]) -> Config:
 
 
 def with_suite(config: Config) -> Config:
-    """`eval: NAME` replaced by what eval/NAME.yaml says."""
+    """Replace `eval: NAME` by the content of eval/NAME.yaml."""
     suite = config.get("eval")
     return {**config, "eval": read(locate("eval", suite))} if isinstance(suite, str) else config
 
 
 def nest(flat: Config) -> Config:
-    """`{"a.b": 1}` -> `{"a": {"b": 1}}`, as the overrides of an ablation's label are written."""
+    """Unfold dotted keys, as in the overrides of an ablation: `{"a.b": 1}` -> `{"a": {"b": 1}}`."""
     out: Config = {}
     for key, value in flat.items():
         head, _, rest = key.partition(".")
@@ -106,7 +106,7 @@ def nest(flat: Config) -> Config:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`over` on top of `base`. A spec whose name changes starts afresh; one without a name keeps the base's."""
+    """Merge `over` onto `base`. A spec with another name replaces the base's; one without a name edits its options."""
     if isinstance(base, str) and isinstance(over, dict) and "name" not in over:
         base = {"name": base}
     if isinstance(base, dict) and isinstance(over, str) and "name" in base:
@@ -119,7 +119,7 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def part_of(reference: str, kind: str) -> Config:
-    """The spec of that kind inside `experiment:NAME`'s system. SpecError, also for a ring of experiments."""
+    """The spec of a kind in the system of `experiment:NAME`. SpecError, also for a ring of experiments."""
     name = reference.removeprefix("experiment:")
     _check_ring(name)
     system = load(name)["system"]
@@ -128,37 +128,34 @@ def part_of(reference: str, kind: str) -> Config:
     return {k: v for k, v in system[kind].items() if k != "weights"}
 
 
-def _check_ring(name: str, seen: tuple[str, ...] = ()) -> None:
-    if name in seen:
-        raise SpecError(f"experiments take weights from each other: {' -> '.join([*seen, name])}")
-    for other in experiments_named(compose(name)):
-        _check_ring(other, (*seen, name))
+def _check_ring(name: str, ancestors: tuple[str, ...] = ()) -> None:
+    if name in ancestors:
+        raise SpecError(f"experiments take weights from each other: {' -> '.join([*ancestors, name])}")
+    for other in referenced(compose(name)):
+        _check_ring(other, (*ancestors, name))
 
 
 def image_size(data: Config) -> int:
-    """Pixels a side of what a data module yields."""
+    """Pixels a side of the images of a data spec, looking through caches to their source."""
     while "source" in data:
         data = data["source"]
     return int(data["size"])
 
 
-def check_sampling(given: Config) -> Config:
-    """Sampling options completed and checked, as in an experiment's `sampling:`."""
-    return specs.complete(specs.fields(SamplingOptions), given, "sampling", "sampling")
+def check_sampling(options: Config) -> Config:
+    """Complete and check sampling options, as in an experiment's `sampling:`. SpecError."""
+    return specs.complete(specs.fields(SamplingOptions), options, "sampling", "sampling")
 
 
-def experiments_named(value: Any) -> list[str]:
-    """The experiments that a configuration takes weights from, in order of appearance."""
+def referenced(value: Any) -> list[str]:
+    """Names of the experiments whose weights a configuration takes (`experiment:NAME`), in order of appearance."""
     if isinstance(value, dict):
-        found = [n for v in value.values() for n in experiments_named(v)]
-    else:
-        found = (
-            [value.removeprefix("experiment:")] if isinstance(value, str) and value.startswith("experiment:") else []
-        )
-    return list(dict.fromkeys(found))
+        return list(dict.fromkeys(name for inner in value.values() for name in referenced(inner)))
+    is_reference = isinstance(value, str) and value.startswith("experiment:")
+    return [value.removeprefix("experiment:")] if is_reference else []
 
 
-def needed(experiment: Config) -> list[str]:
-    """The experiments whose weights its system or data takes, and those that they take in turn; the innermost first."""
-    named = [*experiments_named(experiment["system"]), *experiments_named(experiment["data"])]
-    return list(dict.fromkeys(n for name in named for n in (*needed(load(name)), name)))
+def prerequisites(experiment: Config) -> list[str]:
+    """Names of the experiments to train before this one, those that they need first."""
+    names = [*referenced(experiment["system"]), *referenced(experiment["data"])]
+    return list(dict.fromkeys(n for name in names for n in (*prerequisites(load(name)), name)))

@@ -79,14 +79,14 @@ def _with_contents(value: Any, key: str = "") -> Any:
         return value
     if value.startswith("experiment:"):
         return f"experiment:{experiment_hash(experiments.load(value.removeprefix('experiment:')))}"
-    path = _named(value)
+    path = _existing(value)
     if path is None or key == "name":
         return value
     is_reference = key in MODEL_OPTIONS or value.startswith("file:") or (path.suffix and path.is_file())
     return f"content:{digests.model(path)}" if is_reference else value
 
 
-def _named(text: str) -> Path | None:
+def _existing(text: str) -> Path | None:
     """The file or folder of that name, where there is one."""
     try:
         path = Path(text.removeprefix("file:")).expanduser()
@@ -100,8 +100,8 @@ def _named(text: str) -> Path | None:
 
 def _evaluated_by(options: Config) -> Config:
     schema = specs.fields(EvaluationOptions)
-    kept = _without_later(EvaluationOptions, options)
-    return {k: v if k in OUTPUTS else _measured_with(schema[k], v) for k, v in kept.items()}
+    hashed = _without_later(EvaluationOptions, options)
+    return {k: v if k in OUTPUTS else _measured_with(schema[k], v) for k, v in hashed.items()}
 
 
 def _measured_with(option: Option, value: Any) -> Any:
@@ -111,8 +111,8 @@ def _measured_with(option: Option, value: Any) -> Any:
         return [_measured_with(option, v) for v in value]
     if kind and isinstance(value, dict):
         return _spec_with(kind, value)
-    named = isinstance(value, str) and _admits_text(option.annotation) and not option.marks(Runtime)
-    return _referenced(value) if named else value
+    is_text = isinstance(value, str) and _admits_text(option.annotation) and not option.marks(Runtime)
+    return _referenced(value) if is_text else value
 
 
 def _spec_with(kind: str, spec: Config) -> Config:
@@ -138,7 +138,7 @@ def _referenced(value: str) -> str:
     if value.startswith("experiment:"):
         return _judge(value.removeprefix("experiment:"))
     places = [value, *(f"{root / 'prompts'}/{value}" for root in experiments.roots("eval"))]
-    path = next(filter(None, map(_named, places)), None) if value else None
+    path = next(filter(None, map(_existing, places)), None) if value else None
     if path is None:
         return _with_source(value)
     return f"content:{digests.folder(path) if path.is_dir() else digests.sha256(path)}"

@@ -1,4 +1,4 @@
-"""What numbers and files of an experiment's `trainer:` and `eval:` may be, said before any work."""
+"""Ranges of numbers, and files and folders, of an experiment's `trainer:` and `eval:`, checked before any work."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from sana_lab.config.specs import SpecError, nearest
 
-TRAINER = {
+TRAINER_MINIMA = {
     "max_steps": 0,
     "gradient_clip": 0,
     "accumulate": 1,
@@ -15,7 +15,7 @@ TRAINER = {
     "validate_every": 1,
     "checkpoint_every": 1,
 }
-EVALUATION = {
+EVALUATION_MINIMA = {
     "prompts_per_task": 1,
     "images_per_prompt": 1,
     "batch": 1,
@@ -28,39 +28,39 @@ EVALUATION = {
     "held_out": 1,
     "worst": 0,
 }
-"""The least that an option may be; where it may be nothing at all, null says so."""
+"""Smallest value of each option; null, where it is allowed, is not checked."""
 
 FOLDERS = ("captions", "reconstruction_folder")
 """Options of `eval:` that name a folder; those that end in `_weights` name a file."""
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
-    """SpecError for a number out of range, or devices that are none."""
-    _at_least("trainer", options, TRAINER)
+    """SpecError for a number out of range or malformed devices."""
+    _check_minima("trainer", options, TRAINER_MINIMA)
     devices = options["devices"]
-    named = isinstance(devices, str) and (devices == "auto" or devices.replace(",", "").isdigit())
-    if not named and (isinstance(devices, str) or devices < 1):
+    is_list = isinstance(devices, str) and (devices == "auto" or devices.replace(",", "").isdigit())
+    if not is_list and (isinstance(devices, str) or devices < 1):
         raise SpecError(f"trainer.devices is {devices!r}, expected auto, a number of at least 1, or a list such as 0,1")
 
 
 def check_evaluation(options: Mapping[str, Any]) -> None:
-    """SpecError for a number out of range, or a file or folder that is not there."""
-    _at_least("eval", options, EVALUATION)
+    """SpecError for a number out of range, or a missing file or folder."""
+    _check_minima("eval", options, EVALUATION_MINIMA)
     for key, value in options.items():
         if key.endswith("_weights") and value is not None and not Path(value).expanduser().is_file():
-            raise SpecError(f"eval.{key} is {value!r}, which is no file here; {_beside(value)}")
+            raise SpecError(f"eval.{key} is {value!r}, which is no file here; {_nearest_file(value)}")
         if key in FOLDERS and value is not None and not Path(value).expanduser().is_dir():
-            raise SpecError(f"eval.{key} is {value!r}, which is no folder here; {_beside(value)}")
+            raise SpecError(f"eval.{key} is {value!r}, which is no folder here; {_nearest_file(value)}")
 
 
-def _at_least(title: str, options: Mapping[str, Any], least: Mapping[str, int]) -> None:
-    for key in least.keys() & options.keys():
-        if options[key] is not None and options[key] < least[key]:
+def _check_minima(title: str, options: Mapping[str, Any], minima: Mapping[str, int]) -> None:
+    for key in minima.keys() & options.keys():
+        if options[key] is not None and options[key] < minima[key]:
             raise SpecError(
-                f"{title}.{key} is {options[key]}, expected at least {least[key]}; the nearest is {least[key]}"
+                f"{title}.{key} is {options[key]}, expected at least {minima[key]}; the nearest is {minima[key]}"
             )
 
 
-def _beside(value: str) -> str:
+def _nearest_file(value: str) -> str:
     path = Path(value).expanduser()
     return nearest(path.name, (p.name for p in path.parent.glob("*")))

@@ -1,10 +1,10 @@
-"""Places to write to, looked at before the work whose results they are to hold."""
+"""Checks that results can be written, before the work that computes them."""
 
 from pathlib import Path
 
 
 def check_file(path: Path | None) -> None:
-    """ValueError where no file of that name can be written; None is none. What is there stays as it is."""
+    """ValueError where a file cannot be written; None is no file. An existing file is left as it is."""
     if path is None:
         return
     if path.is_dir():
@@ -21,7 +21,7 @@ def check_file(path: Path | None) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Make the folder; ValueError that says what cannot be written."""
+    """Make a folder. ValueError where it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / "writable").touch()

@@ -110,29 +110,29 @@ def resolve(kind: str, spec: Spec, where: str = "", part_of: PartOf | None = Non
     `where` is the path in error messages. `part_of` looks up `experiment:NAME`; `config.experiments.resolve` gives it.
     """
     where = where or kind
-    given = _as_mapping(kind, spec, where)
-    if preset := presets(kind).get(given["name"]):
-        given = {**deepcopy(preset), **given, "name": preset["name"]}
-    name = given.pop("name")
+    values = _as_mapping(kind, spec, where)
+    if preset := presets(kind).get(values["name"]):
+        values = {**deepcopy(preset), **values, "name": preset["name"]}
+    name = values.pop("name")
     if name.startswith("experiment:"):
-        return _from_experiment(kind, name, given, where, part_of)
-    weights = _weights(kind, given, where)
+        return _from_experiment(kind, name, values, where, part_of)
+    weights = _weights(kind, values, where)
     target = find(kind, name)
     schema = options(kind, target)
-    return {"name": name, **complete(schema, given, f"{kind} {name!r}", where, part_of), **weights}
+    return {"name": name, **complete(schema, values, f"{kind} {name!r}", where, part_of), **weights}
 
 
 def complete(
-    schema: dict[str, Option], given: dict[str, Any], title: str, where: str, part_of: PartOf | None = None
+    schema: dict[str, Option], values: dict[str, Any], title: str, where: str, part_of: PartOf | None = None
 ) -> dict[str, Any]:
-    """`given` checked against `schema` and completed with its defaults, as plain data. SpecError."""
-    for key in given:
+    """`values` checked against `schema` and completed with its defaults, as plain data. SpecError."""
+    for key in values:
         if key not in schema:
             raise SpecError(f"{title} has no option {key!r}; {nearest(key, schema)}  [{where}.{key}]")
     for key, option in schema.items():
-        if option.required and key not in given:
+        if option.required and key not in values:
             raise SpecError(f"{title} needs {key!r} ({describe(option.annotation)})  [{where}.{key}]")
-    return {k: check(_value(k, o, given), o.annotation, f"{where}.{k}", part_of) for k, o in schema.items()}
+    return {k: check(_value(k, o, values), o.annotation, f"{where}.{k}", part_of) for k, o in schema.items()}
 
 
 def check(value: Any, annotation: Any, where: str, part_of: PartOf | None = None) -> Any:
@@ -172,10 +172,10 @@ def canonical(kind: str, spec: Spec) -> dict[str, Any]:
     """What identifies a part to a hash: resolved, without runtime options and options at their as-before value."""
     resolved = resolve(kind, spec)
     target = find(kind, resolved["name"])
-    kept = _canonical_options(options(kind, target), resolved)
+    settings = _canonical_options(options(kind, target), resolved)
     version = getattr(target, "version", 1)
     extra = {"version": version} if version != 1 else {}
-    return {"name": resolved["name"], **kept, **{k: resolved[k] for k in ("weights",) if k in resolved}, **extra}
+    return {"name": resolved["name"], **settings, **{k: resolved[k] for k in ("weights",) if k in resolved}, **extra}
 
 
 def _import(kind: str, target: str) -> Any:
@@ -236,27 +236,29 @@ def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
     )
 
 
-def _value(key: str, option: Option, given: dict[str, Any]) -> Any:
+def _value(key: str, option: Option, values: dict[str, Any]) -> Any:
     """The given value, or the default; a mapping without a name holds options of the default part."""
     default = deepcopy(option.default)
-    value = given.get(key, default)
+    value = values.get(key, default)
     if option.kind and isinstance(value, dict) and "name" not in value and isinstance(default, str | dict):
         return {**({"name": default} if isinstance(default, str) else default), **value}
     return value
 
 
-def _weights(kind: str, given: dict[str, Any], where: str) -> dict[str, str]:
-    """The `weights` of a spec, removed from `given`; {} where there are none."""
-    value = given.pop("weights", None) if kind in WEIGHTED else None
+def _weights(kind: str, values: dict[str, Any], where: str) -> dict[str, str]:
+    """The `weights` of a spec, removed from `values`; {} where there are none."""
+    value = values.pop("weights", None) if kind in WEIGHTED else None
     return {} if value is None else {"weights": validate(value, str, f"{where}.weights")}
 
 
-def _from_experiment(kind: str, name: str, given: dict[str, Any], where: str, part_of: PartOf | None) -> dict[str, Any]:
+def _from_experiment(
+    kind: str, name: str, values: dict[str, Any], where: str, part_of: PartOf | None
+) -> dict[str, Any]:
     if kind not in WEIGHTED:
         raise SpecError(f"{where} is {name!r}, but only {', '.join(WEIGHTED)} can be taken from an experiment")
     if part_of is None:
         raise SpecError(f"{where} is {name!r}, expected a part by its name; sana_lab.build looks up experiments")
-    return resolve(kind, {**part_of(name, kind), **given, "weights": given.get("weights", name)}, where, part_of)
+    return resolve(kind, {**part_of(name, kind), **values, "weights": values.get("weights", name)}, where, part_of)
 
 
 def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -> dict[str, Any]:
@@ -269,11 +271,11 @@ def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -
 
 
 def _canonical_options(schema: dict[str, Option], resolved: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    settings = {}
     for key, option in schema.items():
         before = option.marks(AsBefore)
         if option.marks(Runtime) or (before and before[0].value == resolved[key]):
             continue
         kind = option.kind
-        kept[key] = canonical(kind, resolved[key]) if kind and resolved[key] is not None else resolved[key]
-    return kept
+        settings[key] = canonical(kind, resolved[key]) if kind and resolved[key] is not None else resolved[key]
+    return settings

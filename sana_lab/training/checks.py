@@ -29,7 +29,7 @@ def check(experiment: schema.Config) -> None:
     limits.check_trainer(experiment["trainer"])
     limits.check_evaluation(experiment["eval"])
     check_accelerator(experiment["trainer"]["accelerator"])
-    experiments.needed(experiment)
+    experiments.prerequisites(experiment)
     try:
         with torch.device("meta"):
             system: System = specs.build("system", experiment["system"])

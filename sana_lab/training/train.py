@@ -161,9 +161,9 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         return
-    for needed in experiments.needed(experiment):
-        if weights.ready(experiments.load(needed)) is None:
-            main(needed, [], False)
+    for prerequisite in experiments.prerequisites(experiment):
+        if weights.ready(experiments.load(prerequisite)) is None:
+            main(prerequisite, [], False)
     if (path := weights.trained(experiment)) is not None:
         print(f"{name} is trained already: {path}")
         return

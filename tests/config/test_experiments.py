@@ -219,8 +219,8 @@ def test_a_part_is_taken_from_an_experiment_with_its_weights(folder: Path):
                                                         "experiment:tiny"))  # fmt: skip
     encoder = load("user")["system"]["autoencoder"]
     assert (encoder["name"], encoder["widths"], encoder["weights"]) == ("vae", [8, 8], "experiment:tiny")
-    assert experiments.experiments_named(load("user")["system"]) == ["tiny"]
-    assert experiments.experiments_named(load("tiny")) == []
+    assert experiments.referenced(load("user")["system"]) == ["tiny"]
+    assert experiments.referenced(load("tiny")) == []
 
 
 def test_a_part_that_the_experiment_does_not_hold(folder: Path):

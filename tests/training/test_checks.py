@@ -132,5 +132,5 @@ def test_what_experiments_take_weights_from_is_listed_innermost_first(folder: Pa
     write = "base: squeeze\nsystem: {autoencoder: 'experiment:squeeze'}\nseed: 1\n"
     (folder / "experiments/again.yaml").write_text(write)
     latents = "{name: latents, items: 4, source: {name: shapes, size: 16}, autoencoder: 'experiment:again'}"
-    assert experiments.needed(experiments.load("tiny", [f"data={latents}"])) == ["squeeze", "again"]
-    assert experiments.needed(experiments.load("tiny")) == []
+    assert experiments.prerequisites(experiments.load("tiny", [f"data={latents}"])) == ["squeeze", "again"]
+    assert experiments.prerequisites(experiments.load("tiny")) == []
