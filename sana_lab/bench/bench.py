@@ -27,9 +27,10 @@ from sana_lab.bench.stages import (
     stage_calls,
 )
 from sana_lab.bench.untrained import build_untrained
+from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_file
-from sana_lab.config.specs import Spec, build
+from sana_lab.config.specs import Spec
 from sana_lab.costs import nvml
 from sana_lab.costs.batch_sweep import BatchTrial, host_shortfall, sweep
 from sana_lab.costs.flops import DEFINITION, PAIR, count_pair_macs
@@ -221,8 +222,7 @@ def bench_experiment(
 
 def pair_tmacs(dit: Spec, latent: Sequence[int], text_dim: int) -> float:
     """10^12 MACs of a denoiser on latents (C, h, w) by the SANA paper's convention (`flops.PAIR`); needs no weights."""
-    with torch.device("meta"):
-        bare = build("dit", dit, channels=latent[0], text_dim=text_dim)
+    bare = build_on_meta("dit", dit, channels=latent[0], text_dim=text_dim)
     return count_pair_macs(bare, latent, text_dim) / 1e12
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sana_lab.bench.record import COMPONENTS, STAGES
-from sana_lab.config.specs import SpecError, build
+from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import expanded_masks
 from sana_lab.costs.live_memory import LiveBytes, module_tensors, tensor_bytes
 from sana_lab.models.dit import Dit, Quantize
@@ -128,8 +129,7 @@ def meta_system(experiment: Json) -> "TextToImage":
         raise SpecError(f"memory of sampling needs a text2image system; this experiment trains {spec['name']!r}")
     half = {"bf16": torch.bfloat16, "16-": torch.float16}
     dtype = next((d for p, d in half.items() if experiment["trainer"]["precision"].startswith(p)), torch.float32)
-    with torch.device("meta"):
-        return build("system", spec).to(dtype).eval()
+    return build_on_meta("system", spec).to(dtype).eval()
 
 
 def long_prompts(encoder: TextEncoder, batch: int) -> list[str]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, meta_system
-from sana_lab.config.specs import build
+from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.systems.quantize import installed
 from sana_lab.types import Json
@@ -85,8 +85,7 @@ def training_advice(experiment: Json) -> list[str]:
 
 
 def _training_state(experiment: Json) -> str:
-    with torch.device("meta"):
-        system = build("system", experiment["system"])
+    system = build_on_meta("system", experiment["system"])
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
     gib = f"{TRAINING_BYTES * trained / GIB:.2f} GiB"
     return f"computed: {gib} for weights, gradients, Adam's moments and averaged weights, at any batch size"

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from sana_lab.bench.record import COMPONENTS
-from sana_lab.config.specs import SpecError, build
+from sana_lab.checkpoints.build import build, without_weights
+from sana_lab.config.specs import SpecError
 from sana_lab.types import Json
 
 
@@ -26,11 +27,6 @@ def untrained_system(spec: Json, device: torch.device, dtype: torch.dtype) -> An
     """The system of a resolved spec without its weights, constructed on the device."""
     with device:
         return build("system", without_weights(spec)).to(device, dtype)
-
-
-def without_weights(spec: Json) -> Json:
-    """A spec whose parts, at any depth, have no `weights`."""
-    return {k: without_weights(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
 
 
 def with_random_text_encoder(system: Json) -> Json:

@@ -28,7 +28,7 @@ from sana_lab.costs.timing import Timing
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.profiler.host_syncs import syncs
 from sana_lab.profiler.phases import SAMPLING, TRAINING, Clock, Hooks, watched
-from sana_lab.profiler.stand_ins import data_for, drawn, system_for
+from sana_lab.profiler.stand_ins import data_for, untrained, untrained_system
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter, silence_lightning
 from sana_lab.training.checks import check
@@ -72,7 +72,7 @@ def profile_training(
             torch.set_num_threads(experiment["trainer"]["threads"])
         L.seed_everything(experiment["seed"], verbose=False)
         data, said = data_for(experiment, Path(folder))
-        system = system_for(experiment)
+        system = untrained_system(experiment)
         waits = _waits(experiment, data)
 
         def run(clock: Clock, count: int, *callbacks: Callback) -> None:
@@ -114,7 +114,7 @@ def profile_sampling(
     with _alone():
         if experiment["trainer"]["threads"]:
             torch.set_num_threads(experiment["trainer"]["threads"])
-        system = build_untrained({**experiment, "system": drawn(experiment["system"])}).eval()
+        system = build_untrained({**experiment, "system": untrained(experiment["system"])}).eval()
         size, how = experiments.image_size(experiment["data"]), Sampling(**{**experiment["sampling"], "graph": "never"})
 
         def draw() -> None:
@@ -257,7 +257,7 @@ def _waits(experiment: schema.Config, data: L.LightningDataModule) -> list[Count
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), 3))
     with torch.device("meta"):
-        bare = system_for(experiment)
+        bare = untrained_system(experiment)
     return syncs(bare, batches, experiment["trainer"]["gradient_clip"])
 
 

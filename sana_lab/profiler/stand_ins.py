@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sana_lab.checkpoints.build import build, without_weights
 from sana_lab.config import schema, specs
-from sana_lab.config.specs import build
 from sana_lab.models.text.configs import CONFIGS
 
 BATCHES = 4
@@ -18,17 +18,20 @@ BATCHES = 4
 CAPTION = "a photo of a small red circle to the left of two large blue squares on a wooden table"
 
 
-def system_for(experiment: schema.Config) -> Any:
-    """The experiment's system as it is before training, with frozen parts drawn at random; weights are not read."""
-    return specs.build("system", drawn(experiment["system"]))
+def untrained_system(experiment: schema.Config) -> Any:
+    """The experiment's system before training, its frozen parts initialised at random; no weights are read."""
+    return build("system", untrained(experiment["system"]))
 
 
-def drawn(spec: schema.Config) -> schema.Config:
-    """A spec without the weights in it, and with networks drawn where their shape is known."""
-    kept = {k: drawn(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
-    if kept.get("name") == "llm" and kept.get("model") in CONFIGS and "random_init" in kept:
-        return {**kept, "random_init": True}
-    return kept
+def untrained(spec: schema.Config) -> schema.Config:
+    """The spec without weights; text encoders of a known shape are initialised at random."""
+    return _with_random_text(without_weights(spec))
+
+
+def _with_random_text(spec: schema.Config) -> schema.Config:
+    if spec.get("name") == "llm" and spec.get("model") in CONFIGS and "random_init" in spec:
+        return {**spec, "random_init": True}
+    return {k: _with_random_text(v) if isinstance(v, dict) else v for k, v in spec.items()}
 
 
 def data_for(experiment: schema.Config, folder: Path) -> tuple[L.LightningDataModule, list[str]]:
@@ -49,7 +52,7 @@ def _small(spec: schema.Config, experiment: schema.Config, folder: Path, batch: 
         notes = [*notes, f"data: {small['items']} pictures, encoded by an untrained autoencoder"]
     for kind in ("autoencoder", "text_encoder"):
         if kind in spec:
-            small[kind] = _on_disk(kind, drawn(spec[kind]), folder)
+            small[kind] = _on_disk(kind, untrained(spec[kind]), folder)
     return small, notes
 
 

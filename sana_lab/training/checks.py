@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sana_lab.checkpoints import files, formats, hub, weights
+from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
@@ -100,8 +101,7 @@ def parts_with_weights(experiment: schema.Config, system: System) -> Iterator[tu
     absent = {k: v for k, v in experiment["system"].items() if k not in parts}
     for kind, spec in (*_specs(absent), *_specs(experiment["data"])):
         if spec.get("weights"):
-            with torch.device("meta"):
-                yield kind, specs.build(kind, spec)
+            yield kind, build_on_meta(kind, spec)
 
 
 def _specs(value: schema.Config) -> Iterator[tuple[str, schema.Config]]:

@@ -11,7 +11,8 @@ from sana_lab.bench.peer_stages import measure_call
 from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.stages import components, evaluation_times
 from sana_lab.bench.untrained import untrained_system, with_random_text_encoder
-from sana_lab.config import experiments, specs
+from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import count_macs, count_pair_macs, count_parameters, expanded_masks
 from sana_lab.diffusion.sampling import Sampling
@@ -50,8 +51,8 @@ class Image(Probe):
         self.size, self.batch, self.dtype, self.measured_steps = size, batch, dtype, measured_steps
 
     def count(self) -> dict[str, float]:
+        system: TextToImage = build_on_meta("system", self.experiment["system"])
         with torch.device("meta"):
-            system: TextToImage = specs.build("system", self.experiment["system"])
             shape = system.latent_shape(self.size)
             x, t = torch.empty(1, *shape), torch.empty(1)
         with torch.no_grad(), expanded_masks(system.text_encoder):
