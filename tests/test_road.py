@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from sana_lab import __main__
 from sana_lab.ablation import plan, runner
-from sana_lab.ablation.trials import TrialRecord, records
+from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.trials import records
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing, schema
 from sana_lab.tracking.store import Run, Store

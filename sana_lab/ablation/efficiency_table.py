@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from sana_lab import environment
 from sana_lab.ablation import efficiency
-from sana_lab.ablation.trials import TrialRecord
+from sana_lab.ablation.record import TrialRecord
 from sana_lab.bench.probes import Probe
 from sana_lab.bench.record import device_name
 from sana_lab.config import experiments, specs

@@ -8,7 +8,7 @@ import torch
 from sana_lab import environment
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.protocol import Job, Kind
-from sana_lab.ablation.trials import TrialRecord
+from sana_lab.ablation.record import TrialRecord
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, schema
 from sana_lab.tracking.store import Store

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sana_lab.ablation.protocol import Progress
-from sana_lab.ablation.trials import EVALUATED
+from sana_lab.ablation.record import EVALUATED
 from sana_lab.bench import bench
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.checkpoints import weights

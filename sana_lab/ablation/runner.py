@@ -19,7 +19,8 @@ from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
-from sana_lab.ablation.trials import TrialRecord, records
+from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, schema
 from sana_lab.config.paths import check_folder
@@ -49,15 +50,17 @@ def main(
     check_folder(out or table_folder(ablation))
     with lock(ablation.name):
         run(store, ablation, workers or default_workers())
-    results.write(store, ablation, out or table_folder(ablation))
-    return 0 if all(record.done for record in records(store, ablation)) else 1
+    trials = records(store, ablation)
+    results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
+    return 0 if all(record.done for record in trials) else 1
 
 
 def write_table(recipe: str, overrides: Sequence[str] = (), out: Path | None = None, scale: str | None = None) -> None:
     """Table, plots and samples of what has finished, from the runs in MLflow."""
     ablation = plan.load(recipe, overrides, scale)
     check_folder(out or table_folder(ablation))
-    results.write(Store(weights.HOME), ablation, out or table_folder(ablation))
+    store = Store(weights.HOME)
+    results.write(store, ablation.name, ablation.table, records(store, ablation), out or table_folder(ablation))
 
 
 def table_folder(ablation: Plan) -> Path:
@@ -70,12 +73,12 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
         head = f"{len(trials)} rows, {efficiency.device_words(efficiency.device_of(ablation.table))}"
         return [
             f"{ablation.table.title}: {head}",
-            *(f"  {r.key}  {r.trial.label:<40} {r.state}" for r in trials),
+            *(f"  {r.key}  {r.trial.label:<40} {state(r)}" for r in trials),
         ]
     head = f"{ablation.table.title}: {len(trials)} trials of {len({r.model for r in trials})} trained models"
     return [
         head,
-        *(f"  {r.key}  model {r.model}  seed {r.trial.seed}  {r.trial.label:<40} {r.state}" for r in trials),
+        *(f"  {r.key}  model {r.model}  seed {r.trial.seed}  {r.trial.label:<40} {state(r)}" for r in trials),
     ]
 
 

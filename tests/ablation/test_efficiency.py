@@ -9,7 +9,7 @@ import torch
 from sana_lab import __main__
 from sana_lab.ablation import efficiency, efficiency_table, plan, worker
 from sana_lab.ablation.plan import Plan
-from sana_lab.ablation.trials import records
+from sana_lab.ablation.trials import records, state
 from sana_lab.bench.probes import Probe, ProbeSettings
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
@@ -227,7 +227,7 @@ def test_a_row_that_fails_is_a_hole_and_others_go_on(folder: Path):
     assert (failed.status, failed.tags["sana.error"]) == ("FAILED", "KeyError: 'a bug'")
     assert (counted.status, counted.metrics) == ("FINISHED", {"tmacs": 1.0})
     assert counted.tags[efficiency.UNMEASURED] == "out of memory: 1 GB too much"
-    assert [row.state for row in records(store, ablation)] == ["failed: KeyError: 'a bug'", "done"]
+    assert [state(row) for row in records(store, ablation)] == ["failed: KeyError: 'a bug'", "done"]
 
 
 # --- the table

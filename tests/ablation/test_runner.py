@@ -15,7 +15,8 @@ from sana_lab.ablation.jobs import Jobs
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Progress
-from sana_lab.ablation.trials import TrialRecord, records
+from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
@@ -108,7 +109,7 @@ def test_rows_that_differ_in_sampling_share_a_model(store):
 class TestRecords:
     def test_the_newest_run_counts_and_a_finished_one_before_all(self, store):
         first, second = grid(store)[:2]
-        assert (first.run, first.done, first.state) == (None, False, "to run")
+        assert (first.run, first.done, state(first)) == (None, False, "to run")
         old, new = start(store, first), start(store, first)
         failed = start(store, second)
         store.finish(old)
@@ -116,17 +117,17 @@ class TestRecords:
         store.set_tags(failed, {"sana.error": "ValueError: no"})
         store.finish(failed, "FAILED")
         first, second, third, _ = grid(store)
-        assert (first.run.id, first.done, first.state) == (old, True, "done")
-        assert (second.run.id, second.done, second.state) == (failed, False, "failed: ValueError: no")
+        assert (first.run.id, first.done, state(first)) == (old, True, "done")
+        assert (second.run.id, second.done, state(second)) == (failed, False, "failed: ValueError: no")
         assert third.run is None
 
     def test_a_trained_model_is_known_before_any_run(self, store):
         third, fourth = grid(store)[2:]
         train.train(third.trial.config)
-        assert [r.state for r in grid(store)[2:]] == ["trained, to evaluate"] * 2
+        assert [state(r) for r in grid(store)[2:]] == ["trained, to evaluate"] * 2
         run = start(store, fourth, **{"sana.judged": fourth.key})
         fourth = grid(store)[3]
-        assert (fourth.run.id, fourth.evaluated, fourth.state) == (run, True, "unfinished")
+        assert (fourth.run.id, fourth.evaluated, state(fourth)) == (run, True, "unfinished")
 
     def test_the_dry_run_lists_them(self, store, capsys):
         assert __main__.main(["ablate", "grid", "--dry-run"]) == 0
@@ -135,7 +136,7 @@ class TestRecords:
         for line, record in zip(lines, grid(store), strict=True):
             assert line.split()[:3] == [record.key, "model", record.model]
             assert record.trial.label in line
-            assert line.endswith(record.state)
+            assert line.endswith(state(record))
 
 
 class TestJobs:
@@ -269,7 +270,7 @@ def test_a_mistake_in_any_row_is_found_before_the_first_runs(folder, text, words
 def test_a_model_that_ships_is_not_trained_again(here, monkeypatch):
     """`sampler` asks one trained model for many samplings, and that model comes with the lab."""
     ablation = plan.load("sampler")
-    assert {r.state for r in records(Store(weights.HOME), ablation)} == {"trained, to evaluate"}
+    assert {state(r) for r in records(Store(weights.HOME), ablation)} == {"trained, to evaluate"}
     monkeypatch.setattr(quality.train, "train", lambda *args, **options: pytest.fail("it was trained"))
     trial = ablation.trials[0]
     quality.fit(None, {"config": trial.config, "label": trial.label, "run": "none"})

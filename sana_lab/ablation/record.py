@@ -1,0 +1,49 @@
+"""A trial of an ablation and the MLflow run that records it."""
+
+from typing import NamedTuple
+
+from sana_lab.config.schema import Trial
+from sana_lab.tracking.store import Run
+from sana_lab.types import Json
+
+EVALUATED = "sana.judged"
+"""Tag of a run whose quality has been measured and whose costs may be missing; its value is the trial's key."""
+
+
+class TrialRecord(NamedTuple):
+    """A trial and the run that records it, if there is one."""
+
+    trial: Trial
+    key: str  # hash of everything that its numbers depend on
+    model: str  # hash of what is trained; trials that share it are trained once
+    run: Run | None
+
+    @property
+    def run_id(self) -> str:
+        """Of a trial that has a run."""
+        assert self.run is not None
+        return self.run.id
+
+    @property
+    def done(self) -> bool:
+        return self.run is not None and self.run.status == "FINISHED"
+
+    @property
+    def evaluated(self) -> bool:
+        return self.run is not None and self.run.tags.get(EVALUATED) == self.key
+
+    def for_table(self) -> Json:
+        """The record that `report.table.build_table` takes."""
+        status = {"FINISHED": "finished", "FAILED": "failed"}.get(self.run.status if self.run else "", "missing")
+        trial = {"label": self.trial.label, "labels": self.trial.labels, "seed": self.trial.seed, "status": status}
+        if self.run is None:
+            return {**trial, "error": None, "metrics": {}, "run_id": None, "commit": None}
+        commit = self.run.tags.get("commit")
+        dirty = "-dirty" if self.run.tags.get("dirty", "").lower() == "true" else ""
+        return {
+            **trial,
+            "error": self.run.tags.get("sana.error"),
+            "metrics": self.run.metrics,
+            "run_id": self.run.id,
+            "commit": f"{commit}{dirty}" if commit else None,
+        }
