@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
     check_folder(options.out)
     system = load(options.model, options.set, options.variant)
     if isinstance(system, TextToImage):
-        system.settle(Sampling(**settings(system, {})), place("auto"))
+        system.prepare_for_sampling(Sampling(**settings(system, {})), place("auto"))
     with advise_on_out_of_memory(
         lambda: memory_advice(system, options.size, len(options.prompts), "prompts at a time")
     ):

@@ -26,34 +26,33 @@ Schedule = Literal["constant", "cosine"]
 class AutoencoderSystem(System):
     """The loss is l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge.
 
-    KL is summed over the latent and divided by the number of image values, as in latent diffusion, so that 1e-6 means
-    here what it means there. `latent_noise` adds Gaussian noise of that share of each channel's deviation before the
-    decoder, for a latent that forgives a diffusion model's errors; noise depends on (seed, batch, rank) alone. The
-    adversarial loss begins at optimiser step `adversarial_start`; with it two optimisers step by hand, clipped at
-    norm 1, and the Trainer counts both. Validation uses the averaged weights, and so does the latent normalisation,
-    which is fitted when training ends.
+    KL is summed over the latent and divided by the number of image values, as in latent diffusion (arXiv 2112.10752),
+    so that 1e-6 means the same. With the adversarial loss two optimisers step by hand, clipped at norm 1, and the
+    Trainer counts both. Validation uses the averaged weights, and so does the latent normalisation, which is fitted
+    when training ends.
     """
 
     frozen, auxiliary = ("lpips",), ("discriminator",)
 
     def __init__(
         self,
-        autoencoder: Annotated[Spec, "autoencoder"],
-        l1: float = 1.0,
-        l2: float = 0.0,
-        kl: float = 1e-6,
-        latent_noise: float = 0.0,
-        lpips: float = 0.0,
-        lpips_weights: str | None = None,
-        adversarial: float = 0.0,
-        adversarial_start: int = 0,
-        discriminator_width: int = 64,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.99),
-        warmup: int = 100,
-        schedule: Schedule = "cosine",
-        ema: float = 0.999,
-        seed: Annotated[int, AsBefore(0)] = 0,
+        autoencoder: Annotated[Spec, "autoencoder"],  # what is trained
+        l1: float = 1.0,  # weight of the absolute error
+        l2: float = 0.0,  # weight of the squared error
+        kl: float = 1e-6,  # weight of the KL divergence from a standard normal
+        latent_noise: float = 0.0,  # Gaussian noise before the decoder, as a share of each channel's deviation
+        lpips: float = 0.0,  # weight of LPIPS; 0 needs no weights of it
+        lpips_weights: str | None = None,  # torchvision's VGG-16 .pth, for LPIPS
+        adversarial: float = 0.0,  # weight of the hinge loss of a patch discriminator; 0 is none
+        adversarial_start: int = 0,  # optimiser step at which the adversarial loss begins
+        discriminator_width: int = 64,  # channels of the discriminator's first layer
+        lr: float = 1e-3,  # learning rate of AdamW
+        betas: tuple[float, float] = (0.9, 0.99),  # of AdamW
+        warmup: int = 100,  # steps in which the learning rate rises linearly
+        schedule: Schedule = "cosine",  # learning rate after the warm-up: constant, or half a cosine down to zero
+        ema: float = 0.999,  # decay of the average of weights, in [0, 1)
+        seed: Annotated[int, AsBefore(0)] = 0,  # of the noise
+        # Of each latent channel, fitted at the end: by mean and deviation (affine), or by root mean square (scale).
         normalise: Annotated[Normalise, AsBefore("affine")] = "affine",
     ) -> None:
         super().__init__()
@@ -67,12 +66,16 @@ class AutoencoderSystem(System):
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None
         self.automatic_optimization = not adversarial
 
+    @property
+    def averaged_module(self) -> Autoencoder:
+        return self.autoencoder
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        players: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
+        networks: list[nn.Module] = [self.autoencoder, *([self.discriminator] if self.discriminator else [])]
         low, high = self.betas
         return [
             torch.optim.AdamW(own, self.lr, (low, high), weight_decay=0.0, fused=fused(own, self))
-            for own in (list(player.parameters()) for player in players)
+            for own in (list(network.parameters()) for network in networks)
         ]
 
     def on_fit_start(self) -> None:
@@ -87,41 +90,37 @@ class AutoencoderSystem(System):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = images_of(batch).contiguous(memory_format=torch.channels_last)
         count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, it goes on after a resume
-        made, kl = self.compress(images, generator(self.seed, count, self.global_rank))
-        loss = self.distance(made, images) + self.kl * kl
+        output, kl = self.compress(images, generator(self.seed, count, self.global_rank))
+        loss = self.distance(output, images) + self.kl * kl
         if self.discriminator is not None:
-            loss = self._play(self.discriminator, images, made, loss)
+            loss = self._adversarial_step(self.discriminator, images, output, loss)
         self.log("train/loss", loss.detach())
         self.log("train/kl", kl.detach())
         return loss if self.automatic_optimization else None
 
-    @property
-    def averaged_module(self) -> Autoencoder:
-        return self.autoencoder
-
     def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images through a sampled latent and back, and the KL per image value."""
+        """Outputs decoded from a sampled latent, and the KL divergence per image value."""
         mean, log_variance = self.autoencoder.posterior(images)
         deviation = (0.5 * log_variance).exp()
         if self.latent_noise:
             spread = mean.detach().std((0, 2, 3), keepdim=True)
             deviation = (deviation.square() + (self.latent_noise * spread).square()).sqrt()
         noise = to_device(torch.randn(mean.shape, generator=random), mean.device, mean.dtype)
-        made = self.autoencoder.reconstruct(mean + deviation * noise)
-        return made, kl_divergence(mean, log_variance).sum() / images.numel()
+        output = self.autoencoder.reconstruct(mean + deviation * noise)
+        return output, kl_divergence(mean, log_variance).sum() / images.numel()
 
-    def distance(self, made: Tensor, images: Tensor) -> Tensor:
+    def distance(self, output: Tensor, images: Tensor) -> Tensor:
         """The weighted L1, L2 and LPIPS between two batches; a scalar."""
-        difference = made - images
+        difference = output - images
         total = self.l1 * difference.abs().mean() + self.l2 * difference.square().mean()
-        return total if self.lpips is None else total + self.perceptual * self.lpips(made, images).mean()
+        return total if self.lpips is None else total + self.perceptual * self.lpips(output, images).mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = images_of(batch)
         with self.averaged():
-            made = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
-        self.log("val/psnr", psnr(made, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
-        ssim = structural_similarity_index_measure(made, images, data_range=2.0)
+            output = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
+        self.log("val/psnr", psnr(output, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
+        ssim = structural_similarity_index_measure(output, images, data_range=2.0)
         assert isinstance(ssim, Tensor)
         self.log("val/ssim", ssim, batch_size=len(images), sync_dist=True)
 
@@ -136,24 +135,24 @@ class AutoencoderSystem(System):
             self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)), self.normalise)
 
     def _training_latents(self, images: int) -> list[Tensor]:
-        found: list[Tensor] = []
+        latents: list[Tensor] = []
         trainer: Any = self.trainer  # Lightning does not annotate `datamodule`
         for batch in trainer.datamodule.train_dataloader():
-            found.append(self.autoencoder.posterior(images_of(batch).to(self.device))[0])
-            if sum(map(len, found)) >= images:
+            latents.append(self.autoencoder.posterior(images_of(batch).to(self.device))[0])
+            if sum(map(len, latents)) >= images:
                 break
-        return found
+        return latents
 
-    def _play(self, critic: PatchDiscriminator, images: Tensor, made: Tensor, loss: Tensor) -> Tensor:
-        """One step of the autoencoder, then one of the discriminator; the autoencoder's loss."""
+    def _adversarial_step(self, critic: PatchDiscriminator, images: Tensor, output: Tensor, loss: Tensor) -> Tensor:
+        """Step the autoencoder, then the discriminator; the autoencoder's loss."""
         optimizers: Any = self.optimizers()
         started = self.global_step >= self.adversarial_start
         if started:
-            loss = loss + self.adversarial * hinge_generator(critic(made))
+            loss = loss + self.adversarial * hinge_generator(critic(output))
         self._step(optimizers[0], loss)
-        self.average.update(self.autoencoder)  # stepped by hand, it passes `optimizer_step` by
+        self.average.update(self.autoencoder)  # a step by hand does not call `optimizer_step`
         if started:
-            self._step(optimizers[1], hinge_discriminator(critic(images), critic(made.detach())))
+            self._step(optimizers[1], hinge_discriminator(critic(images), critic(output.detach())))
         return loss
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
@@ -170,7 +169,7 @@ def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
 
 
 def images_of(batch: Batch) -> Tensor:
-    """The batch's images; ValueError where it holds none."""
+    """The batch's images; ValueError where it has none."""
     if batch.images is None:
         raise ValueError(
             "an autoencoder trains on images, and this data gives latents alone; expected shapes or folder"
@@ -178,6 +177,6 @@ def images_of(batch: Batch) -> Tensor:
     return batch.images
 
 
-def psnr(made: Tensor, images: Tensor) -> Tensor:
+def psnr(output: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image (B,), of values in [-1, 1]."""
-    return -10 * torch.log10((made - images).square().mean((1, 2, 3)) / 4)
+    return -10 * torch.log10((output - images).square().mean((1, 2, 3)) / 4)

@@ -5,12 +5,12 @@ from typing import Any
 from sana_lab.config.specs import SpecError
 from sana_lab.systems import System
 
-SHAPES = 128
-"""So many graphs may be compiled, of lengths of text in training and in validation; torch stops at 8 of its own."""
+RECOMPILE_LIMIT = 128
+"""Graphs that may be compiled, one for each text length in training and validation; torch's default is 8."""
 
 
 def check(system: System, device: str) -> None:
-    """SpecError where blocks cannot be compiled: there are none, an option forbids it, or a compiler is missing."""
+    """SpecError where blocks cannot be compiled: none, an option that excludes it, or no compiler."""
     dit = system.part("dit")
     if not len(getattr(dit, "blocks", ())):
         raise SpecError(
@@ -26,7 +26,7 @@ def check(system: System, device: str) -> None:
 
 
 def missing_compiler(device: str) -> str | None:
-    """What torch.compile needs on a device and does not find, in words."""
+    """What torch.compile needs on a device and does not find; None where nothing is missing."""
     if device == "cpu":
         return None if _cpp_compiler() else "a C++ compiler such as g++"
     from torch.utils._triton import has_triton
@@ -35,14 +35,14 @@ def missing_compiler(device: str) -> str | None:
 
 
 def compile_blocks(dit: Any, backend: str = "inductor") -> None:
-    """Compile each block of a DiT, without a break in its graph. Blocks share graphs, as parameters are their inputs.
+    """Compile each block of a DiT as one graph, which blocks share, since parameters are inputs.
 
-    Each length of text is compiled anew (`bucket` of cached features and `pad_to_max` keep them few): with symbolic
-    lengths the backward of torch 2.14's inductor takes the mask's strides for those of the first length.
+    Each text length is compiled anew (`bucket` of cached features and `pad_to_max` keep lengths few): with symbolic
+    lengths the backward of torch 2.14's inductor uses the mask strides of the first length.
     """
     from torch._dynamo import config as dynamo
 
-    dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     for block in dit.blocks:
         block.compile(fullgraph=True, dynamic=False, backend=backend)
 

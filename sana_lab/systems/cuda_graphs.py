@@ -1,7 +1,7 @@
-"""Steps of a denoiser as CUDA graphs: a thousand launches recorded once, and one launch to replay them.
+"""Denoiser steps as CUDA graphs: about a thousand kernel launches are recorded once and replayed by one launch.
 
-A graph reads and writes fixed memory, so what a step is given is copied there. One is kept for each kind of step, shape
-of latents and length of text; texts are padded to a few lengths, so that those are few.
+A graph reads and writes fixed memory, so the inputs of a step are copied there. There is one graph for each kind of
+step, shape of latents and text length; texts are padded to a few lengths, so that graphs are few.
 """
 
 import warnings
@@ -17,24 +17,24 @@ from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Velocity
 
 Mode = Literal["auto", "never", "always"]
-"""Whether steps are replayed: where that works, never, or else it is an error."""
+"""Whether steps are replayed: where that works, never, or always with an error where it does not."""
 
 BUCKETS = (32, 64, 128, 300)
-"""Text lengths; beyond the last, multiples of it."""
+"""Padded text lengths in tokens; beyond the last, multiples of it."""
 
-MOST = 4
-"""Graphs that are kept; the one that was not used for the longest time is dropped."""
+MAX_GRAPHS = 4
+"""Graphs in memory; the least recently used one is dropped."""
 
-WARM = 3
-"""Steps before the recording, in which kernels are compiled, tuned and given their memory."""
+WARM_UP_STEPS = 3
+"""Steps before the recording, in which kernels are compiled and tuned and memory is allocated."""
 
 
 class GraphFailed(UserWarning):
-    """A step could not be recorded; it is launched kernel by kernel."""
+    """A step could not be recorded and is launched kernel by kernel."""
 
 
 class Replay(Protocol):
-    """A recorded call: `run` does it again on what its tensors hold now, and gives its result, always in one place."""
+    """A recorded call: `run` repeats it on the present values of its tensors and returns its one output tensor."""
 
     def run(self) -> Tensor: ...
 
@@ -43,12 +43,12 @@ class CudaReplay:
     """A call recorded as a CUDA graph, warmed up on a stream of its own."""
 
     def __init__(self, call: Callable[[], Tensor], pool: Any) -> None:
-        stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(here)
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(WARM):
+            for _ in range(WARM_UP_STEPS):
                 call()
-        here.wait_stream(stream)
+        current.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             self.out = call()
@@ -59,7 +59,7 @@ class CudaReplay:
 
 
 class Cuda:
-    """Records on CUDA devices; all graphs share one pool of memory, as no two run at once."""
+    """Recorder for CUDA devices; all graphs share one memory pool, since no two run at once."""
 
     device = "cuda"
 
@@ -72,57 +72,56 @@ class Cuda:
 
 
 class Graphs:
-    """The recorded steps of a system's denoiser; copies begin empty. `recorder` is what records: CUDA, or a test."""
+    """LRU cache of the recorded steps of a system's denoiser; a copy of it is empty. Tests give another `recorder`."""
 
     def __init__(self, recorder: Any = None) -> None:
         self.recorder = Cuda() if recorder is None else recorder
-        self.kept: dict[Any, Recorded] = {}
+        self.recorded: dict[Any, Recorded] = {}
         self.failed: set[Any] = set()
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     def __reduce__(self) -> tuple[type["Graphs"], tuple[()]]:
         return type(self), ()
 
     def velocity(self, mode: Mode, model: SamplingDit) -> Velocity:
-        """The denoiser's velocity, replayed where `mode` has it so. ValueError as `check` says."""
+        """The denoiser's velocity, replayed where `mode` allows it. ValueError as in `check`."""
         self.check(model.dit, mode)
         if mode == "never" or device_of(model.dit) != self.recorder.device:
             return model
         return Bound(self, mode, model)
 
     def check(self, dit: Dit, mode: Mode) -> None:
-        """ValueError where `always` is asked for on another device than CUDA."""
-        where = device_of(dit)
-        if mode == "always" and where != self.recorder.device:
+        """ValueError for the mode `always` on another device than CUDA."""
+        device = device_of(dit)
+        if mode == "always" and device != self.recorder.device:
             raise ValueError(
-                f"sampling graph is 'always', but the denoiser is on {where!r} and CUDA graphs are for 'cuda'; "
+                f"sampling graph is 'always', but the denoiser is on {device!r} and CUDA graphs are for 'cuda'; "
                 "expected graph: auto (replayed where that works) or never"
             )
 
     def find(self, key: Any, record: Callable[[], "Recorded"], strict: bool) -> "Recorded | None":
-        """The recorded step, made if it must be; None where that fails, unless it is strict: then the error."""
+        """The recorded step of that key, recorded on first use; None where that fails, or the error where `strict`."""
         if key in self.failed and not strict:
             return None
-        if key not in self.kept:
-            while len(self.kept) >= MOST:
-                del self.kept[next(iter(self.kept))]
+        if key not in self.recorded:
+            while len(self.recorded) >= MAX_GRAPHS:
+                del self.recorded[next(iter(self.recorded))]
             try:
-                self.kept[key] = record()
+                self.recorded[key] = record()
             except RuntimeError as error:  # out of memory is one
                 if strict:
                     raise
                 self.failed.add(key)
-                self._say(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+                self._warn_once(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
                 return None
-        self.kept[key] = self.kept.pop(key)  # the last used is last
-        return self.kept[key]
+        self.recorded[key] = self.recorded.pop(key)  # least recently used first
+        return self.recorded[key]
 
-    def _say(self, why: str) -> None:
-        """Once for each reason."""
-        if why not in self.said:
-            self.said.add(why)
-            said = f"a step is not replayed as a CUDA graph but launched kernel by kernel, which is slower: {why}"
-            warnings.warn(said, GraphFailed, stacklevel=2)
+    def _warn_once(self, reason: str) -> None:
+        if reason not in self.warned:
+            self.warned.add(reason)
+            message = f"a step is not replayed as a CUDA graph but launched kernel by kernel, which is slower: {reason}"
+            warnings.warn(message, GraphFailed, stacklevel=2)
 
 
 class Bound:
@@ -168,21 +167,22 @@ def layout(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def bucket(length: int) -> int:
-    """The text length that so many tokens are padded to."""
+    """The length that a text of `length` tokens is padded to."""
     last = BUCKETS[-1]
     return next((b for b in BUCKETS if b >= length), -(-length // last) * last)
 
 
 def device_of(dit: Dit) -> str:
+    """The kind of device of its weights."""
     return next(dit.parameters()).device.type
 
 
 def addresses(dit: Dit) -> tuple[int, ...]:
-    """Where the weights lie: a graph reads them there, whatever they have become."""
+    """Addresses of the weights, which a graph reads; other addresses need another graph."""
     return tuple(x.data_ptr() for whole in (*dit.parameters(), *dit.buffers()) for x in inner_tensors(whole))
 
 
-def _close(made: Tensor, expected: Tensor) -> bool:
-    """Equal but for what another algorithm of the same product rounds away; values that are not finite aside."""
-    a, b = (x.double().nan_to_num(0, 0, 0) for x in (made, expected))
+def _close(replayed: Tensor, expected: Tensor) -> bool:
+    """Equal to 1 % in norm, since a product may use another algorithm; values that are not finite are ignored."""
+    a, b = (x.double().nan_to_num(0, 0, 0) for x in (replayed, expected))
     return bool((a - b).norm() <= 1e-2 * b.norm())

@@ -1,4 +1,4 @@
-"""The DiT alone, trained on cached latents and cached text features: nothing frozen is held in memory."""
+"""The DiT alone, trained on cached latents and text features, so that no frozen part is in memory."""
 
 from typing import Annotated, Literal
 
@@ -18,28 +18,28 @@ from sana_lab.types import Batch, Text
 
 
 class DitSystem(System):
-    """Flow matching on batches that hold latents and text (`data: features`).
+    """Flow matching on batches with latents and text (`data: features`).
 
-    The autoencoder and the text encoder are built on the meta device, for their channels and width alone. A text2image
-    experiment takes the result with `dit: experiment:NAME`.
+    The loss is that of `text2image`. A text2image experiment takes the result with `dit: experiment:NAME`.
     """
 
     def __init__(
         self,
-        dit: Annotated[Spec, "dit"] = "sana",
-        autoencoder: Annotated[Spec, "autoencoder"] = "vae",
-        text_encoder: Annotated[Spec, "text_encoder"] = "llm",
-        optimizer: Annotated[Spec, "optimizer"] = "adamw",
-        shift: float = 3.0,
-        start: float = 1.0,
-        text_dropout: float = 0.1,
-        warmup: int = 100,
-        decay: float = 0.0,
-        ema: float = 0.999,
-        seed: int = 0,
-        objective: Annotated[Objective, AsBefore("flow")] = "flow",
+        dit: Annotated[Spec, "dit"] = "sana",  # denoiser
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # that of the latents, for its number of channels
+        text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # that of the features, for their width
+        optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
+        shift: float = 3.0,  # moves times towards noise, in training and sampling; above 0, 1 is none
+        start: float = 1.0,  # first sampling time before the shift, in (0, 1]
+        text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
+        warmup: int = 100,  # steps in which the learning rate rises linearly
+        decay: float = 0.0,  # last share of training in which the learning rate falls linearly to zero
+        ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
+        seed: int = 0,  # of noise, times and dropped captions
+        objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
+        # Time that the network of a flow sees: exact, or rounded to 1000 steps as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,
+        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times a step for each image; text is read once
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -69,7 +69,7 @@ class DitSystem(System):
 
 
 def features(batch: Batch) -> tuple[Tensor, Text, Text]:
-    """The batch's latents, text and empty prompt; ValueError where the data module gives others."""
+    """The batch's latents, text and empty prompt; ValueError where it has none."""
     if batch.latents is None or batch.text is None or batch.null is None:
         raise ValueError(
             "system 'dit' trains on cached latents and text; expected data: features, or system: text2image"

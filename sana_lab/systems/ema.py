@@ -1,4 +1,4 @@
-"""An exponential moving average of what trains, and nothing else."""
+"""Exponential moving average (EMA) of the parameters that train."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class Average:
-    """float32 averages of a module's trainable parameters; frozen ones are left alone.
+    """EMA in float32 of a module's trainable parameters; frozen ones, such as a text encoder, are not copied.
 
-    The decay warms up, min(decay, (1 + n) / (10 + n)) after n updates, so short runs are averaged sensibly too.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs average over their own length.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -21,16 +21,16 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's parameters; call after each optimiser step."""
+        """Move the average towards the parameters; to be called after each optimiser step."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        named = dict(trainable(module))
-        self.values = {k: v.to(named[k].device) for k, v in self.values.items()}
-        torch._foreach_lerp_(list(self.values.values()), [named[k].detach().float() for k in self.values], weight)
+        parameters = dict(trainable(module))
+        self.values = {k: v.to(parameters[k].device) for k, v in self.values.items()}
+        torch._foreach_lerp_(list(self.values.values()), [parameters[k].detach().float() for k in self.values], weight)
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
-        """The module with averaged parameters, for as long as the block lasts."""
+        """Put the averages in place of the parameters within a block."""
         raw = {name: p.detach().clone() for name, p in trainable(module)}
         self.write(module)
         try:
@@ -39,26 +39,29 @@ class Average:
             _write(module, raw)
 
     def write(self, module: nn.Module) -> None:
-        """Give the module the averaged parameters for good."""
+        """Replace the parameters by their averages for good."""
         _write(module, self.values)
 
     def state(self) -> dict[str, int | dict[str, Tensor]]:
+        """What a checkpoint keeps."""
         return {"updates": self.updates, "values": self.values}
 
     def load(self, state: Mapping[str, int | dict[str, Tensor]]) -> None:
+        """Restore what `state` gave. ValueError where it is of other parameters."""
         values, updates = state["values"], state["updates"]
         assert isinstance(values, dict)
         assert isinstance(updates, int)
         if values.keys() != self.values.keys():
-            odd = sorted(values.keys() ^ self.values.keys())
-            raise ValueError(f"the checkpoint's average is of other parameters: {', '.join(odd[:5])}")
+            mismatches = sorted(values.keys() ^ self.values.keys())
+            raise ValueError(f"the checkpoint's average is of other parameters: {', '.join(mismatches[:5])}")
         shapes = {k: (tuple(values[k].shape), tuple(v.shape)) for k, v in self.values.items()}
-        if odd := [f"{k} {given}, expected {own}" for k, (given, own) in shapes.items() if given != own]:
-            raise ValueError(f"the checkpoint's average is of other shapes: {'; '.join(odd[:5])}")
+        if mismatches := [f"{k} {got}, expected {own}" for k, (got, own) in shapes.items() if got != own]:
+            raise ValueError(f"the checkpoint's average is of other shapes: {'; '.join(mismatches[:5])}")
         self.values, self.updates = {k: v.float().clone() for k, v in values.items()}, updates
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Name and parameter of all that require a gradient."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 

@@ -1,4 +1,4 @@
-"""What systems share of flow matching and of noise prediction: the loss, and its validation by time bin."""
+"""The loss of flow matching and of noise prediction, and its validation by time bin."""
 
 from typing import Literal
 
@@ -14,16 +14,15 @@ from sana_lab.models.dit import Dit
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text, Velocity
 
-BINS = 4
-TRAIN, HELD_OUT = 1, 2  # which stream of random numbers
-
+BINS = 4  # of times, for validation
+TRAIN, HELD_OUT = 1, 2  # streams of random numbers
 
 Objective = Literal["flow", "ddpm"]
 """What the network predicts: the velocity of a straight flow, or the noise."""
 
 
 def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Process:
-    """The objective's way from data to noise; the other options are the flow's."""
+    """The process from data to noise of an objective; the other options are the flow's."""
     return Flow(shift, start, model_time=model_time) if objective == "flow" else Ddpm()
 
 
@@ -35,15 +34,17 @@ def velocity_losses(
     random: torch.Generator,
     times: Tensor | None = None,
 ) -> Tensor:
-    """Squared error of the velocity, or the noise that `Ddpm` predicts (B,), mean over a latent (B, C, h, w), at
-    random or given times (B,)."""
+    """Squared errors (B,) of the velocity, or of the noise that `Ddpm` predicts, mean over a latent (C, h, w).
+
+    Times (B,) are random ones of the process where none are given.
+    """
     return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times)
 
 
 def squared_errors(
     model: Velocity, flow: Process, latents: Tensor, random: torch.Generator, times: Tensor | None = None
 ) -> Tensor:
-    """The same of a denoiser that knows its text."""
+    """`velocity_losses` of a model whose text is bound."""
     noise = to_device(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
     times = flow.sample_times(len(latents), generator=random) if times is None else times
     times = to_device(times, latents.device, latents.dtype)
@@ -52,13 +53,13 @@ def squared_errors(
 
 
 def check_draws(draws: int) -> None:
-    """ValueError for less than one noise a picture."""
+    """ValueError for less than one noise for each image."""
     if draws < 1:
-        raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each picture of a step")
+        raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each image of a step")
 
 
 def draws_losses(dit: Dit, flow: Process, latents: Tensor, text: Text, random: torch.Generator, draws: int) -> Tensor:
-    """`velocity_losses` (B draws,) of so many noises and times for each latent; its text is prepared once."""
+    """`velocity_losses` (B draws,) of `draws` noises and times for each latent; its text is prepared once."""
     if draws == 1:
         return velocity_losses(dit, flow, latents, text, random)
     return squared_errors(dit.prepare(text).repeat(draws), flow, latents.repeat_interleave(draws, 0), random)
@@ -67,7 +68,7 @@ def draws_losses(dit: Dit, flow: Process, latents: Tensor, text: Text, random: t
 def validate(
     module: L.LightningModule, dit: Dit, flow: Process, latents: Tensor, text: Text, seed: int, index: int
 ) -> None:
-    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on the same noise and times each time."""
+    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on noise and times that depend on (seed, index) alone."""
     random, n = generator(seed, HELD_OUT, index), len(latents)
     times = flow.shifted((torch.arange(n) + torch.rand(n, generator=random)) / n)
     losses = velocity_losses(dit, flow, latents, text, random, times)

@@ -1,4 +1,4 @@
-"""Where the networks of a system are while it draws: all on one device, or each there only while it works."""
+"""Sampling with one network at a time on the device, for systems that do not fit on it whole."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,9 @@ from torch import nn
 
 
 class Offload:
-    """Networks that stay where they are, and visit `device` one at a time.
+    """Copy a network to `device` while it works, so that the device holds the largest one and not all of them.
 
-    What visits is a copy, so that going home costs nothing; whatever the device's memory, it needs to hold the largest
-    network and not all of them. On the device itself there is nothing to move.
+    The originals stay where they are, so that nothing is copied back. Tensors on the device already are not copied.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -20,7 +19,7 @@ class Offload:
 
     @contextmanager
     def visit(self, network: nn.Module) -> Iterator[None]:
-        """Parameters and buffers on the device meanwhile; changes made to them there are lost."""
+        """Have parameters and buffers on the device within the block; changes to the copies are lost."""
         places: list[dict[str, Any]] = [d for m in network.modules() for d in (m._parameters, m._buffers)]
         homes = [(place, dict(place)) for place in places]
         moved: dict[int, torch.Tensor] = {}
@@ -33,10 +32,10 @@ class Offload:
                 place.update(tensors)
 
     def _moved(self, tensor: torch.Tensor | None, moved: dict[int, torch.Tensor]) -> torch.Tensor | None:
-        """On the device; a shared tensor once, and one that is there already as it is."""
+        """The tensor on the device; a shared one is copied once."""
         if tensor is None or tensor.device == self.device:
             return tensor
         if id(tensor) not in moved:
-            there = tensor.detach().to(self.device)
-            moved[id(tensor)] = nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+            copy = tensor.detach().to(self.device)
+            moved[id(tensor)] = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
         return moved[id(tensor)]

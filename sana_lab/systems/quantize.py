@@ -1,7 +1,7 @@
-"""Eight-bit products in a denoiser that draws, through torchao: symmetric int8, weights by output channel.
+"""Eight-bit matrix products in sampling, by torchao: symmetric int8, weights scaled per output channel.
 
 `int8` keeps weights in int8 and multiplies in the network's dtype: less memory, the same arithmetic. `w8a8` rounds
-activations too, token by token, and multiplies int8 by int8 (SANA, section 4 and Table 5). Both leave a little error.
+activations too, per token, and multiplies int8 by int8 (SANA, section 4 and Table 5). Both change results a little.
 """
 
 import copy
@@ -12,61 +12,61 @@ from torch import nn
 
 from sana_lab.models.dit import Dit, Quantize
 
-WIDE: dict[Quantize, tuple[str, ...]] = {"int8": (), "w8a8": (".cross.kv",)}
-"""Projections of the blocks that stay as they are; the paper's W8A8 keeps the caption's keys and values."""
+NOT_QUANTIZED: dict[Quantize, tuple[str, ...]] = {"int8": (), "w8a8": (".cross.kv",)}
+"""Projections of the blocks that keep their dtype; the paper's W8A8 keeps the caption's keys and values."""
 
 
-def check(how: Quantize) -> None:
+def check(mode: Quantize) -> None:
     """ImportError that names the extra where torchao is needed and not installed."""
-    if how != "none" and not installed():
-        raise ImportError(f"quantize {how!r} needs torchao: pip install 'sana_lab[quantize]'")
+    if mode != "none" and not installed():
+        raise ImportError(f"quantize {mode!r} needs torchao: pip install 'sana_lab[quantize]'")
 
 
 def installed() -> bool:
-    """Whether torchao is."""
+    """Whether torchao is installed."""
     return importlib.util.find_spec("torchao") is not None
 
 
-def quantize(dit: Dit, how: Quantize) -> Dit:
-    """The denoiser itself, its blocks' linear layers quantised in place; embeddings, norms, convolutions and head stay.
+def quantize(dit: Dit, mode: Quantize) -> Dit:
+    """Quantise the linear layers of the blocks in place; embeddings, norms, convolutions and head keep their dtype.
 
-    What was quantised cannot be undone nor trained: ValueError where it is asked for another way than it has.
+    A quantised denoiser cannot be trained, nor quantised otherwise: ValueError for another mode than it has.
     ImportError without torchao.
     """
-    if how == dit.quantized:
+    if mode == dit.quantized:
         return dit
     if dit.quantized != "none":
-        raise ValueError(f"the denoiser is quantised as {dit.quantized!r} already, not {how!r}; load it again")
-    check(how)
-    chosen = {*layers(dit, how)}
+        raise ValueError(f"the denoiser is quantised as {dit.quantized!r} already, not {mode!r}; load it again")
+    check(mode)
+    names = {*layers(dit, mode)}
     from torchao.quantization import quantize_
 
-    quantize_(dit, _config(how), lambda module, name: name in chosen)
-    dit.quantized = how
+    quantize_(dit, _config(mode), lambda module, name: name in names)
+    dit.quantized = mode
     return dit
 
 
-def quantized(dit: Dit, how: Quantize) -> Dit:
-    """The denoiser quantised so, as another one that shares all other tensors; itself where there is nothing to do."""
-    return dit if how == dit.quantized else quantize(sharing(dit), how)
+def quantized(dit: Dit, mode: Quantize) -> Dit:
+    """A quantised copy of the denoiser that shares all other tensors; the denoiser itself where it has that mode."""
+    return dit if mode == dit.quantized else quantize(sharing(dit), mode)
 
 
-def layers(dit: Dit, how: Quantize) -> list[str]:
-    """The names of the linear layers that are quantised: the products of the blocks."""
-    if how not in WIDE:
-        raise ValueError(f"quantize is {how!r}, expected none, {' or '.join(WIDE)}")
-    found = (name for name, m in dit.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks."))
-    return [name for name in found if not name.endswith(WIDE[how])]
+def layers(dit: Dit, mode: Quantize) -> list[str]:
+    """Names of the linear layers that are quantised, all in the blocks."""
+    if mode not in NOT_QUANTIZED:
+        raise ValueError(f"quantize is {mode!r}, expected none, {' or '.join(NOT_QUANTIZED)}")
+    linear = (name for name, m in dit.named_modules() if isinstance(m, nn.Linear) and name.startswith("blocks."))
+    return [name for name in linear if not name.endswith(NOT_QUANTIZED[mode])]
 
 
 def sharing(module: Any) -> Any:
-    """A copy of a module with the same parameters and buffers, not copies of them."""
+    """A copy of a module that shares its parameters and buffers."""
     tensors = (*module.parameters(), *module.buffers())
     return copy.deepcopy(module, {id(t): t for t in tensors})
 
 
-def _config(how: Quantize) -> Any:
+def _config(mode: Quantize) -> Any:
     from torchao import quantization
 
-    made = {"int8": quantization.Int8WeightOnlyConfig, "w8a8": quantization.Int8DynamicActivationInt8WeightConfig}
-    return made[how](set_inductor_config=False)  # torch's own settings stay as they are
+    configs = {"int8": quantization.Int8WeightOnlyConfig, "w8a8": quantization.Int8DynamicActivationInt8WeightConfig}
+    return configs[mode](set_inductor_config=False)  # torch's own settings stay as they are

@@ -1,4 +1,4 @@
-"""The full system: prompts to images through a text encoder, a DiT and an autoencoder."""
+"""The full system: text encoder, DiT and autoencoder, trained on captioned images and sampled from prompts."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
@@ -30,35 +30,32 @@ from sana_lab.types import Batch, Text, Velocity
 
 
 class TextToImage(System):
-    """Flow matching on the latents of a frozen autoencoder; the text encoder is trained when it begins from scratch.
+    """Flow matching on the latents of a frozen autoencoder; the text encoder trains where it starts from scratch.
 
-    Loss: mean squared error of the velocity. A share `text_dropout` of captions becomes the empty prompt, for guidance.
-    Noise and times of a training step depend on (seed, step, rank) alone, so a resumed run repeats an unbroken one.
+    The loss is the mean squared error of the velocity, or of the noise with `objective: ddpm`.
     """
 
-    offload: Offload | None = None  # where networks work, if they do not stay there
+    offload: Offload | None = None  # moves each network to the device while it works; None leaves them where they are
 
     def __init__(
         self,
-        dit: Annotated[Spec, "dit"] = "sana",
-        autoencoder: Annotated[Spec, "autoencoder"] = "vae",
-        text_encoder: Annotated[Spec, "text_encoder"] = "llm",
-        optimizer: Annotated[Spec, "optimizer"] = "adamw",
-        shift: float = 3.0,
-        start: float = 1.0,
-        text_dropout: float = 0.1,
-        train_text: bool | None = None,
-        warmup: int = 100,
-        decay: float = 0.0,
-        ema: float = 0.999,
-        seed: int = 0,
-        objective: Annotated[Objective, AsBefore("flow")] = "flow",
+        dit: Annotated[Spec, "dit"] = "sana",  # denoiser
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # frozen; gives the latents and decodes them
+        text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # features of the captions
+        optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
+        shift: float = 3.0,  # moves times towards noise, in training and sampling; above 0, 1 is none
+        start: float = 1.0,  # first sampling time before the shift, in (0, 1]
+        text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
+        train_text: bool | None = None,  # train the text encoder; null trains one without pretrained weights
+        warmup: int = 100,  # steps in which the learning rate rises linearly
+        decay: float = 0.0,  # last share of training in which the learning rate falls linearly to zero
+        ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
+        seed: int = 0,  # of noise, times and dropped captions
+        objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
+        # Time that the network of a flow sees: exact, or rounded to 1000 steps as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,
+        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times a step for each image; text is read once
     ) -> None:
-        """`train_text` None trains a text encoder that has no pretrained weights; `decay` is the last share of training
-        in which the learning rate falls linearly to zero; `draws` is how many noises and times a step takes for each
-        picture, whose text it reads once."""
         super().__init__()
         check_draws(draws)
         self.flow: Process = process(objective, shift, start, model_time)
@@ -72,7 +69,7 @@ class TextToImage(System):
         self.graphs = Graphs()
 
     def train(self, mode: bool = True) -> "TextToImage":
-        """Frozen parts stay in evaluation mode."""
+        """Set the mode of what trains; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.autoencoder.eval()
         self.text_encoder.train(mode and self.text_trains)
@@ -97,31 +94,32 @@ class TextToImage(System):
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
+        """The batch's latents (B, C, h, w), encoded where it has images."""
         if batch.latents is not None:
             return batch.latents
         assert batch.images is not None
         return self.autoencoder.encode(batch.images)
 
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
-        """Features of prompts, or of the null condition where they are dropped."""
+        """Features of prompts, and of the empty prompt where they are dropped."""
         with nullcontext() if self.text_trains else torch.no_grad():
             return self.text_encoder(prompts) if dropped is None else self.text_encoder.with_dropout(prompts, dropped)
 
     def preview(self, experiment: Config) -> Tensor | None:
-        """The experiment's prompts at the size of its data, on the same noise each time."""
+        """Images of the experiment's prompts at the size of its data, from the same noise each time."""
         size, sampling = image_size(experiment["data"]), Sampling(**experiment["sampling"])
         with self.averaged():
             return self.sample(experiment["prompts"], size=size, sampling=sampling)
 
     def evaluate(self, evaluator: Evaluator) -> Config:
         """All measures of generated images."""
-        self.settle(Sampling(**self.experiment["sampling"]), evaluator.device)
+        self.prepare_for_sampling(Sampling(**self.experiment["sampling"]), evaluator.device)
         return evaluator.generated(self.sample)
 
     # Sampling
 
-    def settle(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
-        """Ready to draw so on a device: the denoiser quantised in place, and all networks there, or to visit it."""
+    def prepare_for_sampling(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
+        """Quantise the denoiser in place, and move the networks to the device or set up offload; the system itself."""
         quantize(self.dit, sampling.quantize)
         self.offload = Offload(device) if sampling.offload else None
         return self.to("cpu" if sampling.offload else device)
@@ -140,9 +138,9 @@ class TextToImage(System):
     ) -> Tensor:
         """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
 
-        `negative` is what guidance leads away from: the empty prompt, one text, or one for each prompt. Latents and
-        solver are in float32, whatever dtypes the parts have. Where `settle` has not quantised the denoiser, a copy is
-        for this call. `Overflow` where what was drawn is not finite, `OutOfMemory` where it does not fit.
+        `negative` is the prompt that guidance leads away from, one for all or one for each. Latents and solver are
+        float32, whatever dtypes the parts have. A denoiser that `prepare_for_sampling` has not quantised is quantised
+        as a copy for this call. Overflow where latents are not finite, OutOfMemory with what was being done.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
@@ -150,72 +148,72 @@ class TextToImage(System):
         shape = self.latent_shape(size)
         noise = noise_like(shape, seed, indices).to(self.offload.device if self.offload else self.device)
         dit = quantized(self.dit, sampling.quantize)
-        self._bind(sampling, dit)  # what cannot be is said before any work
-        made = [
-            self._draw(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling, dit)
+        self._bind(sampling, dit)  # raises before any work
+        images = [
+            self._sample_batch(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling, dit)
             for i in range(0, len(prompts), batch)
         ]
-        return torch.cat(made)
+        return torch.cat(images)
 
     def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
         """(channels, h, w) of images of `size`; ValueError where the autoencoder and the patches do not divide it."""
         height, width = (size, size) if isinstance(size, int) else size
         unit = self.autoencoder.downsample * self.dit.patch
         if min(height, width) < 1 or height % unit or width % unit:
-            near = " x ".join(str(max(1, round(s / unit)) * unit) for s in (height, width))
+            nearest = " x ".join(str(max(1, round(s / unit)) * unit) for s in (height, width))
             raise ValueError(
                 f"image size {height} x {width} is not a multiple of {unit} "
-                f"(autoencoder {self.autoencoder.downsample} x patch {self.dit.patch}); the nearest is {near}"
+                f"(autoencoder {self.autoencoder.downsample} x patch {self.dit.patch}); the nearest is {nearest}"
             )
         return self.autoencoder.channels, height // self.autoencoder.downsample, width // self.autoencoder.downsample
 
-    def _draw(
+    def _sample_batch(
         self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling, dit: Dit
     ) -> Tensor:
-        with self.working(self.text_encoder, f"reading {len(prompts)} prompts"):
+        with self._active(self.text_encoder, f"reading {len(prompts)} prompts"):
             text = self.text_encoder(prompts)
             null = (
                 text
                 if sampling.guidance == 1
                 else self.text_encoder.negative([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
-        with self.working(dit, f"denoising {self._named(noise)}"):
+        with self._active(dit, f"denoising {self._describe(noise)}"):
             velocity = self.velocity(text, null, sampling, dit)
             latents = check_finite(sampling.run(velocity, noise, self.flow), dtype_of(dit))
-        with self.working(self.autoencoder, f"decoding {self._named(noise)}"):
+        with self._active(self.autoencoder, f"decoding {self._describe(noise)}"):
             return self.pixels(latents)
 
-    def velocity(self, text: Text, null: Text, how: Sampling, dit: Dit | None = None) -> Velocity:
-        """The guided velocity of one sampling run with the system's denoiser, or with another one."""
+    def velocity(self, text: Text, null: Text, sampling: Sampling, dit: Dit | None = None) -> Velocity:
+        """The guided velocity for one batch of prompts, of the system's denoiser or of another."""
         dit = self.dit if dit is None else dit
-        times = how.network_times(self.flow)
-        return guided(dit, text, null, how.guidance, how.guidance_interval, times, self._bind(how, dit))
+        times = sampling.network_times(self.flow)
+        return guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times, self._bind(sampling, dit))
 
-    def _bind(self, how: Sampling, dit: Dit) -> Bind:
-        """Steps are replayed where weights stay where they are."""
+    def _bind(self, sampling: Sampling, dit: Dit) -> Bind:
+        """How the denoiser is called: CUDA graphs need weights that stay where they are."""
         moves = self.offload is not None or dit is not self.dit
-        if moves and how.graph == "always":
+        if moves and sampling.graph == "always":
             raise ValueError(
                 "sampling graph is 'always', which needs weights that stay where they are; expected offload: false, "
-                "and a denoiser that is quantised already (`settle`)"
+                "and a denoiser that is quantised already (`prepare_for_sampling`)"
             )
-        self.graphs.check(dit, how.graph)
-        return partial(self.graphs.velocity, "never" if moves else how.graph)
+        self.graphs.check(dit, sampling.graph)
+        return partial(self.graphs.velocity, "never" if moves else sampling.graph)
 
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents (B, C, h, w) -> images (B, 3, H, W) uint8."""
         images = self.autoencoder.decode(latents.to(dtype_of(self.autoencoder)))
         return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def working(self, network: nn.Module, what: str) -> ExitStack:
-        """A network where it works, meanwhile; OutOfMemory says what it was doing."""
+    def _active(self, network: nn.Module, action: str) -> ExitStack:
+        """Have a network on its device within the block; OutOfMemory says what it was doing."""
         stack = ExitStack()
-        stack.enter_context(describe_out_of_memory(what))
+        stack.enter_context(describe_out_of_memory(action))
         if self.offload:
             stack.enter_context(self.offload.visit(network))
         return stack
 
-    def _named(self, latents: Tensor) -> str:
+    def _describe(self, latents: Tensor) -> str:
         count, _, *sides = latents.shape
         size = " x ".join(str(side * self.autoencoder.downsample) for side in sides)
         return f"{count} images of {size} pixels" if count > 1 else f"an image of {size} pixels"

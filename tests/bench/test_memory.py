@@ -108,7 +108,7 @@ def measured(system: TextToImage, options: MemoryOptions, size: int) -> int:
     """Peak bytes of sampling on a GPU by the allocator; two eager steps, as CUDA graphs have memory of their own."""
     sampling = Sampling(steps=2, quantize=options.quantize, offload=options.offload, graph="never")
     system.autoencoder.tile = options.tile
-    system.settle(sampling, "cuda")
+    system.prepare_for_sampling(sampling, "cuda")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats("cuda")
     with no_warnings(system.text_encoder):

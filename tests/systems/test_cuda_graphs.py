@@ -19,7 +19,7 @@ from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.dit import Dit
-from sana_lab.systems.cuda_graphs import BUCKETS, MOST, GraphFailed, Graphs, bucket
+from sana_lab.systems.cuda_graphs import BUCKETS, MAX_GRAPHS, GraphFailed, Graphs, bucket
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Text, Velocity
 
@@ -165,7 +165,7 @@ def test_a_text_is_copied_once_and_again_where_another_was_in_between(dit: Dit):
     a, b = (velocity(dit, graphs, prompts, how) for prompts in (first, second))
     expected = [velocity(dit, None, prompts, how)(x, at(0.9)) for prompts in (first, second)]
     a(x, at(0.9))
-    (recorded,) = graphs.kept.values()
+    (recorded,) = graphs.recorded.values()
     key = recorded.model.tensors[0]
     before = key._version
     for _ in range(3):
@@ -174,7 +174,7 @@ def test_a_text_is_copied_once_and_again_where_another_was_in_between(dit: Dit):
     for made, wanted in ((b, expected[1]), (a, expected[0]), (b, expected[1])):
         assert_same(made(x, at(0.9)), wanted)
     assert key._version == before + 3
-    assert len(graphs.kept) == 1
+    assert len(graphs.recorded) == 1
 
 
 @torch.no_grad()
@@ -191,15 +191,15 @@ def test_an_answer_stays_when_the_next_is_given(dit: Dit):
 def test_the_least_used_is_dropped(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 1, 3.0)
     sizes = [[5, 9], [40, 2], [70, 2], [200, 2], [301, 2]]
-    for counts in sizes[:MOST]:
+    for counts in sizes[:MAX_GRAPHS]:
         drawn(dit, graphs, text(counts), how)
     drawn(dit, graphs, text(sizes[0]), how)
-    drawn(dit, graphs, text(sizes[MOST]), how)
-    assert (len(graphs.kept), len(graphs.recorder.made)) == (MOST, MOST + 1)
+    drawn(dit, graphs, text(sizes[MAX_GRAPHS]), how)
+    assert (len(graphs.recorded), len(graphs.recorder.made)) == (MAX_GRAPHS, MAX_GRAPHS + 1)
     drawn(dit, graphs, text(sizes[0]), how)
-    assert len(graphs.recorder.made) == MOST + 1
+    assert len(graphs.recorder.made) == MAX_GRAPHS + 1
     drawn(dit, graphs, text(sizes[1]), how)
-    assert len(graphs.recorder.made) == MOST + 2
+    assert len(graphs.recorder.made) == MAX_GRAPHS + 2
 
 
 def test_buckets():
@@ -255,7 +255,7 @@ def test_what_cannot_be_recorded_is_launched_and_that_is_said_once(dit: Dit, rec
         warnings.simplefilter("error")
         drawn(dit, graphs, text([7, 8]), how)
         drawn(dit, graphs, text([40, 8]), how)
-    assert graphs.kept == {}
+    assert graphs.recorded == {}
 
 
 @torch.no_grad()
@@ -292,7 +292,7 @@ def test_a_system_replays_what_it_can(monkeypatch: pytest.MonkeyPatch):
         made = still.sample(["a red circle", "a star"], size=16, sampling=how)
         assert (made.int() - expected.int()).abs().max() <= 1
     assert len(still.graphs.recorder.made) == 1
-    assert copy.deepcopy(still).graphs.kept == {}
+    assert copy.deepcopy(still).graphs.recorded == {}
 
 
 def test_what_a_replay_does_is_counted_too(monkeypatch: pytest.MonkeyPatch):
@@ -312,7 +312,7 @@ def test_a_system_on_the_cpu_says_what_always_needs():
         system().sample(["a star"], size=16, sampling=Sampling(steps=2, graph="always"))
     how = Sampling(steps=2, graph="always", offload=True)
     with pytest.raises(ValueError, match="needs weights that stay where they are; expected offload: false"):
-        system().settle(how, "cpu").sample(["a star"], size=16, sampling=how)
+        system().prepare_for_sampling(how, "cpu").sample(["a star"], size=16, sampling=how)
 
 
 # --- the real thing
@@ -340,4 +340,4 @@ def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.
     for prompts in (text([5, 9]), text([32, 20], 4), text([60, 20], 5), text([5, 9], 6)):
         made, expected = run(prompts, {"bind": partial(graphs.velocity, "always")}), run(prompts, {})
         assert ((made - expected).norm() / expected.norm()).item() <= (1e-5 if dtype == torch.float32 else 2e-2)
-    assert 0 < len(graphs.kept) <= MOST
+    assert 0 < len(graphs.recorded) <= MAX_GRAPHS

@@ -86,10 +86,10 @@ def test_each_stage_has_its_network_alone_and_the_picture_is_the_same():
 
 
 def test_settling_says_who_stays_where():
-    parts = system().settle(Sampling(offload=True), "meta")
+    parts = system().prepare_for_sampling(Sampling(offload=True), "meta")
     assert parts.offload.device.type == "meta"
     assert {p.device.type for p in parts.parameters()} == {"cpu"}
-    assert parts.settle(FAST, "cpu").offload is None
+    assert parts.prepare_for_sampling(FAST, "cpu").offload is None
 
 
 @pytest.mark.gpu
@@ -100,7 +100,7 @@ def test_on_a_gpu_only_the_largest_network_is_held():
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = parts.settle(how, "cuda").sample(["a ring"], size=16, sampling=how)
+    found = parts.prepare_for_sampling(how, "cuda").sample(["a ring"], size=16, sampling=how)
     assert (found.int() - expected.int()).abs().max() <= 1
     assert torch.cuda.memory_allocated() - before <= found.nbytes + 2**20
     assert {p.device.type for p in parts.parameters()} == {"cpu"}

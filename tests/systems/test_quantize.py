@@ -177,7 +177,7 @@ class TestSystem:
         once = system.sample(["a ring"], size=16, sampling=asked)
         assert system.dit.quantized == "none"
         plainly = system.sample(["a ring"], size=16, sampling=self.HOW)
-        assert system.settle(asked, "cpu").dit.quantized == how
+        assert system.prepare_for_sampling(asked, "cpu").dit.quantized == how
         assert system.sample(["a ring"], size=16, sampling=asked).equal(once)
         assert (plainly.int() - once.int()).abs().max() <= 8
         with pytest.raises(ValueError, match="load it again"):
