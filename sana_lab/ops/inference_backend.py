@@ -1,4 +1,4 @@
-"""Whether an operator that has a faster form for inference takes it."""
+"""Choice between an operator's definition and its faster form for inference."""
 
 from typing import Literal, get_args
 
@@ -10,25 +10,26 @@ Fast = Literal["auto", "torch", "fast"]
 
 
 def uses_fast(backend: Fast, *tensors: Tensor | None, pays: bool = True) -> bool:
-    """Whether to take the fast form, which records no gradient and knows no autocast.
+    """Whether the fast form runs, which records no gradient and ignores autocast.
 
-    `auto` takes it where it pays and neither is asked for. ValueError for an unknown name, and for an explicit `fast`
-    where it cannot be.
+    `auto` is fast where `pays` and neither is on. ValueError for an unknown name, and for an explicit `fast` where
+    gradients or autocast are on.
     """
     if backend not in get_args(Fast):
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Fast))}")
     if backend == "torch":
         return False
-    hindrance = _hindrance(*[t for t in tensors if t is not None])
-    if hindrance and backend == "fast":
-        raise ValueError(f"backend 'fast' {hindrance}; 'auto' and 'torch' do")
-    return backend == "fast" or (pays and not hindrance)
+    obstacle = _obstacle(*[t for t in tensors if t is not None])
+    if obstacle and backend == "fast":
+        raise ValueError(f"backend 'fast' {obstacle}; 'auto' and 'torch' do")
+    return backend == "fast" or (pays and not obstacle)
 
 
-def _hindrance(*tensors: Tensor) -> str | None:
+def _obstacle(*tensors: Tensor) -> str | None:
+    """What keeps the fast form from running, in words."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "records no gradient, as is asked for outside torch.no_grad()"
+        return "records no gradient, which is needed outside torch.no_grad()"
     kind = tensors[0].device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return "takes tensors as they are and knows no autocast"
+        return "does not apply autocast"
     return None

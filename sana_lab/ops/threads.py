@@ -1,7 +1,7 @@
-"""Threads that each compute with one core, for work that is cut into independent pieces.
+"""A pool of single-core threads for independent pieces of work.
 
-Torch's own threads share each operation, which costs more than it gains where operations are short enough to stay in a
-core's cache; here each thread takes whole pieces.
+Torch's own threads share each operation, which does not pay for operations that fit a core's cache; here each thread
+computes whole pieces.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ Job = TypeVar("Job")
 
 
 def share(jobs: Sequence[Job], work: Callable[[Iterator[Job]], None]) -> None:
-    """Call `work` in as many threads as torch computes with, each with an iterator over the jobs that nobody has taken.
+    """Call `work` in as many threads as torch uses, each with an iterator over a queue of the jobs.
 
-    Torch computes with one thread in each, records no gradient, and is as before when this returns; an exception in one
-    is raised here. With one thread, or one job, `work` is called here with all jobs.
+    Torch uses one thread in each and records no gradient; its number of threads is restored at the end. Exceptions are
+    raised here. With one thread, or one job, `work` is called in this thread.
     """
     threads = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()
@@ -26,23 +26,23 @@ def share(jobs: Sequence[Job], work: Callable[[Iterator[Job]], None]) -> None:
     for job in jobs:
         queue.put(job)
 
-    def alone() -> None:
+    def run() -> None:
         with torch.inference_mode(inference), torch.no_grad():  # in this order: the first sets the second
-            work(taken(queue))
+            work(drain(queue))
 
     if min(threads, len(jobs)) < 2:
-        return alone()
+        return run()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            done = [pool.submit(alone) for _ in range(min(threads, len(jobs)))]
-        for future in done:
+            futures = [pool.submit(run) for _ in range(min(threads, len(jobs)))]
+        for future in futures:
             future.result()
     finally:
-        torch.set_num_threads(threads)  # in the workers it set their own number, and that of threads yet to come
+        torch.set_num_threads(threads)  # the workers have also set the number of later threads
 
 
-def taken(queue: "SimpleQueue[Job]") -> Iterator[Job]:
-    """The jobs of a queue until it is empty."""
+def drain(queue: "SimpleQueue[Job]") -> Iterator[Job]:
+    """Jobs of a queue until it is empty."""
     while True:
         try:
             yield queue.get_nowait()

@@ -81,26 +81,26 @@ def test_the_flow_match_grid_is_diffusers_euler(steps: int, shift: float):
         assert torch.allclose(ours, sigmas.double(), rtol=0, atol=1e-7)
 
 
-# --- what the network is told
+# --- the network's times
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shift", [3.0, 4.0, 6.0])
-def test_released_times_are_those_that_diffusers_hands_its_network(shift: float, dtype: torch.dtype):
+@pytest.mark.parametrize(("shift", "stride"), [(3.0, 1), (4.0, 5), (6.0, 5)])
+def test_released_times_are_those_that_diffusers_hands_its_network(shift: float, stride: int):
     """For up to 1000 steps: the true times' thousandths, rounded down; diffusers slips where they are whole, by one."""
     from diffusers import DPMSolverMultistepScheduler
 
     peer = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     flow = Flow(shift, start=0.999, model_time="released")
-    for steps in range(1, 1001):
+    for steps in range(1, 1001, stride):
         peer.set_timesteps(steps)
         times = flow.schedule(steps)
-        told = flow.velocity(lambda x, t: t, times)(torch.empty(0), times[:-1].to(dtype))
         up, below = true_thousandths(steps, int(shift))
         whole = up % below == 0
-        assert told.dtype == dtype
-        assert torch.equal(told, ((up // below).double() / 1000).to(dtype))
+        for dtype in (torch.float32, torch.float64):
+            read = flow.velocity(lambda x, t: t, times)(torch.empty(0), times[:-1].to(dtype))
+            assert read.dtype == dtype
+            assert torch.equal(read, ((up // below).double() / 1000).to(dtype))
         assert torch.equal((up // below)[~whole], peer.timesteps[~whole])
         assert ((up // below - peer.timesteps)[whole] <= 1).all()
 
@@ -112,17 +112,17 @@ def true_thousandths(steps: int, shift: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("name", ["dpmpp", "unipc"])
-def test_a_solver_in_float32_is_told_the_schedules_own_thousandths(name: str):
+def test_a_solver_in_float32_reads_the_schedules_own_thousandths(name: str):
     """98 steps make 734.00000 of what is 733.99998."""
-    flow, told = Flow(3.0, start=0.999, model_time="released"), list[float]()
+    flow, times = Flow(3.0, start=0.999, model_time="released"), list[float]()
 
     def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        told.append(t[0].item())
+        times.append(t[0].item())
         return torch.zeros_like(x)
 
     Sampling(name, steps=98).run(network, torch.zeros(1, 1, 1, 1), flow)
     up, below = true_thousandths(98, 3)
-    assert [round(1000 * t) for t in told] == (up // below).tolist()
+    assert [round(1000 * t) for t in times] == (up // below).tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,7 +17,7 @@ def layer() -> nn.Linear:
 @pytest.fixture
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU on which it pays from the first product on."""
-    monkeypatch.setattr(module, "LEAST", 0)
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 0)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 

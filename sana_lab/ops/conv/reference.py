@@ -47,8 +47,8 @@ def conv3x3(
     if uses_fast(backend, *tensors, pays=pays(x, weight)) and x.device.type == "cpu":
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"backend 'fast' on the CPU needs float32 or float64, not {x.dtype}; 'auto' does not")
-        found = norm or (None, None, 0.0)
-        return operator(x, weight, bias, activation, *found, residual)
+        norm_arguments = norm or (None, None, 0.0)
+        return operator(x, weight, bias, activation, *norm_arguments, residual)
     y = activate(F.conv2d(x, weight, bias, padding=1), activation, not uses_fast("auto", *tensors))
     if norm is not None:
         return rms_norm_2d(y, *norm, residual, backend)
@@ -81,10 +81,10 @@ def operator(
     residual: Tensor | None,
 ) -> Tensor:
     """`conv3x3` by Winograd, as an operator that torch.compile and FLOP counters know."""
-    rest = None if residual is None else residual.permute(0, 2, 3, 1)
+    added = None if residual is None else residual.permute(0, 2, 3, 1)
 
     def finish(values: Tensor, place: Tensor, block: winograd.Block) -> None:
-        around = None if rest is None else block.cells(rest)
+        around = None if added is None else block.cells(added)
         if norm_weight is not None and norm_bias is not None:
             rows(activate(values, activation, keep=False), norm_weight, norm_bias, eps, around, place)
         elif around is not None:

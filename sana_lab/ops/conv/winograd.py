@@ -112,14 +112,14 @@ class Scratch:
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
-        self.held: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """A tensor of this shape with any values."""
         size = math.prod(shape)
-        if name not in self.held or self.held[name].numel() < size:
-            self.held[name] = self.like.new_empty(size)
-        return self.held[name][:size].view(shape)
+        if name not in self.tensors or self.tensors[name].numel() < size:
+            self.tensors[name] = self.like.new_empty(size)
+        return self.tensors[name][:size].view(shape)
 
 
 def convolve(

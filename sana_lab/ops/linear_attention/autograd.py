@@ -1,4 +1,4 @@
-"""Linear attention as operators that torch.compile, torch.export, autograd, checkpoints and FLOP counters know.
+"""Linear attention as custom operators for torch.compile, torch.export, autograd, checkpointing and FLOP counters.
 
 `sana_lab::linear_attention` takes q, k, v; `sana_lab::qkv_linear_attention` a fused projection, with or without norms
 of q and k, and gives its gradient as one tensor. CUDA tensors go through the kernels; CPU tensors too where Triton

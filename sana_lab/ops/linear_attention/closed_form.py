@@ -1,6 +1,6 @@
-"""Linear attention and its derivative written out in plain torch, without autograd: what the operators run on a CPU.
+"""Linear attention and its gradients in closed form, in plain torch: the operators on a CPU.
 
-The formulas are those of the kernels (`linear_attention_triton`), and the letters too; sums are float32 or wider. All
+The formulas are those of the kernels (`kernels`), and so are the letters; sums are float32 or wider. All
 results are contiguous and new.
 """
 
@@ -57,7 +57,7 @@ def qkv_backward(
     rstd: Tensor,
     eps: float,
 ) -> Grads:
-    """(dqkv, gradients of q's and of k's weight (H D,)); (0,) for weights that are not there."""
+    """(dqkv, gradients of q's and of k's weight (H D,)); (0,) without norms."""
     q, k, v = (widened(x) for x in qkv.unbind(2))
     if norm_q is None or norm_k is None:
         dqkv = torch.stack(backward(widened(dout), q, k, v, mask, state, eps), 2).to(qkv.dtype)
@@ -77,7 +77,7 @@ def qkv_backward(
 
 
 def nothing(x: Tensor) -> Tensor:
-    """In place of statistics or gradients of norms that are not there."""
+    """Placeholder (0,) for statistics or gradients without norms."""
     return x.new_empty(0, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""ReLU linear attention in Triton: what `linear_attention.definition` computes, in two passes over the tokens each way.
+"""ReLU linear attention in Triton: `reference.definition`, in two passes over the tokens each way.
 
 Forward:  state  k, v -> S, z              apply        q -> out
 Backward: query  q, dout -> dq, dS, dz     key_value    k, v -> dk, dv
@@ -80,7 +80,7 @@ def _counted(keep: tl.tensor, b: int, n: tl.tensor, N: int, MASKED: tl.constexpr
 def _weight(
     norm: tl.tensor, head: tl.tensor, d: tl.tensor, real: tl.tensor, D: tl.constexpr, NORMED: tl.constexpr
 ) -> tl.tensor:
-    """(W,) of a norm's weight (H * D,); where there is no norm, what nobody reads."""
+    """(W,) of a norm's weight (H * D,); unused without a norm."""
     return _load(norm + head * D + d, real) if NORMED else tl.zeros_like(d)
 
 
@@ -132,12 +132,12 @@ def _add_states(
     z = tl.zeros((W,), tl.float32)
     for i in tl.static_range(PARTS):
         to_s, to_z, own = _state_at(state, b + i * batch.to(tl.int64), head, d, real, H, D)
-        there = real
+        valid = real
         if PARTS > 1:
-            there = real & (i < tl.num_programs(1))
+            valid = real & (i < tl.num_programs(1))
             own = own & (i < tl.num_programs(1))
         s += tl.load(to_s, mask=own, other=0.0)
-        z += tl.load(to_z, mask=there, other=0.0)
+        z += tl.load(to_z, mask=valid, other=0.0)
     return s, z
 
 
@@ -148,7 +148,7 @@ def _sum_keys(
     T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr, NORMED: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """S (W, W), with products between heads that mean nothing, and z (W,) of one run."""
+    """S (W, W), with meaningless products between heads, and z (W,) of one run."""
     s = tl.zeros((W, W), tl.float32)
     z = tl.zeros((T, W), tl.float32)
     for i in range(LOOPS):
@@ -191,7 +191,7 @@ def _sum_queries(
     N: int, eps: float, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr, NORMED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Writes dq; dS (W, W), with products between heads that mean nothing, dz (W,), and the weight's gradient (W,)."""
+    """Writes dq; dS (W, W), with meaningless products between heads, dz (W,), and the weight's gradient (W,)."""
     ds = tl.zeros((W, W), tl.float32)
     dz = tl.zeros((T, W), tl.float32)
     dweight = tl.zeros((T, W), tl.float32)
@@ -398,7 +398,7 @@ def backward_kernel(
     D: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Both passes of one head, for all its tokens; a norm's mean over heads cannot be had here."""
+    """Both passes of one head, for all its tokens; not for norms, whose mean is over all heads."""
     b, first, head, d, real = _place(H, LOOPS * T, D, W, GROUP)
     s, z = _add_states(state, b, head, d, real, H, D, W, GROUP, 1)
     ds, dz, _ = _sum_queries(

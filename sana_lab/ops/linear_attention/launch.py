@@ -1,4 +1,4 @@
-"""Linear attention through its Triton kernels (`linear_attention_kernels`): shapes, memory, launches.
+"""Linear attention through its Triton kernels (`kernels`): shapes, memory, launches.
 
 All memory comes from torch's allocator and nothing waits for the device, so that a CUDA graph can hold it.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sana_lab.ops.linear_attention import kernels
 from sana_lab.ops.linear_attention.closed_form import nothing
-from sana_lab.ops.linear_attention.tiling import SUMMED_IN_PLACE, Plan, plan, power_of_two
+from sana_lab.ops.linear_attention.tiling import SUMMED_IN_PLACE, Tiling, plan, power_of_two
 
 Grads = tuple[Tensor, Tensor, Tensor]
 Norm = tuple[Tensor, Tensor, Tensor]
@@ -21,23 +21,23 @@ INTERPRETED = not isinstance(kernels.state_kernel, triton.JITFunction)
 """Whether kernels run on the CPU here: TRITON_INTERPRET=1 was set when triton was imported."""
 
 
-def launch(kernel: Any, cut: Plan, x: Tensor, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, cut: Tiling, x: Tensor, *arguments: Any, **constants: Any) -> None:
     """Run a kernel over the heads and runs of x (B, N, H, D)."""
     constants |= {"D": x.shape[-1], "W": cut.width, "GROUP": cut.group, "T": cut.tile, "LOOPS": cut.loops}
     start(kernel, x, cut.grid(x), *arguments, **constants, PRECISION=cut.precision, num_warps=cut.warps)
 
 
 def start(kernel: Any, x: Tensor, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on x's device, unless there is nothing to do."""
+    """Run a kernel on x's device, unless the grid is empty."""
     if grid[0]:
         with torch.cuda.device_of(x):
             kernel[grid](*arguments, **constants)
 
 
 def product(dtype: torch.dtype, normed: bool) -> tl.dtype:
-    """In what k^T v is multiplied: the dtype that came in, save bfloat16 in Triton's interpreter, which cannot.
+    """The dtype of the product k^T v: that of the input, but float32 for bfloat16 in Triton's interpreter.
 
-    A normalised k is float32 and stays it.
+    A normalised k is float32.
     """
     if normed or (dtype == torch.bfloat16 and INTERPRETED):
         return tl.float32
@@ -58,7 +58,7 @@ def forward_into(
     mask: Tensor | None,
     eps: float,
     norm: Norm | None = None,
-    cut: Plan | None = None,
+    cut: Tiling | None = None,
 ) -> Tensor:
     """Write out, a tensor of any strides and float dtype; the state.
 
@@ -92,7 +92,7 @@ def backward_into(
     state: Tensor,
     eps: float,
     norm: Norm | None = None,
-    cut: Plan | None = None,
+    cut: Tiling | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Write dq, dk, dv, tensors of any strides and float dtypes.
 
@@ -110,7 +110,7 @@ def backward_into(
 
 
 def query_pass(
-    dq: Tensor, dout: Tensor, q: Tensor, state: Tensor, eps: float, norm: Norm | None, cut: Plan
+    dq: Tensor, dout: Tensor, q: Tensor, state: Tensor, eps: float, norm: Norm | None, cut: Tiling
 ) -> tuple[Tensor, Tensor]:
     """Write dq; (partials of dS and dz, gradient of q's norm)."""
     weight, partials = q if norm is None else norm[0], new_states(q, cut.runs(q))
@@ -130,7 +130,7 @@ def key_pass(
     dstates: Tensor,
     parts: int,
     norm: Norm | None,
-    cut: Plan,
+    cut: Tiling,
 ) -> Tensor:
     """Write dk and dv; the gradient of k's norm. A norm's mean over all heads of a token costs a pass of its own."""
     keep, (_, weight, rstd) = k if mask is None else mask.contiguous(), norm or (k, k, k)
@@ -193,19 +193,19 @@ def inverse_rms(k: Tensor, eps: float) -> Tensor:
 
 
 def new_states(q: Tensor, runs: int) -> Tensor:
-    """Room for one state of each run: (runs, B, H, D + 1, D)."""
+    """Empty states, one for each run: (runs, B, H, D + 1, D)."""
     batch, _, heads, d = q.shape
     return q.new_empty((runs, batch, heads, d + 1, d), dtype=torch.float32)
 
 
-def new_weights(q: Tensor, cut: Plan, norm: Norm | None) -> Tensor:
-    """Room for the parts of the gradient of a norm's weight: (runs * B, H * D), or (0,) without one."""
+def new_weights(q: Tensor, cut: Tiling, norm: Norm | None) -> Tensor:
+    """Empty parts of the gradient of a norm's weight: (runs * B, H * D), or (0,) without one."""
     batch, _, heads, d = q.shape
     return nothing(q) if norm is None else q.new_empty((cut.runs(q) * batch, heads * d), dtype=torch.float32)
 
 
 def add_many(partials: Tensor) -> tuple[Tensor, int]:
-    """Partials for a kernel to add, and how many it must be made for; very many are added first, in a fixed order."""
+    """Partials for a kernel to add, and their number as a power of two; many are added first, in a fixed order."""
     if len(partials) > SUMMED_IN_PLACE:
         return partials.sum(0, keepdim=True), 1
     return partials, power_of_two(len(partials))

@@ -1,4 +1,4 @@
-"""ReLU linear attention (Katharopoulos et al. 2020; SANA, section 2.2): the definition, and the way to its kernel.
+"""ReLU linear attention (Katharopoulos et al. 2020; SANA, section 2.2): the definition, and the public functions.
 
 B batch, N tokens, H heads, D head width:
     S = relu(k)^T v  (D, D)      z = sum over tokens of relu(k)  (D)      out = relu(q) S / (relu(q) z + eps)
@@ -34,7 +34,7 @@ def linear_attention(
 
     Precision: S, z, the normaliser and the division are float32 (float64 for float64) whatever came in; k^T v takes the
     values as they came in, and float32 holds the products of half-precision values exactly; the result is rounded once.
-    For bfloat16 the kernel may also round S to TF32. ValueError for shapes, dtypes or a backend that cannot be.
+    For bfloat16 the kernel may also round S to TF32. ValueError for invalid shapes or dtypes, or an impossible backend.
     """
     check(q, k, v, mask, eps)
     if not uses_kernel(q, backend):
@@ -69,8 +69,8 @@ def qkv_linear_attention(
 
 
 def uses_kernel(q: Tensor, backend: Backend) -> bool:
-    """Whether the kernel computes it; ValueError where `triton` is asked for and cannot be."""
-    if choose(backend, q.device, unsupported(q))[0] == "torch":
+    """Whether the kernel computes it; ValueError for an explicit `triton` that is not possible."""
+    if choose(backend, q.device, unsupported(q)) == "torch":
         return False
     from sana_lab.ops.linear_attention import launch as kernel
 
@@ -79,7 +79,7 @@ def uses_kernel(q: Tensor, backend: Backend) -> bool:
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    """Linear attention in plain torch, whatever autocast says; arguments as in `linear_attention`, already checked."""
+    """Linear attention in plain torch, without autocast; arguments as in `linear_attention`, already checked."""
     dtype = v.dtype
     with no_autocast(v.device):
         q, k, v = (x.transpose(1, 2).to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))  # (B, H, N, D)
@@ -107,14 +107,14 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def unsupported(q: Tensor) -> str | None:
-    """What the kernel needs that `q` is not, in words; None where it takes it."""
+    """What the kernel needs and `q` lacks, in words; None where it takes it."""
     if q.dtype not in KERNEL_DTYPES:
         return f"float16, bfloat16 or float32 tensors, not {q.dtype}"
     return unsupported_width(q.shape[-1])
 
 
 def unsupported_width(d: int) -> str | None:
-    """What the kernel needs that a head width is not, in words."""
+    """What the kernel needs and a head width is not, in words; None where it takes it."""
     return None if d <= KERNEL_WIDTH else f"a head width of at most {KERNEL_WIDTH}, not {d}"
 
 
@@ -127,8 +127,8 @@ def check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> N
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k, v must be on one device; got {q.device}, {k.device}, {v.device}")
     if mask is not None and (mask.shape != q.shape[:2] or mask.dtype != torch.bool or mask.device != q.device):
-        wanted = f"bool of shape {tuple(q.shape[:2])} on {q.device}"
-        raise ValueError(f"mask must be {wanted}; got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}")
+        expected = f"bool of shape {tuple(q.shape[:2])} on {q.device}"
+        raise ValueError(f"mask must be {expected}; got {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}")
     if not eps >= torch.finfo(torch.float32).tiny:
         raise ValueError(f"eps must be a float32 above zero (1.2e-38 or more), or an empty row gives NaN; got {eps}")
 
@@ -142,8 +142,8 @@ def check_fused(qkv: Tensor, norms: Norms | None) -> None:
     width = qkv.shape[3] * qkv.shape[4]
     for name, weight in (("q", norms.q), ("k", norms.k)):
         if weight.shape != (width,) or weight.device != qkv.device or not weight.is_floating_point():
-            wanted = f"floating, of shape ({width},), on {qkv.device}"
+            expected = f"floating, of shape ({width},), on {qkv.device}"
             got = f"{weight.dtype} of shape {tuple(weight.shape)} on {weight.device}"
-            raise ValueError(f"the norm's weight for {name} must be {wanted}; got {got}")
+            raise ValueError(f"the norm's weight for {name} must be {expected}; got {got}")
     if not norms.eps > 0:
         raise ValueError(f"the norm's eps must be above zero, or a row of zeros gives NaN; got {norms.eps}")

@@ -38,6 +38,6 @@ def gradients(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Grads:
     a, g = convolve(s, weight, bias).chunk(2, -1)
     dy = torch.cat([dout * F.silu(g), torch.ops.aten.silu_backward(dout * a, g)], -1)
     image, same, none, c = (t.permute(0, 3, 1, 2) for t in (dy, s)), [1, 1], [0, 0], len(weight)
-    wanted = [True, True, True]
-    ds, dw, db = torch.ops.aten.convolution_backward(*image, weight, [c], same, same, same, False, none, c, wanted)
+    mask = [True, True, True]
+    ds, dw, db = torch.ops.aten.convolution_backward(*image, weight, [c], same, same, same, False, none, c, mask)
     return torch.ops.aten.silu_backward(ds.permute(0, 2, 3, 1), x), dw, db

@@ -1,4 +1,4 @@
-"""The middle of Mix-FFN in Triton: what `mix_ffn_closed` defines, forward in one pass and backward in two.
+"""The middle of Mix-FFN in Triton: what `closed_form` defines, forward in one pass and backward in two.
 
 Forward:  gate    x -> out
 Backward: gate    x, dout -> dy, the gradient of y = (a, g)      input   x, dy -> dx, dweight, dbias
@@ -161,16 +161,16 @@ def _gate_kernel(
         g = _spread(gate_above, s, gate_taps, 6)
         gate_above = _spread(gate_here, s, gate_taps, 3)
         gate_here = _spread(_filled(gate_bias, COLUMNS), s, gate_taps, 0)
-        done = real & (i >= 2) & (row <= h)
+        written = real & (i >= 2) & (row <= h)
         to = _row(out, out_strides, b, row - 1, column, channel)
         if BACKWARD:
             pointers = _row(dout, dout_strides, b, row - 1, column, channel)
-            grad = _load(pointers, dout_strides[2], column, w, done, COLUMNS)
-            _store(to, out_strides[2], column, w, done, _times(grad, _silu(g, FAST)))
+            grad = _load(pointers, dout_strides[2], column, w, written, COLUMNS)
+            _store(to, out_strides[2], column, w, written, _times(grad, _silu(g, FAST)))
             to = _row(out, out_strides, b, row - 1, column, channel + M)
-            _store(to, out_strides[2], column, w, done, _times(_times(grad, a), _slope(g, FAST)))
+            _store(to, out_strides[2], column, w, written, _times(_times(grad, a), _slope(g, FAST)))
         else:
-            _store(to, out_strides[2], column, w, done, _times(a, _silu(g, FAST)))
+            _store(to, out_strides[2], column, w, written, _times(a, _silu(g, FAST)))
 
 
 @triton.jit
@@ -210,9 +210,9 @@ def _input_kernel(
         grad = _load(pointers, dy_strides[2], column - 1, w, inside, COLUMNS + 2)
         ds = _spread(ds_above, grad, taps, 6)
         ds_above, ds_here = _spread(ds_here, grad, taps, 3), _spread(none, grad, taps, 0)
-        done = real & (i >= 2) & (row <= h)
+        written = real & (i >= 2) & (row <= h)
         to = _row(dx, dx_strides, b, row - 1, column, channel)
-        _store(to, dx_strides[2], column, w, done, _times(ds, slope_above))
+        _store(to, dx_strides[2], column, w, written, _times(ds, slope_above))
         weighed = _weigh(weighed, grad, s_above, s_here, s_below)
         for j in tl.static_range(COLUMNS):
             total += tl.where((i >= 1) & (i <= ROWS), grad[j + 1], 0.0)
@@ -223,8 +223,8 @@ def _input_kernel(
     tl.store(to + 9 * C, tl.sum(total, 0, keep_dims=True), mask=real)
 
 
-class Plan(NamedTuple):
-    """How a shape is cut, in the letters above, and the warps in a program."""
+class GridTiling(NamedTuple):
+    """Tiling of a shape, in the letters above, and warps of a program."""
 
     rows: int
     columns: int
@@ -241,7 +241,7 @@ class Plan(NamedTuple):
         return (self.parts(x) * triton.cdiv(channels, self.channels),)
 
 
-def plan(x: Tensor, channels: int, programs: int = 4 * 132) -> Plan:
+def plan(x: Tensor, channels: int, programs: int = 4 * 132) -> GridTiling:
     """A cut for x (B, h, w, C) in programs over that many channels; it depends on shapes alone, and there are twelve.
 
     Two channels a thread, so that a warp reads whole lines of 128 bytes of half precision. Rows are as many as leave
@@ -249,7 +249,7 @@ def plan(x: Tensor, channels: int, programs: int = 4 * 132) -> Plan:
     """
     columns, size = 4, 256
     groups = min(4, triton.next_power_of_2(triton.cdiv(x.shape[2], columns)))
-    cut = Plan(32, columns, groups, size // groups, 4)
+    cut = GridTiling(32, columns, groups, size // groups, 4)
     while cut.rows > 4 and cut.grid(x, channels)[0] < programs:
         cut = cut._replace(rows=cut.rows // 2)
     return cut
@@ -264,7 +264,7 @@ def interpreted() -> bool:
     return not isinstance(_gate_kernel, triton.JITFunction)
 
 
-def launch(kernel: Any, cut: Plan, x: Tensor, channels: int, *arguments: Any, **constants: Any) -> None:
+def launch(kernel: Any, cut: GridTiling, x: Tensor, channels: int, *arguments: Any, **constants: Any) -> None:
     """Run a kernel over the tokens of x (B, h, w, C) and that many channels."""
     constants |= cut._asdict() | {"fast": fast(x)}
     warps = constants.pop("warps")
@@ -273,7 +273,7 @@ def launch(kernel: Any, cut: Plan, x: Tensor, channels: int, *arguments: Any, **
         kernel[cut.grid(x, channels)](*arguments, *x.shape[1:3], channels, **options, num_warps=warps)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, cut: Plan | None = None) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor, cut: GridTiling | None = None) -> Tensor:
     """(B, h, w, 2M) -> (B, h, w, M)."""
     m = x.shape[-1] // 2
     out = x.new_empty((*x.shape[:3], m))
@@ -283,7 +283,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, cut: Plan | None = None) ->
     return out
 
 
-def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, cut: Plan | None = None) -> Grads:
+def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, cut: GridTiling | None = None) -> Grads:
     """(dx, dweight, dbias), each in its own dtype and contiguous."""
     m, c = dout.shape[-1], x.shape[-1]
     weight, bias = weight.contiguous(), bias.contiguous()

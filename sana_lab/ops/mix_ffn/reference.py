@@ -19,10 +19,10 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto
 
     With (a, g) the convolution of silu(x), the result is a silu(g). The kernel is for 3 x 3. It computes in float32 and
     rounds the result once; its backward keeps only x, and rounds the gradient of (a, g) to x's dtype. ValueError for
-    shapes, dtypes or a backend that cannot be.
+    invalid shapes or dtypes, or an impossible backend.
     """
     check(x, weight, bias)
-    if choose(backend, x.device, unsupported(x, weight))[0] == "torch":
+    if choose(backend, x.device, unsupported(x, weight)) == "torch":
         return definition(x, weight, bias, overwrite and not torch.is_grad_enabled())
     from sana_lab.ops.mix_ffn import kernels as kernel
 
@@ -31,7 +31,7 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto
 
 
 def unsupported(x: Tensor, weight: Tensor) -> str | None:
-    """What the kernel needs that these are not, in words; None where it takes them."""
+    """What the kernel needs and these tensors lack, in words; None where it takes them."""
     wrong = [t.dtype for t in (x, weight) if t.dtype not in KERNEL_DTYPES]
     if wrong:
         return f"float16, bfloat16 or float32 tensors, not {wrong[0]}"
@@ -46,8 +46,8 @@ def check(x: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise ValueError(f"x must be (B, h, w, 2M), values and then gates; got {tuple(x.shape)}")
     c, k = x.shape[-1], weight.shape[-1]
     if weight.shape != (c, 1, k, k) or bias.shape != (c,):
-        wanted = f"({c}, 1, k, k) and bias ({c},), one for each of x's channels"
-        raise ValueError(f"weight must be {wanted}; got {tuple(weight.shape)} and {tuple(bias.shape)}")
+        expected = f"({c}, 1, k, k) and bias ({c},), one for each of x's channels"
+        raise ValueError(f"weight must be {expected}; got {tuple(weight.shape)} and {tuple(bias.shape)}")
     if not all(t.dtype.is_floating_point for t in (x, weight, bias)) or weight.dtype != bias.dtype:
         kinds = ", ".join(str(t.dtype) for t in (x, weight, bias))
         raise ValueError(f"x, weight and bias must be floating, weight and bias alike; got {kinds}")

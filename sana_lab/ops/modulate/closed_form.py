@@ -21,7 +21,7 @@ def definition(
 ) -> tuple[Tensor, Tensor]:
     """(sum, out) in plain torch; without y the sum is x, and without shift and scale out is the sum.
 
-    Where no gradient is taken, what was made here is written over: to the same bits.
+    Without autograd, intermediate results are overwritten, which changes no bit.
     """
     if y is not None:
         x = x + y if gate is None else _apply("add", gate[:, None, None] * y, x)
@@ -31,10 +31,10 @@ def definition(
     return x, _apply("add", out, shift[:, None, None])
 
 
-def _apply(operation: Literal["add", "mul"], made: Tensor, other: Tensor) -> Tensor:
-    """Both added or multiplied, into the memory of `made` where its dtype and autograd allow."""
-    free = not torch.is_grad_enabled() and torch.promote_types(made.dtype, other.dtype) == made.dtype
-    return getattr(made, operation + "_" * free)(other)
+def _apply(operation: Literal["add", "mul"], x: Tensor, other: Tensor) -> Tensor:
+    """Sum or product, into the memory of x where its dtype and autograd allow."""
+    in_place = not torch.is_grad_enabled() and torch.promote_types(x.dtype, other.dtype) == x.dtype
+    return getattr(x, operation + "_" * in_place)(other)
 
 
 def gradients(
@@ -45,7 +45,7 @@ def gradients(
     gate: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Of `definition`: (dx, dy, dgate, dshift, dscale), wide; None for what is not asked, which is said by None.
+    """Of `definition`: (dx, dy, dgate, dshift, dscale), float32 or wider; None where the argument is None.
 
     `total` is the sum, `dout` and `scale` come with it; y and gate come together, as without a gate dy is dx.
     """
@@ -63,11 +63,11 @@ def gradients(
 
 
 def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x without mean and of variance one over its last axis, and what it was multiplied by."""
+    """x with mean 0 and variance 1 over its last axis, and its scale."""
     rate = (x.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
     return (x - x.mean(-1, keepdim=True)) * rate, rate
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32, or in float64 where it is."""
+    """In float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Gated residual, LayerNorm and modulation in Triton: what `modulate_closed` defines, in one pass each way.
+"""Gated residual, LayerNorm and modulation in Triton: what `closed_form` defines, in one pass each way.
 
 A program owns a run of tokens of one picture and holds one token at a time, all of its channels. Sums over tokens, for
 the gradients of gate, shift and scale, leave as one partial per program and are added in a fixed order, without
@@ -43,7 +43,7 @@ def _load(row: tl.tensor, inside: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _normalise(x: tl.tensor, c: tl.tensor, C: int, eps: float) -> tuple[tl.tensor, tl.tensor]:
-    """x without mean and of variance one, and what it was multiplied by."""
+    """x with mean 0 and variance 1, and its scale."""
     centred = tl.where(c < C, x - tl.sum(x, 0) / C, 0.0)
     rate = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
     return centred * rate, rate
@@ -102,11 +102,11 @@ def _backward_kernel(
             grad = _load(_token(dsum, dsum_strides, b, n, w, c), inside)
         if NORMED:
             normed, rate = _normalise(_load(_token(total, total_strides, b, n, w, c), inside), c, C, eps)
-            given = _load(_token(dout, dout_strides, b, n, w, c), inside)
-            dn = given * (1.0 + scales)
+            upstream = _load(_token(dout, dout_strides, b, n, w, c), inside)
+            dn = upstream * (1.0 + scales)
             grad += rate * (dn - tl.sum(dn, 0) / C - normed * (tl.sum(dn * normed, 0) / C))
-            dshift += given
-            dscale += given * normed
+            dshift += upstream
+            dscale += upstream * normed
             tl.store(_token(dx, dx_strides, b, n, w, c), grad.to(dx.dtype.element_ty), mask=inside)
         if GATED:
             dgate += grad * _load(_token(y, y_strides, b, n, w, c), inside)
@@ -120,8 +120,8 @@ def _backward_kernel(
         tl.store(to + (GATED + 1) * size, dscale, mask=c < C)
 
 
-class Plan(NamedTuple):
-    """How a shape is cut: W and LOOPS above, and the warps in a program."""
+class TokenTiling(NamedTuple):
+    """Tiling: W and LOOPS above, and the warps in a program."""
 
     width: int
     loops: int
@@ -132,7 +132,7 @@ class Plan(NamedTuple):
         return triton.cdiv(x.shape[1] * x.shape[2], self.loops), x.shape[0]
 
 
-def plan(x: Tensor, least: int, most: int, programs: int = 4 * 132) -> Plan:
+def plan(x: Tensor, least: int, most: int, programs: int = 4 * 132) -> TokenTiling:
     """A cut for x (B, h, w, C) that depends on its shape alone.
 
     Sixteen channels a thread, where C is large enough. Runs of `least` to `most` tokens, a power of two, that leave
@@ -142,7 +142,7 @@ def plan(x: Tensor, least: int, most: int, programs: int = 4 * 132) -> Plan:
     width = max(16, triton.next_power_of_2(x.shape[-1]))
     loops = x.shape[0] * x.shape[1] * x.shape[2] // programs
     loops = min(most, max(least, 1 << max(0, loops.bit_length() - 1)))
-    return Plan(width, loops, min(16, max(1, width // 512)))
+    return TokenTiling(width, loops, min(16, max(1, width // 512)))
 
 
 def interpreted() -> bool:
@@ -150,7 +150,7 @@ def interpreted() -> bool:
 
 
 def launch(
-    kernel: Any, cut: Plan, x: Tensor, tensors: tuple[Tensor | None, ...], *arguments: Any, **flags: bool
+    kernel: Any, cut: TokenTiling, x: Tensor, tensors: tuple[Tensor | None, ...], *arguments: Any, **flags: bool
 ) -> None:
     """Run a kernel over the tokens of x. Pointers that the flags make unused are x's."""
     _, h, w, c = x.shape
@@ -162,7 +162,7 @@ def launch(
 
 
 def strides(like: Tensor, *tensors: Tensor | None) -> tuple[tuple[int, ...], ...]:
-    """Of each tensor; those of `like` for one that is not there."""
+    """Strides of each tensor; those of `like` for None."""
     return tuple((like if t is None else t).stride() for t in tensors)
 
 
@@ -172,7 +172,7 @@ def flags(y: Tensor | None, gate: Tensor | None, scale: Tensor | None) -> dict[s
 
 def forward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
-    narrow: torch.dtype | None, cut: Plan | None = None,
+    narrow: torch.dtype | None, cut: TokenTiling | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(sum, out), each (B, h, w, C), or (0,) where there is no y, or no shift and scale; out in `narrow` if given."""
     total, out = outputs(x, y, gate, shift, scale, narrow)
@@ -186,7 +186,7 @@ def outputs(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
     narrow: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Room for the results of `forward`, in the dtypes that torch promotes to."""
+    """Empty results of `forward`, in the dtypes that torch promotes to."""
     wide = promoted(x, y, gate)
     out = narrow or torch.promote_types(wide, promoted(scale, shift, x)) if scale is not None else wide
     return (
@@ -203,24 +203,24 @@ def promoted(*tensors: Tensor | None) -> torch.dtype:
 
 def backward(
     dsum: Tensor | None, dout: Tensor | None, total: Tensor | None, y: Tensor | None, gate: Tensor | None,
-    scale: Tensor | None, dtype: torch.dtype, cut: Plan | None = None,
+    scale: Tensor | None, dtype: torch.dtype, cut: TokenTiling | None = None,
 ) -> Grads:  # fmt: skip
-    """(dx, dy, dgate, dshift, dscale), arguments as in `modulate_closed.gradients`; (0,) for what is not asked."""
+    """(dx, dy, dgate, dshift, dscale), arguments as in `closed_form.gradients`; (0,) for what the flags leave out."""
     like = next(t for t in (dout, dsum) if t is not None)
-    cut, asked = cut or plan(like, 4, 64), flags(dsum, gate, scale)
+    cut, options = cut or plan(like, 4, 64), flags(dsum, gate, scale)
     dx, dy, *_ = gradient_outputs(like, y, gate, scale, dtype)
-    count = asked["GATED"] + 2 * asked["NORMED"]
+    count = options["GATED"] + 2 * options["NORMED"]
     runs, batch = cut.grid(like)
     sums = like.new_empty((runs, count, batch, like.shape[-1]), dtype=torch.float32)
     places = strides(like, dsum, dout, total, y, dx, dy, gate, scale)
-    launch(_backward_kernel, cut, like, (dsum, dout, total, y, gate, scale, dx, dy, sums), *places, **asked)
+    launch(_backward_kernel, cut, like, (dsum, dout, total, y, gate, scale, dx, dy, sums), *places, **options)
     return dx, dy, *vectors(sums.sum(0), gate, scale)
 
 
 def gradient_outputs(
     like: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, dtype: torch.dtype
 ) -> Grads:
-    """Room for the results of `backward`."""
+    """Empty results of `backward`."""
     dx = like.new_empty(like.shape if scale is not None else 0, dtype=dtype)
     dy = like.new_empty(0) if y is None or gate is None else y.new_empty(y.shape)
     dgate, dshift, dscale = (like.new_empty(0) if v is None else v.new_empty(v.shape) for v in (gate, scale, scale))
@@ -287,13 +287,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dsum: Tensor, dout: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    given = dsum if ctx.residual else None, dout if ctx.normed else None
-    dx, dy, dgate, dshift, dscale = modulate_backward(*given, *saved, ctx.x)
+    upstream = dsum if ctx.residual else None, dout if ctx.normed else None
+    dx, dy, dgate, dshift, dscale = modulate_backward(*upstream, *saved, ctx.x)
     dx = dx if ctx.normed else dsum.to(ctx.x)
     if ctx.residual and not ctx.gated:
         dy = dx.to(ctx.y)
-    wanted = (dx, True), (dy, ctx.residual), (dgate, ctx.gated), (dshift, ctx.normed), (dscale, ctx.normed)
-    return *(grad if asked else None for grad, asked in wanted), None
+    grads = (dx, True), (dy, ctx.residual), (dgate, ctx.gated), (dshift, ctx.normed), (dscale, ctx.normed)
+    return *(grad if present else None for grad, present in grads), None
 
 
 modulate.register_autograd(_differentiate, setup_context=_save)

@@ -27,7 +27,7 @@ def add_modulate(
 
     Statistics are float32 (float64 for float64) and are those of the sum as it is returned. The kernel computes in
     float32 and rounds each result once; under autocast its modulated result is in autocast's dtype, to which the linear
-    layer that reads it would round it anyway. ValueError for shapes, dtypes or a backend that cannot be.
+    layer that reads it would round it anyway. ValueError for invalid shapes or dtypes, or an impossible backend.
     """
     return _either(x, y, gate, shift, scale, backend)
 
@@ -36,7 +36,7 @@ def _either(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None, backend: Backend
 ) -> tuple[Tensor, Tensor]:
     check(x, y, gate, shift, scale)
-    if choose(backend, x.device, unsupported(x, y, gate, shift, scale))[0] == "torch":
+    if choose(backend, x.device, unsupported(x, y, gate, shift, scale)) == "torch":
         return definition(x, y, gate, shift, scale)
     from sana_lab.ops.modulate import kernels as kernel
 
@@ -47,13 +47,13 @@ def _either(
 
 
 def narrow(device: torch.device) -> torch.dtype | None:
-    """Autocast's dtype, where it is on."""
-    known = torch.amp.is_autocast_available(device.type)
-    return torch.get_autocast_dtype(device.type) if known and torch.is_autocast_enabled(device.type) else None
+    """Autocast's dtype, where autocast is on."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.get_autocast_dtype(device.type) if available and torch.is_autocast_enabled(device.type) else None
 
 
 def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
-    """What the kernel needs that these are not, in words; None where it takes them."""
+    """What the kernel needs and these tensors lack, in words; None where it takes them."""
     wrong = [t.dtype for t in (x, *others) if t is not None and t.dtype not in KERNEL_DTYPES]
     if wrong:
         return f"float16, bfloat16 or float32 tensors, not {wrong[0]}"
@@ -67,10 +67,10 @@ def check(x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None
     both = [tuple(t.shape) for t in (x, y) if t is not None]
     if x.ndim != 4 or len(set(both)) > 1:
         raise ValueError(f"x and y must be (B, h, w, C) of one shape; got {', '.join(map(str, both))}")
-    vectors, wanted = [t for t in (gate, shift, scale) if t is not None], (x.shape[0], x.shape[-1])
-    if any(tuple(t.shape) not in (wanted, (1, wanted[1])) for t in vectors):
+    vectors, size = [t for t in (gate, shift, scale) if t is not None], (x.shape[0], x.shape[-1])
+    if any(tuple(t.shape) not in (size, (1, size[1])) for t in vectors):
         shapes = [tuple(t.shape) for t in vectors]
-        raise ValueError(f"gate, shift and scale must be (B, C) = {wanted} or (1, C), as x is {both[0]}; got {shapes}")
+        raise ValueError(f"gate, shift and scale must be (B, C) = {size} or (1, C), as x is {both[0]}; got {shapes}")
     every = [x, *vectors] if y is None else [x, y, *vectors]
     if not all(t.dtype.is_floating_point for t in every):
         raise ValueError(f"x, y, gate, shift and scale must be floating; got {[str(t.dtype) for t in every]}")

@@ -1,4 +1,4 @@
-"""RMSNorm over channels and residual in Triton: what `rms_norm.definition` computes, each tensor read or written once.
+"""RMSNorm over channels and residual in Triton: what `reference.definition` computes, each tensor read or written once.
 
 A program takes a few cells of a channels-last grid with all of their channels. All arithmetic is float32, whatever
 came in, and the result is rounded once. Letters: P cells, C channels, W the power of two that holds C, ROWS cells in a
@@ -32,33 +32,33 @@ def _kernel(
     tl.store(out + places, y.to(out.dtype.element_ty), mask=inside)
 
 
-class Plan(NamedTuple):
-    """How a shape is cut: W and ROWS above, and the warps in a program."""
+class CellTiling(NamedTuple):
+    """Tiling: W and ROWS above, and the warps in a program."""
 
     width: int
     rows: int
     warps: int
 
 
-def plan(channels: int) -> Plan:
+def plan(channels: int) -> CellTiling:
     """About 4,096 numbers in a program, 32 to a thread."""
     width = max(16, triton.next_power_of_2(channels))
     rows = max(1, 4096 // width)
-    return Plan(width, rows, max(1, min(16, width * rows // 1024)))
+    return CellTiling(width, rows, max(1, min(16, width * rows // 1024)))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
     """x (B, C, h, w) -> same, channels last; tensors that are not so are copied first."""
     x = _ordered(x)
-    rest = x if residual is None else _ordered(residual)
+    added = x if residual is None else _ordered(residual)
     out = torch.empty_like(x)
     cells, cut = x.numel() // x.shape[1], plan(x.shape[1])
-    _launch(cells, cut, x, weight.contiguous(), bias.contiguous(), rest, out, eps, residual is not None)
+    _launch(cells, cut, x, weight.contiguous(), bias.contiguous(), added, out, eps, residual is not None)
     return out
 
 
-def _launch(cells: int, cut: Plan, x: Tensor, *rest: Any) -> None:
-    *tensors, eps, added = rest
+def _launch(cells: int, cut: CellTiling, x: Tensor, *arguments: Any) -> None:
+    *tensors, eps, added = arguments
     with torch.cuda.device_of(x):
         _kernel[(triton.cdiv(cells, cut.rows),)](
             x, *tensors, cells, x.shape[1], eps, W=cut.width, ROWS=cut.rows, ADDED=added, num_warps=cut.warps

@@ -26,8 +26,8 @@ def rms_norm_2d(
     """x / sqrt(mean over channels of x^2 + eps) * weight + bias + residual: (B, C, h, w) -> same, in x's dtype.
 
     Statistics are in float32 or wider. The fast forms record no gradient and round once, at the end; they are made for
-    channels-last memory: float32 and float64 on the CPU, in pieces; a Triton kernel on CUDA. ValueError for a backend
-    that cannot be.
+    channels-last memory: float32 and float64 on the CPU, in pieces; a Triton kernel on CUDA. ValueError for an
+    impossible backend.
     """
     if uses_fast(backend, x, weight, bias, residual, pays=unsupported(x) is None):
         if backend == "fast" and (missing := unsupported(x)):
@@ -45,7 +45,7 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Te
 
 
 def unsupported(x: Tensor) -> str | None:
-    """What the fast form needs that x is not, in words; None where it takes it."""
+    """What the fast form needs and x lacks, in words; None where it takes it."""
     if x.device.type not in DTYPES:
         return f"tensors on the CPU or on CUDA, not on {x.device.type}"
     if x.dtype not in DTYPES[x.device.type]:
@@ -58,12 +58,12 @@ def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tens
     """`rms_norm_2d` in its fast form, as an operator that torch.compile knows."""
     cells = torch.empty_like(x, memory_format=torch.channels_last).permute(0, 2, 3, 1)
     source = x.permute(0, 2, 3, 1)
-    rest = None if residual is None else residual.permute(0, 2, 3, 1)
+    added = None if residual is None else residual.permute(0, 2, 3, 1)
 
     def work(pieces: Iterator[tuple[int, slice]]) -> None:
         for piece in pieces:
             values = source[piece].clone()
-            rows(values, weight, bias, eps, None if rest is None else rest[piece], cells[piece])
+            rows(values, weight, bias, eps, None if added is None else added[piece], cells[piece])
 
     share(pieces_of(source), work)
     return cells.permute(0, 3, 1, 2)

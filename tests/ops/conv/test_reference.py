@@ -131,7 +131,7 @@ def test_fast_where_it_cannot_be_is_refused():
         assert conv3x3(*tensors, backend="fast").requires_grad is False
         with pytest.raises(ValueError, match=r"needs float32 or float64, not torch.bfloat16"):
             conv3x3(*(t.bfloat16() for t in tensors), backend="fast")
-        with torch.autocast("cpu"), pytest.raises(ValueError, match="knows no autocast"):
+        with torch.autocast("cpu"), pytest.raises(ValueError, match="autocast"):
             conv3x3(*tensors, backend="fast")
     with pytest.raises(ValueError, match="'winograd' is unknown; expected one of auto, torch, fast"):
         conv3x3(*tensors, backend="winograd")

@@ -18,7 +18,7 @@ from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_at
 from sana_lab.ops.linear_attention import autograd as op
 from sana_lab.ops.linear_attention import launch as kernel
 from sana_lab.ops.linear_attention.reference import definition, normed_definition
-from sana_lab.ops.linear_attention.tiling import Plan, group, plan, single, split
+from sana_lab.ops.linear_attention.tiling import Tiling, group, plan, single, split
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -92,7 +92,7 @@ def both(
     mask: Tensor | None,
     dout: Tensor,
     norms: Norms | None = None,
-    cut: Plan | None = None,
+    cut: Tiling | None = None,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, ...]:
     """(out, state, dq, dk, dv) by one cut, and with norms the gradients of their weights; results in `dtype`."""

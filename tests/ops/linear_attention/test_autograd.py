@@ -10,7 +10,7 @@ from sana_lab.ops.linear_attention import Norms
 from sana_lab.ops.linear_attention import autograd as op
 from sana_lab.ops.linear_attention import closed_form as closed
 from sana_lab.ops.linear_attention.reference import definition, normed_definition
-from sana_lab.ops.linear_attention.tiling import Plan, group, plan, single, split
+from sana_lab.ops.linear_attention.tiling import Tiling, group, plan, single, split
 
 EPS = 1e-8
 SHAPE = (2, 7, 3, 4)
@@ -142,7 +142,7 @@ def shaped(batch: int, n: int, heads: int, d: int, dtype: torch.dtype = torch.bf
     return torch.empty(batch, n, heads, d, dtype=dtype, device="meta")
 
 
-def cover(cut: Plan, x: Tensor) -> bool:
+def cover(cut: Tiling, x: Tensor) -> bool:
     """Every token and every head belongs to a program, and a program's columns hold its heads."""
     batch, n, heads, d = x.shape
     groups, runs = cut.grid(x)

@@ -1,14 +1,10 @@
 """The definition of linear attention against a loop over pairs of tokens, and the choice of a backend."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.ops.backend import check_launchable, choose, missing_for
 from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
 
 EPS = 1e-8
@@ -105,39 +101,6 @@ def test_compiles_in_one_graph() -> None:
     torch.testing.assert_close(compiled(q, k, v, mask=mask), linear_attention(q, k, v, mask=mask))
 
 
-def test_backends() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose("auto", cpu) == ("torch", "triton is for CUDA tensors; these are on cpu")
-    assert choose("torch", cuda) == ("torch", "it was asked for")
-    assert choose("auto", cuda, "tea") == ("torch", "triton needs tea")
-    with pytest.raises(ValueError, match=r"backend 'tritn' is unknown; expected one of auto, torch, triton"):
-        choose("tritn", cpu)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="backend 'triton' needs tea"):
-        choose("triton", cuda, "tea")
-
-
-def test_backends_with_and_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
-    if sys.platform == "linux":
-        assert choose("auto", cuda)[0] == choose("triton", cuda)[0] == "triton"
-    monkeypatch.setitem(sys.modules, "triton", None)  # what makes `import triton` fail
-    assert choose("auto", cuda) == ("torch", "triton needs the package triton (torch for CUDA brings it)")
-    with pytest.raises(ValueError, match="needs the package triton"):
-        choose("triton", cuda)
-
-
-def test_where_kernels_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert (missing_for(cuda), missing_for(cpu)) == (None, "a CUDA device, not cpu")
-    monkeypatch.setitem(sys.modules, "triton", None)
-    assert missing_for(cuda) == "the package triton (torch for CUDA brings it)"
-    check_launchable(cuda, False), check_launchable(torch.device("meta"), False), check_launchable(cpu, True)
-    with pytest.raises(ValueError, match=r"needs CUDA tensors, .* on mps, which backend 'torch' takes"):
-        check_launchable(torch.device("mps"), True)
-
-
 @pytest.mark.parametrize(
     ("dtype", "width", "needs"),
     [
@@ -200,15 +163,3 @@ def test_a_fused_projection_with_norms_is_norms_then_attention() -> None:
 def test_a_projection_that_cannot_be_is_refused(shape: tuple[int, ...], norms: Norms | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         qkv_linear_attention(torch.zeros(shape), norms)
-
-
-def test_triton_is_imported_only_when_used() -> None:
-    code = """
-import sys, torch
-before = {name for name in sys.modules if name.startswith("triton")}
-from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
-linear_attention(*torch.zeros(1, 2, 3, 1, 4).unbind(2))
-assert {name for name in sys.modules if name.startswith("triton")} == before
-assert "sana_lab.ops.linear_attention.launch" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -90,7 +90,7 @@ def test_agrees_at_size(dtype: torch.dtype, shape: Shape) -> None:
 
 def test_cuts_change_the_order_of_sums_alone() -> None:
     x, weight, bias, dout = tensors(FULL, (2, 3, 4, 4))
-    plain, other = kernel.plan(x, 4), kernel.Plan(rows=2, columns=2, groups=2, channels=16, warps=1)
+    plain, other = kernel.plan(x, 4), kernel.GridTiling(rows=2, columns=2, groups=2, channels=16, warps=1)
     outs = [kernel.forward(x, weight, bias, c) for c in (plain, other)]
     grads = [kernel.backward(dout, x, weight, bias, c) for c in (plain, other)]
     for one, two in zip((outs[0], *grads[0]), (outs[1], *grads[1]), strict=True):

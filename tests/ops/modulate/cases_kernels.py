@@ -158,8 +158,8 @@ def test_one_nan_is_one_tokens() -> None:
     assert out.isnan().sum() == 20
 
 
-@pytest.mark.parametrize("cut", [kernel.Plan(32, 4, 1), kernel.Plan(64, 16, 2)])
-def test_cuts_change_the_order_of_sums_alone(cut: kernel.Plan) -> None:
+@pytest.mark.parametrize("cut", [kernel.TokenTiling(32, 4, 1), kernel.TokenTiling(64, 16, 2)])
+def test_cuts_change_the_order_of_sums_alone(cut: kernel.TokenTiling) -> None:
     x, y, gate, _, scale = tensors("add_modulate", FULL, (2, 3, 3, 20))
     assert x is not None
     one = kernel.backward(x, x, y, y, gate, scale, FULL)
