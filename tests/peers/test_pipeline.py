@@ -1,21 +1,15 @@
-"""Pipelines of diffusers, tiny and random, under our interface."""
+"""Tiny random pipelines of diffusers behind the lab's interface."""
 
 import inspect
 import json
-import math
-import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import tiny_peers
 import torch
-from torch import nn
 
-from sana_lab.bench import peer_stages
-from sana_lab.bench.peer_stages import PeerSettings, measure_peer, time_stages
 from sana_lab.config.specs import SpecError
-from sana_lab.costs.live_memory import Memory
 from sana_lab.diffusion.sampling import noise_like
 from sana_lab.peers.pipeline import Peer, is_pipeline
 
@@ -36,7 +30,7 @@ def sana() -> Peer:
 PROMPTS = ["a red circle", "two blue squares", "a cat"]
 
 
-def draw(peer: Peer, prompts: list[str] = PROMPTS, **options: Any) -> torch.Tensor:
+def generate(peer: Peer, prompts: list[str] = PROMPTS, **options: Any) -> torch.Tensor:
     return peer.sample(prompts, **{"size": 32, "steps": 2, "guidance": 3.0, **options})
 
 
@@ -49,22 +43,22 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def test_images_are_bytes_of_the_size_asked_for(peer: Peer):
-    images = draw(peer, size=(32, 64))
+    images = generate(peer, size=(32, 64))
     assert (images.dtype, tuple(images.shape)) == (torch.uint8, (3, 3, 32, 64))
     assert images.float().std() > 1
 
 
 def test_an_image_depends_on_its_index_and_not_on_its_batch(peer: Peer):
     """Also where the scheduler draws noise of its own at every step."""
-    whole = draw(peer, seed=3)
-    assert near(draw(peer, seed=3, batch=1), whole)
-    assert near(draw(peer, PROMPTS[1:2], seed=3, indices=[1]), whole[1:2])
-    assert not near(draw(peer, PROMPTS[1:2], seed=3, indices=[7]), whole[1:2])
-    assert not near(draw(peer, seed=4), whole)
+    whole = generate(peer, seed=3)
+    assert near(generate(peer, seed=3, batch=1), whole)
+    assert near(generate(peer, PROMPTS[1:2], seed=3, indices=[1]), whole[1:2])
+    assert not near(generate(peer, PROMPTS[1:2], seed=3, indices=[7]), whole[1:2])
+    assert not near(generate(peer, seed=4), whole)
 
 
 def test_the_pipelines_own_call_with_our_latents_draws_the_same(sana: Peer):
-    ours = draw(sana, seed=5)
+    ours = generate(sana, seed=5)
     latents = noise_like(sana.latent_shape(32), 5, [0, 1, 2])
     how = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 3.0, "output_type": "pt"}
     theirs = sana.pipeline(PROMPTS, latents=latents, use_resolution_binning=False, **how).images
@@ -72,16 +66,16 @@ def test_the_pipelines_own_call_with_our_latents_draws_the_same(sana: Peer):
 
 
 def test_the_first_noise_is_ours_and_later_noise_is_other():
-    peer, seen = Peer(tiny_peers.stable_diffusion()), []
+    peer, calls = Peer(tiny_peers.stable_diffusion()), []
     prepare = peer.pipeline.prepare_latents
 
     def watched(*args: Any) -> torch.Tensor:
-        seen.append(args)
+        calls.append(args)
         return prepare(*args)
 
     peer.pipeline.prepare_latents = watched
-    draw(peer, PROMPTS[:1], seed=2, indices=[6])
-    generators, latents = seen[0][-2], seen[0][-1]
+    generate(peer, PROMPTS[:1], seed=2, indices=[6])
+    generators, latents = calls[0][-2], calls[0][-1]
     assert torch.equal(latents, noise_like((4, 16, 16), 2, [6]))
     assert generators[0].initial_seed() != torch.Generator().initial_seed()
     again = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(generators[0].initial_seed()))
@@ -89,10 +83,10 @@ def test_the_first_noise_is_ours_and_later_noise_is_other():
 
 
 def test_guidance_steps_and_the_negative_prompt_matter(sana: Peer):
-    plain = draw(sana)
+    plain = generate(sana)
     for change in ({"guidance": 6.0}, {"steps": 3}, {"negative": "a blue square"}):
-        assert not near(draw(sana, **change), plain)
-    each = draw(sana, negative=["", "a blue square", ""])
+        assert not near(generate(sana, **change), plain)
+    each = generate(sana, negative=["", "a blue square", ""])
     assert near(each[0], plain[0])
     assert not near(each[1], plain[1])
 
@@ -104,7 +98,7 @@ def test_steps_and_guidance_left_out_are_the_pipelines_own(sana: Peer):
 
 def test_half_precision(sana: Peer):
     pipeline = tiny_peers.sana_pipeline().to(torch.bfloat16)
-    assert draw(Peer(pipeline)).shape == (3, 3, 32, 32)
+    assert generate(Peer(pipeline)).shape == (3, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +112,7 @@ def test_half_precision(sana: Peer):
 )
 def test_wrong_requests(sana: Peer, prompts: Any, options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        draw(sana, prompts, **options)
+        generate(sana, prompts, **options)
 
 
 # --- pipelines of other kinds
@@ -133,7 +127,7 @@ class Bare:
     def set_progress_bar_config(self, **_: Any) -> None:
         pass
 
-    def given(self, images: torch.Tensor) -> Any:
+    def output(self, images: torch.Tensor) -> Any:
         return type("Output", (), {"images": images})
 
 
@@ -141,14 +135,14 @@ class Packed(Bare):
     """Draws its latents itself, one generator an image."""
 
     def __call__(self, prompt: list[str], height: int, width: int, generator: Any = None) -> Any:
-        return self.given(torch.stack([torch.rand(3, height, width, generator=g) for g in generator]))
+        return self.output(torch.stack([torch.rand(3, height, width, generator=g) for g in generator]))
 
 
 class Wild(Bare):
     """Draws from the global state."""
 
     def __call__(self, prompt: list[str], height: int, width: int, num_inference_steps: int = 1) -> Any:
-        return self.given(torch.rand(len(prompt), 3, height, width))
+        return self.output(torch.rand(len(prompt), 3, height, width))
 
 
 def test_latents_of_another_shape_come_from_generators():
@@ -185,7 +179,7 @@ def test_what_a_pipeline_cannot_be_told():
 def test_outputs_that_are_no_images(images: Any, message: str):
     class Broken(Bare):
         def __call__(self, prompt: list[str], height: int, width: int) -> Any:
-            return self.given(images)
+            return self.output(images)
 
     with pytest.raises(ValueError, match=message):
         Peer(Broken()).sample(["a"], size=8)
@@ -196,7 +190,7 @@ def test_outputs_that_are_no_images(images: Any, message: str):
 
 def test_a_folder_is_loaded_and_draws_as_the_pipeline_that_was_saved(sana_folder: Path, sana: Peer):
     loaded = Peer.load(sana_folder)
-    assert torch.equal(draw(loaded), draw(sana))
+    assert torch.equal(generate(loaded), generate(sana))
     identity = loaded.identity()
     assert json.loads(json.dumps(identity)) == identity
     assert (identity["pipeline"], identity["noise"]) == ("SanaPipeline", "latents")
@@ -238,15 +232,15 @@ def test_pickles_are_not_read(tmp_path: Path):
 
 
 def test_stages_by_the_usual_names(peer: Peer):
-    found = {stage: list(networks) for stage, networks in peer.stages().items()}
+    stages = {stage: list(networks) for stage, networks in peer.stages().items()}
     denoiser = "unet" if "unet" in peer.networks else "transformer"
-    assert found == {"text": ["text_encoder"], "denoise": [denoiser], "decode": ["vae"]}
+    assert stages == {"text": ["text_encoder"], "denoise": [denoiser], "decode": ["vae"]}
     assert peer.stage_of("text_encoder_3") == "text"
     assert peer.stage_of("safety_checker") is None
 
 
 def test_every_call_of_a_network_is_seen_and_nothing_is_left_behind(peer: Peer):
-    plain, calls = draw(peer), []
+    plain, calls = generate(peer), []
     before = {name: set(vars(network)) for name, network in peer.networks.items()}
 
     def watch(stage: str, call: Any) -> Any:
@@ -257,7 +251,7 @@ def test_every_call_of_a_network_is_seen_and_nothing_is_left_behind(peer: Peer):
         assert "hidden_states" in str(inspect.signature(peer.denoiser.forward)) or "sample" in str(
             inspect.signature(peer.denoiser.forward)
         )
-        watched = draw(peer)
+        watched = generate(peer)
     assert torch.equal(watched, plain)
     assert calls.count("denoise") == 2
     assert calls.count("decode") == 1
@@ -273,60 +267,3 @@ def test_a_method_that_was_replaced_before_is_put_back(sana: Peer):
         assert vae.decode is not own
     assert vars(vae)["decode"] is own
     del vae.decode
-
-
-def test_time_is_that_of_the_networks(monkeypatch: pytest.MonkeyPatch, sana: Peer):
-    """A clock that gives each call one second: as many seconds as calls."""
-    seen = time_stages(sana, PeerSettings(32, 2, 3.0, 1, 0, clock=lambda call: (call(), (1.0, None))[1]), PROMPTS[:1])
-    assert seen.seconds == {stage: float(count) for stage, count in seen.calls.items()}
-    assert seen.calls == {"text": 2, "denoise": 2, "decode": 1}
-
-
-def test_a_network_that_is_slower_takes_longer(monkeypatch: pytest.MonkeyPatch, sana: Peer):
-    decode = sana.pipeline.vae.decode
-    monkeypatch.setattr(sana.pipeline.vae, "decode", lambda *a, **k: (time.sleep(0.1), decode(*a, **k))[1])
-    costs, tokens = measure_peer(sana, PeerSettings(32, 1, 1.0, 1, 1), PROMPTS[:1], PROMPTS[:1])
-    seconds = {name: each.median for name, each in costs.latency.items()}
-    assert seconds["decode"] > 0.1
-    assert seconds["total"] > 0.1
-    assert tokens is not None
-    assert tokens > 5
-
-
-class Odd(Bare):
-    """Its network has a name of its own."""
-
-    def __init__(self) -> None:
-        self.components = {"dreamer": nn.Linear(4, 4, bias=False)}
-
-    def __call__(self, prompt: list[str], height: int, width: int, generator: Any = None) -> Any:
-        rows = self.components["dreamer"](torch.rand(3 * height * width // 4, 4, generator=generator[0]))
-        return self.given(rows.sigmoid().view(1, 3, height, width))
-
-
-def test_a_network_without_a_usual_name_counts_in_the_total():
-    peer = Peer(Odd())
-    assert peer.stages() == {}
-    costs, tokens = measure_peer(peer, PeerSettings(8, None, None, 1, 0), PROMPTS[:1], PROMPTS[:1])
-    assert costs.latency.keys() == costs.memory.keys() == {"total"}
-    assert costs.gmacs["total"] * 1e9 == pytest.approx(3 * 8 * 8 * 4)
-    assert math.isnan(costs.gmacs["forward"])
-    assert tokens is None
-
-
-def test_memory_is_watched_once_a_stage(monkeypatch: pytest.MonkeyPatch, sana: Peer):
-    calls = []
-
-    def scripted(call: Any, device: Any, resident: Any) -> Memory:
-        calls.append(1)
-        call()
-        return Memory(len(calls), 0, None, "scripted")
-
-    monkeypatch.setattr(peer_stages, "peak_memory", scripted)
-    found = peer_stages.memory_by_stage(sana, PeerSettings(32, 2, 3.0, 1, 0), PROMPTS[:1])
-    assert {name: memory.peak_bytes for name, memory in found.items()} == {
-        "text": 1,
-        "denoise": 2,
-        "decode": 3,
-        "total": 4,
-    }

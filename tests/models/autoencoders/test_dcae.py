@@ -64,8 +64,8 @@ def their_keys(key: str, depths: list[int]) -> list[str]:
 def ours_from(theirs: dict[str, Tensor], model: DcAe, depths: list[int]) -> dict[str, Tensor]:
     out = {}
     for key, value in model.state_dict().items():
-        found = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depths)]
-        out[key] = (torch.cat(found) if len(found) > 1 else found[0]).reshape(value.shape)
+        tensors = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depths)]
+        out[key] = (torch.cat(tensors) if len(tensors) > 1 else tensors[0]).reshape(value.shape)
     return out
 
 
@@ -213,9 +213,9 @@ def test_full_size_has_the_keys_and_shapes_of_diffusers(name):
     sources = {key: their_keys(key, spec["encoder_depths"]) for key in model.state_dict() if key not in NORMALISATION}
     assert {key for keys in sources.values() for key in keys} == theirs.keys()
     for key, keys in sources.items():
-        found = torch.cat([theirs[k] for k in keys]) if len(keys) > 1 else theirs[keys[0]]
-        assert model.state_dict()[key].shape[:2] == found.shape[:2], key
-        assert model.state_dict()[key].numel() == found.numel(), key
+        tensors = torch.cat([theirs[k] for k in keys]) if len(keys) > 1 else theirs[keys[0]]
+        assert model.state_dict()[key].shape[:2] == tensors.shape[:2], key
+        assert model.state_dict()[key].numel() == tensors.numel(), key
     assert model.channels == PUBLISHED[name]["latent_channels"]
 
 
@@ -258,7 +258,8 @@ def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     scatter(theirs)
     model = model.to(dtype).eval()
     model.load_state_dict(ours_from(theirs.state_dict(), model, config["encoder_layers_per_block"]))
-    images = torch.randn(1, 3, 2 * model.downsample, 3 * model.downsample, dtype=dtype)
+    height, width = (2, 3) if model.downsample == 32 else (1, 2)  # latents
+    images = torch.randn(1, 3, height * model.downsample, width * model.downsample, dtype=dtype)
     with torch.no_grad(), InFloat64():
         z = theirs.encode(images).latent
         image = theirs.decode(z).sample

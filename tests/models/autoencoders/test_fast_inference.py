@@ -66,9 +66,9 @@ def relative(a: Tensor, b: Tensor) -> float:
 def test_one_result(spec, dtype, tolerance, size):
     truth = both(built(spec, torch.float64, backend="torch"), size, torch.float64)
     for backend in ("torch", "auto", "fast"):
-        found = both(built(spec, dtype, backend=backend), size, dtype)
-        assert all(x.dtype == dtype for x in found)
-        assert max(relative(x.double(), y) for x, y in zip(found, truth, strict=True)) <= tolerance
+        results = both(built(spec, dtype, backend=backend), size, dtype)
+        assert all(x.dtype == dtype for x in results)
+        assert max(relative(x.double(), y) for x, y in zip(results, truth, strict=True)) <= tolerance
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
@@ -93,14 +93,14 @@ def test_auto_takes_the_fast_form_without_gradients_alone(monkeypatch):
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 def test_training_is_the_same_to_the_last_bit(spec):
-    found = []
+    results = []
     for backend in ("auto", "torch"):
         model = built(spec, backend=backend).train()
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
         model.decode(model.encode(images)).square().mean().backward()
-        found.append([p.grad for p in model.parameters()])
-    assert all(a.equal(b) for a, b in zip(*found, strict=True) if a is not None and b is not None)
-    assert found[0][0] is not None
+        results.append([p.grad for p in model.parameters()])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True) if a is not None and b is not None)
+    assert results[0][0] is not None
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
@@ -143,11 +143,11 @@ def test_in_inference_mode_and_with_more_threads(backend):
     try:
         torch.set_num_threads(2)
         with torch.inference_mode():
-            found = both(built(DCAE, backend=backend), LARGE)
+            results = both(built(DCAE, backend=backend), LARGE)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert max(relative(x, y) for x, y in zip(found, expected, strict=True)) <= 5e-6
+    assert max(relative(x, y) for x, y in zip(results, expected, strict=True)) <= 5e-6
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)

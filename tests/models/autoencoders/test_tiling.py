@@ -110,11 +110,11 @@ def test_the_margin_is_no_wider_than_it_must_be(up, monkeypatch):
 def test_gradients(spec):
     model = built(spec)
     latents = torch.randn(1, model.channels, 3, 2, dtype=torch.float64, requires_grad=True)
-    found = []
+    gradients = []
     for tile in (None, 2):
         model.tile = tile
-        found += torch.autograd.grad(model.decode(latents).square().mean(), latents)
-    assert relative(found[1], found[0]) <= 10 * TOLERANCE[torch.float64]
+        gradients += torch.autograd.grad(model.decode(latents).square().mean(), latents)
+    assert relative(gradients[1], gradients[0]) <= 10 * TOLERANCE[torch.float64]
 
 
 # --- memory

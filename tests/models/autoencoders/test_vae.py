@@ -60,8 +60,8 @@ def their_keys(key: str, depth: int, stages: int) -> list[str]:
 def ours_from(theirs: dict[str, Tensor], model: Vae, depth: int, stages: int) -> dict[str, Tensor]:
     out = {}
     for key, value in model.state_dict().items():
-        found = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depth, stages)]
-        out[key] = torch.cat(found) if len(found) > 1 else found[0]
+        tensors = [value] if key in NORMALISATION else [theirs[name] for name in their_keys(key, depth, stages)]
+        out[key] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
     return out
 
 

@@ -1,4 +1,4 @@
-"""The masks given to transformers' networks: their features are those of the plain mask, to the last bit."""
+"""Masks built here give transformers networks the features of the plain token mask, to the last bit."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def network(kind: str, how: str, **options: Any) -> Any:
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **KINDS[kind], **options)
     family = AutoModelForTextEncoding if kind == "t5" else AutoModel
-    made = family.from_config(config, attn_implementation=how).eval()
-    return made.encoder if kind == "t5" else made
+    model = family.from_config(config, attn_implementation=how).eval()
+    return model.encoder if kind == "t5" else model
 
 
 @torch.no_grad()
-def features(made: Any, mask: torch.Tensor | None) -> torch.Tensor:
+def features(model: Any, mask: torch.Tensor | None) -> torch.Tensor:
     ids = torch.randint(1, 50, (3, 7), generator=torch.Generator().manual_seed(1))
-    return made(input_ids=ids, attention_mask=mask).last_hidden_state
+    return model(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
 @pytest.mark.parametrize("mask", [RAGGED, WHOLE], ids=["ragged", "whole"])
@@ -34,23 +34,23 @@ def features(made: Any, mask: torch.Tensor | None) -> torch.Tensor:
     ("kind", "how"), [(k, h) for k in KINDS for h in ("sdpa", "eager") if (k, h) != ("gemma2", "sdpa")]
 )
 def test_features_are_those_of_the_plain_mask(kind: str, how: str, mask: torch.Tensor):
-    made = network(kind, how)
-    own = attention_mask(made, mask, mask)
+    model = network(kind, how)
+    own = attention_mask(model, mask, mask)
     assert own is None or own.shape == (3, 1, 7, 7)
-    assert torch.equal(features(made, own), features(made, mask))
+    assert torch.equal(features(model, own), features(model, mask))
 
 
 @pytest.mark.parametrize("options", [{"sliding_window": 4}, {"model_type": "gpt_neox"}])
 def test_what_is_not_known_here_is_left_to_transformers(options: dict[str, Any]):
     """A window shorter than the text, and a kind of network that is not in the list."""
-    made = network("mistral", "sdpa", **{k: v for k, v in options.items() if k == "sliding_window"})
-    made.config.model_type = options.get("model_type", "mistral")
-    assert attention_mask(made, RAGGED, RAGGED) is RAGGED
+    model = network("mistral", "sdpa", **{k: v for k, v in options.items() if k == "sliding_window"})
+    model.config.model_type = options.get("model_type", "mistral")
+    assert attention_mask(model, RAGGED, RAGGED) is RAGGED
 
 
 def test_half_precision_has_its_own_least_number():
-    made = network("gemma2", "eager").bfloat16()
-    own = attention_mask(made, RAGGED, RAGGED)
+    model = network("gemma2", "eager").bfloat16()
+    own = attention_mask(model, RAGGED, RAGGED)
     assert own is not None
     assert own.dtype == torch.bfloat16
-    assert torch.equal(features(made, own), features(made, RAGGED))
+    assert torch.equal(features(model, own), features(model, RAGGED))

@@ -41,11 +41,11 @@ def released() -> list[str]:
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A SanaPipeline whose tokenizer knows capitals, and the folder of its text parts."""
-    made, folder = tiny_peers.sana_pipeline(), tmp_path_factory.mktemp("sana")
-    made.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    made.tokenizer.save_pretrained(folder / "tokenizer")
-    made.text_encoder.save_pretrained(folder / "text_encoder")
-    return made, folder
+    reference, folder = tiny_peers.sana_pipeline(), tmp_path_factory.mktemp("sana")
+    reference.tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    reference.tokenizer.save_pretrained(folder / "tokenizer")
+    reference.text_encoder.save_pretrained(folder / "text_encoder")
+    return reference, folder
 
 
 @pytest.mark.parametrize("name", [None, "released", "sana_lab"])
@@ -53,13 +53,15 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 def test_prompts_are_encoded_as_diffusers_does(
     pipeline: tuple[Any, Path], released: list[str], name: str | None, pad_to_max: bool
 ) -> None:
-    made, folder = pipeline
+    reference, folder = pipeline
     lines = {None: None, "released": released, "sana_lab": SANA_LAB.split("\n")}[name]
     encoder = Llm(str(folder), instruction=name, lowercase=True, pad_to_max=pad_to_max)
     with torch.no_grad():
         text = encoder(PROMPTS)
         null = encoder.negative(NEGATIVES, text)
-        theirs = made.encode_prompt(PROMPTS, negative_prompt=NEGATIVES, complex_human_instruction=lines, device="cpu")
+        theirs = reference.encode_prompt(
+            PROMPTS, negative_prompt=NEGATIVES, complex_human_instruction=lines, device="cpu"
+        )
     for ours, tokens, mask in ((text, *theirs[:2]), (null, *theirs[2:])):
         length, mask = ours.mask.shape[1], mask.bool()
         assert length == 300 if pad_to_max else length < 60
@@ -80,12 +82,12 @@ def test_in_half_precision_too(
     pipeline: tuple[Any, Path], released: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dtype in which the released text encoder is used; loaded so: `.to` would round its rotary frequencies too."""
-    made, folder = pipeline
+    reference, folder = pipeline
     half = Gemma2Model.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
-    monkeypatch.setattr(made, "text_encoder", half)
+    monkeypatch.setattr(reference, "text_encoder", half)
     encoder = Llm(str(folder), instruction="released", dtype="bfloat16", lowercase=True, pad_to_max=True)
     with torch.no_grad():
-        tokens, *_ = made.encode_prompt(PROMPTS, False, complex_human_instruction=released, device="cpu")
+        tokens, *_ = reference.encode_prompt(PROMPTS, False, complex_human_instruction=released, device="cpu")
         text = encoder(PROMPTS)
     assert text.tokens.dtype == torch.bfloat16
     assert torch.equal(text.tokens[text.mask], tokens[text.mask])
@@ -114,15 +116,15 @@ def test_a_file_or_the_text_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("instruction", "words"),
     [
         ("sanalab", "did you mean 'sana_lab'"),
         ("file:nowhere.txt", "'nowhere.txt' cannot be read as text: .*No such file"),
     ],
 )
-def test_instructions_that_are_none(given: str, words: str) -> None:
+def test_instructions_that_are_none(instruction: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
-        Llm(instruction=given)
+        Llm(instruction=instruction)
 
 
 def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Folders of transformers models, made here at toy size: what they give, and what is said when they are not right."""
+"""Folders of tiny transformers models: features that equal the library's, and errors for incomplete ones."""
 
 import shutil
 from pathlib import Path
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pr
     root, size = tmp_path_factory.mktemp("models"), len(offline_tokenizer(start=True))
     torch.manual_seed(0)
     decoder = {**DECODER, "vocab_size": size, "num_key_value_heads": 1, "head_dim": 16, "initializer_range": 0.3}
-    made = {
+    references = {
         "t5": T5ForConditionalGeneration(T5Config(vocab_size=size, **ENCODER)),
         "t5_bf16": T5ForConditionalGeneration(T5Config(vocab_size=size, **ENCODER)).bfloat16(),
         "umt5": UMT5EncoderModel(UMT5Config(vocab_size=size, **ENCODER)),
@@ -67,7 +67,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pr
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**decoder)),
         "qwen3": Qwen3ForCausalLM(Qwen3Config(**decoder)),
     }
-    return root, {name: save(m, root / name, start="t5" not in name) for name, m in made.items()}
+    return root, {name: save(m, root / name, start="t5" not in name) for name, m in references.items()}
 
 
 def hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -95,11 +95,11 @@ def by_the_library(model: PreTrainedModel, folder: Path, texts: list[str], lengt
 def test_a_folder_gives_what_the_model_that_was_saved_gives(
     models: tuple[Path, dict[str, PreTrainedModel]], name: str, kind: str
 ) -> None:
-    root, made = models
+    root, references = models
     encoder = build("text_encoder", {"name": kind, "model": str(root / name), "max_tokens": 48, "pad_to_max": True})
     with torch.no_grad():
         text = encoder(PROMPTS)
-    tokens, mask = by_the_library(made[name], root / name, PROMPTS, 48)
+    tokens, mask = by_the_library(references[name], root / name, PROMPTS, 48)
     assert encoder.pretrained
     assert not any(m.training for m in encoder.modules())
     assert encoder.dim == 32
@@ -113,15 +113,15 @@ def released_selection(model: PreTrainedModel, instruction: str, prompt: str, le
     room = len(tokenizer.encode(instruction)) + length - 2
     ids = (tokenizer.encode(instruction + prompt) + [0] * room)[:room]
     mask = torch.tensor([[i > 0 for i in ids]])
-    kept = [0, *range(-length + 1, 0)]
-    return hidden(model, torch.tensor([ids]), mask)[0, kept], mask[0, kept]
+    positions = [0, *range(-length + 1, 0)]
+    return hidden(model, torch.tensor([ids]), mask)[0, positions], mask[0, positions]
 
 
 @pytest.mark.parametrize("pad_to_max", [True, False])
 def test_the_instruction_keeps_the_positions_that_sana_keeps(
     models: tuple[Path, dict[str, PreTrainedModel]], pad_to_max: bool
 ) -> None:
-    root, made = models
+    root, references = models
     instruction = "Describe the picture in detail.\n- not too long\nUser Prompt: "
     encoder = Llm(str(root / "gemma2"), max_tokens=10, instruction=instruction, pad_to_max=pad_to_max)
     prompts = [*PROMPTS[:2], "a very long prompt " * 9]
@@ -133,7 +133,7 @@ def test_the_instruction_keeps_the_positions_that_sana_keeps(
         text = encoder(prompts)
     assert text.tokens.shape == (3, 10, 32)
     for i, prompt in enumerate(prompts):
-        tokens, mask = released_selection(made["gemma2"], instruction, prompt, 10)
+        tokens, mask = released_selection(references["gemma2"], instruction, prompt, 10)
         assert torch.equal(text.mask[i], mask)
         torch.testing.assert_close(text.tokens[i][mask], tokens[mask], rtol=1e-5, atol=1e-5)
 
@@ -148,10 +148,10 @@ def test_a_short_batch_with_an_instruction_is_not_padded_to_the_maximum() -> Non
 def test_the_null_condition_has_no_instruction() -> None:
     torch.manual_seed(0)
     plain = Llm(max_tokens=20)
-    told = Llm(max_tokens=20, instruction="a picture in detail of: ")
-    told.load_state_dict(plain.state_dict())
-    mixed = told(["a red circle", ""])
-    assert torch.equal(told([""]).tokens, plain([""]).tokens)
+    instructed = Llm(max_tokens=20, instruction="a picture in detail of: ")
+    instructed.load_state_dict(plain.state_dict())
+    mixed = instructed(["a red circle", ""])
+    assert torch.equal(instructed([""]).tokens, plain([""]).tokens)
     assert mixed.mask.sum(1).tolist() == [5, 1]
     torch.testing.assert_close(mixed.tokens[1, :1], plain([""]).tokens[0], rtol=0, atol=1e-5)
     assert not torch.allclose(mixed.tokens[0, 2:5], plain(["a red circle"]).tokens[0, 1:4], atol=1e-3)
@@ -272,8 +272,8 @@ def test_a_model_that_the_hub_does_not_have() -> None:
 )
 def test_a_known_shape_is_drawn_without_any_file(kind: str, config: dict[str, object], monkeypatch: pytest.MonkeyPatch):
     """Random weights and the offline tokenizer, for speed; a shape that is not known is refused."""
-    known = {**config, "vocab_size": 2000, "head_dim": 16, "num_key_value_heads": 1}
-    monkeypatch.setattr("sana_lab.models.text.loading.CONFIGS", {"org/small": known})
+    listed = {**config, "vocab_size": 2000, "head_dim": 16, "num_key_value_heads": 1}
+    monkeypatch.setattr("sana_lab.models.text.loading.CONFIGS", {"org/small": listed})
     monkeypatch.setattr("sana_lab.models.text.loading.HfApi", None)
     encoder = build("text_encoder", {"name": kind, "model": "org/small", "random_init": True, "dtype": "bfloat16"})
     assert encoder.pretrained

@@ -76,9 +76,9 @@ def test_long_prompts_are_cut_and_that_is_said(encoder: TextEncoder) -> None:
     with pytest.warns(PromptTruncated, match=r"over 300 tokens .*: \d+ of prompt 0$"):
         assert encoder([LONG * 50]).mask.sum() == encoder.max_tokens == 300
     over = len(encoder.tokenizer([LONG])["input_ids"][0]) - 6
-    with pytest.warns(PromptTruncated, match=f"over 6 tokens .*: {over} of prompt 0, {over} of prompt 2$") as said:
+    with pytest.warns(PromptTruncated, match=f"over 6 tokens .*: {over} of prompt 0, {over} of prompt 2$") as caught:
         assert short([LONG, SHORT, LONG]).tokens.shape == (3, 6, encoder.dim)
-    assert len(said) == 1
+    assert len(caught) == 1
 
 
 def test_a_prompt_of_just_the_limit_is_whole(encoder: TextEncoder) -> None:
@@ -91,23 +91,23 @@ def test_a_prompt_of_just_the_limit_is_whole(encoder: TextEncoder) -> None:
 
 def test_a_training_on_long_captions_is_not_told_forever(encoder: TextEncoder) -> None:
     short = specs.build("text_encoder", {"name": encoder.spec["name"], "max_tokens": 6})
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(20):
             short([LONG] * 7)
-    assert len(said) == 8
-    assert "and of 2 more" in str(said[0].message)
-    assert str(said[-1].message).endswith("not reported")
+    assert len(caught) == 8
+    assert "and of 2 more" in str(caught[0].message)
+    assert str(caught[-1].message).endswith("not reported")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_null_conventions(name: str) -> None:
     """diffusers: the null prompt's own mask. NVlabs: the prompt's, over the features of padding too."""
-    made = []
+    encoders = []
     for null in ("diffusers", "nvlabs"):
         torch.manual_seed(0)
-        made.append(specs.build("text_encoder", {"name": name, "null": null}))
-    own, theirs = made
+        encoders.append(specs.build("text_encoder", {"name": name, "null": null}))
+    own, theirs = encoders
     text, plain = own([SHORT, LONG]), own([""])
     assert torch.equal(own.negative([""], text).tokens, plain.tokens)
     assert torch.equal(own.negative([""], text).mask, plain.mask)
