@@ -25,10 +25,10 @@ def test_committed_pages_show_the_results(page: Any):
 
 
 def test_a_block_is_filled_and_stays_so(page: Any):
-    text = "before\n<!-- results: quickstart/table.md -->\nold\n<!-- /results -->\nafter\n"
+    text = "before\n<!-- results: quickstart/table.md -->\nPREVIOUS\n<!-- /results -->\nafter\n"
     filled = page.fill(text)
     assert "| DiT baseline |" in filled
-    assert "old" not in filled
+    assert "PREVIOUS" not in filled
     assert filled.startswith("before\n<!-- results: quickstart/table.md -->\n")
     assert filled.endswith("\n<!-- /results -->\nafter\n")
     assert page.fill(filled) == filled
