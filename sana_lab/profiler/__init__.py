@@ -1,1 +1,1 @@
-"""Where the time of a training step or of sampling goes."""
+"""Time of a training step and of sampling, by phase and operator."""

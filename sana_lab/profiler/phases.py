@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a clock that gives every moment to one phase, and what sets it in a system."""
+"""Time of a step by phase: a timer that attributes every moment to one phase, and the hooks that drive it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,56 +14,54 @@ from sana_lab.models.dit import SamplingDit
 OTHER = "other"
 TRAINING = {
     "data loading": "the next batch, from the data module",
-    "transfer": "of the batch to the device",
-    "text encoding": "tokens and the text encoder",
-    "autoencoder encode": "pictures to latents",
-    "autoencoder decode": "latents to pictures",
+    "transfer": "copying the batch to the device",
+    "text encoding": "tokenizing and the text encoder",
+    "autoencoder encode": "images to latents",
+    "autoencoder decode": "latents to images",
     "dit: caption": "caption projection, keys and values of all blocks",
     "dit: embeddings": "patches and time",
     "dit: attention": "self-attention with its projections",
-    "dit: cross-attention": "with its projections",
+    "dit: cross-attention": "cross-attention with its projections",
     "dit: feed-forward": "Mix-FFN",
     "dit: modulation and norms": "AdaLN vectors, norms, gates, residuals, positions: the rest of the DiT",
     "dit: head": "the last norm and projection",
-    "dit: blocks": "whole, where they are compiled",
-    "loss": "noise, times, mixing, the loss, and what of the training step is no network",
-    "backward": "of all; with checkpointing what it computes again",
+    "dit: blocks": "all blocks, where they are compiled",
+    "loss": "noise, times, interpolation, the loss: the training step outside the networks",
+    "backward": "all gradients, and activations recomputed by checkpointing",
     "gradient clipping": "the norm and the scaling",
-    "optimiser": "its step, and gradients set to none",
-    "average": "of weights (EMA)",
+    "optimiser": "optimiser step, and zero_grad",
+    "average": "averaged weights (EMA)",
     "logging": "self.log in the step",
     "callbacks": "divergence guard, learning rate, progress",
-    OTHER: "Lightning's loop and what no phase claims",
+    OTHER: "Lightning's loop, and everything outside the other phases",
 }
 """The phases of a training step, in order."""
 
-SAMPLING = {name: what for name, what in TRAINING.items() if name.startswith(("text", "dit", "autoencoder d"))}
+SAMPLING = {name: text for name, text in TRAINING.items() if name.startswith(("text", "dit", "autoencoder d"))}
 SAMPLING[OTHER] = "noise, solver, guidance, rounding to 8 bits"
-"""The phases of drawing a batch."""
-
-Wrapped = Callable[..., Any]
+"""The phases of sampling a batch."""
 
 
-class Clock:
-    """Seconds by phase, step by step. Of nested phases the innermost counts, so that phases add up to their step.
+class PhaseTimer:
+    """Seconds by phase of each step. Of nested phases the innermost counts, so that the phases add up to the step.
 
-    On CUDA the device is waited for at each border: what is measured is each phase's own time, not how well they
-    overlap. `borders` false leaves out all but the borders of steps.
+    On CUDA the device is synchronised at every phase boundary: each phase's own time is measured, not their overlap.
+    With `boundaries` False only steps are timed.
     """
 
-    def __init__(self, device: torch.device, borders: bool = True) -> None:
-        self.device, self.borders = device, borders
-        self.done: list[dict[str, float]] = []
+    def __init__(self, device: torch.device, boundaries: bool = True) -> None:
+        self.device, self.boundaries = device, boundaries
+        self.steps: list[dict[str, float]] = []  # finished steps, seconds by phase
         self._stack = [OTHER]
-        self._now: dict[str, float] | None = None
+        self._current: dict[str, float] | None = None
         self._since = 0.0
 
     def step(self) -> None:
-        """A step ends, and the next begins."""
-        self._charge()
-        if self._now is not None:
-            self.done.append(self._now)
-        self._now = {}
+        """End the current step and begin the next."""
+        self._record()
+        if self._current is not None:
+            self.steps.append(self._current)
+        self._current = {}
 
     @contextmanager
     def phase(self, name: str | None) -> Iterator[None]:
@@ -74,50 +72,52 @@ class Clock:
             self.pop()
 
     def push(self, name: str | None) -> None:
-        """A phase begins; None, and whatever a backward runs, goes on with the one that is."""
-        if self.borders:
-            self._charge()
-        kept = name is None or not self.borders or "backward" in self._stack
-        self._stack.append(self._stack[-1] if kept or name is None else name)
+        """Begin a phase. None continues the current one, and so does every phase inside a backward."""
+        if self.boundaries:
+            self._record()
+        same = name is None or not self.boundaries or "backward" in self._stack
+        self._stack.append(self._stack[-1] if same or name is None else name)
 
     def pop(self) -> None:
-        if self.borders:
-            self._charge()
+        if self.boundaries:
+            self._record()
         self._stack.pop()
 
-    def timed(self, name: str, call: Wrapped) -> Wrapped:
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The call, run inside a phase."""
+
         def run(*arguments: Any, **options: Any) -> Any:
             with self.phase(name):
                 return call(*arguments, **options)
 
         return run
 
-    def _charge(self) -> None:
-        """The time since the last border, to the phase that is."""
+    def _record(self) -> None:
+        """Add the time since the last boundary to the current phase."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = time.perf_counter()
-        if self._now is not None:
-            self._now[self._stack[-1]] = self._now.get(self._stack[-1], 0.0) + now - self._since
+        if self._current is not None:
+            self._current[self._stack[-1]] = self._current.get(self._stack[-1], 0.0) + now - self._since
         self._since = now
 
 
 @contextmanager
-def watched(system: nn.Module, clock: Clock) -> Iterator[None]:
-    """A system whose networks set the clock meanwhile."""
+def instrument(system: nn.Module, timer: PhaseTimer) -> Iterator[None]:
+    """Time the networks of a system by phase; hooks and wrapped methods are removed on exit."""
     with ExitStack() as stack:
         for owner, name, phase in _methods(system):
-            stack.enter_context(_replaced(owner, name, clock.timed(phase, getattr(owner, name))))
+            stack.enter_context(_replaced(owner, name, timer.timed(phase, getattr(owner, name))))
         for module, phase in _modules(system):
-            _hook(stack, module, clock, phase)
+            _hook(stack, module, timer, phase)
         step = SamplingDit.__call__
         stack.callback(setattr, SamplingDit, "__call__", step)
-        SamplingDit.__call__ = clock.timed("dit: modulation and norms", step)  # type: ignore[method-assign]
+        SamplingDit.__call__ = timer.timed("dit: modulation and norms", step)  # type: ignore[method-assign]
         yield
 
 
 def _methods(system: Any) -> Iterator[tuple[Any, str, str]]:
-    """(owner, method, phase) of what is no module's forward."""
+    """(owner, method, phase) of timed methods other than forward."""
     yield system, "log", "logging"
     if hasattr(system, "average"):
         yield system.average, "update", "average"
@@ -137,15 +137,16 @@ def _methods(system: Any) -> Iterator[tuple[Any, str, str]]:
 
 
 def _modules(system: Any) -> Iterator[tuple[nn.Module, str]]:
+    """(module, phase) of timed forwards."""
     dit = getattr(system, "dit", None)
-    named = {"text_encoder": "text encoding", "dit": "dit: modulation and norms"}
-    yield from ((m, p) for name, p in named.items() if isinstance(m := getattr(system, name, None), nn.Module))
-    named = {"patch_embed": "dit: embeddings", "time_embed": "dit: embeddings", "head": "dit: head"}
-    named |= {"caption_embed": "dit: caption"}
-    yield from ((m, p) for name, p in named.items() if isinstance(m := getattr(dit, name, None), nn.Module))
-    named = {"attention": "dit: attention", "cross": "dit: cross-attention", "ffn": "dit: feed-forward"}
+    phases = {"text_encoder": "text encoding", "dit": "dit: modulation and norms"}
+    yield from ((m, p) for name, p in phases.items() if isinstance(m := getattr(system, name, None), nn.Module))
+    phases = {"patch_embed": "dit: embeddings", "time_embed": "dit: embeddings", "head": "dit: head"}
+    phases |= {"caption_embed": "dit: caption"}
+    yield from ((m, p) for name, p in phases.items() if isinstance(m := getattr(dit, name, None), nn.Module))
+    phases = {"attention": "dit: attention", "cross": "dit: cross-attention", "ffn": "dit: feed-forward"}
     for block in () if dit is None or _compiled(dit) else getattr(dit, "blocks", ()):
-        yield from ((m, p) for name, p in named.items() if isinstance(m := getattr(block, name, None), nn.Module))
+        yield from ((m, p) for name, p in phases.items() if isinstance(m := getattr(block, name, None), nn.Module))
 
 
 def _compiled(dit: Any) -> bool:
@@ -154,7 +155,7 @@ def _compiled(dit: Any) -> bool:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of this object, over that of its class."""
+    """Set an attribute of the instance, and restore it on exit."""
     own = vars(owner)
     before = own.get(name)
     own[name] = value
@@ -164,9 +165,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         own.pop(name) if before is None else own.update({name: before})
 
 
-def _hook(stack: ExitStack, module: nn.Module, clock: Clock, phase: str) -> None:
-    stack.callback(module.register_forward_pre_hook(lambda *_: clock.push(phase), prepend=True).remove)
-    stack.callback(module.register_forward_hook(lambda *_: clock.pop(), always_call=True).remove)
+def _hook(stack: ExitStack, module: nn.Module, timer: PhaseTimer, phase: str) -> None:
+    stack.callback(module.register_forward_pre_hook(lambda *_: timer.push(phase), prepend=True).remove)
+    stack.callback(module.register_forward_hook(lambda *_: timer.pop(), always_call=True).remove)
 
 
 ACTIONS = {
@@ -178,23 +179,23 @@ ACTIONS = {
     "optimizer_step": "optimiser",
     "optimizer_zero_grad": "optimiser",
 }
-"""What Lightning calls them."""
+"""Lightning's profiler actions to phases."""
 
 
-class Hooks(Profiler):
-    """Lightning's profiler, which it tells what it does, as a clock's hand."""
+class PhaseProfiler(Profiler):
+    """A Lightning profiler that drives a `PhaseTimer` by the Trainer's actions."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, timer: PhaseTimer) -> None:
         super().__init__()
-        self.clock = clock
+        self.timer = timer
 
     def start(self, action_name: str) -> None:
         if action_name.endswith("train_dataloader_next"):
-            self.clock.step()
-        self.clock.push(self._phase(action_name))
+            self.timer.step()
+        self.timer.push(self._phase(action_name))
 
     def stop(self, action_name: str) -> None:
-        self.clock.pop()
+        self.timer.pop()
 
     def _phase(self, action: str) -> str | None:
         name = action.rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""`sana-lab profile`: where the time of a training step, or of an image, goes. Untrained, and nothing is kept."""
+"""`sana-lab profile`: time of an untrained system's training step or image, by phase and operator."""
 
 import json
 import logging
@@ -26,23 +26,23 @@ from sana_lab.config.paths import check_file
 from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.timing import Timing
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.profiler.host_syncs import syncs
-from sana_lab.profiler.phases import SAMPLING, TRAINING, Clock, Hooks, watched
-from sana_lab.profiler.stand_ins import data_for, untrained, untrained_system
+from sana_lab.profiler.host_syncs import count_syncs
+from sana_lab.profiler.phases import SAMPLING, TRAINING, PhaseProfiler, PhaseTimer, instrument
+from sana_lab.profiler.stand_ins import random_weights, small_data, untrained_system
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter, silence_lightning
 from sana_lab.training.checks import check
 from sana_lab.types import Json
 
-WATCHED = 3
-"""So many steps are recorded operator by operator."""
+RECORDED_STEPS = 3
+"""Training steps recorded by torch.profiler."""
 
-Run = Callable[[Clock, int], None]
-"""Takes so many steps, of which the clock is told."""
+Run = Callable[[PhaseTimer, int], None]
+"""Runs that many steps under a timer."""
 
 
 def main(options: Namespace) -> None:
-    """`sana-lab profile`: a table of phases and of operators, and files where asked."""
+    """`sana-lab profile`: print phases and operators; write JSON and a Chrome trace with `--json` and `--trace`."""
     _check(options)
     experiment = experiments.load(options.experiment, options.overrides)
     check(experiment)
@@ -55,10 +55,10 @@ def main(options: Namespace) -> None:
 
 
 def _check(options: Namespace) -> None:
-    for name, least in (("steps", 1), ("warmup", 0), ("top", 0)):
+    for name, minimum in (("steps", 1), ("warmup", 0), ("top", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} is {value}, expected at least {least}; the nearest is {least}")
+        if value is not None and value < minimum:
+            raise ValueError(f"--{name} is {value}, expected at least {minimum}; the nearest is {minimum}")
     for path in (options.json, options.trace):
         check_file(path)
 
@@ -67,36 +67,37 @@ def profile_training(
     experiment: schema.Config, *, steps: int = 20, warmup: int = 3, top: int = 10, trace: Path | None = None
 ) -> Json:
     """A training step of an experiment's untrained system, as plain data; `notes` defines every number."""
-    with _alone(), tempfile.TemporaryDirectory() as folder:
+    with _isolated(), tempfile.TemporaryDirectory() as folder:
         if experiment["trainer"]["threads"]:
             torch.set_num_threads(experiment["trainer"]["threads"])
         L.seed_everything(experiment["seed"], verbose=False)
-        data, said = data_for(experiment, Path(folder))
+        data, data_notes = small_data(experiment, Path(folder))
         system = untrained_system(experiment)
-        waits = _waits(experiment, data)
+        syncs = _syncs(experiment, data)
 
-        def run(clock: Clock, count: int, *callbacks: Callback) -> None:
-            _trainer(experiment, Path(folder), clock, count, *callbacks).fit(system, datamodule=data)
+        def run(timer: PhaseTimer, count: int, *callbacks: Callback) -> None:
+            _trainer(experiment, Path(folder), timer, count, *callbacks).fit(system, datamodule=data)
 
-        def weigh() -> Memory:
-            return peak_memory(lambda: run(Clock(device), 2), device, module_tensors([system]))
+        def measure_memory() -> Memory:
+            return peak_memory(lambda: run(PhaseTimer(device), 2), device, module_tensors([system]))
 
         device = _device(experiment)
-        memory = weigh() if device.type == "cpu" else None  # followed operator by operator, which compiled blocks hide
+        # on the CPU before compilation, which hides operators from the counter
+        memory = measure_memory() if device.type == "cpu" else None
         if experiment["trainer"]["compile"]:
             compile_blocks(system.dit)
         record = _measured(run, system, device, steps, warmup, TRAINING)
-        memory = memory or weigh()
+        memory = memory or measure_memory()
         recorder = Recorder(warmup, trace)
-        run(Clock(device), warmup + WATCHED, recorder)
+        run(PhaseTimer(device), warmup + RECORDED_STEPS, recorder)
     return {
         "mode": "training",
         **record,
-        **_counted(waits),
-        **_weighed(memory),
+        **_sync_record(syncs),
+        **_memory_record(memory),
         "operators": recorder.operators(top, device),
         "settings": {**machine(device, None, dict(system.named_children())), **experiment["trainer"]},
-        "notes": [*said, *_notes(device), *_training_notes(experiment), *_named(record, TRAINING)],
+        "notes": [*data_notes, *_notes(device), *_training_notes(experiment), *_phase_notes(record, TRAINING)],
     }
 
 
@@ -104,45 +105,45 @@ def profile_training(
 def profile_sampling(
     experiment: schema.Config, *, steps: int = 3, warmup: int = 1, top: int = 10, trace: Path | None = None
 ) -> Json:
-    """Drawing one image with an experiment's untrained system and its `sampling:`, as plain data. SpecError for one
-    that draws none."""
+    """Sampling of one image by an experiment's untrained system, as plain data. SpecError for a system that has no
+    `sample`."""
     name = experiment["system"]["name"]
     if not hasattr(specs.find("system", name), "sample"):
         raise specs.SpecError(
-            f"--sampling is of a system that draws images, and {name!r} does not; expected text2image"
+            f"--sampling needs a system that generates images, and {name!r} does not; expected text2image"
         )
-    with _alone():
+    with _isolated():
         if experiment["trainer"]["threads"]:
             torch.set_num_threads(experiment["trainer"]["threads"])
-        system = build_untrained({**experiment, "system": untrained(experiment["system"])}).eval()
+        system = build_untrained({**experiment, "system": random_weights(experiment["system"])}).eval()
         size, how = experiments.image_size(experiment["data"]), Sampling(**{**experiment["sampling"], "graph": "never"})
 
-        def draw() -> None:
+        def sample() -> None:
             system.text_encoder.clear_cache()
             system.sample([PROMPT], size=size, sampling=how)
 
-        def run(clock: Clock, count: int) -> None:
+        def run(timer: PhaseTimer, count: int) -> None:
             for _ in range(count):
-                clock.step()
-                draw()
-            clock.step()
+                timer.step()
+                sample()
+            timer.step()
 
         record = _measured(run, system, system.device, steps, warmup, SAMPLING)
-        memory = peak_memory(draw, system.device, module_tensors([system]))
+        memory = peak_memory(sample, system.device, module_tensors([system]))
         recorder = Recorder(0, trace)
         recorder.begin()
-        draw()
+        sample()
         recorder.end(1)
     return {
         "mode": "sampling",
         **record,
-        **_weighed(memory),
+        **_memory_record(memory),
         "operators": recorder.operators(top, system.device),
         "settings": {**machine(system.device, None, dict(system.named_children())), **experiment["sampling"]},
         "notes": [
-            f"a step is one image of {size} px, {how.steps} denoising steps, the prompt as if new, no CUDA graphs",
+            f"a step is one image of {size} px, {how.steps} denoising steps, every prompt new, no CUDA graphs",
             *_notes(system.device),
-            *_named(record, SAMPLING),
+            *_phase_notes(record, SAMPLING),
         ],
     }
 
@@ -150,27 +151,27 @@ def profile_sampling(
 def _measured(
     run: Run, system: L.LightningModule, device: torch.device, steps: int, warmup: int, phases: dict[str, str]
 ) -> Json:
-    """Steps by phase, and steps of which nothing but the end is looked at."""
-    clocks = Clock(device), Clock(device, borders=False)
-    with watched(system, clocks[0]):
-        run(clocks[0], warmup + steps)
-    run(clocks[1], warmup + steps)
-    taken, alone = (clock.done[warmup:] for clock in clocks)
-    totals = [sum(step.values()) for step in taken]
+    """Times of steps by phase, and of the same steps without phase boundaries."""
+    timers = PhaseTimer(device), PhaseTimer(device, boundaries=False)
+    with instrument(system, timers[0]):
+        run(timers[0], warmup + steps)
+    run(timers[1], warmup + steps)
+    by_phase, whole = (timer.steps[warmup:] for timer in timers)
+    totals = [sum(step.values()) for step in by_phase]
     return {
         "steps": steps,
         "warmup": warmup,
         "step": _spread(totals),
-        "unwatched": _spread([sum(step.values()) for step in alone]),
-        "phases": {name: _phase([step.get(name, 0.0) for step in taken], totals) for name in phases},
+        "unwatched": _spread([sum(step.values()) for step in whole]),
+        "phases": {name: _phase([step.get(name, 0.0) for step in by_phase], totals) for name in phases},
     }
 
 
 def _spread(seconds: list[float]) -> Json:
-    """In milliseconds: mean, median with its 95 % interval, least and distance of the quartiles."""
+    """Mean, median with its 95 % interval, minimum and interquartile range, in milliseconds."""
     timing = Timing.of(seconds)
-    named = {"median": timing.median_s, "low": timing.low_s, "high": timing.high_s, "least": timing.min_s}
-    spread = {"mean": sum(seconds) / len(seconds), **named, "quartiles": timing.iqr_s}
+    median = {"median": timing.median_s, "low": timing.low_s, "high": timing.high_s, "least": timing.min_s}
+    spread = {"mean": sum(seconds) / len(seconds), **median, "quartiles": timing.iqr_s}
     return {f"{name}_ms": 1e3 * value for name, value in spread.items()}
 
 
@@ -179,7 +180,7 @@ def _phase(seconds: list[float], totals: list[float]) -> Json:
 
 
 class Recorder(Callback):
-    """Records operators by torch.profiler, from the batch `first` on, and writes a Chrome trace where asked."""
+    """Records operators by torch.profiler from batch `first` on, and writes a Chrome trace to `trace`."""
 
     def __init__(self, first: int, trace: Path | None) -> None:
         self.first, self.trace, self.steps = first, trace, 0
@@ -194,8 +195,8 @@ class Recorder(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == self.first + WATCHED - 1:
-            self.end(WATCHED)
+        if batch_idx == self.first + RECORDED_STEPS - 1:
+            self.end(RECORDED_STEPS)
 
     def begin(self) -> None:
         self.profiler.start()
@@ -207,24 +208,24 @@ class Recorder(Callback):
             self.profiler.export_chrome_trace(str(self.trace))
 
     def operators(self, top: int, device: torch.device) -> list[Json]:
-        """Those that take most, without what they call: of the device's time on CUDA, else of the processor's."""
-        which = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        events = [e for e in self.profiler.key_averages() if "#" not in e.key]  # marks around an optimiser's step
-        whole = sum(getattr(e, which) for e in events) or 1.0
-        ordered = sorted(events, key=lambda e: getattr(e, which), reverse=True)[:top]
+        """The `top` operators by self time: of the device on CUDA, else of the CPU."""
+        key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        events = [e for e in self.profiler.key_averages() if "#" not in e.key]  # ranges around an optimiser's step
+        total = sum(getattr(e, key) for e in events) or 1.0
+        ordered = sorted(events, key=lambda e: getattr(e, key), reverse=True)[:top]
         return [
             {
                 "name": e.key,
                 "calls": e.count / self.steps,
-                "ms": getattr(e, which) / 1e3 / self.steps,
-                "share": getattr(e, which) / whole,
+                "ms": getattr(e, key) / 1e3 / self.steps,
+                "share": getattr(e, key) / total,
             }
             for e in ordered
         ]
 
 
-def _trainer(experiment: schema.Config, folder: Path, clock: Clock, steps: int, *callbacks: Callback) -> L.Trainer:
-    """As `train` has it, but for what it would write."""
+def _trainer(experiment: schema.Config, folder: Path, timer: PhaseTimer, steps: int, *callbacks: Callback) -> L.Trainer:
+    """The Trainer of `train`, without files."""
     options = experiment["trainer"]
     return L.Trainer(
         max_steps=-(-(steps + 1) // options["accumulate"]) + 1,  # a step ends where the next begins
@@ -239,7 +240,7 @@ def _trainer(experiment: schema.Config, folder: Path, clock: Clock, steps: int, 
         limit_val_batches=0,
         logger=DummyLogger(),
         callbacks=[DivergenceGuard(folder, options["log_every"]), ProgressReporter(lambda *_: None), *callbacks],
-        profiler=Hooks(clock),
+        profiler=PhaseProfiler(timer),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -252,50 +253,51 @@ def _device(experiment: schema.Config) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
-def _waits(experiment: schema.Config, data: L.LightningDataModule) -> list[Counter[str]]:
-    """What steps wait for, counted on the meta device."""
+def _syncs(experiment: schema.Config, data: L.LightningDataModule) -> list[Counter[str]]:
+    """Host synchronisations by step, counted on the meta device."""
     data.setup("fit")
     batches = list(islice(data.train_dataloader(), 3))
     with torch.device("meta"):
-        bare = untrained_system(experiment)
-    return syncs(bare, batches, experiment["trainer"]["gradient_clip"])
+        system = untrained_system(experiment)
+    return count_syncs(system, batches, experiment["trainer"]["gradient_clip"])
 
 
-def _counted(waits: list[Counter[str]]) -> Json:
-    found = sum(waits, Counter[str]())
-    where = {place: n / len(waits) for place, n in found.most_common()}
-    return {"host_syncs": {"per_step": found.total() / len(waits), "where": where}}
+def _sync_record(syncs: list[Counter[str]]) -> Json:
+    counts = sum(syncs, Counter[str]())
+    where = {line: n / len(syncs) for line, n in counts.most_common()}
+    return {"host_syncs": {"per_step": counts.total() / len(syncs), "where": where}}
 
 
-def _weighed(memory: Memory) -> Json:
+def _memory_record(memory: Memory) -> Json:
     return {"peak_mib": memory.peak_mib, "weights_mib": memory.resident_mib, "memory_method": memory.method}
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """The threads and random numbers of others as they were, and silence of what Lightning says of such a training."""
-    threads, said = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
-    level = said.level
+def _isolated() -> Iterator[None]:
+    """Restore threads and random state on exit, and suppress Lightning's messages about short trainings."""
+    threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
+    level = logger.level
     with torch.random.fork_rng(), warnings.catch_warnings():
         silence_lightning()
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*|.*validation_step.*")
-        said.setLevel(logging.WARNING)
+        logger.setLevel(logging.WARNING)
         try:
             yield
         finally:
-            said.setLevel(level)
+            logger.setLevel(level)
             torch.set_num_threads(threads)
 
 
 def table(record: Json) -> str:
-    """The record for a reader: a line a phase, the operators, the definitions."""
-    step, free = record["step"], record["unwatched"]
+    """The record as text: a line per phase, the operators, the definitions."""
+    step, whole = record["step"], record["unwatched"]
     lines = [f"{'phase':<27}{'share':>8}{'mean ms':>11}{'median ms':>11}{'quartiles':>11}"]
     lines += [_line(name, phase) for name, phase in record["phases"].items() if phase["mean_ms"]]
     lines.append(_line("step", {"share": 1.0, **step}))
+    interval = f"{whole['low_ms']:.4g} to {whole['high_ms']:.4g}"
     lines.append(
-        f"unwatched: {free['median_ms']:.4g} ms ({free['low_ms']:.4g} to {free['high_ms']:.4g}) a step, the median of "
-        f"{record['steps']}; peak {record['peak_mib']:.1f} MiB"
+        f"without phase boundaries: {whole['median_ms']:.4g} ms ({interval}) a step, the median of {record['steps']}; "
+        f"peak {record['peak_mib']:.1f} MiB"
     )
     if "host_syncs" in record:
         lines.append(f"host synchronisations a step: {record['host_syncs']['per_step']:g}")
@@ -312,25 +314,24 @@ def _line(name: str, phase: Json) -> str:
 
 
 def _notes(device: torch.device) -> list[str]:
-    waited = "the device is waited for at every border of a phase" if device.type == "cuda" else "on the host's clock"
+    clock = "the device is synchronised at every phase boundary" if device.type == "cuda" else "by the host's clock"
     return [
-        f"phases: {waited}; of nested ones the innermost counts, so means add up to the mean step",
-        "unwatched: the same steps without borders of phases",
-        f"operators: self time by torch.profiler, of {WATCHED} training steps or one image",
+        f"phases: {clock}; of nested phases the innermost counts, so means add up to the mean step",
+        "without phase boundaries: the same steps, timed only as a whole",
+        f"operators: self time by torch.profiler, of {RECORDED_STEPS} training steps or one image",
     ]
 
 
 def _training_notes(experiment: schema.Config) -> list[str]:
-    """The rest of the definitions."""
-    many = experiment["trainer"]["accumulate"]
+    accumulate = experiment["trainer"]["accumulate"]
     return [
-        "host synchronisations: counted on the meta device between logging points; transfers that block count too",
-        "peak: of a step, with weights, gradients, optimiser and average",
-        *(["peak on the CPU: of blocks that are not compiled"] if experiment["trainer"]["compile"] else []),
-        *([f"a step is one batch, of {many} that are accumulated"] if many > 1 else []),
+        "host synchronisations: counted on the meta device between logging points, including blocking copies",
+        "peak: of a step, with weights, gradients, optimiser state and averaged weights",
+        *(["peak on the CPU: with eager blocks"] if experiment["trainer"]["compile"] else []),
+        *([f"a step is one batch, of {accumulate} that are accumulated"] if accumulate > 1 else []),
     ]
 
 
-def _named(record: Json, phases: dict[str, str]) -> list[str]:
-    """What the phases are that took any time."""
-    return [f"{name}: {what}" for name, what in phases.items() if record["phases"][name]["mean_ms"]]
+def _phase_notes(record: Json, phases: dict[str, str]) -> list[str]:
+    """Definitions of the phases that took any time."""
+    return [f"{name}: {text}" for name, text in phases.items() if record["phases"][name]["mean_ms"]]

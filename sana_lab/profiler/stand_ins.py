@@ -1,4 +1,4 @@
-"""What takes the place of trained weights and of data that are not here, so that the cost of a step can be measured."""
+"""Random weights and small or synthetic data, so that the cost of a step can be measured without training or data."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ from sana_lab.config import schema, specs
 from sana_lab.models.text.configs import CONFIGS
 
 BATCHES = 4
-"""So many batches of latents are encoded, and of pictures drawn."""
+"""Batches of cached latents, or of synthetic images."""
 
 CAPTION = "a photo of a small red circle to the left of two large blue squares on a wooden table"
 
 
 def untrained_system(experiment: schema.Config) -> Any:
     """The experiment's system before training, its frozen parts initialised at random; no weights are read."""
-    return build("system", untrained(experiment["system"]))
+    return build("system", random_weights(experiment["system"]))
 
 
-def untrained(spec: schema.Config) -> schema.Config:
+def random_weights(spec: schema.Config) -> schema.Config:
     """The spec without weights; text encoders of a known shape are initialised at random."""
     return _with_random_text(without_weights(spec))
 
@@ -34,30 +34,30 @@ def _with_random_text(spec: schema.Config) -> schema.Config:
     return {k: _with_random_text(v) if isinstance(v, dict) else v for k, v in spec.items()}
 
 
-def data_for(experiment: schema.Config, folder: Path) -> tuple[L.LightningDataModule, list[str]]:
-    """The experiment's data at a size that costs nothing, caches in `folder`, and notes of what stands in."""
+def small_data(experiment: schema.Config, folder: Path) -> tuple[L.LightningDataModule, list[str]]:
+    """The experiment's data reduced to a few batches, with caches in `folder`; and notes on replaced data."""
     spec, notes = _small(experiment["data"], experiment, folder, int(experiment["data"]["batch"]))
     return specs.build("data", spec), notes
 
 
 def _small(spec: schema.Config, experiment: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
     if spec["name"] == "folder":
-        return _pictures(spec, folder, batch)
+        return _images(spec, folder, batch)
     if "source" not in spec:
         return {**spec, **({"held_out": 1} if "held_out" in spec else {})}, []
     source, notes = _small(spec["source"], experiment, folder, batch)
     small = {**spec, "source": source, "cache": str(folder / spec["name"])}
     if "items" in spec:
         small["items"] = min(spec["items"] or BATCHES * batch, BATCHES * batch)
-        notes = [*notes, f"data: {small['items']} pictures, encoded by an untrained autoencoder"]
+        notes = [*notes, f"data: {small['items']} images, encoded by an untrained autoencoder"]
     for kind in ("autoencoder", "text_encoder"):
         if kind in spec:
-            small[kind] = _on_disk(kind, untrained(spec[kind]), folder)
+            small[kind] = _with_weights_file(kind, random_weights(spec[kind]), folder)
     return small, notes
 
 
-def _on_disk(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
-    """A part that begins from nothing, its weights in a file, for data that take trained ones alone."""
+def _with_weights_file(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
+    """The spec of a text encoder with its random weights in a file, which cached data require; others unchanged."""
     part = build(kind, spec)
     if kind == "autoencoder" or part.pretrained:
         return spec
@@ -66,11 +66,11 @@ def _on_disk(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
     return {**spec, "weights": str(path)}
 
 
-def _pictures(spec: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
-    """A folder of pictures as it is; where it is not here, one of smooth random pictures."""
+def _images(spec: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
+    """The spec of a folder of images; where it does not exist, of a folder of smooth random images."""
     if Path(spec["root"]).expanduser().is_dir():
         return spec, []
-    root = folder / "pictures"
+    root = folder / "images"
     root.mkdir()
     random = torch.Generator().manual_seed(0)
     for i in range(BATCHES * min(batch, 16)):
@@ -78,4 +78,4 @@ def _pictures(spec: schema.Config, folder: Path, batch: int) -> tuple[schema.Con
         size = (spec["size"], spec["size"])
         Image.fromarray(coarse.numpy()).resize(size, Image.Resampling.BICUBIC).save(root / f"{i}.jpg")
         (root / f"{i}.txt").write_text(CAPTION)
-    return {**spec, "root": str(root)}, [f"data: {spec['root']} is not here; random pictures stand in"]
+    return {**spec, "root": str(root)}, [f"data: {spec['root']} does not exist; replaced by random images"]

@@ -1,6 +1,7 @@
 """Memory that is worked out on the meta device against memory that is followed on the CPU."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -16,12 +17,7 @@ WEIGHTS = [COMPONENTS[stage] for stage in ("text", "denoise", "decode")]
 
 
 def make(**dit: object) -> TextToImage:
-    torch.manual_seed(0)
-    vae = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-    llm = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-    return TextToImage(
-        dit={"name": "sana", "dim": 64, "depth": 2, "cross_heads": 2, **dit}, autoencoder=vae, text_encoder=llm
-    ).eval()
+    return tiny.text2image(dit={**tiny.DIT, "dim": 64, "depth": 2, **dit}).eval()
 
 
 @torch.no_grad()

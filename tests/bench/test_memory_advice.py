@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from sana_lab import __main__, api
@@ -16,6 +17,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import OutOfMemory, advise_on_out_of_memory, describe_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import evaluate
+from sana_lab.pretrained import loading
 from sana_lab.systems import text2image
 from sana_lab.systems.offload import Offload
 from sana_lab.systems.text2image import TextToImage
@@ -33,14 +35,9 @@ def full(*_: Any, **__: Any) -> Any:
 
 
 def system(**changes: Any) -> TextToImage:
-    torch.manual_seed(0)
-    made = TextToImage(
-        dit={"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2},
-        autoencoder={"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1},
-        text_encoder={"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16},
-    ).eval()
-    made.experiment = {**experiment(), **changes}
-    return made
+    net: TextToImage = tiny.text2image().eval()
+    net.experiment = {**experiment(), **changes}
+    return net
 
 
 class TestTable:
@@ -89,7 +86,7 @@ class TestTable:
 
     def test_of_a_model_that_is_no_experiment(self, capsys: pytest.CaptureFixture[str], sana_folder: Path):
         assert __main__.main(["bench", str(sana_folder), "--memory"]) == 1
-        assert "memory is worked out for an experiment" in capsys.readouterr().err
+        assert "for an experiment" in capsys.readouterr().err
 
 
 class TestAdvice:
@@ -114,22 +111,22 @@ class TestAdvice:
             raise KeyError
 
     def test_drawing_says_what_would_fit(self):
-        drawn = system()
-        tips = SamplingPass(drawn, 64, 8, Sampling(), "eval.batch").advice()
+        net = system()
+        tips = SamplingPass(net, 64, 8, Sampling(), "eval.batch").advice()
         assert tips[0].startswith("computed peak: ")
         assert [tip.split(" ")[0] for tip in tips[1:3]] == ["eval.batch=1", "system.autoencoder.tile=2"]
         assert not any("offload" in tip for tip in tips)  # it is on the CPU
 
     def test_on_a_gpu_networks_can_visit(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(SamplingPass, "_device_type", lambda self: "cuda")
-        drawn = system()
-        tips = SamplingPass(drawn, 64, 1, Sampling(), "eval.batch").advice()
+        net = system()
+        tips = SamplingPass(net, 64, 1, Sampling(), "eval.batch").advice()
         named = [tip.rpartition(" GiB")[0].rpartition(" ")[0] for tip in tips[1:]]
         both = "sampling.offload=true with system.autoencoder.tile=2"
         assert named[:3] == ["system.autoencoder.tile=2", "sampling.offload=true", both]
-        drawn.offload, drawn.autoencoder.tile = Offload("cpu"), 2
+        net.offload, net.autoencoder.tile = Offload("cpu"), 2
         assert not any(
-            "offload" in tip or "tile" in tip for tip in SamplingPass(drawn, 64, 1, Sampling(), "n").advice()[1:]
+            "offload" in tip or "tile" in tip for tip in SamplingPass(net, 64, 1, Sampling(), "n").advice()[1:]
         )
 
     def test_parts_that_cannot_be_counted_get_words(self, monkeypatch: pytest.MonkeyPatch):
@@ -158,15 +155,15 @@ class TestVerbs:
         return error[-1]
 
     def test_sample(self, capsys, monkeypatch, here: Path):
-        drawn = system()
-        monkeypatch.setattr(api, "load", lambda *_: drawn)
-        monkeypatch.setattr(drawn.autoencoder, "decode", full)
+        net = system()
+        monkeypatch.setattr(api, "load", lambda *_: net)
+        monkeypatch.setattr(net.autoencoder, "decode", full)
         line = self.said(capsys, "sample", "a ring", "a cross", "--out", str(here), "--set", "x=1")
         assert "while decoding 2 images of 64 x 64 pixels: CUDA out of memory. Tried to allocate 2.00 GiB" in line
 
     def test_eval(self, capsys, monkeypatch, here: Path):
-        drawn = system(eval={**experiment()["eval"], "prompts_per_task": 1, "held_out": 4, "batch": 4})
-        monkeypatch.setattr(api, "load", lambda *_: drawn)
+        net = system(eval={**experiment()["eval"], "prompts_per_task": 1, "held_out": 4, "batch": 4})
+        monkeypatch.setattr(loading, "open_model", lambda *_: net)
         monkeypatch.setattr(text2image, "guided", full)
         line = self.said(capsys, "eval", "shapes_sana")
         assert "while denoising 4 images of 64 x 64 pixels" in line
@@ -184,7 +181,7 @@ class TestVerbs:
             train.train(experiments.load("shapes_vae_f8", ["trainer.max_steps=3"]))
 
     def test_judging_reaches_it_from_python(self, monkeypatch):
-        drawn = system()
-        monkeypatch.setattr(drawn.text_encoder, "forward", full)
+        net = system()
+        monkeypatch.setattr(net.text_encoder, "forward", full)
         with pytest.raises(OutOfMemory, match="while reading"):
-            evaluate.evaluate(drawn)
+            evaluate.evaluate(net)

@@ -16,7 +16,7 @@ from sana_lab.diffusion.guidance import guided, prepare, within
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.dit import Dit, TextDit
 from sana_lab.models.dit.sana_sampling import MAX_TIMES, Schedule
-from sana_lab.profiler.host_syncs import Syncs
+from sana_lab.profiler.host_syncs import SyncCounter
 from sana_lab.types import Text, Velocity
 
 TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
@@ -274,11 +274,11 @@ def test_told_is_what_each_solver_asks_for():
 def test_no_step_waits_for_the_device(solver: str, flow: Process, foretold: bool):
     """Counted on the meta device, which has no values to give."""
     how = Sampling(solver, 4, SCALE, guidance_interval=(0.3, 0.8))
-    with Syncs() as waits:
+    with SyncCounter() as waits:
         dit = make("1.0", torch.float32).to("meta")
         prompts, null = (Text(t.tokens.to("meta"), t.mask.to("meta")) for t in (PROMPTS, NULLS["one token"]))
         velocity = guided(dit, prompts, null, SCALE, (0.3, 0.8), how.network_times(flow) if foretold else None)
         before = waits.total
         how.run(velocity, torch.empty(ROWS, 4, 4, 6, device="meta"), flow)
     assert before > 0, "texts are looked at once"
-    assert waits.total == before, waits.found
+    assert waits.total == before, waits.counts

@@ -6,10 +6,11 @@ from typing import Any
 
 import lightning as L
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
-from sana_lab.profiler.host_syncs import Syncs, syncs
+from sana_lab.profiler.host_syncs import SyncCounter, count_syncs
 from sana_lab.systems.autoencoder import AutoencoderSystem
 from sana_lab.systems.dit import DitSystem
 from sana_lab.systems.text2image import TextToImage
@@ -22,9 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
-DIT = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
-VAE = {"name": "vae", "widths": [8, 8], "groups": 2, "depth": 1}
-T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 24}
+DIT, VAE = tiny.DIT, tiny.VAE_2X
+T5 = {**tiny.T5, "max_tokens": 24}
 LLM = {**T5, "name": "llm"}
 FUSED = {"name": "adamw", "fused": True}
 
@@ -63,7 +63,7 @@ def test_no_step_waits_between_logging_points(case: str, tmp_path: Path):
         ProgressReporter(lambda step, steps: None),
         *([ProgressBar(1000)] if case == "dit" else []),
     ]
-    found = syncs(make(), [batch()] * 3, callbacks=callbacks)
+    found = count_syncs(make(), [batch()] * 3, callbacks=callbacks)
     assert found == [Counter()] * 2
 
 
@@ -127,7 +127,7 @@ class Curious(L.LightningModule):
 )
 def test_each_way_to_ask_is_counted_with_its_place(way: str, words: str):
     batch = Batch(None, [], torch.randn(2, 3))
-    (found,) = syncs(Curious(way), [batch] * 2)
+    (found,) = count_syncs(Curious(way), [batch] * 2)
     assert found.total() >= 1
     assert all(why.startswith(words) for why in found)
     if way != "told":
@@ -135,11 +135,11 @@ def test_each_way_to_ask_is_counted_with_its_place(way: str, words: str):
 
 
 def test_queued_copies_are_not_counted():
-    assert syncs(Curious("queued"), [Batch(None, [], torch.randn(2, 3))] * 3) == [Counter()] * 2
+    assert count_syncs(Curious("queued"), [Batch(None, [], torch.randn(2, 3))] * 3) == [Counter()] * 2
 
 
 def test_values_of_the_host_are_free():
-    with Syncs() as mode:
+    with SyncCounter() as mode:
         assert torch.ones(3).sum().item() == 3
         assert torch.ones(3).nonzero().shape == (3, 1)
     assert mode.total == 0

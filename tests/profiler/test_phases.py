@@ -1,13 +1,14 @@
-"""The clock of phases against times written out, and a system that is left as it was."""
+"""The timer of phases against times written out, and a system that is left as it was."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from sana_lab.profiler import phases
-from sana_lab.profiler.phases import OTHER, SAMPLING, TRAINING, Clock, Hooks, watched
+from sana_lab.profiler.phases import OTHER, SAMPLING, TRAINING, PhaseProfiler, PhaseTimer, instrument
 from sana_lab.systems.text2image import TextToImage
 
 CPU = torch.device("cpu")
@@ -22,48 +23,48 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_innermost_phase_counts_and_all_add_up(at: Any):
-    clock = Clock(CPU)
+    timer = PhaseTimer(CPU)
     at(1.0)
-    clock.step()
+    timer.step()
     at(2.0)
-    with clock.phase("loss"):
+    with timer.phase("loss"):
         at(4.0)
-        with clock.phase("dit: head"):
+        with timer.phase("dit: head"):
             at(7.0)
-        with clock.phase(None):
+        with timer.phase(None):
             at(8.0)
     at(9.5)
-    clock.step()
-    assert clock.done == [{OTHER: 2.5, "loss": 3.0, "dit: head": 3.0}]
-    assert sum(clock.done[0].values()) == 8.5
+    timer.step()
+    assert timer.steps == [{OTHER: 2.5, "loss": 3.0, "dit: head": 3.0}]
+    assert sum(timer.steps[0].values()) == 8.5
 
 
 def test_what_a_backward_runs_is_its_own(at: Any):
-    clock = Clock(CPU)
-    clock.step()
-    with clock.phase("backward"), clock.phase("dit: head"):
+    timer = PhaseTimer(CPU)
+    timer.step()
+    with timer.phase("backward"), timer.phase("dit: head"):
         at(3.0)
-    clock.step()
-    assert clock.done == [{OTHER: 0.0, "backward": 3.0}]
+    timer.step()
+    assert timer.steps == [{OTHER: 0.0, "backward": 3.0}]
 
 
 def test_without_borders_only_steps_are_timed(at: Any):
-    clock = Clock(CPU, borders=False)
-    clock.step()
-    with clock.phase("loss"):
+    timer = PhaseTimer(CPU, boundaries=False)
+    timer.step()
+    with timer.phase("loss"):
         at(3.0)
-    clock.step()
-    assert clock.done == [{OTHER: 3.0}]
+    timer.step()
+    assert timer.steps == [{OTHER: 3.0}]
 
 
 def test_time_before_the_first_step_is_nobodys(at: Any):
-    clock = Clock(CPU)
-    with clock.phase("loss"):
+    timer = PhaseTimer(CPU)
+    with timer.phase("loss"):
         at(5.0)
-    clock.step()
+    timer.step()
     at(6.0)
-    clock.step()
-    assert clock.done == [{OTHER: 1.0}]
+    timer.step()
+    assert timer.steps == [{OTHER: 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -81,15 +82,13 @@ def test_time_before_the_first_step_is_nobodys(at: Any):
     ],
 )
 def test_lightnings_actions(action: str, phase: str | None):
-    assert Hooks(Clock(CPU))._phase(action) == phase
+    assert PhaseProfiler(PhaseTimer(CPU))._phase(action) == phase
     assert phase is None or phase in TRAINING
 
 
 @pytest.fixture
 def system() -> Iterator[TextToImage]:
-    dit = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
-    vae = {"name": "vae", "widths": [8, 8], "groups": 2, "depth": 1}
-    return TextToImage(dit, vae, {"name": "t5", "width": 32, "layers": 1, "heads": 2})
+    return tiny.text2image(autoencoder=tiny.VAE_2X, text_encoder=tiny.T5)
 
 
 def hooks(system: TextToImage) -> int:
@@ -98,19 +97,19 @@ def hooks(system: TextToImage) -> int:
 
 def test_a_system_is_left_as_it_was(system: TextToImage):
     before, count = {name: set(vars(m)) for name, m in system.named_modules()}, hooks(system)
-    clock = Clock(CPU)
-    clock.step()
-    with watched(system, clock):
+    timer = PhaseTimer(CPU)
+    timer.step()
+    with instrument(system, timer):
         assert hooks(system) > count
         images = torch.zeros(1, 3, 8, 8)
         latents = system.autoencoder.encode(images)
         system.dit(latents, torch.tensor([0.5]), system.encode_text(["a"]))
         system.average.update(system)
-    clock.step()
+    timer.step()
     assert hooks(system) == count
     assert {name: set(vars(m)) for name, m in system.named_modules()} == before
     named = {name for name in TRAINING if name.startswith(("dit", "text"))} - {"dit: blocks"}
-    assert set(clock.done[0]) == named | {"autoencoder encode", "average", OTHER}
+    assert set(timer.steps[0]) == named | {"autoencoder encode", "average", OTHER}
 
 
 def test_phases_have_words():

@@ -80,7 +80,7 @@ def test_cached_features_and_pictures_that_are_not_here(folder: Path):
     assert record["phases"]["text encoding"]["mean_ms"] == record["phases"]["autoencoder encode"]["mean_ms"] == 0
     assert record["phases"]["data loading"]["mean_ms"] > 0
     assert record["operators"] == []
-    assert "data: data/none is not here; random pictures stand in" in record["notes"]
+    assert "data: data/none does not exist; replaced by random images" in record["notes"]
     assert "a step is one batch, of 2 that are accumulated" in record["notes"]
     assert [p.name for p in folder.iterdir()] == ["experiments"]
 
@@ -89,7 +89,7 @@ def test_an_image_by_phase(folder: Path):
     record = profile.profile_sampling(experiments.load("tiny"), steps=2, warmup=0, top=2)
     assert_adds_up(record, SAMPLING)
     assert {name for name, phase in record["phases"].items() if not phase["mean_ms"]} == {"dit: blocks"}
-    assert "a step is one image of 16 px, 2 denoising steps, the prompt as if new, no CUDA graphs" in record["notes"]
+    assert "a step is one image of 16 px, 2 denoising steps, every prompt new, no CUDA graphs" in record["notes"]
 
 
 @pytest.mark.slow
@@ -111,7 +111,7 @@ def test_compiled_blocks_are_one_phase(folder: Path):
         (["tiny", "system.dit.dim=30"], "30 is not a multiple"),
         (
             ["cached", "--sampling"],
-            "--sampling is of a system that draws images, and 'dit' does not; expected text2image",
+            "'dit' does not; expected text2image",
         ),
     ],
 )

@@ -49,8 +49,8 @@ def flux_macs(image: int, text: int) -> int:
 
 
 def test_a_forward_of_flux_is_its_closed_form():
-    found = probe("flux_dev", size=512, steps=2).count()
-    assert (found["tokens"], found["text_tokens"], found["evaluations"]) == (1024, 512, 2)
+    found = probe("flux_dev", size=512, steps=1).count()
+    assert (found["tokens"], found["text_tokens"], found["evaluations"]) == (1024, 512, 1)
     assert found["tmacs"] * 1e12 == flux_macs(1024, 512)
 
 
