@@ -47,10 +47,10 @@ def folder(here: Path) -> Path:
 def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What an unsuccessful command says: one line, not a traceback."""
     assert __main__.main(arguments) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("sana-lab: ")
-    assert said.count("\n") == 1
-    return said
+    output = capsys.readouterr().err
+    assert output.startswith("sana-lab: ")
+    assert output.count("\n") == 1
+    return output
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -79,8 +79,8 @@ def test_help_answers_at_once_and_imports_nothing_heavy(arguments: list[str]):
 def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
-    said = capsys.readouterr().out
-    assert not [verb for verb in VERBS if f"\n    {verb} " not in said]
+    output = capsys.readouterr().out
+    assert not [verb for verb in VERBS if f"\n    {verb} " not in output]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -134,11 +134,11 @@ def test_overrides_and_options_come_in_any_order():
 
 def test_dry_run_prints_the_resolved_experiment_and_leaves_nothing(folder: Path, capsys):
     assert __main__.main(["train", "tiny", "--dry-run", "trainer.max_steps=7"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     expected = experiments.load("tiny", ["trainer.max_steps=7"])
-    assert OmegaConf.to_container(OmegaConf.create(said)) == expected
-    assert hashing.experiment_hash(expected) in said
-    assert "trained: no" in said
+    assert OmegaConf.to_container(OmegaConf.create(output)) == expected
+    assert hashing.experiment_hash(expected) in output
+    assert "trained: no" in output
     assert sorted(p.name for p in folder.iterdir()) == ["ablations", "experiments"]
 
 
@@ -153,9 +153,9 @@ def test_what_a_dry_run_printed_is_an_experiment_again(folder: Path, capsys):
 
 def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
     assert __main__.main(["ablate", "two", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "softmax" in said
-    assert "linear" in said
+    output = capsys.readouterr().out
+    assert "softmax" in output
+    assert "linear" in output
     assert not list(folder.glob("runs/models/*"))
 
 
@@ -192,8 +192,8 @@ def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
     ],
 )
 def test_mistakes_end_in_one_line(folder: Path, arguments: list[str], words: tuple[str, ...], capsys):
-    said = failing(arguments, capsys)
-    assert not [w for w in words if w not in said], said
+    output = failing(arguments, capsys)
+    assert not [w for w in words if w not in output], output
 
 
 def test_ctrl_c_is_no_error_of_ours(folder: Path, monkeypatch, capsys):
@@ -252,7 +252,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch):
 
 
 def test_what_torchao_and_its_users_say_of_each_other_is_not_repeated(caplog):
-    """It is in the way wherever torchao is installed; all else that they log is said."""
+    """It is in the way wherever torchao is installed; all else that they log is output."""
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
     __main__.main(["eval", "no_such_experiment"])

@@ -131,9 +131,9 @@ def yaml_words(value: Any) -> str:
 def comments(target: Callable[..., Any]) -> dict[str, str]:
     """Option -> the comment beside it in the source of a function, a class's constructor or a dataclass."""
     if is_dataclass(target):
-        bases = [base for base in reversed(inspect.getmro(target)) if is_dataclass(base)]  # type: ignore[arg-type]
+        bases = [base for base in reversed(inspect.getmro(target)) if is_dataclass(base)]
         return {name: text for base in bases for name, text in _comments_in(base).items()}
-    return _comments_in(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))  # type: ignore[misc]
+    return _comments_in(target.__init__ if inspect.isclass(target) else inspect.unwrap(target))
 
 
 def _comments_in(target: Callable[..., Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Experiments and ablations: merging, overriding, completing, hashing, and what is said of mistakes."""
+"""Experiments and ablations: merging, overriding, completing, and the messages of errors."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def folder(here: Path) -> Path:
     return here
 
 
-def said(call: Any, *arguments: Any) -> str:
+def error_of(call: Any, *arguments: Any) -> str:
     with pytest.raises(SpecError) as caught:
         call(*arguments)
     return str(caught.value)
@@ -96,12 +96,12 @@ def test_overrides_apply_in_order():
 
 @pytest.mark.parametrize("item", ["trainer.max_steps", "=3", "max steps"])
 def test_overrides_without_a_value(item: str):
-    assert item in (text := said(apply, {}, [item]))
+    assert item in (text := error_of(apply, {}, [item]))
     assert "key=value" in text
 
 
 def test_overrides_that_are_no_yaml():
-    assert "a=[1" in said(apply, {}, ["a=[1"])
+    assert "a=[1" in error_of(apply, {}, ["a=[1"])
 
 
 # --- experiments
@@ -121,7 +121,7 @@ def test_an_experiment_is_complete(folder: Path):
 def test_interpolations_are_replaced(folder: Path):
     assert load("tiny")["system"]["seed"] == 3
     assert load("tiny", ["seed=9"])["system"]["seed"] == 9
-    assert "nowhere" in said(load, "tiny", ["system.seed=${nowhere}"])
+    assert "nowhere" in error_of(load, "tiny", ["system.seed=${nowhere}"])
 
 
 def test_overrides_reach_every_depth_and_change_of_name_starts_afresh(folder: Path):
@@ -145,7 +145,7 @@ def test_a_base_is_merged_below(folder: Path):
 def test_a_ring_of_bases_is_named(folder: Path):
     write(folder, "experiments/a.yaml", "base: b\n")
     write(folder, "experiments/b.yaml", "base: a\n")
-    assert "a -> b -> a" in said(compose, "a")
+    assert "a -> b -> a" in error_of(compose, "a")
 
 
 def test_a_path_is_taken_as_it_is(folder: Path):
@@ -186,29 +186,29 @@ def test_recipes_are_found_from_anywhere(here: Path):
     ],
 )
 def test_typos(folder: Path, overrides: list[str], words: tuple[str, ...]):
-    text = said(load, "tiny", overrides)
+    text = error_of(load, "tiny", overrides)
     assert not [w for w in words if w not in text], text
 
 
 def test_files_that_are_not_there_or_no_yaml(folder: Path):
-    assert "there is no experiment 'tini'; did you mean 'tiny'?" in said(load, "tini")
-    assert "there is no experiment 'no/such.yaml'" in said(load, "no/such.yaml")
+    assert "there is no experiment 'tini'; did you mean 'tiny'?" in error_of(load, "tini")
+    assert "there is no experiment 'no/such.yaml'" in error_of(load, "no/such.yaml")
     write(folder, "experiments/broken.yaml", "system: [1, 2\n")
-    assert "broken.yaml cannot be read as YAML" in said(load, "broken")
+    assert "broken.yaml cannot be read as YAML" in error_of(load, "broken")
     write(folder, "experiments/list.yaml", "- 1\n- 2\n")
-    assert "list.yaml holds list, expected a mapping" in said(load, "list")
+    assert "list.yaml holds list, expected a mapping" in error_of(load, "list")
     write(folder, "experiments/empty.yaml", "")
-    assert "empty" in said(load, "empty")
+    assert "empty" in error_of(load, "empty")
     write(folder, "experiments/binary.yaml", "")
     (folder / "experiments/binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    assert "binary.yaml cannot be read as YAML" in said(load, "binary")
+    assert "binary.yaml cannot be read as YAML" in error_of(load, "binary")
     write(folder, "experiments/twice.yaml", "seed: 1\nseed: 2\n")
-    assert "twice.yaml" in said(load, "twice")
+    assert "twice.yaml" in error_of(load, "twice")
 
 
 def test_what_is_missing_is_asked_for(folder: Path):
     write(folder, "experiments/half.yaml", "system: text2image\n")
-    assert "half needs 'data' (a spec of kind 'data')" in said(load, "half")
+    assert "half needs 'data' (a spec of kind 'data')" in error_of(load, "half")
 
 
 # --- other experiments inside
@@ -225,13 +225,13 @@ def test_a_part_is_taken_from_an_experiment_with_its_weights(folder: Path):
 
 def test_a_part_that_the_experiment_does_not_hold(folder: Path):
     write(folder, "experiments/judge.yaml", "system: {name: autoencoder, autoencoder: vae}\ndata: shapes\n")
-    assert "which holds no text_encoder" in said(load, "tiny", ["system.text_encoder=experiment:judge"])
-    assert "there is no experiment 'tiney'" in said(load, "tiny", ["system.autoencoder=experiment:tiney"])
+    assert "which holds no text_encoder" in error_of(load, "tiny", ["system.text_encoder=experiment:judge"])
+    assert "there is no experiment 'tiney'" in error_of(load, "tiny", ["system.autoencoder=experiment:tiney"])
 
 
 def test_a_ring_of_experiments_is_told(folder: Path):
     write(folder, "experiments/ring.yaml", "base: tiny\nsystem: {autoencoder: 'experiment:ring'}\n")
-    assert "experiments take weights from each other: ring -> ring" in said(load, "ring")
+    assert "experiments take weights from each other: ring -> ring" in error_of(load, "ring")
 
 
 # --- suites
@@ -262,4 +262,4 @@ def test_image_size_looks_through_a_cache():
 
 def test_sampling_is_checked_alone():
     assert experiments.check_sampling({"steps": 3})["solver"] == {"name": "dpmpp", "order": 2}
-    assert "did you mean 'steps'?" in said(experiments.check_sampling, {"stps": 3})
+    assert "did you mean 'steps'?" in error_of(experiments.check_sampling, {"stps": 3})

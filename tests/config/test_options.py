@@ -10,18 +10,6 @@ from sana_lab.config import options, options_page, registry, specs
 from sana_lab.config.specs import RUNTIME, AsBefore, Option, Spec
 
 PENDING = {
-    "bench.probes.attention",
-    "bench.probes.image",
-    "bench.probes.peer",
-    "bench.probes.text",
-    "diffusion.solvers",
-    "diffusion.unipc",
-    "models.attention.linear",
-    "models.attention.softmax",
-    "models.dit.sana",
-    "models.layers",
-    "shapes.train_attributes",
-    "shapes.train_clip",
     "systems.autoencoder",
     "systems.dit",
     "systems.text2image",
@@ -161,9 +149,9 @@ def test_the_page_is_that_of_the_source():
 def test_parts_lists(arguments: list[str], words: tuple[str, ...], capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert __main__.main(["parts", *arguments]) == 0
-    said = capsys.readouterr().out
-    assert not [word for word in words if word not in said]
-    assert max(map(len, said.splitlines())) <= 100
+    output = capsys.readouterr().out
+    assert not [word for word in words if word not in output]
+    assert max(map(len, output.splitlines())) <= 100
 
 
 @pytest.mark.parametrize(

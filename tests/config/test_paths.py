@@ -1,4 +1,4 @@
-"""Places that cannot be written are told before the work."""
+"""Places that cannot be written are reported before any work."""
 
 from pathlib import Path
 

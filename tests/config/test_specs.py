@@ -1,4 +1,4 @@
-"""The table of parts: what a signature admits, what it completes, and what is said of a spec that is wrong."""
+"""Specs of parts: what a signature accepts and completes, and the messages of errors."""
 
 import inspect
 from collections.abc import Callable
@@ -208,7 +208,7 @@ def test_weights_are_an_option_of_what_has_weights():
     assert "has no option 'weights'" in message(lambda: specs.resolve("attention", {"name": "linear", "weights": "a"}))
 
 
-# --- what is said of what is wrong: given, expected, nearest
+# --- errors: given, expected, nearest
 
 
 @pytest.mark.parametrize(
@@ -265,8 +265,8 @@ def test_weights_are_an_option_of_what_has_weights():
     ],
 )
 def test_wrong_specs(kind: str, spec: Any, words: tuple[str, ...]):
-    said = message(lambda: specs.resolve(kind, spec))
-    assert not [w for w in words if w not in said], said
+    error = message(lambda: specs.resolve(kind, spec))
+    assert not [w for w in words if w not in error], error
 
 
 @pytest.mark.parametrize(
@@ -288,14 +288,14 @@ def test_wrong_specs(kind: str, spec: Any, words: tuple[str, ...]):
     ],
 )
 def test_wrong_options_of_every_sort(guest, options: dict[str, Any], words: tuple[str, ...]):
-    said = message(lambda: specs.resolve("attention", {"name": f"{guest}:Mean", **options}))
-    assert not [w for w in words if w not in said], said
+    error = message(lambda: specs.resolve("attention", {"name": f"{guest}:Mean", **options}))
+    assert not [w for w in words if w not in error], error
 
 
 def test_what_must_be_given_is_asked_for(guest):
-    said = message(lambda: specs.resolve("attention", f"{guest}:Later"))
-    assert "needs 'gain' (float)" in said
-    assert "[attention.gain]" in said
+    error = message(lambda: specs.resolve("attention", f"{guest}:Later"))
+    assert "needs 'gain' (float)" in error
+    assert "[attention.gain]" in error
 
 
 def test_guests_of_another_kind_are_turned_away(guest):
@@ -315,9 +315,9 @@ def test_a_guest_that_lacks_methods_is_refused_while_it_resolves(tmp_path, monke
     module, _, name = registry.BASES[kind].partition(":")
     (tmp_path / f"half_{kind}.py").write_text(f"from {module} import {name}\n\n\nclass Half({name}): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
-    said = message(lambda: specs.resolve(kind, f"half_{kind}:Half"))
-    assert "lacks" in said
-    assert not [m for m in specs._import(kind, registry.BASES[kind]).__abstractmethods__ if m not in said], said
+    error = message(lambda: specs.resolve(kind, f"half_{kind}:Half"))
+    assert "lacks" in error
+    assert not [m for m in specs._import(kind, registry.BASES[kind]).__abstractmethods__ if m not in error], error
 
 
 def test_a_guest_whose_own_import_fails_is_not_called_absent(tmp_path, monkeypatch):
@@ -390,8 +390,8 @@ def test_records_are_completed_like_parts():
     ],
 )
 def test_wrong_records(given: dict[str, Any], words: tuple[str, ...]):
-    said = message(lambda: specs.complete(specs.fields(Outer), given, "outer", "outer"))
-    assert not [w for w in words if w not in said], said
+    error = message(lambda: specs.complete(specs.fields(Outer), given, "outer", "outer"))
+    assert not [w for w in words if w not in error], error
 
 
 def test_nearest_answers_or_lists():
