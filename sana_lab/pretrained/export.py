@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import architectures, formats, rename_keys
 from sana_lab.config import experiments
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
@@ -46,7 +46,8 @@ def export(model: str | Path | nn.Module, folder: str | Path) -> list[str]:
         raise SpecError(f"{folder} exists and is not empty; expected a new folder")
     if isinstance(model, TextToImage):
         return _write_pipeline(model, folder)
-    part = next((p for p in (getattr(model, k, None) for k in formats.FOLDERS) if isinstance(p, nn.Module)), model)
+    children = dict(model.named_children())
+    part = next((children[kind] for kind in formats.FOLDERS if kind in children), model)
     if not isinstance(part, Dit | Autoencoder):
         raise SpecError(f"a {type(part).__name__} cannot be exported; expected a text2image system, dit or autoencoder")
     _write_component(_component(part), folder)

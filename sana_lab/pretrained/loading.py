@@ -8,7 +8,7 @@ import torch
 
 from sana_lab.checkpoints import files, hub, weights
 from sana_lab.config import experiments, registry
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 
 
 def load(
@@ -49,9 +49,10 @@ def _part_of(model: Any, kind: str | None, path: Path) -> Any:
     """The model itself, or its part of that kind. SpecError where it has none."""
     if kind is None or (hasattr(model, "spec") and model.spec["name"] in registry.TABLE.get(kind, ())):
         return model
-    if not hasattr(model, kind):
+    part = dict(model.named_children()).get(kind)
+    if part is None:
         raise SpecError(f"{path} holds a {type(model).__name__}, which has no {kind}")
-    return getattr(model, kind)
+    return part
 
 
 def open_model(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, registry, schema, specs
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 
 
 def restore(experiment: schema.Config, path: Path) -> Any:
@@ -14,7 +14,9 @@ def restore(experiment: schema.Config, path: Path) -> Any:
     system = specs.build("system", experiment["system"])
     state = weights.read(path)
     for kind in sorted({key.split(".")[0] for key in state}):
-        weights.load_state(getattr(system, kind), state, f"{kind}.", str(path))
+        if (part := system.part(kind)) is None:
+            raise SpecError(f"{path} holds weights of a part {kind!r}, which {type(system).__name__} does not have")
+        weights.load_state(part, state, f"{kind}.", str(path))
     system.experiment = experiment
     return system.eval()
 
@@ -30,8 +32,8 @@ def from_checkpoint(path: Path) -> Any:
     check_names(options, str(path))
     kind = system_with(options, path)
     system = specs.build("system", {"name": kind, **options})
-    system.load_state_dict(checkpoint["state_dict"], strict=False)
-    system.on_load_checkpoint(checkpoint)
+    system.on_load_checkpoint(checkpoint)  # first, as in Lightning: it reports a state dict that does not fit
+    system.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen parts are not in it
     system.write_average()
     return system.eval()
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_peers import NVLABS_HINTS, close, nvlabs_state, velocities
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -8,7 +8,7 @@ import torch
 from tiny_peers import NVLABS_HINTS, nvlabs_state
 
 from sana_lab.checkpoints.mismatch import LIMIT, check_state, mismatches
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -11,7 +11,7 @@ from tiny_peers import NVLABS_HINTS, close, nvlabs_state, nvlabs_training, veloc
 from sana_lab.checkpoints import formats, key_tables, nvlabs, rename_keys
 from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import specs
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.models.layers import sincos_positions
 from sana_lab.pretrained import loading
 

@@ -12,7 +12,7 @@ from tiny_peers import close, velocities
 from torch import nn
 
 from sana_lab.config import specs
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.pretrained import export, loading
 from sana_lab.systems.text2image import TextToImage

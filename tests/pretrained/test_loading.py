@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sana_lab.checkpoints import weights
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.pretrained import loading
 
 

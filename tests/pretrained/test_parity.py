@@ -76,7 +76,7 @@ HALF = {torch.float16: (1, 0.15), torch.bfloat16: (16, 1.0)}
         ("euler", torch.float16, [(2, 4.5)]),
         ("dpm", torch.bfloat16, [(2, 4.5)]),
     ],
-    ids=str,
+    ids=lambda value: f"{len(value)} runs" if isinstance(value, list) else str(value),
 )
 def test_images_in_half_precision(
     name: str, dtype: torch.dtype, runs: list[tuple[int, float]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

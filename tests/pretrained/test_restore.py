@@ -1,35 +1,45 @@
-"""A Lightning checkpoint says what it is of by the options that it holds."""
+"""Systems of Lightning checkpoints: recognised by their options, rebuilt, and refused where they do not fit."""
 
 from pathlib import Path
 
-import lightning as L
 import pytest
+import tiny
+import torch
 
 from sana_lab.config import specs
-from sana_lab.config.specs import SpecError
+from sana_lab.config.errors import SpecError
 from sana_lab.pretrained import restore
+from sana_lab.systems import System
 
 SYSTEMS = {
-    "autoencoder": {"autoencoder": {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}},
+    "autoencoder": {"autoencoder": tiny.VAE},
     "attributes": {"widths": [8, 8, 8]},
     "clip": {"width": 16, "layers": 1, "text_layers": 1, "heads": 2},
-    "dit": {
-        "text_encoder": {"name": "llm", "width": 16, "layers": 1},
-        "dit": {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2},
-    },
-    "text2image": {
-        "text_encoder": {"name": "llm", "width": 16, "layers": 1},
-        "dit": {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2},
-    },
+    "dit": {"text_encoder": tiny.LLM, "dit": tiny.DIT},
+    "text2image": {"text_encoder": tiny.LLM, "dit": tiny.DIT},
 }
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_system_is_known_by_its_options(name: str):
-    system: L.LightningModule = specs.build("system", {"name": name, **SYSTEMS[name]})
+def test_every_system_is_recognised_by_its_options(name: str):
+    system: System = specs.build("system", {"name": name, **SYSTEMS[name]})
     assert restore.system_with(dict(system.hparams), Path("a.ckpt")) == name
 
 
 def test_options_of_no_system_are_refused():
-    with pytest.raises(SpecError, match=r"a.ckpt is of no system of the lab: none has the options color"):
+    with pytest.raises(SpecError, match=r"no system .* options color"):
         restore.system_with({"color": 1}, Path("a.ckpt"))
+
+
+def test_a_checkpoint_gives_the_average_and_must_fit(tmp_path: Path):
+    system: System = specs.build("system", {"name": "autoencoder", **SYSTEMS["autoencoder"]})
+    checkpoint = {"state_dict": dict(system.state_dict()), "hyper_parameters": dict(system.hparams)}
+    system.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    name = "autoencoder.encoder.stem.weight"
+    loaded = restore.from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(loaded.state_dict()[name], system.state_dict()[name])
+    checkpoint["state_dict"].pop(name)
+    torch.save(checkpoint, tmp_path / "b.ckpt")
+    with pytest.raises(SpecError, match=f"AutoencoderSystem: {name} is missing"):
+        restore.from_checkpoint(tmp_path / "b.ckpt")
