@@ -1,4 +1,4 @@
-"""The whole road on tiny parts: an ablation -> trained once, judged, measured, recorded -> table and pictures."""
+"""The whole road on tiny parts: an ablation -> trained once, evaluated, measured, recorded -> table and pictures."""
 
 import csv
 import json

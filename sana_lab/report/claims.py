@@ -42,7 +42,7 @@ def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Map
     return [_verdict(by_label[a], by_label[b], stand_in.get(e.metric, e.metric)) for e, a, b in pairs]
 
 
-def judge(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
+def outcome_of(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
     """The outcome of one pair, and the difference with its 95 % interval, towards the better side."""
     sign = _direction(metric)
     difference = sign * (better.mean - worse.mean)
@@ -61,7 +61,7 @@ def _verdict(better: Row, worse: Row, metric: str) -> Verdict:
     if cells[0] is None or cells[1] is None:
         missing = " and ".join(repr(r.label) for r, c in zip((better, worse), cells, strict=True) if c is None)
         return Verdict(better.label, worse.label, metric, "not measured", f"nothing of {missing}")
-    return Verdict(better.label, worse.label, metric, *judge(cells[0], cells[1], metric))
+    return Verdict(better.label, worse.label, metric, *outcome_of(cells[0], cells[1], metric))
 
 
 def _direction(metric: str) -> int:

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from sana_lab.config.schema import Expectation
-from sana_lab.report.claims import judge, verdicts
+from sana_lab.report.claims import outcome_of, verdicts
 from sana_lab.report.significance import half_width
 from sana_lab.report.table import Cell, Row
 
@@ -20,7 +20,7 @@ def row(label: str, **cells: Cell) -> Row:
 
 
 def outcome(better: Cell, worse: Cell, metric: str = "geneval") -> str:
-    return judge(better, worse, metric)[0]
+    return outcome_of(better, worse, metric)[0]
 
 
 def test_over_seeds_the_interval_is_welchs():
@@ -50,11 +50,11 @@ def test_less_is_better_where_the_column_says_so():
 
 
 def test_one_seed_without_an_interval_proves_nothing_but_counts_are_exact():
-    assert judge(cell(1.0), cell(9.0), "fid") == (
+    assert outcome_of(cell(1.0), cell(9.0), "fid") == (
         "not significant",
         "a difference of +8, but one seed and no interval",
     )
-    assert judge(cell(1.08), cell(4.19), "tmacs_pair") == ("reproduced", "difference +3.11, counted")
+    assert outcome_of(cell(1.08), cell(4.19), "tmacs_pair") == ("reproduced", "difference +3.11, counted")
     assert outcome(cell(4.19), cell(4.19), "tmacs_pair") == "not significant"
 
 

@@ -18,7 +18,7 @@ def records(values: dict[str, list[float]]) -> list[dict]:
     ]
 
 
-def judged(values: np.ndarray, drawn: str = "a", each: int = 1) -> dict:
+def report_of(values: np.ndarray, drawn: str = "a", each: int = 1) -> dict:
     return {"per_image": {"geneval": {"values": values.tolist(), "drawn": drawn, "images_per_prompt": each}}}
 
 
@@ -31,7 +31,7 @@ def noisy(shift: float, n: int = 200) -> np.ndarray:
 def test_pairing_finds_what_the_spread_of_both_hides():
     rows = build_table(records({"plain": [0.0], "better": [0.01]}), title="t").rows
     a, b = noisy(0.0), noisy(0.01)
-    difference = differences(rows, {"plain": judged(a), "better": judged(b)}, "plain")["better"]["geneval"]
+    difference = differences(rows, {"plain": report_of(a), "better": report_of(b)}, "plain")["better"]["geneval"]
     expected = stats.ttest_rel(b, a).confidence_interval(0.95)
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
     assert difference.test == PAIRED
@@ -42,16 +42,16 @@ def test_pairing_finds_what_the_spread_of_both_hides():
 
 def test_images_of_one_prompt_count_once():
     once, again = noisy(0.0, 50), noisy(0.002, 50)
-    single = significance.paired(judged(again), judged(once), "geneval")
-    fourfold = significance.paired(judged(again.repeat(4), each=4), judged(once.repeat(4), each=4), "geneval")
+    single = significance.paired(report_of(again), report_of(once), "geneval")
+    fourfold = significance.paired(report_of(again.repeat(4), each=4), report_of(once.repeat(4), each=4), "geneval")
     assert fourfold.low == pytest.approx(single.low)
     assert fourfold.high == pytest.approx(single.high)
 
 
 def test_other_prompts_or_noise_are_not_paired():
     a = noisy(0.0)
-    assert significance.paired(judged(a), judged(a, drawn="b"), "geneval") is None
-    assert significance.paired(judged(a), {}, "geneval") is None
+    assert significance.paired(report_of(a), report_of(a, drawn="b"), "geneval") is None
+    assert significance.paired(report_of(a), {}, "geneval") is None
 
 
 def test_several_seeds_are_compared_as_seeds():
