@@ -1,4 +1,4 @@
-"""Which pictures a folder holds and what is said of them: a manifest (.jsonl, .csv) or .txt files beside them."""
+"""The images of a folder with their captions: from a manifest (.jsonl, .csv) or from .txt files beside them."""
 
 import contextlib
 import csv
@@ -17,31 +17,31 @@ MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest")
 
 
 class Entry(NamedTuple):
-    """One picture: its path relative to the root, with forward slashes, and its captions (at least one)."""
+    """One image: its path relative to the root, with forward slashes, and at least one caption."""
 
     name: str
     captions: tuple[str, ...]
 
 
 def entries(root: Path, manifest: str | None = None, default: str | None = None) -> list[Entry]:
-    """The pictures of a folder with their captions, by name.
+    """The images of a folder with their captions, sorted by name.
 
-    With a manifest (as given, or one of MANIFESTS in the root) its rows say which pictures count; without one, all that
-    lie below the root do, and each line of `a.txt` is a caption of `a.jpg`. `default` is for those without a caption.
-    ValueError: no folder, no picture, a manifest that is absent or broken or names absent files, a missing caption.
+    A manifest (the given one, or one of MANIFESTS in the root) lists the images; without one, all below the root count,
+    and each line of `a.txt` is a caption of `a.jpg`. `default` is the caption of images without one. ValueError for no
+    folder, no image, a manifest that is absent or broken or names absent files, or a missing caption.
     """
     if not root.is_dir():
         raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
     table = _manifest(root, manifest)
-    found = _siblings(root) if table is None else _listed(root, table)
-    bare = [name for name, texts in found.items() if not texts]
+    captions = _text_files(root) if table is None else _listed(root, table)
+    bare = [name for name, texts in captions.items() if not texts]
     if bare and default is None:
-        raise ValueError(_no_caption(root, bare, len(found), table))
-    return [Entry(name, tuple(texts) or (default or "",)) for name, texts in sorted(found.items())]
+        raise ValueError(_no_caption(root, bare, len(captions), table))
+    return [Entry(name, tuple(texts) or (default or "",)) for name, texts in sorted(captions.items())]
 
 
 def pictures(root: Path) -> list[str]:
-    """Every picture below the root, by suffix, sorted; hidden files and folders are left out."""
+    """Names of all images below the root, by suffix, sorted; without hidden files and folders."""
     names = []
     for folder, below, files in os.walk(root):
         below[:] = [b for b in below if not b.startswith(".")]
@@ -55,22 +55,20 @@ def _is_picture(file: str) -> bool:
 
 def _manifest(root: Path, given: str | None) -> Path | None:
     if given is None:
-        there = [root / name for name in MANIFESTS if (root / name).is_file()]
-        if len(there) > 1:
-            raise ValueError(
-                f"data 'folder': {' and '.join(map(str, there))} are both there; say which with `manifest`"
-            )
-        return there[0] if there else None
+        tables = [root / name for name in MANIFESTS if (root / name).is_file()]
+        if len(tables) > 1:
+            raise ValueError(f"data 'folder': there are {' and '.join(map(str, tables))}; choose one with `manifest`")
+        return tables[0] if tables else None
     path = next((p for p in (Path(given), root / given) if p.is_file()), None)
     if path is None:
-        tables = (p.name for p in root.iterdir() if p.suffix in (".jsonl", ".csv"))
+        names = (p.name for p in root.iterdir() if p.suffix in (".jsonl", ".csv"))
         raise ValueError(
-            f"data 'folder': manifest {given!r} is no file, neither from here nor in {str(root)!r}{near(given, tables)}"
+            f"data 'folder': manifest {given!r} is no file, neither here nor in {str(root)!r}{near(given, names)}"
         )
     return path
 
 
-def _siblings(root: Path) -> dict[str, list[str]]:
+def _text_files(root: Path) -> dict[str, list[str]]:
     names = pictures(root)
     if not names:
         other = [p.name for p in sorted(root.iterdir())[:3]]
@@ -91,23 +89,23 @@ def _lines(path: Path) -> list[str]:
 
 
 def _listed(root: Path, table: Path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     for line, row in _rows(table):
         name = os.path.normpath(_file(row, f"{table}:{line}")).replace(os.sep, "/")
-        found[name] = _clean(found.get(name, []) + _texts(row, f"{table}:{line}"))
-    if not found:
+        captions[name] = _clean(captions.get(name, []) + _texts(row, f"{table}:{line}"))
+    if not captions:
         raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows")
-    missing = [name for name in found if not (root / name).is_file()]
+    missing = [name for name in captions if not (root / name).is_file()]
     if missing:
         raise ValueError(
-            f"data 'folder': {table} names {len(missing)} of {len(found)} files that are not below {str(root)!r}: "
+            f"data 'folder': {table} names {len(missing)} of {len(captions)} files that are not below {str(root)!r}: "
             f"{_some(missing)}{near(missing[0], pictures(root))}"
         )
-    return found
+    return captions
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row)."""
+    """Line number and row of each entry. ValueError where the file is not of its kind."""
     readers = {".jsonl": _jsonl, ".csv": _csv}
     if table.suffix.lower() not in readers:
         raise ValueError(
@@ -174,7 +172,7 @@ def _texts(row: dict[str, Any], where: str) -> list[str]:
 
 
 def _several(value: Any) -> list[Any]:
-    """A list as it is, also one that a CSV field holds as JSON; one text as a list; nothing as none."""
+    """The texts of a field as a list: a list, a list that a CSV field holds as JSON, one text, or none."""
     if isinstance(value, str) and value.startswith('["'):
         with contextlib.suppress(json.JSONDecodeError):
             value = json.loads(value)
@@ -184,15 +182,15 @@ def _several(value: Any) -> list[Any]:
 
 
 def _clean(texts: Iterable[str]) -> list[str]:
-    """Stripped, without blank ones and repetitions."""
+    """Texts stripped, without blank and repeated ones."""
     return list(dict.fromkeys(t.strip() for t in texts if t.strip()))
 
 
 def _no_folder(root: Path) -> str:
     if root.exists():
         return "a file, expected a folder"
-    beside = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
-    return "not there, expected a folder of images" + near(root.name, beside)
+    folders = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+    return "missing, expected a folder of images" + near(root.name, folders)
 
 
 def _no_caption(root: Path, bare: list[str], total: int, table: Path | None) -> str:
@@ -210,7 +208,7 @@ def _no_caption(root: Path, bare: list[str], total: int, table: Path | None) -> 
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """A did-you-mean clause where there is something like it: the same file elsewhere, or a similar name."""
+    """A did-you-mean clause: the same file name in another folder, or a similar name; empty where there is none."""
     names = list(names)
     same = [n for n in names if Path(n).name == Path(name).name]
     close = same or difflib.get_close_matches(name, names[:10_000], 1)

@@ -1,4 +1,4 @@
-"""Files of pictures: any size and mode to 8-bit RGB of one size, with one stated rule for each case.
+"""Image files of any size and mode to 8-bit RGB of one size.
 
 Turned upright by EXIF; transparency composited on white; 16-bit grey divided by 257; the first frame of an animation;
 CMYK, palette and the rest by Pillow's own conversion, colour profiles ignored. Scaled by Pillow's bicubic filter, which
@@ -17,11 +17,11 @@ Resize = Literal["cover", "contain", "stretch"]
 
 
 class UnreadableError(Exception):
-    """A file that holds no picture; the message says why."""
+    """A file that is no readable image; the message says why."""
 
 
 def read(path: Path) -> Image.Image:
-    """The picture, upright, in 8-bit RGB. UnreadableError."""
+    """The image, upright, in 8-bit RGB. UnreadableError."""
     try:
         with Image.open(path) as image:
             return rgb(ImageOps.exif_transpose(image))
@@ -30,7 +30,7 @@ def read(path: Path) -> Image.Image:
 
 
 def dimensions(path: Path) -> tuple[int, int]:
-    """Width and height from the header alone, not turned. UnreadableError."""
+    """Width and height from the header alone, before EXIF rotation. UnreadableError."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -51,8 +51,8 @@ def rgb(image: Image.Image) -> Image.Image:
 def fit(image: Image.Image, size: int, resize: Resize, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
     """A square of `size` pixels.
 
-    cover: the largest square, at the fraction `at` of the room that is left (0 is left or top, 1 right or bottom);
-    contain: the whole picture, centred on white; stretch: the whole picture, its proportions lost.
+    cover: the largest square crop, at the fraction `at` of the margins (0 is left or top, 1 right or bottom);
+    contain: the whole image, centred on white; stretch: the whole image, with changed proportions.
     """
     if resize == "contain":
         return _contain(image, size)

@@ -1,4 +1,4 @@
-"""Published sets of images with captions, in their own layouts, as a manifest that `data: folder` reads."""
+"""Manifests for `data: folder` from published sets of images with captions."""
 
 import json
 import warnings
@@ -16,26 +16,26 @@ MJHQ_IMAGES = "mjhq30k_imgs"
 def mjhq(root: Path, manifest: Path | None = None, absent: float = 0.0) -> Path:
     """MJHQ-30K (arXiv 2402.17245): `meta_data.json`, {id: {category, prompt}}, beside a folder of images by category.
 
-    Returns the manifest, `captions.jsonl` in the root where no other is given, with a `category` for each picture.
-    ValueError: no such layout, or more than the share `absent` of its pictures missing, which are named.
+    Returns the manifest, by default `captions.jsonl` in the root, with a `category` for each image. ValueError for
+    another layout, or more than the share `absent` of the images missing.
     """
     table = _json(root / "meta_data.json")
-    rows = [_mjhq_row(root, name, said) for name, said in table.items()]
+    rows = [_mjhq_row(root, name, entry) for name, entry in table.items()]
     return _written(rows, root, manifest, absent)
 
 
 def coco(annotations: Path, images: Path, manifest: Path | None = None, absent: float = 0.0) -> Path:
     """COCO captions: `images` [{id, file_name}] and `annotations` [{image_id, caption}] of a JSON, a folder of images.
 
-    Returns the manifest, `captions.jsonl` beside the images where no other is given, with all captions of a picture.
-    ValueError as for `mjhq`, and for a picture without a caption.
+    Returns the manifest, by default `captions.jsonl` beside the images, with all captions of each image. ValueError as
+    for `mjhq`, and for an image without a caption.
     """
     table = _json(annotations)
     if not images.is_dir():
         raise ValueError(f"there is no folder {str(images)!r} with COCO's images")
     captions: dict[Any, list[str]] = {}
-    for said in _listed(table, "annotations", ("image_id", "caption"), annotations):
-        captions.setdefault(said["image_id"], []).append(" ".join(said["caption"].split()))
+    for entry in _listed(table, "annotations", ("image_id", "caption"), annotations):
+        captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
     pictures = _listed(table, "images", ("id", "file_name"), annotations)
     if bare := [p["file_name"] for p in pictures if p["id"] not in captions]:
         raise ValueError(f"{str(annotations)!r} has no caption of {_some(bare)} ({len(bare)} of {len(pictures)})")
@@ -43,13 +43,13 @@ def coco(annotations: Path, images: Path, manifest: Path | None = None, absent: 
     return _written(rows, images, manifest, absent)
 
 
-def _mjhq_row(root: Path, name: str, said: Any) -> Json:
-    if not isinstance(said, dict) or not {"category", "prompt"} <= said.keys():
-        raise ValueError(f"{str(root / 'meta_data.json')!r} says {said!r} of {name!r}; expected category and prompt")
-    inside = f"{said['category']}/{name}.jpg"
+def _mjhq_row(root: Path, name: str, entry: Any) -> Json:
+    if not isinstance(entry, dict) or not {"category", "prompt"} <= entry.keys():
+        raise ValueError(f"{str(root / 'meta_data.json')!r} has {entry!r} for {name!r}; expected category and prompt")
+    inside = f"{entry['category']}/{name}.jpg"
     nested = f"{MJHQ_IMAGES}/{inside}"
     file = nested if (root / nested).is_file() else inside
-    return {"file_name": file, "caption": said["prompt"], "category": said["category"]}
+    return {"file_name": file, "caption": entry["prompt"], "category": entry["category"]}
 
 
 def _listed(table: Json, key: str, expected: tuple[str, ...], path: Path) -> list[Json]:
@@ -61,28 +61,28 @@ def _listed(table: Json, key: str, expected: tuple[str, ...], path: Path) -> lis
 
 def _json(path: Path) -> Json:
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
-        raise ValueError(f"there is no file {str(path)!r}{near(path.name, beside)}")
+        names = [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
+        raise ValueError(f"there is no file {str(path)!r}{near(path.name, names)}")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        table = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
-    if not isinstance(found, dict) or not found:
-        what = "nothing" if found == {} else type(found).__name__
+    if not isinstance(table, dict) or not table:
+        what = "nothing" if table == {} else type(table).__name__
         raise ValueError(f"{str(path)!r} holds {what}, expected an object")
-    return found
+    return table
 
 
 def _written(rows: list[Json], root: Path, manifest: Path | None, absent: float) -> Path:
-    """The manifest of rows whose pictures are there; the others are named, and an error where they are many."""
-    there = [row for row in rows if (root / row["file_name"]).is_file()]
-    lost = [row["file_name"] for row in rows if row not in there] if len(there) < len(rows) else []
-    if lost:
-        told = f"{len(lost)} of {len(rows)} images are not in {str(root)!r}: {_some(lost)}"
-        if len(lost) > absent * len(rows) or not there:
-            raise ValueError(f"{told}; expected all of them, or leave them out by a share `absent`")
-        warnings.warn(f"{told}; they are left out", stacklevel=3)
-    return _write(there, manifest or root / MANIFEST)
+    """Write the manifest of the rows whose images exist; ValueError where more than the share `absent` do not."""
+    present = [row for row in rows if (root / row["file_name"]).is_file()]
+    missing = [row["file_name"] for row in rows if row not in present] if len(present) < len(rows) else []
+    if missing:
+        message = f"{len(missing)} of {len(rows)} images are not in {str(root)!r}: {_some(missing)}"
+        if len(missing) > absent * len(rows) or not present:
+            raise ValueError(f"{message}; expected all of them, or leave them out by a share `absent`")
+        warnings.warn(f"{message}; they are left out", stacklevel=3)
+    return _write(present, manifest or root / MANIFEST)
 
 
 def _write(rows: Iterable[Json], path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Rows of latents with captions in files that survive a crash: each is there whole or not at all."""
+"""Rows of latents with captions in files that are written atomically, so that a crash leaves whole ones only."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ Encode = Callable[[range], tuple[Tensor, list[Captions]]]
 
 
 class Shards:
-    """`rows` rows in `folder`, `per_shard` to a pair of files: latents (.safetensors), captions (.jsonl, a line a row).
+    """`rows` rows in `folder`, `per_shard` in each pair of files: latents (.safetensors), captions (.jsonl).
 
-    Row i depends on the fingerprint alone, not on how many rows there are: a longer set goes on from a shorter one.
+    Row i depends on the fingerprint and not on the number of rows, so that a longer set extends a shorter one.
     """
 
     def __init__(self, folder: Path, split: str, rows: int, per_shard: int, fingerprint: str) -> None:
@@ -33,7 +33,7 @@ class Shards:
         self._open: dict[int, Tensor] = {}
 
     def fill(self, encode: Encode) -> None:
-        """Make the shards that are missing, unfit or cut short. Several processes may do so at once and share the work.
+        """Encode the shards that are missing, of another fingerprint or cut short; several processes share the work.
 
         ValueError where the folder cannot be written.
         """
@@ -43,7 +43,7 @@ class Shards:
                 self.folder.mkdir(parents=True, exist_ok=True)
         with Progress(console=Console(stderr=True), disable=not missing) as bar:
             task = bar.add_task(f"encoding {self.split}", total=len(missing))
-            for patient in (False, True):  # first those that nobody works on, then those that another left undone
+            for patient in (False, True):  # first those that no process works on, then those that another left undone
                 missing = [k for k in missing if not self._make(k, encode, patient, partial(bar.advance, task))]
 
     def latents(self, rows: Sequence[int]) -> Tensor:
@@ -51,12 +51,12 @@ class Shards:
         return torch.stack([self.row(i) for i in rows]).float()
 
     def row(self, i: int) -> Tensor:
-        """One row as it lies in the memory map, in the dtype that it was written in."""
+        """One row of the memory map, in its stored dtype."""
         return self._shard(i // self.per_shard)[i % self.per_shard]
 
     @cached_property
     def captions(self) -> list[Captions]:
-        """Of every row."""
+        """Captions of every row."""
         texts = (self._path(k, "jsonl").read_text("utf-8") for k in range(len(self)))
         lines = [line for text in texts for line in text.rstrip("\n").split("\n")]
         return [tuple(json.loads(line)["captions"]) for line in lines[: self.rows]]
@@ -66,11 +66,11 @@ class Shards:
         return -(-self.rows // self.per_shard)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the memory maps; a worker opens its own."""
+        """Without the memory maps; a worker process opens its own."""
         return {**self.__dict__, "_open": {}}
 
     def _make(self, k: int, encode: Encode, patient: bool, advance: Callable[[], None]) -> bool:
-        """Whether shard k is there in the end; False if another process is at it."""
+        """Encode shard k; False where another process has its lock."""
         lock = self._claim(k, -1 if patient else 0)
         if lock is None:
             return False
@@ -100,7 +100,7 @@ class Shards:
         return self._open[k]
 
     def _fits(self, k: int) -> bool:
-        """Whether both files are whole, belong together and were made of what is asked for."""
+        """Whether both files of a shard are whole, belong together and have the fingerprint."""
         try:
             with safe_open(self._path(k, "safetensors"), "pt") as file:
                 about, rows = file.metadata(), file.get_slice("latents").get_shape()[0]
@@ -111,7 +111,7 @@ class Shards:
         return about == expected and rows >= len(self._range(k))
 
     def _write(self, k: int, latents: Tensor, captions: Iterable[Captions]) -> None:
-        """The captions first: a shard is done when its latents are there."""
+        """Write the captions first: a shard is complete when its latents exist."""
         lines = (json.dumps({"captions": several}, ensure_ascii=False) + "\n" for several in captions)
         index = "".join(lines).encode()
         about = {"fingerprint": self.fingerprint, "index": hashlib.sha256(index).hexdigest()}
@@ -129,7 +129,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write the file whole or not at all."""
+    """Write a file atomically."""
     draft = path.with_name(path.name + ".tmp")
     with draft.open("wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""Order and delivery: which item comes at which step, as a pure function of (seed, step), for any data module."""
+"""Order and loading of batches: the items of a step are a pure function of (seed, step)."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ from sana_lab.types import Batch
 
 
 class Order:
-    """A fresh permutation of `items` items in each epoch, by (seed, epoch); positions count on through the epochs."""
+    """A permutation of `items` items for each epoch, by (seed, epoch); positions count through all epochs."""
 
     def __init__(self, items: int, seed: int) -> None:
         self.items, self.seed = items, seed
@@ -21,7 +21,7 @@ class Order:
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
     def at(self, positions: Iterable[int]) -> list[tuple[int, int]]:
-        """The (item, epoch) that stands at each position."""
+        """(item, epoch) at each position."""
         return [(int(self._of(p // self.items)[p % self.items]), p // self.items) for p in positions]
 
     def _of(self, epoch: int) -> NDArray[np.int64]:
@@ -32,16 +32,16 @@ class Order:
 
 
 def turn(choices: int, draw: int, *key: int) -> int:
-    """Which of `choices` an item takes on its draw-th turn: all in rotation, from a start that `key` scatters."""
+    """The choice, of `choices`, of an item's draw-th turn: in rotation, from a start that is random by `key`."""
     start = int(np.random.default_rng(key).integers(choices)) if key else 0
     return (start + draw) % choices
 
 
 class Endless:
-    """Training batches without end: an iterable of `make(0), make(1), ...` that begins where the trainer stands.
+    """Endless training batches `make(0), make(1), ...`, from the one where the trainer is.
 
-    Rank r of R takes every R-th batch, from the number of batches that the trainer has processed (a checkpoint keeps
-    it, whatever the accumulation or the number of optimisers), so that a resumed run goes on where it stopped.
+    Rank r of R takes every R-th batch, after those that the trainer has processed. Checkpoints keep that number,
+    whatever the accumulation or the number of optimisers, so that a resumed run goes on where it stopped.
     """
 
     def __init__(self, make: Callable[[int], Batch], trainer: L.Trainer | None, workers: int = 0) -> None:
@@ -76,7 +76,7 @@ class Finite:
 
 
 class _Rows:
-    """Batch from its first row; a class, so that it can be sent to a worker."""
+    """The batch of a first row; a class, so that it can be pickled for a worker process."""
 
     def __init__(self, make: Callable[[range], Batch], items: int, batch: int) -> None:
         self.make, self.items, self.batch = make, items, batch
@@ -103,7 +103,7 @@ def _deliver(make: Callable[[int], Batch], numbers: range, workers: int, pinned:
 
 
 def _pinned(trainer: L.Trainer | None) -> bool:
-    """Whether batches go to a CUDA device, whose copies from pinned memory the host need not wait for."""
+    """Whether batches go to a CUDA device: the host does not wait for copies from pinned memory."""
     return trainer is not None and trainer.strategy.root_device.type == "cuda"
 
 

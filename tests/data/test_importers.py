@@ -72,7 +72,7 @@ class TestMjhq:
         (mjhq / "meta_data.json").rename(mjhq / "meta-data.json")
         with pytest.raises(ValueError, match=r"no file .*meta_data.json'; did you mean 'meta-data.json'"):
             importers.mjhq(mjhq)
-        for text, told in (("{", "is no JSON"), ("[]", "holds list"), ('{"a": 1}', "says 1 of 'a'"), ("{}", "nothing")):
+        for text, told in (("{", "is no JSON"), ("[]", "holds list"), ('{"a": 1}', "has 1 for 'a'"), ("{}", "nothing")):
             (mjhq / "meta_data.json").write_text(text)
             with pytest.raises(ValueError, match=told):
                 importers.mjhq(mjhq)
