@@ -24,7 +24,7 @@ def of_a_gaussian(x: Tensor, t: Tensor) -> Tensor:
 
 
 def curved(x: Tensor, t: Tensor) -> Tensor:
-    """That and a bend, small where noise is all that is seen, as the data predicted from it is divided by a."""
+    """That and a bend, small near pure noise, as the data predicted from it is divided by a."""
     a = Ddpm().signal[(t * 1000).round().long()].view(-1, 1, 1, 1)
     return of_a_gaussian(x, t) + 0.3 * a * torch.sin(3 * x + 5 * a)
 
@@ -61,8 +61,8 @@ def by_diffusers(scheduler: Any, steps: int) -> Tensor:
 def test_euler_is_ddim(steps: int):
     peer = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
     peer.alphas_cumprod = Ddpm().signal ** 2
-    made = Sampling("euler", steps).run(curved, START, Ddpm())
-    assert (made - by_diffusers(peer, steps)).abs().max() <= 1e-6
+    latents = Sampling("euler", steps).run(curved, START, Ddpm())
+    assert (latents - by_diffusers(peer, steps)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 20])
@@ -73,22 +73,22 @@ def test_dpmpp_is_the_dpm_solver_of_noise_predictions(steps: int, order: int):
     peer.set_timesteps(steps)
     sigmas = (Ddpm().sigma / Ddpm().signal)[peer.timesteps]
     peer.set_timesteps = lambda _: setattr(peer, "sigmas", torch.cat([sigmas, torch.zeros(1)]))
-    made = Sampling({"name": "dpmpp", "order": order}, steps).run(curved, START, Ddpm())
-    assert (made - by_diffusers(peer, steps)).abs().max() <= 1e-6
+    latents = Sampling({"name": "dpmpp", "order": order}, steps).run(curved, START, Ddpm())
+    assert (latents - by_diffusers(peer, steps)).abs().max() <= 1e-6
 
 
 def test_the_network_is_told_the_steps_it_was_trained_at():
-    seen: list[Tensor] = []
-    Sampling("dpmpp", 20).run(lambda x, t: seen.append(t) or curved(x, t), START, Ddpm())
-    k = torch.stack(seen)[:, 0] * 1000
+    visited: list[Tensor] = []
+    Sampling("dpmpp", 20).run(lambda x, t: visited.append(t) or curved(x, t), START, Ddpm())
+    k = torch.stack(visited)[:, 0] * 1000
     assert torch.allclose(k, torch.arange(999, 0, -50).double(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", sorted(registry.TABLE["solver"]))
 def test_every_solver_brings_noise_to_the_data(solver: str):
     """A Gaussian keeps its standardised value."""
-    told = Sampling(solver, 200).run(lambda x, t: at_any_time(x, t), START, Ddpm())
-    assert (told - (MEAN + STD * START)).abs().max() < 0.03
+    latents = Sampling(solver, 200).run(lambda x, t: at_any_time(x, t), START, Ddpm())
+    assert (latents - (MEAN + STD * START)).abs().max() < 0.03
 
 
 def at_any_time(x: Tensor, t: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ def at_any_time(x: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtype_is_kept(dtype: torch.dtype):
-    made = Sampling(steps=5).run(lambda x, t: curved(x, t).to(x), START.to(dtype), Ddpm())
-    assert made.dtype == dtype
-    assert made.isfinite().all()
+    latents = Sampling(steps=5).run(lambda x, t: curved(x, t).to(x), START.to(dtype), Ddpm())
+    assert latents.dtype == dtype
+    assert latents.isfinite().all()
 
 
 def test_tables_made_on_the_meta_device_are_real():

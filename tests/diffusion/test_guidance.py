@@ -71,10 +71,10 @@ def test_guidance_within_an_interval_alone(dit: Dit, t: float, rows: int, dtype:
     velocity = guided(dit, prompts, null, 4.5, (0.3, 0.7))
     everywhere, times = guided(dit, prompts, null, 4.5), torch.full((3,), t, dtype=dtype)
     handle = dit.patch_embed.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
-    made = velocity(x, times)
+    result = velocity(x, times)
     handle.remove()
     assert sizes == [rows]
-    assert torch.equal(made, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
+    assert torch.equal(result, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
 
 
 def test_texts_beside_one_another_have_one_length():
@@ -97,9 +97,9 @@ def test_prepared_texts_beside_one_another_are_the_joined_text_prepared(
     both, expected = dit.prepare(first).beside(dit.prepare(other)), dit.prepare(first.beside(other))
     assert (len(both.mask), both.length) == (2 * rows, max(5, length))
     assert torch.equal(both.mask, expected.mask)
-    seen = both.mask[:, None, :, None]
+    keep = both.mask[:, None, :, None]
     for ours, theirs in zip([*both.keys, *both.values], [*expected.keys, *expected.values], strict=True):
-        torch.testing.assert_close(ours * seen, theirs * seen)
+        torch.testing.assert_close(ours * keep, theirs * keep)
 
 
 def test_padding_to_its_own_length_changes_nothing():

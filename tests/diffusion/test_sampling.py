@@ -65,8 +65,8 @@ def test_noise_is_standard_normal_and_uncorrelated():
 
 def test_run_is_the_solver_on_the_flows_schedule():
     noise, flow = noise_like(SHAPE, 0, [0, 1]), Flow(2.0, 0.999)
-    made = Sampling(solver="euler", steps=6).run(toward_zero, noise, flow)
-    assert torch.equal(made, euler(toward_zero, noise, flow.schedule(6)))
+    latents = Sampling(solver="euler", steps=6).run(toward_zero, noise, flow)
+    assert torch.equal(latents, euler(toward_zero, noise, flow.schedule(6)))
 
 
 def test_solver_options_and_a_shift_of_its_own():
@@ -79,9 +79,9 @@ def test_solver_options_and_a_shift_of_its_own():
 def test_released_time_reaches_the_solvers_that_round_it_in_diffusers():
     flow, noise = Flow(3.0, 0.999, model_time="released"), noise_like(SHAPE, 0, [0])
     for solver in sorted(registry.TABLE["solver"]):
-        seen: list[float] = []
-        Sampling(solver, 5).run(lambda x, t, seen=seen: seen.append(1000 * t.item()) or x, noise, flow)
-        whole = all(abs(t - round(t)) < 1e-3 for t in seen)
+        visited: list[float] = []
+        Sampling(solver, 5).run(lambda x, t, visited=visited: visited.append(1000 * t.item()) or x, noise, flow)
+        whole = all(abs(t - round(t)) < 1e-3 for t in visited)
         assert whole == (solver in ROUNDING_SOLVERS) == (solver in ("dpmpp", "unipc"))
 
 

@@ -74,10 +74,10 @@ def compare(
     dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Process, dtype: torch.dtype = torch.float64
 ) -> float:
     runs = plain(dit, prompts, null, how), saved(dit, prompts, null, how, flow, dtype)
-    expected, made = (how.run(velocity, noise(dtype), flow) for velocity in runs)
-    assert made.dtype == dtype
+    expected, latents = (how.run(velocity, noise(dtype), flow) for velocity in runs)
+    assert latents.dtype == dtype
     assert error(noise(dtype), expected) > 0.1
-    return error(made, expected)
+    return error(latents, expected)
 
 
 NULLS = {
@@ -253,11 +253,11 @@ def test_copies_of_a_prepared_denoiser():
 def test_told_is_what_each_solver_asks_for():
     flow = Flow(model_time="released")
     for solver, count in (("euler", 4), ("heun", 7), ("rf_solver", 8), ("dpmpp", 4), ("unipc", 4)):
-        seen: list[float] = []
+        visited: list[float] = []
         how = Sampling(solver, 4)
-        how.run(lambda x, t, seen=seen: seen.append(t[0].item()) or x.tanh(), noise(torch.float32), flow)
-        assert how.network_times(flow).tolist() == seen
-        assert len(seen) == count
+        how.run(lambda x, t, visited=visited: visited.append(t[0].item()) or x.tanh(), noise(torch.float32), flow)
+        assert how.network_times(flow).tolist() == visited
+        assert len(visited) == count
 
 
 @pytest.mark.parametrize(

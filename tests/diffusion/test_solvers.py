@@ -134,8 +134,8 @@ def test_data_of_one_value_is_reached_in_one_step(name: str):
     """x - t velocity is the data itself, so that every solver's last step is exact."""
     for steps in (1, 2, 5):
         times = Flow(3.0).schedule(steps)
-        made = specs.build("solver", name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
-        assert torch.allclose(made, torch.full_like(made, MEAN))
+        result = specs.build("solver", name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
+        assert torch.allclose(result, torch.full_like(result, MEAN))
 
 
 # --- the contract
@@ -145,19 +145,19 @@ def test_data_of_one_value_is_reached_in_one_step(name: str):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dtype_and_shape_are_kept_and_times_are_exact(name: str, dtype: torch.dtype):
     """The times are the schedule's; rf_solver's are those between as well."""
-    seen = []
+    visited = []
 
     def watched(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t)
+        visited.append(t)
         assert x.dtype == dtype
         return velocity(x, t.to(dtype))
 
     times = Flow(3.0).schedule(20)
-    made = specs.build("solver", name)(watched, START.to(dtype), times)
-    assert (made.dtype, made.shape) == (dtype, START.shape)
-    assert all(t.shape == (7,) for t in seen)
+    result = specs.build("solver", name)(watched, START.to(dtype), times)
+    assert (result.dtype, result.shape) == (dtype, START.shape)
+    assert all(t.shape == (7,) for t in visited)
     known = torch.cat([times, (times[1:] + times[:-1]) / 2]) if name == "rf_solver" else times
-    assert all((known.float() - t[0].float()).abs().min() < 1e-6 for t in seen)
+    assert all((known.float() - t[0].float()).abs().min() < 1e-6 for t in visited)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_evaluations(name: str, evaluations: int):
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_meet_and_the_noise_is_left_alone(name: str):
     solver, times, noise = specs.build("solver", name), Flow().schedule(6), START.clone()
-    made = solver(velocity, noise, times)
+    result = solver(velocity, noise, times)
     assert torch.equal(noise, START)
-    assert torch.allclose(made[2:3], solver(velocity, START[2:3], times))
+    assert torch.allclose(result[2:3], solver(velocity, START[2:3], times))
 
 
 # --- diffusers: on one velocity that is no straight line, at the same float64 times; it rounds each step to float32

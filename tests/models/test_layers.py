@@ -98,9 +98,9 @@ def test_mix_ffn_without_gradients_is_the_same_to_the_last_bit():
     """It saves memory then, of its own: what it was given stays as it was."""
     for grid in [(1, 2), (2, 2), (5, 4)]:
         ffn, x = MixFfn(dim=16), torch.randn(2, *grid, 16)
-        before, wanted = x.clone(), ffn(x)
+        before, expected = x.clone(), ffn(x)
         with torch.no_grad():
-            assert torch.equal(ffn(x), wanted)
+            assert torch.equal(ffn(x), expected)
         assert torch.equal(x, before)
 
 

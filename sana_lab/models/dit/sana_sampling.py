@@ -48,8 +48,8 @@ class SamplingSana(SamplingDit):
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
         """Modulation (depth, B, 6, C) and time embedding (B, C); with a known time for all, one row instead of B."""
-        known = None if self.schedule is None else self.schedule.at(t)
-        return modulation(self.dit, t) if known is None else known
+        scheduled = None if self.schedule is None else self.schedule.at(t)
+        return modulation(self.dit, t) if scheduled is None else scheduled
 
     def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         (six, time), rows, dit = inputs, len(x), self.dit
@@ -106,8 +106,8 @@ def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool) -> Samplin
     """`Sana.prepare`: captions are projected once, and known times embedded in one call."""
     caption = dit.caption_embed(text.tokens)
     keys, values = zip(*(block.cross.keys_values(caption) for block in dit.blocks), strict=True)
-    known = None if times is None else schedule(dit, times)
-    return SamplingSana(dit, [*keys], [*values], text.mask if masked else None, known)
+    modulations = None if times is None else schedule(dit, times)
+    return SamplingSana(dit, [*keys], [*values], text.mask if masked else None, modulations)
 
 
 def schedule(dit: Any, times: Tensor) -> Schedule:

@@ -294,8 +294,8 @@ def ours_of(model: nn.Module) -> Dit:
 
 def ours(dit: Dit, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors, or gradients, by our names."""
-    found = rename_keys.to_ours(dit.state_dict(), theirs, key_tables.sana_diffusers(dit.spec), "diffusers")
-    return {k: v.detach().clone() for k, v in found.items()}
+    results = rename_keys.to_ours(dit.state_dict(), theirs, key_tables.sana_diffusers(dit.spec), "diffusers")
+    return {k: v.detach().clone() for k, v in results.items()}
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -313,19 +313,19 @@ def answers(model: nn.Module, dit: Dit, size: tuple[int, int]) -> list[tuple[Ten
     mask = torch.arange(12) < torch.tensor([[1], [5], [12]])
     t, guidance = torch.tensor([0.9987, 0.5004, 0.0201]), torch.tensor([4.5, 1.0, 7.0]) if dit.guidance_embed else None
     pull = torch.randn(x.shape, generator=random)
-    found = []
+    results = []
     for side in ("theirs", "ours"):
         latents = x.clone().requires_grad_()
         if side == "ours":
             out = dit(latents, t, Text(tokens, mask), guidance)
         else:
-            told = {"timestep": 1000 * t * config.timestep_scale} if guidance is None else {
+            inputs = {"timestep": 1000 * t * config.timestep_scale} if guidance is None else {
                 "timestep": t, "guidance": guidance * config.guidance_embeds_scale
             }  # fmt: skip
-            out = model(latents, encoder_hidden_states=tokens, encoder_attention_mask=mask.long(), **told).sample
+            out = model(latents, encoder_hidden_states=tokens, encoder_attention_mask=mask.long(), **inputs).sample
         (out * pull).sum().backward()
-        found.append((latents.grad, out.detach()))
-    return found
+        results.append((latents.grad, out.detach()))
+    return results
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in HEAVY)) for c in CASES])
@@ -381,8 +381,8 @@ def hot(half: bool) -> nn.Module:
 def drawn_by(net: nn.Module, x: Tensor, t: Tensor, text: Text) -> Tensor:
     if isinstance(net, Dit):
         return net(x, t, text)
-    told = {"encoder_hidden_states": text.tokens, "encoder_attention_mask": text.mask.long()}
-    return net(x, timestep=1000 * t, **told).sample
+    inputs = {"encoder_hidden_states": text.tokens, "encoder_attention_mask": text.mask.long()}
+    return net(x, timestep=1000 * t, **inputs).sample
 
 
 @torch.no_grad()

@@ -26,12 +26,12 @@ def inputs(dtype: torch.dtype = torch.float64, *size: int, **options: Any) -> tu
     torch.manual_seed(0)
     height, width = size or (9, 14)
     x, weight, bias = torch.randn(2, 6, height, width), torch.randn(8, 6, 3, 3), torch.randn(8)
-    found = dict(options)
+    arguments = dict(options)
     if options.get("norm"):
-        found["norm"] = Norm(torch.randn(8).to(dtype), torch.randn(8).to(dtype), 1e-5)
+        arguments["norm"] = Norm(torch.randn(8).to(dtype), torch.randn(8).to(dtype), 1e-5)
     if options.get("residual"):
-        found["residual"] = torch.randn(2, 8, height, width).to(dtype)
-    return [t.to(dtype) for t in (x, weight, bias)], found
+        arguments["residual"] = torch.randn(2, 8, height, width).to(dtype)
+    return [t.to(dtype) for t in (x, weight, bias)], arguments
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
@@ -73,13 +73,13 @@ def test_auto_takes_winograd_where_it_pays(monkeypatch):
 
 def test_gradients_are_the_definitions_to_the_last_bit():
     tensors, options = inputs(torch.float32, 64, 64, norm=True, residual=True, activation="silu")
-    found = []
+    results = []
     for backend in ("auto", "torch"):
         for t in tensors:
             t.requires_grad_()
         out = conv3x3(*tensors, **options, backend=backend)
-        found.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
-    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+        results.append((out, *torch.autograd.grad(out.square().sum(), tensors)))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
 def test_nothing_is_kept_of_a_weight_that_changes():

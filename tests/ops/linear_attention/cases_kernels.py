@@ -466,5 +466,5 @@ def test_an_attention_compiles_in_one_graph_under_autocast(qk_norm: bool) -> Non
             loss = run(tokens).float().square().sum()
         return torch.autograd.grad(loss, list(attention.parameters()))
 
-    found = gradients(torch.compile(module, fullgraph=True), module)
-    assert all(error(a, b) < 2e-2 for a, b in zip(found, gradients(plain, plain), strict=True))
+    results = gradients(torch.compile(module, fullgraph=True), module)
+    assert all(error(a, b) < 2e-2 for a, b in zip(results, gradients(plain, plain), strict=True))

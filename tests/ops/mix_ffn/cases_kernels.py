@@ -72,8 +72,8 @@ def compare(x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor) -> None:
     assert out.is_contiguous()
     bound, bound_gradient = BOUNDS[x.dtype]
     assert error(out, want) <= bound
-    got, wanted = torch.autograd.grad(out, mine, dout), torch.autograd.grad(want, theirs, dout.double())
-    errors = [error(a, b) for a, b in zip(got, wanted, strict=True)]
+    got, expected = torch.autograd.grad(out, mine, dout), torch.autograd.grad(want, theirs, dout.double())
+    errors = [error(a, b) for a, b in zip(got, expected, strict=True)]
     assert max(errors) <= bound_gradient, errors
 
 
@@ -118,9 +118,9 @@ def test_a_float32_weight_of_a_bfloat16_stream() -> None:
     want = definition(*theirs)
     assert error(out, want) <= BOUNDS[BRAIN][0]
     got = torch.autograd.grad(out, mine, dout.to(BRAIN))
-    wanted = torch.autograd.grad(want, theirs, dout.to(BRAIN).double())
+    expected = torch.autograd.grad(want, theirs, dout.to(BRAIN).double())
     assert [g.dtype for g in got] == [BRAIN, FULL, FULL]
-    assert max(error(a, b) for a, b in zip(got, wanted, strict=True)) <= BOUNDS[BRAIN][1]
+    assert max(error(a, b) for a, b in zip(got, expected, strict=True)) <= BOUNDS[BRAIN][1]
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # NumPy's, under the interpreter

@@ -55,13 +55,13 @@ def test_gradients_in_closed_form_are_autograds(grid: tuple[int, int]) -> None:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_overwriting_changes_no_bit(grid: tuple[int, int]) -> None:
     x, weight, bias = tensors(grid, dtype=torch.float32)
-    wanted, before = mix_ffn(x, weight, bias), x.clone()
-    assert torch.equal(mix_ffn(x, weight, bias, overwrite=True), wanted)  # gradients could be taken: nothing is lost
+    expected, before = mix_ffn(x, weight, bias), x.clone()
+    assert torch.equal(mix_ffn(x, weight, bias, overwrite=True), expected)  # gradients could be taken: nothing is lost
     assert torch.equal(x, before)
     with torch.no_grad():
-        assert torch.equal(mix_ffn(x, weight, bias), wanted)
+        assert torch.equal(mix_ffn(x, weight, bias), expected)
         assert torch.equal(x, before)
-        assert torch.equal(mix_ffn(x, weight, bias, overwrite=True), wanted)
+        assert torch.equal(mix_ffn(x, weight, bias, overwrite=True), expected)
 
 
 def test_pictures_that_are_channels_last_stay_so() -> None:

@@ -34,10 +34,10 @@ def inputs(dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes]
 
 
-def error(found: Tensor, tensors: list[Tensor], added: bool) -> float:
+def error(out: Tensor, tensors: list[Tensor], added: bool) -> float:
     x, weight, bias, residual = (t.double() for t in tensors)
     truth = definition(x, weight, bias, EPS, residual if added else None)
-    return float((found.double() - truth).norm() / truth.norm())
+    return float((out.double() - truth).norm() / truth.norm())
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -68,8 +68,8 @@ def test_large_grids(dtype: torch.dtype, shape: tuple[int, ...]):
     weight, bias = torch.randn(2, shape[1], device=DEVICE, dtype=dtype)
     out = rms_norm_2d(x, weight, bias, EPS, x, backend="fast")
     for part in (slice(0, 8), slice(-8, None)):
-        found, given = out[:, :, part], x[:, :, part]
-        assert error(found, [given, weight, bias, given], True) <= BOUNDS[dtype]
+        piece, source = out[:, :, part], x[:, :, part]
+        assert error(piece, [source, weight, bias, source], True) <= BOUNDS[dtype]
 
 
 @pytest.mark.gpu

@@ -38,12 +38,12 @@ def test_equals_torchs_own(dtype: torch.dtype, last: bool, added: bool, backend:
 
 
 def test_gradients_are_the_definitions_to_the_last_bit():
-    found = []
+    results = []
     for call in (rms_norm_2d, definition):
         x, weight, bias, residual = (t.requires_grad_() for t in inputs())
         out = call(x, weight, bias, EPS, residual)
-        found.append((out, *torch.autograd.grad(out.square().sum(), (x, weight, bias, residual))))
-    assert all(a.equal(b) for a, b in zip(*found, strict=True))
+        results.append((out, *torch.autograd.grad(out.square().sum(), (x, weight, bias, residual))))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
 def test_operator_is_registered_well():
