@@ -5,6 +5,7 @@ Both kinds are parts: a suite in `eval/` names them, and a user's own `module:Cl
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -30,8 +31,8 @@ class Measure(ABC):
     """Numbers about generated images.
 
     Calls: `refer` with every batch of real images (if `needs_reference`), `add` with every batch of generated ones,
-    then `report`. Each image comes once. A subclass implements `add` and `report`, and sets the attributes below where
-    their defaults are not right.
+    then `report`. Each image comes once. A subclass implements `add` and `report`, and overrides the attributes and
+    methods below where their defaults are not right.
     """
 
     rows: Sequence[Json] | None = None
@@ -52,6 +53,18 @@ class Measure(ABC):
     @abstractmethod
     def report(self) -> Report:
         """The numbers of all images so far. ValueError for too few images."""
+
+    def details(self) -> Json:
+        """Entries to add to the whole report, such as outcomes per prompt; plain data."""
+        return {}
+
+    def check_rows(self, rows: Sequence[Json]) -> None:
+        """Validate the rows of a folder's images before the first `add`. ValueError for rows that it cannot score."""
+        return
+
+    def add_folder(self, folder: Path) -> bool:
+        """Add all images of a folder in a layout of its own. False: it has none and takes them by `add`."""
+        return False
 
 
 class Extractor(ABC):

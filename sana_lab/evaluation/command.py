@@ -6,8 +6,7 @@ from pathlib import Path
 
 from sana_lab.checkpoints import weights
 from sana_lab.config.paths import check_file, check_folder
-from sana_lab.evaluation import distributed, reconstruction
-from sana_lab.evaluation.evaluate import evaluate
+from sana_lab.evaluation import distributed
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
@@ -15,6 +14,8 @@ from sana_lab.types import Json
 
 def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
     """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`."""
+    from sana_lab.evaluation.evaluate import evaluate
+
     check_file(json_file)
     check_folder(weights.HOME)
     with distributed.process_group() as is_first:
@@ -69,7 +70,7 @@ def lines(report: Json) -> list[str]:
         out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
     out += [f"skipped {name}: {why}" for name, why in report.get("skipped", {}).items()]
     if r := report.get("reconstruction"):
-        out += reconstruction.lines(r)
+        out += _reconstruction_lines(r)
     elif "fid" not in columns(report) and "held_out" not in report.get("measures", {}):
         out += [f"{hint()}: eval.fid_weights=FILE"]
     return out
@@ -78,3 +79,15 @@ def lines(report: Json) -> list[str]:
 def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:
     interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     return f"  {name:<24}{value:.3f}{interval}{f'  n {n}' if n else ''}"
+
+
+def _reconstruction_lines(report: Json) -> list[str]:
+    """Reconstruction quality as text, one line per metric."""
+    titles = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
+    titles["rfid"] = ("rFID", ".3f", "")
+    out = []
+    for name, (title, form, unit) in titles.items():
+        if name in report:
+            low, high = (f"{x:{form}}" for x in report[f"{name}_interval"])
+            out.append(f"{title:<6}{report[name]:{form}}{unit}  95 % [{low}, {high}]  on {report['n']} images")
+    return out

@@ -114,6 +114,10 @@ class Dpg(Measure):
             self.results.append((i, holds(self.items[i], dict(zip(questions, answers, strict=True)))))
             self.coverage.count(i)
 
+    def add_folder(self, folder: Path) -> bool:
+        score_folder(folder, self)
+        return True
+
     def report(self) -> Report:
         if not self.results:
             raise ValueError("no images came, so there is no score")

@@ -14,15 +14,12 @@ from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report, image_folder, reconstruction, run_measures, sources
-from sana_lab.evaluation.geneval import summary
-from sana_lab.evaluation.geneval.measure import GenEval
 from sana_lab.evaluation.image_files import Skipped
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.peers.pipeline import Peer, is_pipeline
 from sana_lab.pretrained import loading
 from sana_lab.systems import Sample, System
-from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Json
 
 
@@ -57,7 +54,7 @@ def _evaluate_name(name: str, overrides: Sequence[str]) -> Json:
     if is_pipeline(name) and not _is_sana(Path(name)):
         return _evaluate_pipeline(Peer.load(name), options, given)
     system = loading.open_model(name, [o for o in overrides if o.startswith("sampling.")])
-    if isinstance(system, TextToImage) and system.experiment is not None:
+    if isinstance(system, System) and system.experiment is not None:
         data = {**system.experiment["data"], **({"size": given["size"]} if "size" in given else {})}
         system.experiment = {"seed": None, **system.experiment, "eval": options, "data": data}
     return _evaluate_system(system)
@@ -141,6 +138,7 @@ class Evaluator:
     def _memory_advice(self) -> list[str]:
         """Settings that need less memory."""
         from sana_lab.bench.memory_advice import SamplingPass
+        from sana_lab.systems.text2image import TextToImage
 
         if not isinstance(self.system, TextToImage):
             return ["try eval.batch=1"]
@@ -165,11 +163,11 @@ def build_measures(options: Json, shapes: bool = False) -> dict[str, Measure]:
 
 def as_json(
     reports: Mapping[str, Report],
-    measures: Mapping[str, Measure],
+    measures: dict[str, Measure],
     captions: Sequence[Json] = (),
     seed: int | None = None,
 ) -> Json:
-    """Reports as plain data: values and settings of all measures, numbers per image, GenEval by tasks and prompts.
+    """Reports as plain data: values and settings of all measures, numbers per image, and the measures' details.
 
     Numbers per image of two reports can be paired where `drawn` agrees: a hash of prompts, images per prompt and seed.
     """
@@ -186,11 +184,8 @@ def as_json(
             for column, values in each.per_image.items()
         },
     }
-    geneval = next((m for m in measures.values() if isinstance(m, GenEval)), None)
-    if geneval is not None:
-        outcomes = geneval.outcomes()
-        extra = {"images_per_prompt": geneval.images_per_prompt, "outcomes": outcomes}
-        report["geneval"] = {**summary.summarise(outcomes), **extra}
+    for measure in reversed(measures.values()):  # of two with the same details, the first one's count
+        report |= measure.details()
     return report
 
 

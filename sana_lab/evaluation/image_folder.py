@@ -1,18 +1,15 @@
 """Measures of images that are already in a folder: any layout with captions, GenEval's, or DPG-Bench's grids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from sana_lab.config.specs import SpecError
 from sana_lab.data import captions
-from sana_lab.evaluation import Measure, Report, dpg
-from sana_lab.evaluation.geneval import folder as geneval_folder
-from sana_lab.evaluation.geneval.measure import GenEval
+from sana_lab.evaluation import Measure, Report
+from sana_lab.evaluation.held_out import folder_data
 from sana_lab.evaluation.image_files import ImageFile, Skipped, batches
 from sana_lab.evaluation.run_measures import Source, refer
-from sana_lab.evaluation.sources import folder_data
 from sana_lab.types import Json
 
 REFERENCE_SIZE = 256  # pixels a side of the real images of `eval.captions`
@@ -26,17 +23,18 @@ def is_image_folder(folder: Path) -> bool:
 def measure_folder(folder: Path, measures: Mapping[str, Measure], options: Json, skipped: Skipped) -> dict[str, Report]:
     """Each measure's report on the images of a folder, at their own sizes; each file is read once.
 
-    `dpg` reads its grids itself. ValueError for too many unreadable files, or a measure that cannot use the folder.
+    A measure may read a layout of its own (`Measure.add_folder`). ValueError for too many unreadable files, or a
+    measure that cannot use the folder.
     """
     refer(measures, Source(_generate, (), folder_data(options, REFERENCE_SIZE).real_images))
-    grids = {name: dpg.score_folder(folder, m) for name, m in measures.items() if isinstance(m, dpg.Dpg)}
-    others = {name: m for name, m in measures.items() if name not in grids}
-    if not others:
-        return grids
-    for images, files in batches(_files(folder, others), options["batch"], skipped):
-        for measure in others.values():
-            measure.add(images, [file.row for file in files])
-    return grids | {name: measure.report() for name, measure in others.items()}
+    others = [m for m in measures.values() if not m.add_folder(folder)]
+    files = _files(folder) if others else []
+    for measure in others:
+        measure.check_rows([file.row for file in files])
+    for images, part in batches(files, options["batch"], skipped):
+        for measure in others:
+            measure.add(images, [file.row for file in part])
+    return {name: measure.report() for name, measure in measures.items()}
 
 
 def captioned_files(folder: Path) -> list[ImageFile]:
@@ -47,22 +45,15 @@ def captioned_files(folder: Path) -> list[ImageFile]:
 
 def geneval_files(folder: Path) -> list[ImageFile]:
     """Image files of GenEval's layout with their rows. ValueError names what is missing or unreadable."""
+    from sana_lab.evaluation.geneval import folder as geneval_folder
+
     return [ImageFile(path, str(path), each.row) for each in geneval_folder.read(folder) for path in each.images]
 
 
-def _files(folder: Path, measures: Mapping[str, Measure]) -> Sequence[ImageFile]:
-    geneval = [m for m in measures.values() if isinstance(m, GenEval)]
-    if not geneval_folder.is_geneval(folder):
-        if geneval:
-            raise SpecError(
-                f"geneval needs {folder} in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png"
-            )
-        return captioned_files(folder)
-    files = geneval_files(folder)
-    for measure in geneval:
-        for file in files:
-            measure.match(file.row)
-    return files
+def _files(folder: Path) -> list[ImageFile]:
+    from sana_lab.evaluation.geneval.folder import is_geneval
+
+    return geneval_files(folder) if is_geneval(folder) else captioned_files(folder)
 
 
 def _generate(prompts: list[str], noise_indices: list[int]) -> Tensor:

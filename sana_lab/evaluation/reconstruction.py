@@ -262,18 +262,6 @@ def _settings(autoencoder: Autoencoder, options: Options, features: Sequence[tup
     return settings
 
 
-def lines(report: Json) -> list[str]:
-    """A report as text, one line per metric."""
-    titles = {"psnr": ("PSNR", ".2f", " dB"), "ssim": ("SSIM", ".4f", ""), "lpips": ("LPIPS", ".4f", "")}
-    titles["rfid"] = ("rFID", ".3f", "")
-    out = []
-    for name, (title, form, unit) in titles.items():
-        if name in report:
-            low, high = (f"{x:{form}}" for x in report[f"{name}_interval"])
-            out.append(f"{title:<6}{report[name]:{form}}{unit}  95 % [{low}, {high}]  on {report['n']} images")
-    return out
-
-
 # --- worst cases ----------------------------------------------------------------------------------------------------
 
 AMPLIFICATION = 4

@@ -1,25 +1,16 @@
 """Image sources of `eval`: a trained text-to-image system or a diffusers pipeline, and held-out data."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sana_lab.config import experiments, specs
-from sana_lab.data import DataModule
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.evaluation.reconstruction import to_uint8
+from sana_lab.evaluation.held_out import folder_data, held_out
 from sana_lab.evaluation.run_measures import Generate, Source
-from sana_lab.peers.pipeline import Peer
 from sana_lab.systems import Sample
-from sana_lab.types import Batch, Json
+from sana_lab.types import Json
 
-
-class HeldOut(NamedTuple):
-    """Real images with captions, not trained on."""
-
-    captions: list[Json]  # {"prompt"}
-    real_images: Callable[[], Iterable[Tensor]] | None  # each call iterates over uint8 batches (B, 3, H, W)
+if TYPE_CHECKING:
+    from sana_lab.peers.pipeline import Peer
 
 
 def sampler(sample: Sample, experiment: Json) -> Generate:
@@ -39,7 +30,7 @@ def system_source(sample: Sample, experiment: Json) -> Source:
     return Source(sampler(sample, experiment), *held_out(specs.build("data", data.get("source", data)), options))
 
 
-def pipeline_source(peer: Peer, options: Json, sampling: Json, size: int) -> Source:
+def pipeline_source(peer: "Peer", options: Json, sampling: Json, size: int) -> Source:
     """A diffusers pipeline; steps and guidance are its own defaults where `sampling` gives none."""
     steps: Json = {k: sampling.get(k) for k in ("steps", "guidance")}
     return Source(
@@ -48,34 +39,3 @@ def pipeline_source(peer: Peer, options: Json, sampling: Json, size: int) -> Sou
         ).cpu(),
         *folder_data(options, size),
     )
-
-
-def held_out(data: DataModule, options: Json) -> HeldOut:
-    """Up to `eval.held_out` of a data module's held-out images; the images are read lazily."""
-    data.setup("validate")
-    chunks = _chunks(min(options["held_out"], data.len_val), options["batch"])
-    captions = [{"prompt": prompt} for chunk in chunks for prompt in data.prompts_at(chunk, "val")]
-    real_images = (lambda: (_images(data.batch_at(chunk, "val")) for chunk in chunks)) if chunks else None
-    return HeldOut(captions, real_images)
-
-
-def folder_data(options: Json, size: int) -> HeldOut:
-    """The folder `eval.captions` at that size; empty without one."""
-    if not options["captions"]:
-        return HeldOut([], None)
-    data: DataModule = specs.build("data", {"name": "folder", "root": options["captions"], "size": size, "held_out": 0})
-    data.setup("fit")
-    n = min(options["held_out"], data.len_train)
-    captions = [{"prompt": prompt} for prompt in data.prompts_at(range(n))]
-    return HeldOut(captions, lambda: (_images(data.batch_at(chunk)) for chunk in _chunks(n, options["batch"])))
-
-
-def _images(batch: Batch) -> Tensor:
-    """(B, 3, H, W) uint8. ValueError for data of latents only."""
-    if batch.images is None:
-        raise ValueError("measures compare with images; this data yields latents only")
-    return to_uint8(batch.images)
-
-
-def _chunks(n: int, batch: int) -> list[range]:
-    return [range(i, min(i + batch, n)) for i in range(0, n, batch)]

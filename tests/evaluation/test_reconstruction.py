@@ -13,6 +13,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab.evaluation import Extractor, reconstruction
+from sana_lab.evaluation.command import lines
 from sana_lab.evaluation.reconstruction import GAP, TEXT_HEIGHT, Case, Options, evaluate_folder
 from sana_lab.models.autoencoders import Autoencoder, losses
 from sana_lab.types import Batch
@@ -296,7 +297,7 @@ def test_the_whole_suite_on_a_folder(tmp_path: Path):
     assert len(settings["lpips"]["weights_sha256"]) == 64
     assert settings["rfid"]["extractor"] == "means"
     assert settings["rfid"]["features_kept_mib"] == pytest.approx(2 * 6 * 12 * 4 / 2**20)
-    assert [line.split()[0] for line in reconstruction.lines(rough)] == ["PSNR", "SSIM", "LPIPS", "rFID"]
+    assert [line.split()[0] for line in lines({"reconstruction": rough})] == ["PSNR", "SSIM", "LPIPS", "rFID"]
 
 
 def alexnet() -> nn.Sequential:

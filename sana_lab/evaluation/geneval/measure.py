@@ -78,6 +78,17 @@ class GenEval(Measure):
             groups[i].append((correct, reason))
         return [summary.outcome(row, group) for row, group in zip(self.rows, groups, strict=True) if group]
 
+    def details(self) -> Json:
+        outcomes = self.outcomes()
+        extra = {"images_per_prompt": self.images_per_prompt, "outcomes": outcomes}
+        return {"geneval": {**summary.summarise(outcomes), **extra}}
+
+    def check_rows(self, rows: Sequence[Json]) -> None:
+        if any("include" not in row for row in rows):
+            raise SpecError("geneval needs images in GenEval's layout: 00000/metadata.jsonl and 00000/samples/0000.png")
+        for row in rows:
+            self.match(row)
+
     def report(self) -> Report:
         outcomes = self.outcomes()
         scores, name = summary.summarise(outcomes), self._column()
