@@ -1,4 +1,4 @@
-"""The protocol of every benchmark: parity before time, interleaved runs, medians with spread, no ratio from noise."""
+"""The protocol of the benchmarks: parity before time, interleaved runs, medians with spread, no ratio from noise."""
 
 import json
 import math
@@ -28,14 +28,14 @@ Run = Callable[[Any], Tensor]
 
 
 class Side(NamedTuple):
-    """One way to compute it, and what it should give for the first input, computed otherwise or by the peer."""
+    """One implementation, and the expected output for the first input, computed independently or by the peer."""
 
     run: Run
     truth: Tensor
 
 
 class Pair(NamedTuple):
-    """A ratio that is asked for: time of `peer` over time of `ours`."""
+    """A ratio to measure: time of `peer` over time of `ours`."""
 
     tier: str
     peer: str
@@ -43,15 +43,15 @@ class Pair(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Sides by name on the same inputs, all timed in turn. Parity is with a truth in float64 where that can be."""
+    """Implementations by name on the same inputs, timed in turns. Parity is against float64 where possible."""
 
     name: str
     sides: Mapping[str, Side]
     pairs: list[Pair]
     inputs: list[Any]  # fresh noise for each repeat in turn
     tolerance: float = 1e-4  # of the relative L2 error
-    least_bytes: int = 0  # what ours must read and write at least, where bandwidth is the limit
-    repeats: int | None = None  # fewer than the protocol's where calls are long, which parity has warmed up on a CPU
+    least_bytes: int = 0  # bytes that ours must read and write, where bandwidth is the limit
+    repeats: int | None = None  # fewer than the protocol's, for long calls; on a CPU parity has warmed them up
 
 
 class Protocol(NamedTuple):
@@ -61,13 +61,13 @@ class Protocol(NamedTuple):
     warmup: int
     repeats: int
     clock: Clock | None = None
-    stretch_s: float = 0.02  # a shorter call is repeated until it takes so long, and its time divided
+    stretch_s: float = 0.02  # a shorter call is repeated for so long within one reading, and its time divided
 
 
-def error(found: Tensor, truth: Tensor) -> float:
+def error(output: Tensor, truth: Tensor) -> float:
     """Relative L2 error."""
     truth = truth.double()
-    return float((found.double() - truth).norm() / truth.norm())
+    return float((output.double() - truth).norm() / truth.norm())
 
 
 @torch.no_grad()
@@ -93,17 +93,17 @@ def run_case(case: Case, protocol: Protocol) -> list[Json]:
 def time_sides(
     case: Case, protocol: Protocol, names: set[str], peers: set[str]
 ) -> tuple[dict[str, Timing], dict[str, int]]:
-    """Times by name, all sides in turn, each peer twice in each turn; and how many calls make one reading."""
-    named = {name: case.sides[name].run for name in case.sides if name in names}
-    inner = {name: times_to_stretch(run, case, protocol) for name, run in named.items()}
-    calls = {name: rotating(run, case.inputs, inner[name]) for name, run in named.items()}
-    calls |= {again(name): rotating(named[name], case.inputs, inner[name]) for name in named if name in peers}
+    """Timings by name, all sides in turns, each peer twice per turn; and the number of calls per reading."""
+    runs = {name: case.sides[name].run for name in case.sides if name in names}
+    inner = {name: times_to_stretch(run, case, protocol) for name, run in runs.items()}
+    calls = {name: rotating(run, case.inputs, inner[name]) for name, run in runs.items()}
+    calls |= {again(name): rotating(runs[name], case.inputs, inner[name]) for name in runs if name in peers}
     if not calls:
         return {}, inner
     long = case.repeats is not None and protocol.device.type == "cpu"
     warmup, repeats = 0 if long else protocol.warmup, min(protocol.repeats, case.repeats or protocol.repeats)
-    found = interleave(calls, warmup, repeats, protocol.device, protocol.clock)
-    return {n: divided(t, inner[n.removesuffix(AGAIN)]) for n, t in found.items()}, inner
+    timings = interleave(calls, warmup, repeats, protocol.device, protocol.clock)
+    return {n: divided(t, inner[n.removesuffix(AGAIN)]) for n, t in timings.items()}, inner
 
 
 def thread_clock(call: Callable[[], Any]) -> tuple[float, None]:
@@ -117,12 +117,12 @@ AGAIN = ", again"
 
 
 def again(name: str) -> str:
-    """Of a peer's second turn in a round: how far it is from the first says what the machine adds."""
+    """The name of a peer's second turn in a round, whose difference from the first is the machine's noise."""
     return name + AGAIN
 
 
 def times_to_stretch(run: Run, case: Case, protocol: Protocol) -> int:
-    """How often a call must run to fill the shortest time that is read off a clock, by its second run."""
+    """The number of calls per reading, by the time of the second call."""
     call, clock = rotating(run, case.inputs, 1), protocol.clock or clock_for(protocol.device)
     first = min(seconds for seconds in clock(call) if seconds is not None)
     if first > 10 * protocol.stretch_s:
@@ -132,7 +132,7 @@ def times_to_stretch(run: Run, case: Case, protocol: Protocol) -> int:
 
 
 def rotating(run: Run, inputs: list[Any], inner: int) -> Callable[[], None]:
-    """A call that takes the next input each time, so that no result and no cache line is reused."""
+    """A call that takes the next input each time, so that no result or cache line is reused."""
     following = cycle(inputs)
 
     def call() -> None:
@@ -143,13 +143,13 @@ def rotating(run: Run, inputs: list[Any], inner: int) -> Callable[[], None]:
 
 
 def fresh(run: Callable[[int], Tensor]) -> Run:
-    """The run of number 0, 1, 2 ..., whatever the input: no prompt is seen twice, so that none is found in a cache."""
+    """The run of 0, 1, 2 ... whatever the input, so that no prompt is encoded twice and none is cached."""
     numbers = count()
     return lambda _: run(next(numbers))
 
 
 def divided(timing: Timing, inner: int) -> Timing:
-    """Of one call, where a reading holds several."""
+    """The timing of one call, from readings of `inner` calls."""
     return timing._replace(**{k: v / inner for k, v in timing._asdict().items() if k.endswith("_s") and v is not None})
 
 
@@ -159,22 +159,22 @@ def line(name: str, timing: Timing) -> str:
 
 
 def compared(pair: Pair, times: Mapping[str, Timing]) -> Json:
-    """The ratio of medians, its spread over the rounds' extremes, and why there is none where there is none."""
+    """The ratio of medians, or the reason why there is none, as plain data."""
     peer, ours = times[pair.peer], times[pair.ours]
-    found = Comparison.of(peer, ours, times[again(pair.peer)])
+    comparison = Comparison.of(peer, ours, times[again(pair.peer)])
     why = None
-    if found.ratio is None:
+    if comparison.ratio is None:
         few = f"{peer.n} rounds, and {MIN_PAIRS} are needed"
-        noisy = f"{pair.peer} differs from itself by {found.noise:.1%}, more than {MAX_NOISE:.0%}"
+        noisy = f"{pair.peer} differs from itself by {comparison.noise:.1%}, more than {MAX_NOISE:.0%}"
         why = few if peer.n < MIN_PAIRS else noisy
-    said = f"{found.ratio:.2f}x  (A against A: {found.noise:.1%})" if found.ratio else f"none: {why}"
-    print(f"  {pair.peer} / {pair.ours}  [{pair.tier}]: {said}", flush=True)
+    result = f"{comparison.ratio:.2f}x  (A against A: {comparison.noise:.1%})" if comparison.ratio else f"none: {why}"
+    print(f"  {pair.peer} / {pair.ours}  [{pair.tier}]: {result}", flush=True)
     both = {"peer": peer._asdict(), "ours": ours._asdict()}
-    return {"times": both, "noise": found.noise, "ratio": found.ratio, "why": why}
+    return {"times": both, "noise": comparison.noise, "ratio": comparison.ratio, "why": why}
 
 
 def environment(device: torch.device) -> Json:
-    """Where a result comes from."""
+    """Device, versions, precision settings and commit of a result."""
     packages = {p: metadata.version(p) for p in ("torch", "diffusers", "transformers", "triton") if installed(p)}
     return {
         "device": device_name(device),
@@ -198,12 +198,12 @@ def installed(package: str) -> bool:
 def commit() -> str:
     """The checkout's commit, with "+" where files differ from it; "unknown" outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    return process.stdout.strip() or "unknown"
 
 
 def table(records: Iterable[Json]) -> str:
-    """All ratios, one line each: the last thing that is printed."""
+    """All ratios, a line each."""
     records = list(records)
     wide = max(len(r["case"]) for r in records)
     lines = [f"{'case':<{wide}}  {'tier':<17}{'peer ms':>10}{'ours ms':>10}{'ratio':>8}  peer / ours"]
@@ -222,10 +222,10 @@ def milliseconds(timing: Json) -> str:
 
 def save(name: str, settings: Json, records: list[Json], device: torch.device, extra: Json | None = None) -> Path:
     """results/<name>-<device>.json"""
-    found = environment(device)
-    slug = re.sub(r"[^a-z0-9]+", "-", str(found["device"]).lower()).strip("-")
+    machine = environment(device)
+    slug = re.sub(r"[^a-z0-9]+", "-", str(machine["device"]).lower()).strip("-")
     path = RESULTS / f"{name}-{slug}.json"
     path.parent.mkdir(exist_ok=True)
-    whole = {**found, "settings": settings, **(extra or {}), "cases": records}
+    whole = {**machine, "settings": settings, **(extra or {}), "cases": records}
     path.write_text(json.dumps(whole, indent=2) + "\n")
     return path

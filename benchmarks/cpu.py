@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Extent:
-    """How large the cases are."""
+    """Sizes of the cases."""
 
     def __init__(self, quick: bool, full: bool) -> None:
         self.quick, self.full = quick, full
@@ -178,15 +178,16 @@ def text_case(layers: int) -> Case:
 def encoded(pipeline: Any, number: int) -> Tensor:
     """diffusers' features at the tokens that are real, of the prompt and of the empty prompt: (L + L0, D)."""
     chi, texts = read_instruction("released").split("\n"), [models.prompt(number)]
-    found = pipeline.encode_prompt(texts, True, max_sequence_length=PADDED, complex_human_instruction=chi)
-    tokens, mask, null, null_mask = found
+    tokens, mask, null, null_mask = pipeline.encode_prompt(
+        texts, True, max_sequence_length=PADDED, complex_human_instruction=chi
+    )
     return torch.cat([tokens[mask.bool()], null[null_mask.bool()]])
 
 
 def features(encoder: Any, number: int) -> Tensor:
-    found = encoder([models.prompt(number)])
-    null = encoder.negative([""], found)
-    return torch.cat([t.tokens[t.mask] for t in (found, null)])
+    caption = encoder([models.prompt(number)])
+    null = encoder.negative([""], caption)
+    return torch.cat([t.tokens[t.mask] for t in (caption, null)])
 
 
 def whole(extent: Extent) -> Iterator[Case]:
@@ -201,17 +202,17 @@ def whole_case(layers: int, blocks: int, stage: int, size: int, steps: int) -> C
     ours = models.system_of(theirs)
     how = Sampling(**{**ours.experiment["sampling"], "steps": steps, "guidance": 4.5})
 
-    def drawn(i: int) -> Tensor:
+    def ours_image(i: int) -> Tensor:
         return ours.sample([models.prompt(i)], size=size, sampling=how, seed=i)
 
-    def peer(i: int) -> Tensor:
+    def peer_image(i: int) -> Tensor:
         noise = noise_like((32, size // 32, size // 32), i, [0])
-        given = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
-        made = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **given)
-        return made.images.mul(255).round()
+        options = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
+        result = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **options)
+        return result.images.mul(255).round()
 
-    truth = peer(0)
-    sides = {"ours": Side(fresh(drawn), truth), PEER: Side(fresh(peer), truth)}
+    truth = peer_image(0)
+    sides = {"ours": Side(fresh(ours_image), truth), PEER: Side(fresh(peer_image), truth)}
     name = (
         f"whole pipeline, {size} px, {steps} steps, guidance, 0.6B's widths at reduced depth "
         f"({layers} of 26 text layers, {blocks} of 28 blocks, {stage} of 3 a decoder stage), float32"
@@ -230,18 +231,18 @@ CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 def image(records: list[Json]) -> Json:
     """An image of 512 px in 20 guided steps, added up from the pieces at full size; None where a piece has no ratio."""
-    wanted = {
+    pieces = {
         "text": ("text encoding", "ours", 1),
         "denoise": ("0.6B step, 28", SAMPLING, STEPS),
         "decode": ("DC-AE f32c32 decode, 512", "ours", 1),
     }
-    found = {stage: piece(records, start, ours, times) for stage, (start, ours, times) in wanted.items()}
-    if not all(found.values()):
-        return {"ratio": None, "why": "a piece has no ratio", "stages": found}
-    peer, ours = (sum(stage[side] for stage in found.values()) for side in ("peer_s", "ours_s"))
+    stages = {stage: piece(records, start, ours, times) for stage, (start, ours, times) in pieces.items()}
+    if not all(stages.values()):
+        return {"ratio": None, "why": "a piece has no ratio", "stages": stages}
+    peer, ours = (sum(stage[side] for stage in stages.values()) for side in ("peer_s", "ours_s"))
     print(f"\nan image of 512 px, {STEPS} steps, added up from full-size pieces: {peer:.1f} s / {ours:.1f} s")
     print(f"  = {peer / ours:.2f}x")
-    return {"ratio": peer / ours, "peer_s": peer, "ours_s": ours, "stages": found, "how": "sum of pieces at full size"}
+    return {"ratio": peer / ours, "peer_s": peer, "ours_s": ours, "stages": stages, "how": "sum of pieces at full size"}
 
 
 def piece(records: list[Json], start: str, ours: str, times: int) -> Json | None:

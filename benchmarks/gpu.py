@@ -84,15 +84,15 @@ def arguments() -> argparse.Namespace:
 
 
 def card(device: torch.device) -> Json:
-    """What the card reaches as found: bytes read and written per second, and bfloat16 FLOP/s of an 8192^3 product."""
+    """What the card reaches at present: TB/s of a copy (read and written), and bfloat16 TFLOP/s of an 8192^3 product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3, 11, device)
     copy, product = times["copy"].typical_s, times["product"].typical_s
-    found = {"copy_tb_s": 2 * source.nbytes / copy / 1e12, "matmul_tflop_s": 2 * 8192**3 / product / 1e12}
-    print(f"copy {found['copy_tb_s']:.2f} TB/s, matmul {found['matmul_tflop_s']:.0f} TFLOP/s")
-    return found
+    limits = {"copy_tb_s": 2 * source.nbytes / copy / 1e12, "matmul_tflop_s": 2 * 8192**3 / product / 1e12}
+    print(f"copy {limits['copy_tb_s']:.2f} TB/s, matmul {limits['matmul_tflop_s']:.0f} TFLOP/s")
+    return limits
 
 
 # Cores
@@ -229,8 +229,8 @@ def modulate_case(extent: Extent, side: int, channels: int) -> Case:
     inputs = grids(extent, side, channels)
 
     def run(x: Tensor, backend: Backend, wide: bool = False) -> Tensor:
-        given = [t.double() if wide else t for t in (x, x.flip(1), *vectors)]
-        return torch.stack(add_modulate(*given, backend=backend))
+        arguments = [t.double() if wide else t for t in (x, x.flip(1), *vectors)]
+        return torch.stack(add_modulate(*arguments, backend=backend))
 
     truth = run(inputs[0], "torch", wide=True)
     eager, kernel = partial(run, backend="torch"), partial(run, backend="auto")
@@ -375,17 +375,17 @@ def whole_case(extent: Extent, size: int, layers: int, blocks: int, stage: int) 
     theirs.set_progress_bar_config(disable=True)
     how = Sampling(**{**ours.experiment["sampling"], "steps": steps, "guidance": 4.5})
 
-    def drawn(i: int) -> Tensor:
+    def ours_image(i: int) -> Tensor:
         return ours.sample([models.prompt(i)], size=size, sampling=how, seed=i)
 
-    def peer(i: int) -> Tensor:
+    def peer_image(i: int) -> Tensor:
         noise = noise_like((32, size // 32, size // 32), i, [0]).to(extent.device)
-        given = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
-        made = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **given)
-        return made.images.mul(255).round()
+        options = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
+        result = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **options)
+        return result.images.mul(255).round()
 
-    truth = peer(0)
-    sides = {"ours": Side(fresh(drawn), truth), "diffusers": Side(fresh(peer), truth)}
+    truth = peer_image(0)
+    sides = {"ours": Side(fresh(ours_image), truth), "diffusers": Side(fresh(peer_image), truth)}
     tolerance = 0.5 if extent.dtype != torch.float32 else 1e-2
     name = f"whole pipeline, SANA-0.6B, {size} px, {steps} steps, guidance"
     return Case(name, sides, [Pair(EXACT, "diffusers", "ours")], [None], tolerance, repeats=5)

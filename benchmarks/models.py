@@ -46,7 +46,7 @@ SIZES = {"0.6B": Size("0.6B", 1152, 28, 36, 16), "1.6B": Size("1.6B", 2240, 20, 
 def transformer(size: Size, depth: int | None = None) -> SanaTransformer2DModel:
     """diffusers' transformer at that size, or of fewer blocks."""
     torch.manual_seed(0)
-    made = SanaTransformer2DModel(
+    model = SanaTransformer2DModel(
         num_attention_heads=size.heads,
         num_layers=depth or size.depth,
         num_cross_attention_heads=size.cross_heads,
@@ -55,7 +55,7 @@ def transformer(size: Size, depth: int | None = None) -> SanaTransformer2DModel:
         caption_channels=TEXT,
         sample_size=16,
     )
-    return made.eval()
+    return model.eval()
 
 
 def autoencoder(blocks: int = 3) -> AutoencoderDC:
@@ -63,7 +63,7 @@ def autoencoder(blocks: int = 3) -> AutoencoderDC:
     torch.manual_seed(1)
     stages = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
     widths, scales = (128, 256, 512, 512, 1024, 1024), ((), (), (), (5,), (5,), (5,))
-    made = AutoencoderDC(
+    model = AutoencoderDC(
         latent_channels=32,
         encoder_block_types=stages,
         decoder_block_types=stages,
@@ -77,7 +77,7 @@ def autoencoder(blocks: int = 3) -> AutoencoderDC:
         upsample_block_type="interpolate",
         scaling_factor=0.41407,
     )
-    return made.eval()
+    return model.eval()
 
 
 def ours_of(theirs: Any) -> Any:
@@ -126,7 +126,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompt(i: int) -> str:
-    """A caption of some forty words; no two are the same, so that no whole prompt is found in a cache."""
+    """A caption of some forty words; no two are the same, so that no prompt is cached."""
     return (
         f"picture {i}: a wide photograph of {i % 7 + 2} old bicycles leaning against a brick wall in evening light, "
         "a sleeping cat on the window sill above them, wet cobblestones in front, and far behind a church tower in fog"
@@ -135,7 +135,7 @@ def prompt(i: int) -> str:
 
 def pipeline(text_layers: int, depth: int, blocks: int) -> SanaPipeline:
     """A SanaPipeline at SANA-0.6B's widths, of so many layers of text encoder, transformer and decoder stages."""
-    made = SanaPipeline(
+    pipe = SanaPipeline(
         tokenizer=tokenizer(),
         text_encoder=gemma(text_layers),
         vae=autoencoder(blocks),
@@ -144,8 +144,8 @@ def pipeline(text_layers: int, depth: int, blocks: int) -> SanaPipeline:
             flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=2
         ),
     )
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def system_of(theirs: SanaPipeline) -> TextToImage:
@@ -158,10 +158,10 @@ def system_of(theirs: SanaPipeline) -> TextToImage:
 
 def encoder_of(theirs: SanaPipeline) -> Llm:
     """Our text encoder around the network and tokenizer of one of diffusers' pipelines."""
-    made = Llm(instruction="released", lowercase=True)
-    made.network, made.tokenizer, made.pretrained = theirs.text_encoder, theirs.tokenizer, True
-    made.dim = theirs.text_encoder.config.hidden_size
-    return made.requires_grad_(False).eval()
+    encoder = Llm(instruction="released", lowercase=True)
+    encoder.network, encoder.tokenizer, encoder.pretrained = theirs.text_encoder, theirs.tokenizer, True
+    encoder.dim = theirs.text_encoder.config.hidden_size
+    return encoder.requires_grad_(False).eval()
 
 
 def peer_step(model: Callable[..., Any], x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -198,8 +198,8 @@ def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: floa
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         x2, t2 = torch.cat([x, x]).to(both.tokens.dtype), 1000 * torch.cat([t, t]).to(x.device)
         keep = both.mask.to(both.tokens.dtype)
-        made = model(x2, both.tokens, timestep=t2, encoder_attention_mask=keep, return_dict=False)[0]
-        with_text, without = made.to(x.dtype).chunk(2)
+        out = model(x2, both.tokens, timestep=t2, encoder_attention_mask=keep, return_dict=False)[0]
+        with_text, without = out.to(x.dtype).chunk(2)
         return without + scale * (with_text - without)
 
     return velocity

@@ -3,7 +3,7 @@
 None of their code is here, and theirs was not run: it needs an older Triton. What is kept, from reading it:
 - V^T K by one program for each image and head, serially over all tokens, with a row of ones under V for the normaliser;
 - products in float32 with TF32, Triton's default; V's columns padded to a power of two;
-- the forward always writes numerators and normaliser, float32 (B, N, H, D + 1), also where no gradient is wanted;
+- the forward always writes numerators and normaliser, float32 (B, N, H, D + 1), also without gradients;
 - the backward reads them, writes their gradient, as large again, and goes over the tokens twice more, serially, by one
   program for each image and head.
 What flatters it: relu and its mask are had from q and k as they are read, where theirs writes a mask of all 3 C in the
@@ -164,7 +164,7 @@ def _key_backward_kernel(
 
 
 def sizes(q: Tensor, config: Config) -> tuple[dict[str, int], int]:
-    """What kernels are made for, and the number of tiles."""
+    """Compile-time constants of the kernels, and the number of tiles."""
     d = q.shape[3]
     return {
         "D": d,
@@ -178,10 +178,10 @@ def forward(qkv: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """(out (B, N, H, D), V^T K (B, H, D + 1, D) float32, numerators and normalisers (B, N, H, D + 1) float32)."""
     q, k, v = qkv.unbind(2)
     batch, n, heads, d = q.shape
-    made, loops = sizes(q, config)
+    constants, loops = sizes(q, config)
     vk = q.new_empty((batch, heads, d + 1, d), dtype=torch.float32)
     out, middle = q.new_empty(q.shape), q.new_empty((batch, n, heads, d + 1), dtype=torch.float32)
-    options = {**made, "num_warps": config.warps}
+    options = {**constants, "num_warps": config.warps}
     _vk_kernel[(batch * heads,)](k, v, vk, k.stride(), v.stride(), n, heads, **options, LOOPS=loops)
     strides = q.stride(), out.stride(), middle.stride()
     _divide_kernel[(batch * heads, loops)](q, vk, out, middle, *strides, n, heads, EPS, **options)
@@ -193,8 +193,8 @@ def backward(dout: Tensor, qkv: Tensor, vk: Tensor, middle: Tensor, config: Conf
     dqkv = qkv.new_empty(qkv.shape)
     (q, k, v), (dq, dk, dv) = qkv.unbind(2), dqkv.unbind(2)
     batch, n, heads, _ = q.shape
-    made, loops = sizes(q, config)
-    options = {**made, "num_warps": config.warps}
+    constants, loops = sizes(q, config)
+    options = {**constants, "num_warps": config.warps}
     dmiddle, dvk = torch.empty_like(middle), torch.empty_like(vk)
     narrow = {name: value for name, value in options.items() if name != "W"}
     strides = dout.stride(), middle.stride()

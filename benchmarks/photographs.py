@@ -135,14 +135,14 @@ def carried(source: str) -> Path | None:
 
 
 def write(out: Path) -> list[str]:
-    """Copy the photographs with their manifest; the names of those that were not found."""
+    """Copy the photographs with their manifest; the names of those that are not installed."""
     out.mkdir(parents=True, exist_ok=True)
-    found = {source: path for source in CAPTIONS if (path := carried(source))}
-    for path in found.values():
+    paths = {source: path for source in CAPTIONS if (path := carried(source))}
+    for path in paths.values():
         shutil.copyfile(path, out / path.name)
-    rows = [json.dumps({"file_name": path.name, "captions": CAPTIONS[source]}) for source, path in found.items()]
+    rows = [json.dumps({"file_name": path.name, "captions": CAPTIONS[source]}) for source, path in paths.items()]
     (out / "captions.jsonl").write_text("".join(row + "\n" for row in rows), "utf-8")
-    return [source for source in CAPTIONS if source not in found]
+    return [source for source in CAPTIONS if source not in paths]
 
 
 def main() -> None:
