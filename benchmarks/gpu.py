@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
 
 
 def card(device: torch.device) -> Json:
-    """What the card reaches at present: TB/s of a copy (read and written), and bfloat16 TFLOP/s of an 8192^3 product."""
+    """What the card reaches: TB/s of a copy (read and written), and bfloat16 TFLOP/s of an 8192^3 product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)

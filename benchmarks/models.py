@@ -22,7 +22,7 @@ from sana_lab.diffusion.guidance import prepare
 from sana_lab.models.dit import SamplingDit
 from sana_lab.models.text.instruction import read_instruction
 from sana_lab.models.text.llm import Llm
-from sana_lab.pretrained import loading
+from sana_lab.pretrained import loading, parts
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Text, Velocity
 
@@ -81,10 +81,11 @@ def autoencoder(blocks: int = 3) -> AutoencoderDC:
 
 
 def ours_of(theirs: Any) -> Any:
-    """Our part with the numbers of one of diffusers': the same memory, but where several tensors are one of ours."""
-    known, spec, supplied = architectures.read({"_class_name": type(theirs).__name__, **plain(theirs)}, "diffusers")
-    found = formats.Found(known.kind, spec, supplied, theirs.state_dict(), known.table, "diffusers")
-    return loading.built(found)
+    """Our part with the weights of a diffusers model; memory is shared, except where tensors are merged."""
+    config = {"_class_name": type(theirs).__name__, **plain(theirs)}
+    architecture, spec, supplied = architectures.read(config, "diffusers")
+    kind, table = architecture.kind, architecture.table
+    return parts.from_released(formats.ReleasedWeights(kind, spec, supplied, theirs.state_dict(), table, "diffusers"))
 
 
 def plain(model: Any) -> dict[str, Any]:

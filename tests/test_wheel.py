@@ -15,7 +15,8 @@ LOOK = """
 import json
 from pathlib import Path
 import sana_lab
-from sana_lab import config, weights
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments as config
 files = [config.locate("experiments", "shapes_sana"), config.locate("ablations", "paper/block_design")]
 files += [config.locate("eval", "shapes"), weights.shipped(config.load("shapes_vae_f8"))]
 kinds = {kind: len(config.available(kind)) for kind in ("experiments", "ablations", "eval")}

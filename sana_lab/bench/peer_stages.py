@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from sana_lab.bench.record import Costs, Latency
+from sana_lab.bench.record import STAGES, Costs, Latency
 from sana_lab.costs.flops import count_macs
 from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.nvml import NvmlDevice
 from sana_lab.costs.timing import Call, Clock, Energy, Samples, clock_for, collect_samples, energy_per_call
-from sana_lab.peers.pipeline import NETWORKS, Peer
+
+if TYPE_CHECKING:
+    from sana_lab.peers.pipeline import Peer
 
 T = TypeVar("T")
 
@@ -28,22 +30,22 @@ class PeerSettings(NamedTuple):
     energy_s: float = 0.0  # seconds to repeat a call for its energy; 0 measures none
     clock: Clock | None = None
 
-    def call(self, peer: Peer, prompts: Sequence[str]) -> Call:
+    def call(self, peer: "Peer", prompts: Sequence[str]) -> Call:
         """One call of the pipeline, a batch of images."""
         options: Any = {"size": self.size, "steps": self.steps, "guidance": self.guidance, "batch": len(prompts)}
         return partial(peer.sample, prompts, **options)
 
-    def memory(self, peer: Peer, prompts: Sequence[str]) -> Memory:
+    def memory(self, peer: "Peer", prompts: Sequence[str]) -> Memory:
         """Peak memory of the whole pipeline."""
         return peak_memory(self.call(peer, prompts), peer.device, module_tensors(peer.networks.values()))
 
-    def energy(self, peer: Peer, prompts: Sequence[str]) -> Energy | None:
+    def energy(self, peer: "Peer", prompts: Sequence[str]) -> Energy | None:
         """Energy of a batch; None without a counter."""
         if self.gpu is None or not self.energy_s:
             return None
         return energy_per_call(self.call(peer, prompts), self.gpu.joules, self.energy_s, self.clock_for(peer))
 
-    def clock_for(self, peer: Peer) -> Clock:
+    def clock_for(self, peer: "Peer") -> Clock:
         return self.clock or clock_for(peer.device)
 
 
@@ -60,7 +62,7 @@ def measure_call(measure: Callable[[Call], T], call: Call) -> tuple[T, Any]:
     return measure(lambda: out.append(call())), out[0]
 
 
-def time_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> Latency:
+def time_peer(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> Latency:
     """Latency of the whole pipeline."""
     call = settings.call(peer, prompts)
     clock = settings.clock_for(peer)
@@ -68,7 +70,7 @@ def time_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> Lat
 
 
 def measure_peer(
-    peer: Peer, settings: PeerSettings, one: Sequence[str], many: Sequence[str]
+    peer: "Peer", settings: PeerSettings, one: Sequence[str], many: Sequence[str]
 ) -> tuple[Costs, int | None]:
     """Costs, with time and MACs at the batch of `one` and memory at that of `many`; and the length of text features.
 
@@ -79,7 +81,7 @@ def measure_peer(
     rounds = [time_stages(peer, settings, one) for _ in range(settings.repeats)]
     stages = {
         stage: Latency.of(Samples(tuple(r.seconds[stage] for r in rounds), (), cold.seconds[stage] if cold else None))
-        for stage in NETWORKS
+        for stage in STAGES
         if rounds[0].calls[stage]
     }
     latency = {**stages, "total": total._replace(first=sum(cold.seconds.values()) if cold else None)}
@@ -88,9 +90,9 @@ def measure_peer(
     return Costs(latency, gmacs, memory_by_stage(peer, settings, many), energy), tokens
 
 
-def time_stages(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> StageSeconds:
+def time_stages(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> StageSeconds:
     """Time in the networks of each stage, the device synchronised around every call."""
-    totals = StageSeconds(dict.fromkeys(NETWORKS, 0.0), dict.fromkeys(NETWORKS, 0))
+    totals = StageSeconds(dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0))
     clock = settings.clock_for(peer)
 
     def watch(stage: str, call: Call) -> Any:
@@ -104,9 +106,9 @@ def time_stages(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> S
     return totals
 
 
-def count_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> tuple[dict[str, float], int | None]:
+def count_peer(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> tuple[dict[str, float], int | None]:
     """GMACs of a batch by stage, in "total", and of a denoiser "forward" with guidance 1; and the text's length."""
-    gmacs = dict.fromkeys(NETWORKS, 0.0)
+    gmacs = dict.fromkeys(STAGES, 0.0)
     lengths: list[int] = []
 
     def watch(stage: str, call: Call) -> Any:
@@ -121,7 +123,7 @@ def count_peer(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> tu
     return {**gmacs, "total": total, "forward": forward}, max(lengths, default=None)
 
 
-def memory_by_stage(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> dict[str, Memory]:
+def memory_by_stage(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> dict[str, Memory]:
     """Peak memory of each stage's first call, and of the whole."""
     weights = module_tensors(peer.networks.values())
     peaks: dict[str, Memory] = {}
@@ -137,7 +139,7 @@ def memory_by_stage(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) 
     return {**peaks, "total": settings.memory(peer, prompts)}
 
 
-def _forward_gmacs(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -> float:
+def _forward_gmacs(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> float:
     """GMACs of one denoiser call without guidance: the mean over the calls of two steps."""
     counts: list[int] = []
 
@@ -153,7 +155,7 @@ def _forward_gmacs(peer: Peer, settings: PeerSettings, prompts: Sequence[str]) -
     return sum(counts) / len(counts) / 1e9 if counts else float("nan")
 
 
-def two_steps(peer: Peer, settings: PeerSettings, **changes: Any) -> PeerSettings:
+def two_steps(peer: "Peer", settings: PeerSettings, **changes: Any) -> PeerSettings:
     """The settings with two steps and other `changes`, as far as the pipeline has such arguments."""
     arguments = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     changes = {"steps": 2, **changes}
