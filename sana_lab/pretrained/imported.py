@@ -11,7 +11,7 @@ from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.errors import SpecError
 from sana_lab.models.dit import Dit
-from sana_lab.pretrained import parts, released, restore
+from sana_lab.pretrained import parts, restore
 from sana_lab.systems import System
 
 Spec = dict[str, Any]
@@ -23,9 +23,11 @@ def write_import(reference: str | Path, out: Path, kind: str | None = None, **op
     Of a pipeline, that is the DiT and the autoencoder; the text encoder is read from its folder. SpecError where the
     file is the lab's already.
     """
+    from sana_lab.pretrained.released import load_released
+
     path = files.index_of(hub.locate(str(reference)))
     _check_not_ours(path)
-    model, notes = released.load_released(path, kind, text=False, **options)
+    model, notes = load_released(path, kind, text=False, **options)
     is_pipeline = isinstance(model, System)
     modules = {"dit": model.dit, "autoencoder": model.autoencoder} if is_pipeline else {_kind(model): model}
     card: Spec = {

@@ -24,7 +24,9 @@ from pathlib import Path
 import torch
 
 from sana_lab import pretrained
+from sana_lab.checkpoints import formats, weights
 from sana_lab.config import specs
+from sana_lab.pretrained import imported, pipeline, released, restore
 
 
 def memory(key):
