@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from sana_lab.config import registry, schema, specs
-from sana_lab.config.errors import SpecError, nearest
-from sana_lab.config.validation import kind_of
+from sana_lab.config.validation import SpecError, kind_of, nearest
 
 SECTIONS: dict[str, type] = {
     "experiment": schema.Experiment,

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sana_lab.config import options, registry, specs
-from sana_lab.config.errors import SpecError, nearest
+from sana_lab.config.validation import SpecError, nearest
 
 
 def main(kind: str | None = None, name: str | None = None) -> None:

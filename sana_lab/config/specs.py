@@ -16,9 +16,8 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from sana_lab.config.errors import SpecError, nearest
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
-from sana_lab.config.validation import describe, is_optional, kind_of, validate
+from sana_lab.config.validation import SpecError, describe, is_optional, kind_of, nearest, validate
 
 Spec = str | dict[str, Any]
 

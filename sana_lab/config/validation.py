@@ -1,22 +1,33 @@
-"""Validation of option values against type annotations, by pydantic.
+"""Validation of option values against type annotations, by pydantic; the error of a configuration.
 
 Values are plain data, as YAML and JSON hold it. Scalars are strict: a bool is no int, "3" is no int; an int is accepted
 for a float and becomes one. A list is accepted for a tuple and a tuple for a list; the result is a list. Specs and
 dataclasses inside an annotation admit anything here: `specs.check` resolves them, since their errors name options.
 """
 
+import difflib
 import functools
 import json
 import types
+from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic import AfterValidator, Strict, TypeAdapter, ValidationError
 
-from sana_lab.config.errors import SpecError, nearest
-
 SCALARS = (int, float, str, bool)
 PLAIN = (*SCALARS, dict, list, tuple, type(None))
+
+
+class SpecError(ValueError):
+    """A configuration error that the user can fix: what was given, what was expected and the nearest right answer."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """A did-you-mean clause for the closest option, or the list of all options where none is close."""
+    names = sorted(options)
+    close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
 
 
 def validate(value: Any, annotation: Any, where: str) -> Any:
