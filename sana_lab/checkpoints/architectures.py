@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sana_lab.checkpoints import key_tables
-from sana_lab.config.errors import SpecError, nearest
+from sana_lab.config.validation import SpecError, nearest
 
 Config = Mapping[str, Any]
 Spec = dict[str, Any]

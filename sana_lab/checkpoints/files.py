@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """Suffixes of files that `torch.save` wrote."""

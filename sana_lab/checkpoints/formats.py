@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import architectures, files, hub, key_tables, nvlabs, rename_keys
 from sana_lab.config import experiments
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 Spec = dict[str, Any]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 
 from sana_lab.checkpoints.files import TORCH_SUFFIXES, first_line
-from sana_lab.config.errors import SpecError, nearest
+from sana_lab.config.validation import SpecError, nearest
 
 TIMEOUT = 10.0
 """Seconds for the hub to answer."""

@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 from torch import Tensor
 
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.checkpoints import key_tables
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 Spec = dict[str, Any]
 State = Mapping[str, Tensor]

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, mismatch
-from sana_lab.config.errors import SpecError
 from sana_lab.config.schema import Config
+from sana_lab.config.validation import SpecError
 
 HOME = Path("runs")
 """Folder of trained models unless a caller gives another: HOME/models/<hash>/."""

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sana_lab.config import experiments, specs
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 Spec = dict[str, Any]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import architectures, formats, rename_keys
 from sana_lab.config import experiments
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit

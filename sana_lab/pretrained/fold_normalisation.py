@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.models.autoencoders import Autoencoder
 
 State = dict[str, Tensor]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sana_lab.checkpoints import files, hub, mismatch, weights
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.models.dit import Dit
 from sana_lab.pretrained import parts, restore
 from sana_lab.systems import System

@@ -8,7 +8,7 @@ import torch
 
 from sana_lab.checkpoints import files, hub, weights
 from sana_lab.config import experiments, registry
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 
 def load(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import formats
 from sana_lab.checkpoints.build import build_on_meta
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.models.dit import Dit
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from sana_lab.checkpoints import files, formats
 from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import experiments, specs
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import parts, schedulers
 from sana_lab.systems.ema import Average
 from sana_lab.systems.text2image import TextToImage

@@ -6,7 +6,7 @@ from typing import Any
 
 from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, registry, schema, specs
-from sana_lab.config.errors import SpecError
+from sana_lab.config.validation import SpecError
 
 
 def restore(experiment: schema.Config, path: Path) -> Any:

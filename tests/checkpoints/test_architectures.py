@@ -8,9 +8,9 @@ import pytest
 import tiny_peers
 import torch
 from safetensors.torch import load_file, save_file
-from sana_lab.config.errors import SpecError
 from tiny_peers import close, velocities
 
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import export, loading
 
 

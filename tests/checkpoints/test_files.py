@@ -10,9 +10,9 @@ import pytest
 import tiny_peers
 import torch
 from safetensors.torch import save_file
-from sana_lab.config.errors import SpecError
 from tiny_peers import NVLABS_HINTS, close, nvlabs_state, velocities
 
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import tiny_peers
 import torch
-from sana_lab.config.errors import SpecError
 from tiny_peers import close, nvlabs_state, velocities
 from torch import nn
 
 from sana_lab.checkpoints.build import build
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from sana_lab.config.errors import SpecError
 
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import tiny_peers
 import torch
-from sana_lab.config.errors import SpecError
 from tiny_peers import NVLABS_HINTS, nvlabs_state
 
 from sana_lab.checkpoints.mismatch import LIMIT, check_state, mismatches
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
 

@@ -6,12 +6,12 @@ import pytest
 import tiny_peers
 import torch
 from safetensors.torch import save_file
-from sana_lab.config.errors import SpecError
 from tiny_peers import NVLABS_HINTS, close, nvlabs_state, nvlabs_training, velocities
 
 from sana_lab.checkpoints import formats, key_tables, nvlabs, rename_keys
 from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import specs
+from sana_lab.config.validation import SpecError
 from sana_lab.models.layers import sincos_positions
 from sana_lab.pretrained import loading
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sana_lab.config.errors import SpecError
 from tiny_peers import close, velocities
 from torch import nn
 
 from sana_lab.config import specs
+from sana_lab.config.validation import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.pretrained import export, loading
 from sana_lab.systems.text2image import TextToImage

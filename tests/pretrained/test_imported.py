@@ -9,12 +9,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from sana_lab.config.errors import SpecError
 from tiny_peers import close, nvlabs_state, nvlabs_training, velocities
 
 from sana_lab import __main__
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import imported, loading
 
 

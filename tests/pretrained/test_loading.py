@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from sana_lab.config.errors import SpecError
 
 from sana_lab.checkpoints import weights
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
 

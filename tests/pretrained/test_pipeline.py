@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import tiny_peers
 import torch
-from sana_lab.config.errors import SpecError
 from tiny_peers import close, velocities
 
 from sana_lab import __main__, api
 from sana_lab.config import specs
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 from sana_lab.systems.text2image import TextToImage
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from sana_lab.config.errors import SpecError
 
 from sana_lab.config import specs
+from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import restore
 from sana_lab.systems import System
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import tiny_peers
-from sana_lab.config.errors import SpecError
 
 from sana_lab.config import experiments, specs
+from sana_lab.config.validation import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.pretrained import schedulers
 
