@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, mismatch
+from sana_lab.config import atomic_write
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 
@@ -90,9 +91,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def write(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:
-    """Write tensors (floating-point ones as `dtype`) and their card to one file, atomically."""
+    """Write tensors (floating-point ones as `dtype`) and their card to one file, atomically. OSError."""
     tensors = {k: (v.to(dtype) if dtype and v.is_floating_point() else v).contiguous().cpu() for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"card": json.dumps(dict(about))})
-    partial.replace(path)
+    with atomic_write.replacing(path) as partial:
+        save_file(tensors, partial, {"card": json.dumps(dict(about))})

@@ -1,0 +1,78 @@
+"""Atomic writes: beside the target, flushed to the disk, then renamed, so that a file is whole or is not there."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+FULL = ("no space left", "os error 28", "disk quota", "os error 122", "file too large", "os error 27", "write failed")
+"""Phrases of libraries that hide the system's error of a full disk in one of their own."""
+
+WRITER_FAILED = ("pytorchstreamwriter failed", "unexpected pos", "failed writing file", "i/o error")
+"""Phrases of libraries whose writing failed without a reason."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new path beside `path` to write to; afterwards it replaces `path`, at once and for good.
+
+    Where the block fails the new file is removed and `path` is as it was. OSError of one line with path and free space
+    where the disk is full, also where a library hides that in an error of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
+    with explaining_full_disk(path):
+        try:
+            yield partial
+            synchronise(partial)
+            partial.replace(path)
+            synchronise(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explaining_full_disk(path: Path) -> Iterator[None]:
+    """OSError "PATH: no space left ..." with the free space in place of any error of a write that a disk refused."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise OSError(errno.ENOSPC, f"the disk has no room for it: {free_space(path)}", str(path)) from error
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that a disk, quota or file-size limit is full."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    text = str(error).lower()
+    if not isinstance(error, ValueError) and any(phrase in text for phrase in (*FULL, *WRITER_FAILED)):
+        return True
+    earlier = error.__cause__ or error.__context__
+    return earlier is not None and is_full_disk(earlier)
+
+
+def free_space(path: Path) -> str:
+    """The room on the disk of a path, in words."""
+    folder = next(p for p in path.absolute().parents if p.is_dir())
+    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free in {folder}; free some and run it again"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def synchronise(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
