@@ -153,7 +153,7 @@ def walk(page: Path, folder: Path, slow: bool) -> int:
 
 
 @pytest.fixture
-def folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(here: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     modules = set(sys.modules)
     monkeypatch.syspath_prepend(str(here))
     yield here

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import write
 
 from sana_lab.ablation import plan
-from sana_lab.ablation.trials import records
+from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.experiments import load
@@ -224,7 +224,7 @@ def test_a_plan_says_that_a_trial_is_to_run_again(folder: Path):
     assert planned().done
     write(folder, "inception.pth", "same numbers")
     assert not planned().done
-    assert planned().state == "to run"
+    assert state(planned()) == "to run"
 
 
 # --- what was known before is known still
