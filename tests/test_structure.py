@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 
 FACADES = ("pretrained", *(f"ops.{name}" for name in ("conv", "linear_attention", "mix_ffn", "modulate", "rms_norm")))
 """Packages whose `__init__` re-exports functions of modules inside; every other one holds an interface."""
+
+MAX_CHAIN = 8
+"""Modules in the longest chain of imports."""
+
+RIDDLES = {
+    *("found", "there", "asked", "made", "held", "seen", "told", "said", "wanted"),
+    *("gone", "begun", "taken", "worth", "meant", "come", "fallen", "drawn", "named"),
+}
+"""Participles and adverbs that name nothing: an identifier says what the thing is."""
 
 REGISTRY = "config.registry"
 """The one module that names parts of every floor, as strings that are resolved when they are used."""
@@ -115,6 +125,15 @@ def test_imports_have_no_ring():
     TopologicalSorter(GRAPH).prepare()
 
 
+def test_the_longest_chain_of_imports_is_short():
+    """Of imports that happen when a module is imported; a package's `__init__` is its own module."""
+    chains: dict[str, tuple[str, ...]] = {}
+    for module in TopologicalSorter({name: imports_at_once(name) for name in MODULES}).static_order():
+        below = max((chains[other] for other in imports_at_once(module)), key=len, default=())
+        chains[module] = (module, *below)
+    assert [chain for chain in chains.values() if len(chain) > MAX_CHAIN] == []
+
+
 def test_the_root_is_small():
     assert len([name for name in MODULES if "." not in name and MODULES[name].name != "__init__.py"]) <= 12
 
@@ -131,6 +150,29 @@ def test_the_package_itself_imports_nothing_at_once():
 
 
 # --- manners
+
+
+def identifiers(module: str) -> Iterator[str]:
+    """Every name that a module defines or uses: variables, parameters, functions, classes, attributes."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+
+
+def test_names_are_names_of_things():
+    riddles = {module: {n for n in identifiers(module) if n.strip("_").lower() in RIDDLES} for module in MODULES}
+    assert {module: names for module, names in riddles.items() if names} == {}
+
+
+def test_central_records_are_defined_once():
+    trees = (ast.parse(path.read_text()) for path in MODULES.values())
+    classes = [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert {name: classes.count(name) for name in ("Memory", "Report", "Plan", "Estimate", "System")} == dict.fromkeys(
+        ("Memory", "Report", "Plan", "Estimate", "System"), 1
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
