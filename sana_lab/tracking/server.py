@@ -22,8 +22,8 @@ def serve(home: Path | str, host: str = "127.0.0.1", port: int = 5000) -> None:
     this machine: the server has no password.
     """
     store = Store(home)
-    experiments = _check(store, host)
     free = free_port(host, port)
+    experiments = _check(store, host)
     if free != port:
         print(f"port {port} is busy; using {free}")
     for name, experiment in experiments.items():
@@ -45,7 +45,9 @@ def charts_link(runs: str) -> str:
 
 
 def free_port(host: str, port: int, tries: int = 50) -> int:
-    """`port`, or the first free one after it. ValueError where there is none among `tries`."""
+    """`port`, or the first free one after it. ValueError where there is none among `tries`, or for no port's number."""
+    if not 1 <= port <= 65535:
+        raise ValueError(f"port {port} is out of range, expected 1 to 65535, such as 5000")
     end = min(port + tries, 65536)
     for candidate in range(port, end):
         with closing(socket.socket()) as probe:

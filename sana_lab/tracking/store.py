@@ -1,23 +1,26 @@
 """Runs in MLflow: one sqlite file and one folder of artifacts under a home directory.
 
 MLflow is imported where it is used (it takes two seconds). Every call names its run: there is no active run and no
-global state; a `Store` may be used from several threads, and from several processes once `create` has returned.
+global state; a `Store` may be used from several threads, and a home by several processes.
 """
 
 import functools
 import json
-import logging
 import math
 import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from sana_lab.tracking import database
+
 if TYPE_CHECKING:
     import numpy as np
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
     from PIL.Image import Image
@@ -27,6 +30,9 @@ T = TypeVar("T")
 
 PARENT = "mlflow.parentRunId"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
+IGNORED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+"""Variables of MLflow that name another place for runs."""
+
 MAX_PARAM = 500  # characters of a parameter in the table of runs; config/resolved.yaml holds the whole
 
 
@@ -57,60 +63,71 @@ class Point(NamedTuple):
 class Store:
     """The runs under `home`: `home/mlflow.db` and `home/artifacts`.
 
-    `create` must return once before several processes write: MLflow's first use of an empty database is not safe to
-    do twice at a time. It takes a file lock, so that any number of processes may call it.
+    Any number of processes and threads may use it at once: a file lock lets one of them make the database. A home that
+    was moved or copied keeps its artifacts, whose places MLflow stores as absolute.
     """
 
     def __init__(self, home: Path | str) -> None:
         self.home = Path(home).expanduser().absolute()
-        if "?" in str(self.home):
-            raise ValueError(f"the folder of runs cannot have '?' in its path, which ends a database's name: {home}")
         self.database = self.home / "mlflow.db"
         self.artifacts = self.home / "artifacts"
-        self.uri = f"sqlite:///{self.database}"
+        self.uri = database.url(self.database)
 
     @functools.cached_property
     def client(self) -> "MlflowClient":
-        return _client(self.uri)
+        """MLflow's client; the database is made where there is none. ValueError for a file that is not MLflow's."""
+        say_what_is_ignored(self.database)
+        self.make_database()
+        database.check(self.database)
+        database.relocate(self.database, self.artifacts)
+        return database.client(self.database)
+
+    @functools.cached_property
+    def _lock(self) -> "FileLock":
+        from filelock import FileLock
+
+        return FileLock(self.home / "mlflow.lock")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "client"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("client", "_lock")}
 
     def create(self, experiment: str) -> str:
         """The id of `experiment`; it is created, with the database, or restored where it was deleted.
 
         ValueError where `home` cannot be written.
         """
-        from filelock import FileLock
+        client = self.client
+        with self._writing():
+            return self._make_experiment(client, experiment)
 
+    def make_database(self) -> None:
+        """Make the database where there is none. ValueError where `home` cannot be written."""
+        if not database.exists(self.database):
+            with self._writing():
+                if not database.exists(self.database):  # another process may have made it
+                    database.make(self.database)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Under the lock of the home. ValueError where the home cannot be written."""
         try:
             self.artifacts.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.home / "mlflow.lock")
-            with lock:
-                self.make_database()
-                return self._make_experiment(experiment)
+            with self._lock:
+                yield
         except OSError as error:
             raise ValueError(f"cannot write runs under {self.home}: {error}; choose a folder you can write") from error
 
-    def make_database(self) -> None:
-        """Make the tables in another file and move it in place: a kill in these seconds leaves nothing half-made."""
-        draft = self.home / "mlflow.new.db"
-        if not self.database.exists():
-            draft.unlink(missing_ok=True)
-            _client(f"sqlite:///{draft}").search_experiments()
-            draft.replace(self.database)
-
-    def _make_experiment(self, experiment: str) -> str:
-        existing = self.client.get_experiment_by_name(experiment)
+    def _make_experiment(self, client: "MlflowClient", experiment: str) -> str:
+        existing = client.get_experiment_by_name(experiment)
         if existing is None:
-            return self.client.create_experiment(experiment, artifact_location=self.artifacts.as_uri())
+            return client.create_experiment(experiment, artifact_location=self.artifacts.as_uri())
         if existing.lifecycle_stage == "deleted":
-            self.client.restore_experiment(existing.experiment_id)
+            client.restore_experiment(existing.experiment_id)
         return str(existing.experiment_id)
 
     def experiments(self) -> dict[str, str]:
         """Name -> id of every experiment that `create` made here, newest first."""
-        if not self.database.exists():
+        if not database.exists(self.database):
             return {}
         experiments = self.client.search_experiments(order_by=["last_update_time DESC"])
         return {e.name: e.experiment_id for e in experiments if e.artifact_location == self.artifacts.as_uri()}
@@ -122,7 +139,8 @@ class Store:
         from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
 
         all_tags = {MLFLOW_SOURCE_NAME: "sana-lab"} | ({PARENT: parent} if parent else {}) | _strings(tags or {})
-        run = self.client.create_run(self.create(experiment), run_name=name, tags=all_tags)
+        identity = self.create(experiment)
+        run = self.client.create_run(identity, run_name=name, tags=all_tags)
         return str(run.info.run_id)
 
     def resume(self, run_id: str) -> None:
@@ -185,9 +203,7 @@ class Store:
 
     def file(self, run_id: str, name: str = "") -> Path:
         """The path of a run's artifact on disk. FileNotFoundError where there is none."""
-        from mlflow.utils.file_utils import local_file_uri_to_path
-
-        path = Path(local_file_uri_to_path(self.client.get_run(run_id).info.artifact_uri), name)
+        path = self.artifacts / run_id / "artifacts" / name
         if not path.exists():
             raise FileNotFoundError(f"run {run_id} has no artifact {name!r} ({path})")
         return path
@@ -200,7 +216,7 @@ class Store:
 
     def find(self, experiment: str, tags: Mapping[str, object] | None = None) -> list[Run]:
         """The runs of an experiment that carry all these tags, newest first; empty if there is no such experiment."""
-        if not self.database.exists():
+        if not database.exists(self.database):
             return []
         existing = self.client.get_experiment_by_name(experiment)
         return [] if existing is None else list(self._search([existing.experiment_id], _strings(tags or {})))
@@ -254,13 +270,13 @@ def to_pil(image: "Image | Tensor | np.ndarray") -> "Image":
     return fromarray(np.ascontiguousarray(last))
 
 
-def _client(uri: str) -> "MlflowClient":
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported, not later
-    from mlflow import MlflowClient
-
-    for name in ("mlflow.store.db.utils", "alembic"):  # they log sixty lines for a new database
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return MlflowClient(uri)
+@functools.cache
+def say_what_is_ignored(path: Path) -> None:
+    """Name, on stderr, the variables that send MLflow's runs elsewhere and that the lab does not follow."""
+    for name in IGNORED:
+        value = os.environ.get(name)
+        if value and database.path_of(value) != path:
+            print(f"sana-lab: {name}={value} is ignored: runs are recorded in {path}", file=sys.stderr, flush=True)
 
 
 def _record(run: "MlflowRun") -> Run:

@@ -1,0 +1,132 @@
+"""The sqlite file under a home of runs: its URL, how it is made, what may be wrong with it, where its artifacts lie."""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BUSY_S = 60
+"""Seconds that a write waits for the writes of other processes; sqlite's own default is five."""
+
+TABLES = {"alembic_version", "experiments", "runs", "metrics", "params", "tags"}
+"""Tables of every version of MLflow, and alembic's, which names the version."""
+
+
+def url(path: Path) -> str:
+    """SQLAlchemy's URL of an sqlite file. It decodes %XX in the path, and ends the path at a question mark."""
+    return f"sqlite:///{_quoted(path)}?timeout={BUSY_S}"
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a database; an empty file is none."""
+    return path.exists() and (not path.is_file() or path.stat().st_size > 0)
+
+
+def make(path: Path) -> None:
+    """Make MLflow's tables in another file and move it in place: a kill in these seconds leaves nothing half-made.
+
+    One process at a time; the caller holds a lock.
+    """
+    draft = path.with_suffix(".new.db")
+    for leftover in draft.parent.glob(f"{draft.name}*"):  # with its journal, which sqlite would play back
+        leftover.unlink()
+    client(draft).search_experiments()
+    draft.replace(path)
+
+
+def client(path: Path) -> "MlflowClient":
+    """MLflow's client of a database, which MLflow makes where there is none."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported, not later
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic"):  # they log sixty lines for a new database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    opened = MlflowClient(url(path))
+    if _quoted(path) != str(path):  # MLflow has made a folder of the quoted name
+        with suppress(OSError):
+            os.removedirs(Path(_quoted(path)).parent)
+    return opened
+
+
+def check(path: Path) -> None:
+    """ValueError, with what to do, for a file that is no database, not MLflow's, half-made or of another version."""
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, expected MLflow's database; move it away and a new one is made")
+    with _connection(path) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables & TABLES:
+            raise ValueError(
+                f"{path} is the database of something else (its tables: {', '.join(sorted(tables)[:5])}), expected "
+                "MLflow's; move it away and a new one is made"
+            )
+        revisions = [r for (r,) in database.execute("SELECT * FROM alembic_version")] if TABLES <= tables else []
+        if revisions != [expected := _newest_revision()]:
+            runs = database.execute("SELECT count(*) FROM runs").fetchone()[0] if "runs" in tables else 0
+            raise ValueError(_outdated(path, runs, revisions, expected))
+
+
+def _outdated(path: Path, runs: int, revisions: list[str], expected: str) -> str:
+    if not runs:
+        return (
+            f"{path} is half-made: the process that made it was stopped. It holds no runs; delete it and a new one is "
+            f"made: rm '{path}'"
+        )
+    return (
+        f"{path} holds {runs} runs of another version of MLflow (revision {', '.join(revisions) or 'unknown'}; MLflow "
+        f"{metadata.version('mlflow')} expects {expected}); copy it, then run: mlflow db upgrade '{url(path)}'"
+    )
+
+
+def _newest_revision() -> str:
+    """The revision of the installed MLflow's tables."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    return str(ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations")).get_current_head())
+
+
+def relocate(path: Path, artifacts: Path) -> None:
+    """Write `artifacts` as the place of experiments and runs that another home made: `runs/` was moved or copied.
+
+    MLflow keeps absolute places. Those of experiments that `Store.create` did not make stay. A file that cannot be
+    written is left as it is.
+    """
+    new = artifacts.as_uri()
+    with _connection(path) as database:
+        places = [place for (place,) in database.execute("SELECT DISTINCT artifact_location FROM experiments")]
+        moved = [p for p in places if p and p.startswith("file:") and p.endswith(f"/{artifacts.name}") and p != new]
+        for old in moved if os.access(path, os.W_OK) else []:
+            runs = "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE substr(artifact_uri, 1, ?) = ?"
+            database.execute(runs, (new, len(old) + 1, len(old) + 1, f"{old}/"))
+            database.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", (new, old))
+
+
+def path_of(location: str) -> Path | None:
+    """The file of an sqlite URL; None for any other place."""
+    prefix = "sqlite:///"
+    return Path(unquote(location.removeprefix(prefix).partition("?")[0])).absolute() if prefix in location else None
+
+
+@contextmanager
+def _connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A transaction on an existing file. ValueError where sqlite cannot read it."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as database, database:
+            yield database
+    except sqlite3.Error as error:
+        raise ValueError(
+            f"{path} cannot be read as MLflow's database ({error}); restore a copy, or move it away and a new one is "
+            "made"
+        ) from error
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("%", "%25").replace("?", "%3F")
