@@ -67,7 +67,7 @@ def check(path: Path) -> None:
                 f"{path} is the database of something else (its tables: {', '.join(sorted(tables)[:5])}), expected "
                 "MLflow's; move it away and a new one is made"
             )
-        revisions = [r for (r,) in database.execute("SELECT * FROM alembic_version")] if TABLES <= tables else []
+        revisions = [r for (r,) in database.execute("SELECT * FROM alembic_version")] if tables >= TABLES else []
         if revisions != [expected := _newest_revision()]:
             runs = database.execute("SELECT count(*) FROM runs").fetchone()[0] if "runs" in tables else 0
             raise ValueError(_outdated(path, runs, revisions, expected))
