@@ -127,7 +127,7 @@ class TestNoDatabase:
         home_of(tmp_path, empty_database).start_run("training", "tiny")
         with closing(sqlite3.connect(tmp_path / "mlflow.db")) as old, old:
             old.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-        with pytest.raises(ValueError, match=r"holds 1 runs of another version of MLflow .* copy it, then run: mlflow db"):
+        with pytest.raises(ValueError, match=r"holds 1 runs of another version .* copy it, then run: mlflow db"):
             Store(tmp_path).find("training")
 
     def test_a_folder_is_named(self, tmp_path):
