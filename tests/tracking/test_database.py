@@ -48,7 +48,7 @@ class TestFirstStarts:
         assert len(calls) == 1
         assert len(stores[0].find("training")) == 4
 
-    def test_a_kill_during_the_making_leaves_no_database_and_its_leftovers_go(self, tmp_path, empty_database, monkeypatch):
+    def test_a_kill_during_the_making_leaves_no_database(self, tmp_path, empty_database, monkeypatch):
         def killed(path: Path) -> None:
             path.write_text("half")
             Path(f"{path}-journal").write_text("of another database")
