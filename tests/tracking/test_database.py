@@ -1,4 +1,4 @@
-"""The sqlite file of runs: made once by any number of processes, refused where it is not MLflow's, moved with its home."""
+"""The sqlite file of runs: made once by all processes, refused where it is not MLflow's, moved with its home."""
 
 import shutil
 import sqlite3
