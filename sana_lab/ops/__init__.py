@@ -1,1 +1,1 @@
-"""Operators: the definition in plain torch, beside the kernels that compute the same."""
+"""Operators: a reference implementation in plain torch beside equivalent Triton or CPU kernels."""

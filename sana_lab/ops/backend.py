@@ -1,4 +1,4 @@
-"""Choice of an operator's implementation: its definition in plain torch, or the Triton kernel beside it."""
+"""Selection of an operator's backend: the reference in plain torch or the Triton kernel."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
@@ -9,12 +9,12 @@ Backend = Literal["auto", "torch", "triton"]
 
 
 def choose(backend: Backend, device: torch.device, unsupported: str | None = None) -> Literal["torch", "triton"]:
-    """The implementation for tensors on `device`.
+    """Select the backend for tensors on `device`.
 
-    `auto` is triton on CUDA, where triton is installed and the kernel takes the tensors, and torch elsewhere.
-    `unsupported` names what the kernel requires of the tensors and they lack ("float32 tensors, not float64").
-    ValueError for an unknown name, and for an explicit `triton` that is not possible: it never falls back. (The kernel
-    itself refuses devices that it cannot launch on, so that shapes can be inferred on the meta device.)
+    `auto` is triton on CUDA if triton is installed and the kernel supports the tensors, and torch otherwise.
+    `unsupported` is an unmet requirement of the kernel ("float32 tensors, not float64"), or None.
+    ValueError for an unknown name and for an explicit `triton` that cannot run: it never falls back. The device is
+    checked at launch (`check_launchable`), so that shapes can be inferred on the meta device.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}")
@@ -27,7 +27,7 @@ def choose(backend: Backend, device: torch.device, unsupported: str | None = Non
 
 
 def check_launchable(device: torch.device, interpreted: bool) -> None:
-    """ValueError for a device on which Triton launches no kernels; the meta device infers shapes."""
+    """ValueError for a device on which Triton cannot launch kernels; the meta device is allowed (shape inference)."""
     if device.type not in ("cuda", "meta") and not (device.type == "cpu" and interpreted):
         raise ValueError(
             "backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
@@ -36,7 +36,7 @@ def check_launchable(device: torch.device, interpreted: bool) -> None:
 
 
 def missing_for(device: torch.device) -> str | None:
-    """What kernels need to run on `device` and lack, in words; None where they run."""
+    """Missing requirement of Triton kernels on `device`, for an error message; None if they can run."""
     if missing := missing_triton():
         return missing
     import triton
@@ -46,15 +46,15 @@ def missing_for(device: torch.device) -> str | None:
 
 
 def missing_triton() -> str | None:
-    """What to install for Triton, in words; None where it is installed."""
+    """Package to install for Triton, for an error message; None if it is installed."""
     try:
-        import triton  # noqa: F401  (torch.compile traces an import, and not importlib)
+        import triton  # noqa: F401  (torch.compile can trace an import statement but not importlib)
     except ImportError:
         return "the package triton (torch for CUDA brings it)"
     return None
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast disabled, where the device has it (meta has none)."""
+    """Context that disables autocast; a null context on devices without autocast (meta)."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()

@@ -1,4 +1,4 @@
-"""Choice between an operator's definition and its faster form for inference."""
+"""Selection between an operator's reference and its fast form for inference."""
 
 from typing import Literal, get_args
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 Fast = Literal["auto", "torch", "fast"]
-"""`torch` is the definition, `fast` the other form wherever it exists, `auto` whichever is expected to be faster."""
+"""`torch` is the reference, `fast` the inference form where it exists, `auto` the one expected to be faster."""
 
 
 def uses_fast(backend: Fast, *tensors: Tensor | None, pays: bool = True) -> bool:
-    """Whether the fast form runs, which records no gradient and ignores autocast.
+    """Whether to use the fast form, which supports neither autograd nor autocast.
 
-    `auto` is fast where `pays` and neither is on. ValueError for an unknown name, and for an explicit `fast` where
-    gradients or autocast are on.
+    `auto` is fast if `pays` and neither gradients nor autocast are enabled. ValueError for an unknown name, and for an
+    explicit `fast` while gradients or autocast are enabled.
     """
     if backend not in get_args(Fast):
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Fast))}")
@@ -26,7 +26,7 @@ def uses_fast(backend: Fast, *tensors: Tensor | None, pays: bool = True) -> bool
 
 
 def _obstacle(*tensors: Tensor) -> str | None:
-    """What keeps the fast form from running, in words."""
+    """Reason why the fast form cannot run, for an error message; None if it can."""
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return "records no gradient, which is needed outside torch.no_grad()"
     kind = tensors[0].device.type

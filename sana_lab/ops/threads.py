@@ -1,7 +1,7 @@
-"""A pool of single-core threads for independent pieces of work.
+"""Thread pool of single-core workers for independent pieces of work.
 
-Torch's own threads share each operation, which does not pay for operations that fit a core's cache; here each thread
-computes whole pieces.
+Torch parallelises within each operation, which is inefficient for operations that fit in a core's cache; here each
+thread computes whole pieces.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ Job = TypeVar("Job")
 
 
 def share(jobs: Sequence[Job], work: Callable[[Iterator[Job]], None]) -> None:
-    """Call `work` in as many threads as torch uses, each with an iterator over a queue of the jobs.
+    """Call `work` in `torch.get_num_threads()` threads, each with an iterator over a shared queue of the jobs.
 
-    Torch uses one thread in each and records no gradient; its number of threads is restored at the end. Exceptions are
-    raised here. With one thread, or one job, `work` is called in this thread.
+    Each worker runs torch with one thread and without autograd; torch's number of threads is restored at the end.
+    Workers' exceptions are raised here. With one thread or one job, `work` is called in the calling thread.
     """
     threads = torch.get_num_threads()
     inference = torch.is_inference_mode_enabled()

@@ -1,4 +1,4 @@
-"""3x3 convolutions of inference: `conv3x3` with norm, activation and residual, and `upsample_conv3x3`."""
+"""3x3 convolutions for inference: `conv3x3` with norm, activation and residual, and `upsample_conv3x3`."""
 
 from sana_lab.ops.conv.reference import Norm as Norm
 from sana_lab.ops.conv.reference import conv3x3 as conv3x3

@@ -1,4 +1,4 @@
-"""3x3 convolutions of a grid, with what follows them in a residual block: the definition, and a fast form on the CPU.
+"""3x3 convolution fused with activation, norm and residual: the reference, and a Winograd form on the CPU.
 
 Shapes: B batch, C and O channels in and out, h x w grid.
 """
@@ -16,7 +16,7 @@ from sana_lab.ops.rms_norm.reference import rms_norm_2d, rows
 
 Activation = Literal["none", "relu", "silu"]
 
-LEAST_TILES, LEAST_CHANNELS = 256, 32  # from which on Winograd's transforms pay
+LEAST_TILES, LEAST_CHANNELS = 256, 32  # thresholds above which Winograd is faster
 
 
 class Norm(NamedTuple):
@@ -37,11 +37,11 @@ def conv3x3(
     residual: Tensor | None = None,
     backend: Fast = "auto",
 ) -> Tensor:
-    """residual + norm(activation(x * weight + bias)), zeros around x: (B, C, h, w) -> (B, O, h, w).
+    """residual + norm(activation(conv(x, weight) + bias)) with zero padding: (B, C, h, w) -> (B, O, h, w).
 
-    The fast form is Winograd's F(4x4, 3x3) on the CPU, with relative L2 error about 2e-6 in float32; it records no
-    gradient. `auto` takes it for float32 and grids on which it pays; the norm then chooses for itself. ValueError for a
-    backend that cannot be.
+    The fast form is Winograd's F(4x4, 3x3) on the CPU, with relative L2 error about 2e-6 in float32; it does not
+    support autograd. `auto` selects it for float32 inputs large enough to gain from it; the norm selects its own
+    backend. ValueError for an unsupported backend.
     """
     tensors = (x, weight, bias, residual, *(norm[:2] if norm else ()))
     if uses_fast(backend, *tensors, pays=pays(x, weight)) and x.device.type == "cpu":
@@ -56,14 +56,14 @@ def conv3x3(
 
 
 def activate(y: Tensor, activation: str, keep: bool = True) -> Tensor:
-    """The activation by its name; y may be overwritten where it need not be kept."""
+    """Apply an activation by name; y may be overwritten if `keep` is False."""
     if activation == "none":
         return y
     return {"relu": F.relu, "silu": F.silu}[activation](y, inplace=not keep)
 
 
 def pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether Winograd is expected to be faster than torch's own convolution: large enough grids of enough channels."""
+    """Whether Winograd is expected to be faster than torch's convolution: large grids with many channels."""
     tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
     enough = tiles >= LEAST_TILES and min(weight.shape[:2]) >= LEAST_CHANNELS
     return x.device.type == "cpu" and x.dtype == torch.float32 and enough
@@ -80,7 +80,7 @@ def operator(
     eps: float,
     residual: Tensor | None,
 ) -> Tensor:
-    """`conv3x3` by Winograd, as an operator that torch.compile and FLOP counters know."""
+    """`conv3x3` by Winograd, as a custom operator for torch.compile and FLOP counters."""
     added = None if residual is None else residual.permute(0, 2, 3, 1)
 
     def finish(values: Tensor, place: Tensor, block: winograd.Block) -> None:
@@ -103,5 +103,5 @@ def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 @register_flop_formula(torch.ops.sana_lab.conv3x3)
 def _flops(x_shape: torch.Size, weight_shape: torch.Size, *_: Any, out_shape: torch.Size, **__: Any) -> int:
-    """As of the definition."""
+    """FLOPs of the reference."""
     return conv_flop_count(list(x_shape), list(weight_shape), list(out_shape))

@@ -1,8 +1,9 @@
-"""3x3 convolutions by Winograd's F(4x4, 3x3) on the CPU (Lavin and Gray 2016): 36 products of matrices that take a
-quarter of the multiplications, in blocks that stay in a core's cache, one core to a block.
+"""3x3 convolutions by Winograd's F(4x4, 3x3) on the CPU (Lavin and Gray 2016): 36 matrix products with a quarter of
+the multiplications, over blocks that fit in a core's cache, one core per block.
 
-A tile of 4 x 4 outputs reads 6 x 6 inputs d: out = A^T [(G g G^T) (B^T d B)] A, products elementwise over the 36 and
-summed over the channels between. In float32 the relative L2 error is about 2e-6, four times that of direct sums.
+A tile of 4 x 4 outputs reads 6 x 6 inputs d: out = A^T [(G g G^T) (B^T d B)] A, with products elementwise over the
+36 positions and summed over input channels. In float32 the relative L2 error is about 2e-6, four times that of direct
+convolution.
 
 Shapes: B batch, C and O channels in and out, H x W grid; a block has r rows of n tiles.
 """
@@ -18,7 +19,7 @@ from sana_lab.ops.threads import share
 
 INPUT = ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0),
          (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0), (0, 4, 0, -5, 0, 1))  # fmt: skip
-"""B^T, for the points 0, 1, -1, 2, -2 and infinity."""
+"""B^T for the interpolation points 0, 1, -1, 2, -2 and infinity."""
 
 KERNEL_24 = ((6, 0, 0), (-4, -4, -4), (-4, 4, -4), (1, 2, 4), (1, -2, 4), (0, 0, 24))
 """24 G."""
@@ -27,7 +28,7 @@ OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -
 """A^T."""
 
 WIDE = 64  # tiles across a block
-TILES = 128  # in a block: enough for products of matrices at full speed, few enough for the cache
+TILES = 128  # tiles in a block: enough for fast matrix products, few enough for the cache
 
 
 class Block(NamedTuple):
@@ -40,19 +41,19 @@ class Block(NamedTuple):
     columns: int
 
     def cells(self, x: Tensor) -> Tensor:
-        """This block's part of x (B, H, W, C)."""
+        """View of this block in x (B, H, W, C)."""
         down, across = 4 * self.top, 4 * self.left
         return x[self.image, down : down + 4 * self.rows, across : across + 4 * self.columns]
 
 
 Finish = Callable[[Tensor, Tensor, Block], None]
-"""Called with a block's values (h, w, O), which it may overwrite, where to write the result, and the block."""
+"""Called with a block's values (h, w, O), which may be overwritten, the output view to write, and the block."""
 
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None, finish: Finish | None = None) -> Tensor:
-    """x (B, C, H, W) with weight (O, C, 3, 3) and zeros around it -> (B, O, H, W), channels last.
+    """Zero-padded convolution of x (B, C, H, W) with weight (O, C, 3, 3) -> (B, O, H, W), channels last.
 
-    What `finish` makes of each block is written in its place; by default the block itself. No gradient.
+    `finish` computes each output block from its convolution and writes it; the default copies. No autograd support.
     """
     source, products = x.detach().permute(0, 2, 3, 1), transformed(weight.detach())
     out = x.new_empty((len(x), *x.shape[2:], len(weight)))
@@ -82,7 +83,7 @@ def transformed(weight: Tensor) -> Tensor:
 
 
 def blocks_of(x: Tensor) -> list[Block]:
-    """Blocks that cover x (B, C, H, W): of about `TILES` tiles, and at least two for each thread if there are rows."""
+    """Blocks of about `TILES` tiles that cover x (B, C, H, W); at least two per thread if there are enough rows."""
     height, width = (-(-n // 4) for n in x.shape[2:])
     columns = min(WIDE, width)
     each = -(-len(x) * height // (2 * torch.get_num_threads()))
@@ -96,7 +97,7 @@ def blocks_of(x: Tensor) -> list[Block]:
 
 
 class Matrices(NamedTuple):
-    """What transforms tiles, in the dtype of x."""
+    """Transform matrices of tiles, in the dtype of x."""
 
     input: Tensor  # (6, 6)
     output: Tensor  # (16, 36), both dimensions at once
@@ -108,14 +109,14 @@ class Matrices(NamedTuple):
 
 
 class Scratch:
-    """A thread's memory for one block, by name, kept for the next one."""
+    """Named scratch buffers of a thread, reused from block to block."""
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
         self.tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """A tensor of this shape with any values."""
+        """An uninitialised tensor of this shape."""
         size = math.prod(shape)
         if name not in self.tensors or self.tensors[name].numel() < size:
             self.tensors[name] = self.like.new_empty(size)
@@ -125,7 +126,7 @@ class Scratch:
 def convolve(
     source: Tensor, products: Tensor, bias: Tensor | None, block: Block, matrices: Matrices, scratch: Scratch
 ) -> Tensor:
-    """Values (4 r, 4 n, O) of a block of `source` (B, H, W, C), in scratch memory."""
+    """Convolution (4 r, 4 n, O) of a block of `source` (B, H, W, C), in scratch memory."""
     rows, columns, out = block.rows, block.columns, products.shape[3]
     tiles = spread(source, block, matrices.input, scratch)
     sums = scratch("sums", 6, 6, rows * columns, out)
@@ -139,7 +140,7 @@ def convolve(
 
 
 def spread(source: Tensor, block: Block, matrix: Tensor, scratch: Scratch) -> Tensor:
-    """B^T d B of a block's tiles: (6, 6, r n, C). One tile more in each row keeps the tiles evenly spaced in memory."""
+    """B^T d B of a block's tiles: (6, 6, r n, C). One extra tile per row keeps tiles evenly strided in memory."""
     rows, columns, channels = block.rows, block.columns, source.shape[3]
     cells = padded(source, block, scratch)
     count = (4 * rows + 2) * (columns + 1)
@@ -153,7 +154,7 @@ def spread(source: Tensor, block: Block, matrix: Tensor, scratch: Scratch) -> Te
 
 
 def padded(source: Tensor, block: Block, scratch: Scratch) -> Tensor:
-    """A block's cells with one around them, zero beyond the border, in (4 r + 2, 4 n + 4, C) and a little more."""
+    """A block's cells with a border of one, zero outside the image, in a (4 r + 2, 4 n + 4, C) buffer or larger."""
     _, height, width, channels = source.shape
     down, across = 4 * block.rows + 2, 4 * block.columns + 4
     flat = scratch("cells", (down * across + 2) * channels)

@@ -1,9 +1,9 @@
 """Linear attention as custom operators for torch.compile, torch.export, autograd, checkpointing and FLOP counters.
 
-`sana_lab::linear_attention` takes q, k, v; `sana_lab::qkv_linear_attention` a fused projection, with or without norms
-of q and k, and gives its gradient as one tensor. CUDA tensors go through the kernels; CPU tensors too where Triton
-interprets, and elsewhere through the closed form. States and statistics that a backward needs are outputs without
-gradients; all shapes follow from the inputs' shapes alone.
+`sana_lab::linear_attention` takes q, k, v; `sana_lab::qkv_linear_attention` takes a fused projection, with or without
+norms of q and k, and returns its gradient as one tensor. CUDA tensors use the kernels, as do CPU tensors under
+Triton's interpreter; other CPU tensors use the closed form. States and statistics needed by the backward are outputs
+without gradients; all shapes are functions of the inputs' shapes.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ Grads = tuple[Tensor, Tensor, Tensor]
 
 
 def formulas(x: Tensor) -> Any:
-    """The module that computes on x's device: the kernels, or the closed form where they cannot run."""
+    """Implementation module for x's device: the kernels, or the closed form where kernels cannot run."""
     try:
         from sana_lab.ops.linear_attention import launch as kernels
     except ImportError:
@@ -36,7 +36,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: 
 def linear_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, state: Tensor, eps: float
 ) -> Grads:
-    """(dq, dk, dv); it has no derivative of its own."""
+    """(dq, dk, dv); no second derivative."""
     return formulas(q).backward(dout, q, k, v, mask, state, eps)
 
 
@@ -62,7 +62,7 @@ def qkv_linear_attention_backward(
     rstd: Tensor,
     eps: float,
 ) -> Grads:
-    """(dqkv (B, N, 3, H, D), gradients of the norms' weights (H D,) or (0,)); it has no derivative of its own."""
+    """(dqkv (B, N, 3, H, D), gradients of the norms' weights (H D,) or (0,)); no second derivative."""
     return formulas(qkv).qkv_backward(dout, qkv, norm_q, norm_k, mask, state, rstd, eps)
 
 
@@ -123,7 +123,7 @@ def _save_fused(ctx: Any, inputs: tuple[Any, ...], output: Grads) -> None:
 
 
 def _differentiate_fused(ctx: Any, dout: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: a checkpoint refuses a second reading
+    saved = ctx.saved_tensors  # read once: activation checkpointing raises on a second access
     dqkv, *dnorms = qkv_linear_attention_backward(dout, *saved, ctx.eps)
     return dqkv, *(dnorms if saved[1] is not None else (None, None)), None, None, None
 
@@ -134,7 +134,7 @@ qkv_linear_attention.register_autograd(_differentiate_fused, setup_context=_save
 
 @register_flop_formula(torch.ops.sana_lab.linear_attention)
 def _flops(q_shape: torch.Size, *others: Any, out_shape: Any = None) -> int:
-    """As counted in the definition: k^T v and q S are 2 B H N D^2 each, q z is 2 B H N D; norms are elementwise."""
+    """FLOPs of the reference: k^T v and q S are 2 B H N D^2 each, q z is 2 B H N D; norms are not counted."""
     batch, n, heads, d = q_shape
     return 2 * batch * n * heads * d * (2 * d + 1)
 

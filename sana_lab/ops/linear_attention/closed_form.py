@@ -1,7 +1,6 @@
-"""Linear attention and its gradients in closed form, in plain torch: the operators on a CPU.
+"""Linear attention and its closed-form gradients in plain torch: the operators' CPU implementation.
 
-The formulas are those of the kernels (`kernels`), and so are the letters; sums are float32 or wider. All
-results are contiguous and new.
+Formulas and letters are those of `kernels`; sums are in float32 or wider. All results are new contiguous tensors.
 """
 
 import torch
@@ -13,7 +12,7 @@ Grads = tuple[Tensor, Tensor, Tensor]
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """(out (B, N, H, D) in v's dtype, state (B, H, D + 1, D): S, and z in the last row)."""
+    """(out (B, N, H, D) in v's dtype, state (B, H, D + 1, D): S with z as the last row)."""
     queries, keys, values = wide(q).relu(), counted(wide(k).relu(), mask), wide(v)
     with no_autocast(q.device):
         s, z = keys.mT @ values, keys.sum(2, keepdim=True)
@@ -37,7 +36,7 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
 def qkv_forward(
     qkv: Tensor, norm_q: Tensor | None, norm_k: Tensor | None, norm_eps: float, mask: Tensor | None, eps: float
 ) -> Grads:
-    """(out, state, 1 / root mean square of k (B, N)) of (B, N, 3, H, D); q is multiplied by its weight alone."""
+    """(out, state, 1 / root mean square of k (B, N)) of qkv (B, N, 3, H, D); q is only scaled by its norm weight."""
     q, k, v = qkv.unbind(2)
     if norm_q is None or norm_k is None:
         return *forward(q, k, v, mask, eps), nothing(qkv)
@@ -57,7 +56,7 @@ def qkv_backward(
     rstd: Tensor,
     eps: float,
 ) -> Grads:
-    """(dqkv, gradients of q's and of k's weight (H D,)); (0,) without norms."""
+    """(dqkv, gradients of the norm weights of q and k (H D,)); (0,) without norms."""
     q, k, v = (widened(x) for x in qkv.unbind(2))
     if norm_q is None or norm_k is None:
         dqkv = torch.stack(backward(widened(dout), q, k, v, mask, state, eps), 2).to(qkv.dtype)
@@ -100,5 +99,5 @@ def counted(keys: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def by_head(weight: Tensor, x: Tensor) -> Tensor:
-    """(C,) -> (H, D) as in x (B, N, H, D), in its dtype."""
+    """(C,) -> (H, D) of x (B, N, H, D), in x's dtype."""
     return weight.to(x.dtype).view(x.shape[2:])

@@ -1,24 +1,24 @@
-"""ReLU linear attention in Triton: `reference.definition`, in two passes over the tokens each way.
+"""ReLU linear attention (`reference.definition`) in Triton: two passes over the tokens, forward and backward.
 
 Forward:  state  k, v -> S, z              apply        q -> out
 Backward: query  q, dout -> dq, dS, dz     key_value    k, v -> dk, dv
-A program owns one image, one head (or a few that lie side by side) and a run of tokens. Sums over tokens leave as one
-partial per run and are added in a fixed order by who reads them, without atomics, so results repeat to the last bit.
-Where tokens are few, one program takes a head through both passes in a single launch. Only q, k, v and the state are
-kept for the backward, which recomputes the rest and touches each tensor of N tokens once. With r = relu(q),
+A program handles one image, one head (or a few adjacent heads) and a run of tokens. Sums over tokens are written as one
+partial per run and added in a fixed order by the reader, without atomics, so results are bitwise reproducible.
+With few tokens, one program computes both passes of a head in a single launch. Only q, k, v and the state are
+saved for the backward, which recomputes the rest and reads each tensor of N tokens once. With r = relu(q),
 a = 1 / (r z + eps), t = dout S^T and g = a (r . t) = dout . out:
     dq = a (t - g z) where q > 0     dS = sum (a r)^T dout     dz = -sum a g r
     dk = v dS^T + dz where k > 0     dv = relu(k) dS
-Normalised q and k are made as they are read: q times its weight (its root mean square divides out), k times 1 / root
-mean square (rstd) times its weight. With u = k rstd, e = weight dk and the mean over all heads of a token,
-    dk = rstd (e - u mean(u e))      which costs one more reading of k and v.
+q and k are normalised on load: q times its weight (its root mean square cancels), k times 1 / root mean square (rstd)
+times its weight. With u = k rstd, e = weight dk and the mean over all heads of a token,
+    dk = rstd (e - u mean(u e))      which needs one more pass over k and v.
 
-Every accumulator is float32. k^T v multiplies in the dtype that came in. Products with S, dS and a r, all float32, are
-float32 for float32 ("ieee"), good to about 2^-21 for float16 ("tf32x3"), and to 2^-10 for bfloat16 ("tf32"), whose
-results are rounded to 2^-9 anyway.
+Every accumulator is float32. k^T v multiplies in the input dtype. S, dS and a r are float32; products with them are
+float32 for float32 inputs ("ieee"), accurate to about 2^-21 for float16 ("tf32x3") and to 2^-10 for bfloat16 ("tf32"),
+whose results are rounded to 2^-9.
 
-Letters: N tokens, D head width, GROUP heads in a program, W the power of two that holds their columns (16 or more),
-T tokens in a tile, LOOPS tiles in a run, PARTS a power of two that holds the number of runs.
+Letters: N tokens, D head width, GROUP heads in a program, W their columns rounded up to a power of two (16 or more),
+T tokens in a tile, LOOPS tiles in a run, PARTS the number of runs rounded up to a power of two.
 """
 
 import triton
@@ -29,8 +29,8 @@ import triton.language as tl
 def _place(
     H: int, RUN: tl.constexpr, D: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """This program's image and first token, in int64 as all offsets are; each column's head, its place d in it, and
-    whether there is one."""
+    """This program's image and first token (int64, like all offsets); for each column its head, its index d in the
+    head, and whether it is in use."""
     groups = tl.cdiv(H, GROUP)
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, W)
@@ -63,13 +63,13 @@ def _store(rows: tl.tensor, tile: tl.tensor, inside: tl.tensor) -> None:
 
 @triton.jit
 def _relu(x: tl.tensor) -> tl.tensor:
-    """max(x, 0) that lets NaN through, as torch does."""
+    """max(x, 0) that propagates NaN, as torch does."""
     return tl.where(x <= 0, 0.0, x)
 
 
 @triton.jit
 def _counted(keep: tl.tensor, b: int, n: tl.tensor, N: int, MASKED: tl.constexpr) -> tl.tensor:
-    """(T,) True at keys that exist and that the mask (B, N) keeps."""
+    """(T,) True at keys within N that the mask (B, N) keeps."""
     inside = n < N
     if MASKED:
         inside = inside & (tl.load(keep + b * N + n, mask=inside, other=0) != 0)
@@ -86,7 +86,7 @@ def _weight(
 
 @triton.jit
 def _per_head(x: tl.tensor, T: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr) -> tl.tensor:
-    """Sums over each head's columns of (T, W), to stand beside them: (T, 1) or (T, W)."""
+    """Sums over each head's columns of (T, W), broadcastable to (T, W): (T, 1) or (T, W)."""
     if GROUP == 1:
         sums = tl.sum(x, 1)[:, None]
     else:
@@ -99,7 +99,7 @@ def _per_head(x: tl.tensor, T: tl.constexpr, W: tl.constexpr, GROUP: tl.constexp
 def _state_at(
     state: tl.tensor, image: int, head: tl.tensor, d: tl.tensor, real: tl.tensor, H: int, D: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Pointers to S (W, W) and z (W,) in (images, H, D + 1, D), whose last row is z; and which of S are of one head."""
+    """Pointers to S (W, W) and z (W,) in (images, H, D + 1, D), whose last row is z; the mask of S within a head."""
     base = state + (image * H + head) * (D + 1) * D
     own = real[:, None] & real[None, :] & (head[:, None] == head[None, :])
     return (base + d * D)[:, None] + d[None, :], base + D * D + d, own
@@ -117,7 +117,7 @@ def _store_state(
 
 @triton.jit
 def _part(b: int, H: int, GROUP: tl.constexpr) -> tl.tensor:
-    """Where this program's partial lies among (runs * B)."""
+    """Index of this program's partial in (runs * B)."""
     return tl.program_id(1).to(tl.int64) * (tl.num_programs(0) // tl.cdiv(H, GROUP)) + b
 
 
@@ -126,7 +126,7 @@ def _add_states(
     state: tl.tensor, b: int, head: tl.tensor, d: tl.tensor, real: tl.tensor, H: int, D: tl.constexpr,
     W: tl.constexpr, GROUP: tl.constexpr, PARTS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """S (W, W), zero between heads, and z (W,): the sum of the partials of all runs, in their order."""
+    """S (W, W), zero between heads, and z (W,): the partials of all runs, summed in order."""
     batch = tl.num_programs(0) // tl.cdiv(H, GROUP)
     s = tl.zeros((W, W), tl.float32)
     z = tl.zeros((W,), tl.float32)
@@ -148,7 +148,7 @@ def _sum_keys(
     T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr, NORMED: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """S (W, W), with meaningless products between heads, and z (W,) of one run."""
+    """S (W, W), with unused products between heads, and z (W,) of one run."""
     s = tl.zeros((W, W), tl.float32)
     z = tl.zeros((T, W), tl.float32)
     for i in range(LOOPS):
@@ -191,7 +191,7 @@ def _sum_queries(
     N: int, eps: float, W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, GROUP: tl.constexpr,
     PRECISION: tl.constexpr, NORMED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Writes dq; dS (W, W), with meaningless products between heads, dz (W,), and the weight's gradient (W,)."""
+    """Write dq; return dS (W, W), with unused products between heads, dz (W,) and the norm weight's gradient (W,)."""
     ds = tl.zeros((W, W), tl.float32)
     dz = tl.zeros((T, W), tl.float32)
     dweight = tl.zeros((T, W), tl.float32)
@@ -223,7 +223,7 @@ def _to_keys(
     W: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
     NORMED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Writes dk and dv; the weight's gradient (W,)."""
+    """Write dk and dv; return the norm weight's gradient (W,)."""
     dweight = tl.zeros((T, W), tl.float32)
     for i in range(LOOPS):
         n = first + i * T + tl.arange(0, T)
@@ -252,7 +252,7 @@ def _store_weight(
     dnorm: tl.tensor, dweight: tl.tensor, b: int, head: tl.tensor, d: tl.tensor, real: tl.tensor, H: int,
     D: tl.constexpr, GROUP: tl.constexpr, NORMED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """This program's part of a weight's gradient, into (runs * B, H * D)."""
+    """Store this program's partial gradient of a norm weight into (runs * B, H * D)."""
     if NORMED:
         tl.store(dnorm + (_part(b, H, GROUP) * H + head) * D + d, dweight, mask=real)
 
@@ -262,7 +262,7 @@ def inverse_rms_kernel(
     k: tl.tensor, rstd: tl.tensor, k_strides: tl.tuple, N: int, eps: float,
     D: tl.constexpr, C: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ) -> None:  # fmt: skip
-    """1 / root mean square over all C = H D columns of T tokens a program, W columns at a time."""
+    """1 / root mean square over all C = H D columns, for T tokens per program, W columns at a time."""
     b = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1).to(tl.int64) * T + tl.arange(0, T)
     total = tl.zeros((T, W), tl.float32)
@@ -300,7 +300,7 @@ def apply_kernel(
     b, first, head, d, real = _place(H, LOOPS * T, D, W, GROUP)
     weight = _weight(norm, head, d, real, D, NORMED)
     s, z = _add_states(partials, b, head, d, real, H, D, W, GROUP, PARTS)
-    if PARTS > 1 and tl.program_id(1) == 0:  # for the backward, once
+    if PARTS > 1 and tl.program_id(1) == 0:  # the final state is stored once, for the backward
         _store_state(state, b, s, z, head, d, real, H, D)
     _attend(
         q, out, weight, s, z, q_strides, out_strides, b, first, head, d, real, N, eps,
@@ -316,7 +316,7 @@ def forward_kernel(
     D: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, NORMED: tl.constexpr, PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Both passes of one head, for all its tokens."""
+    """Both forward passes of one head over all tokens."""
     b, first, head, d, real = _place(H, LOOPS * T, D, W, GROUP)
     s, z = _sum_keys(
         k, v, keep, _weight(norm_k, head, d, real, D, NORMED), rstd, k_strides, v_strides, b, first, head, d, real, N,
@@ -354,7 +354,7 @@ def key_products_kernel(
     D: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr, PARTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """u e of each token and head, summed over the head: (B, N, H)."""
+    """Sum of u e over each head's columns: (B, N, H)."""
     b, first, head, d, real = _place(H, LOOPS * T, D, W, GROUP)
     weight = _weight(norm, head, d, real, D, True)
     ds, dz = _add_states(dstate, b, head, d, real, H, D, W, GROUP, PARTS)
@@ -398,7 +398,7 @@ def backward_kernel(
     D: tl.constexpr, W: tl.constexpr, GROUP: tl.constexpr, T: tl.constexpr, LOOPS: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Both passes of one head, for all its tokens; not for norms, whose mean is over all heads."""
+    """Both backward passes of one head over all tokens; without norms, whose mean is over all heads."""
     b, first, head, d, real = _place(H, LOOPS * T, D, W, GROUP)
     s, z = _add_states(state, b, head, d, real, H, D, W, GROUP, 1)
     ds, dz, _ = _sum_queries(

@@ -1,6 +1,6 @@
-"""Linear attention through its Triton kernels (`kernels`): shapes, memory, launches.
+"""Launches of the Triton kernels of linear attention (`kernels`): shapes, memory, grids.
 
-All memory comes from torch's allocator and nothing waits for the device, so that a CUDA graph can hold it.
+All memory comes from torch's allocator and nothing synchronises with the device, so CUDA graphs can capture the calls.
 """
 
 from typing import Any
@@ -18,24 +18,24 @@ Grads = tuple[Tensor, Tensor, Tensor]
 Norm = tuple[Tensor, Tensor, Tensor]
 
 INTERPRETED = not isinstance(kernels.state_kernel, triton.JITFunction)
-"""Whether kernels run on the CPU here: TRITON_INTERPRET=1 was set when triton was imported."""
+"""Whether Triton interprets kernels on the CPU: TRITON_INTERPRET=1 was set when triton was imported."""
 
 
 def launch(kernel: Any, cut: Tiling, x: Tensor, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel over the heads and runs of x (B, N, H, D)."""
+    """Launch a kernel over the heads and runs of x (B, N, H, D)."""
     constants |= {"D": x.shape[-1], "W": cut.width, "GROUP": cut.group, "T": cut.tile, "LOOPS": cut.loops}
     start(kernel, x, cut.grid(x), *arguments, **constants, PRECISION=cut.precision, num_warps=cut.warps)
 
 
 def start(kernel: Any, x: Tensor, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
-    """Run a kernel on x's device, unless the grid is empty."""
+    """Launch a kernel on x's device, unless the grid is empty."""
     if grid[0]:
         with torch.cuda.device_of(x):
             kernel[grid](*arguments, **constants)
 
 
 def product(dtype: torch.dtype, normed: bool) -> tl.dtype:
-    """The dtype of the product k^T v: that of the input, but float32 for bfloat16 in Triton's interpreter.
+    """Dtype of the product k^T v: the input's, or float32 for bfloat16 in Triton's interpreter.
 
     A normalised k is float32.
     """
@@ -45,7 +45,7 @@ def product(dtype: torch.dtype, normed: bool) -> tl.dtype:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """(out (B, N, H, D) in the input dtype, state (B, H, D + 1, D) float32: S, and z in the last row)."""
+    """(out (B, N, H, D) in the input dtype, state (B, H, D + 1, D) float32: S with z as the last row)."""
     out = q.new_empty(q.shape)
     return out, forward_into(out, q, k, v, mask, eps)
 
@@ -60,9 +60,9 @@ def forward_into(
     norm: Norm | None = None,
     cut: Tiling | None = None,
 ) -> Tensor:
-    """Write out, a tensor of any strides and float dtype; the state.
+    """Write `out`, of any strides and float dtype, and return the state.
 
-    `norm`: weights of q and k (H D,), and 1 / root mean square of k (B, N).
+    `norm`: norm weights of q and k (H D,) and 1 / root mean square of k (B, N).
     """
     cut, n, heads = cut or plan(q), q.shape[1], q.shape[2]
     keep = k if mask is None else mask.contiguous()
@@ -94,7 +94,7 @@ def backward_into(
     norm: Norm | None = None,
     cut: Tiling | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Write dq, dk, dv, tensors of any strides and float dtypes.
+    """Write dq, dk and dv, of any strides and float dtypes.
 
     Returns the gradients of the norms' weights (H D,), or (0,) without norms.
     """
@@ -112,7 +112,7 @@ def backward_into(
 def query_pass(
     dq: Tensor, dout: Tensor, q: Tensor, state: Tensor, eps: float, norm: Norm | None, cut: Tiling
 ) -> tuple[Tensor, Tensor]:
-    """Write dq; (partials of dS and dz, gradient of q's norm)."""
+    """Write dq; return (partials of dS and dz, gradient of q's norm weight)."""
     weight, partials = q if norm is None else norm[0], new_states(q, cut.runs(q))
     dnorm = new_weights(q, cut, norm)
     strides = q.stride(), dout.stride(), dq.stride()
@@ -132,7 +132,7 @@ def key_pass(
     norm: Norm | None,
     cut: Tiling,
 ) -> Tensor:
-    """Write dk and dv; the gradient of k's norm. A norm's mean over all heads of a token costs a pass of its own."""
+    """Write dk and dv; return the gradient of k's norm weight. The norm's mean over all heads needs a separate pass."""
     keep, (_, weight, rstd) = k if mask is None else mask.contiguous(), norm or (k, k, k)
     dnorm, options = new_weights(k, cut, norm), {"MASKED": mask is not None, "PARTS": parts}
     reading, sizes, means = (k.stride(), v.stride()), k.shape[1:3], rstd
@@ -157,7 +157,7 @@ def backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
 def qkv_forward(
     qkv: Tensor, norm_q: Tensor | None, norm_k: Tensor | None, norm_eps: float, mask: Tensor | None, eps: float
 ) -> Grads:
-    """(out, state, 1 / root mean square of k (B, N)) of (B, N, 3, H, D); (0,) without norms."""
+    """(out, state, 1 / root mean square of k (B, N), or (0,) without norms) of qkv (B, N, 3, H, D)."""
     q, k, v = qkv.unbind(2)
     if norm_q is None or norm_k is None:
         return *forward(q, k, v, mask, eps), nothing(qkv)
@@ -193,19 +193,19 @@ def inverse_rms(k: Tensor, eps: float) -> Tensor:
 
 
 def new_states(q: Tensor, runs: int) -> Tensor:
-    """Empty states, one for each run: (runs, B, H, D + 1, D)."""
+    """Uninitialised partial states, one per run: (runs, B, H, D + 1, D)."""
     batch, _, heads, d = q.shape
     return q.new_empty((runs, batch, heads, d + 1, d), dtype=torch.float32)
 
 
 def new_weights(q: Tensor, cut: Tiling, norm: Norm | None) -> Tensor:
-    """Empty parts of the gradient of a norm's weight: (runs * B, H * D), or (0,) without one."""
+    """Uninitialised partial gradients of a norm weight: (runs * B, H * D), or (0,) without a norm."""
     batch, _, heads, d = q.shape
     return nothing(q) if norm is None else q.new_empty((cut.runs(q) * batch, heads * d), dtype=torch.float32)
 
 
 def add_many(partials: Tensor) -> tuple[Tensor, int]:
-    """Partials for a kernel to add, and their number as a power of two; many are added first, in a fixed order."""
+    """Partials for a kernel to sum, and their number rounded up to a power of two; many are first summed in order."""
     if len(partials) > SUMMED_IN_PLACE:
         return partials.sum(0, keepdim=True), 1
     return partials, power_of_two(len(partials))

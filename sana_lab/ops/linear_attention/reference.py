@@ -1,4 +1,4 @@
-"""ReLU linear attention (Katharopoulos et al. 2020; SANA, section 2.2): the definition, and the public functions.
+"""ReLU linear attention (Katharopoulos et al. 2020; SANA, section 2.2): reference and public functions.
 
 B batch, N tokens, H heads, D head width:
     S = relu(k)^T v  (D, D)      z = sum over tokens of relu(k)  (D)      out = relu(q) S / (relu(q) z + eps)
@@ -16,7 +16,7 @@ KERNEL_WIDTH = 128
 
 
 class Norms(NamedTuple):
-    """RMSNorm of q and k over all heads together (SANA-1.5): weights (H D,), and what is added to the mean square."""
+    """RMSNorm of q and k over all heads together (SANA-1.5): weights (H D,) and eps, added to the mean square."""
 
     q: Tensor
     k: Tensor
@@ -26,15 +26,15 @@ class Norms(NamedTuple):
 def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, eps: float = 1e-8, backend: Backend = "auto", mask: Tensor | None = None
 ) -> Tensor:
-    """Attention of every token to every token at a cost linear in N: (B, N, H, D) each -> (B, N, H, D), in v's dtype.
+    """Attention between all tokens at a cost linear in N: (B, N, H, D) each -> (B, N, H, D), in v's dtype.
 
-    q, k, v are views of any strides (those of a fused projection (B, N, 3, H, D) are read in place); `mask` (B, N) bool
-    is True at the keys that count. Each output is a mean of v's rows with weights relu(q) relu(k) >= 0, so
+    q, k, v may have any strides (views of a fused projection (B, N, 3, H, D) are read in place); `mask` (B, N) bool is
+    True at valid keys. Each output is a weighted mean of v's rows with weights relu(q) relu(k) >= 0, so
     |out| <= max |v|; a token whose relu(q) is all zero gives 0.
 
-    Precision: S, z, the normaliser and the division are float32 (float64 for float64) whatever came in; k^T v takes the
-    values as they came in, and float32 holds the products of half-precision values exactly; the result is rounded once.
-    For bfloat16 the kernel may also round S to TF32. ValueError for invalid shapes or dtypes, or an impossible backend.
+    Precision: S, z, the normaliser and the division are float32 (float64 for float64 inputs); k^T v multiplies in the
+    input dtype, and float32 holds products of half-precision values exactly; the result is rounded once. For bfloat16
+    the kernel may also round S to TF32. ValueError for invalid shapes or dtypes, or an unsupported backend.
     """
     check(q, k, v, mask, eps)
     if not uses_kernel(q, backend):
@@ -52,11 +52,11 @@ def qkv_linear_attention(
     backend: Backend = "auto",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The same on a fused projection (B, N, 3, H, D) of any strides, its q and k normalised first: (B, N, H, D).
+    """`linear_attention` of a fused projection (B, N, 3, H, D) of any strides, with normalised q and k: (B, N, H, D).
 
-    The kernel's gradient is one tensor like `qkv`, with no copies on the way. Its norms are not rounded between, and it
-    leaves out q's mean square, which divides out of a normalised mean up to eps: it adds eps where the definition adds
-    eps times the root of q's mean square plus norms.eps, so where q vanishes an eps of 1e-8 acts as 3e-6 would.
+    The kernel returns the gradient as one tensor shaped like `qkv`, without copies. It does not round the normalised q
+    and k, and omits division by q's root mean square, which cancels except in eps: it adds eps where the reference adds
+    eps * sqrt(mean square of q + norms.eps), so for q near zero its eps of 1e-8 is equivalent to 3e-6 in the reference.
     """
     check_fused(qkv, norms)
     q, k, v = qkv.unbind(2)
@@ -69,7 +69,7 @@ def qkv_linear_attention(
 
 
 def uses_kernel(q: Tensor, backend: Backend) -> bool:
-    """Whether the kernel computes it; ValueError for an explicit `triton` that is not possible."""
+    """Whether to use the kernel; ValueError for an explicit `triton` that cannot run."""
     if choose(backend, q.device, unsupported(q)) == "torch":
         return False
     from sana_lab.ops.linear_attention import launch as kernel
@@ -79,7 +79,7 @@ def uses_kernel(q: Tensor, backend: Backend) -> bool:
 
 
 def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    """Linear attention in plain torch, without autocast; arguments as in `linear_attention`, already checked."""
+    """Linear attention in plain torch, without autocast; arguments as in `linear_attention`, not checked."""
     dtype = v.dtype
     with no_autocast(v.device):
         q, k, v = (x.transpose(1, 2).to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))  # (B, H, N, D)
@@ -107,14 +107,14 @@ def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def unsupported(q: Tensor) -> str | None:
-    """What the kernel needs and `q` lacks, in words; None where it takes it."""
+    """Requirement of the kernel that `q` does not meet, for an error message; None if supported."""
     if q.dtype not in KERNEL_DTYPES:
         return f"float16, bfloat16 or float32 tensors, not {q.dtype}"
     return unsupported_width(q.shape[-1])
 
 
 def unsupported_width(d: int) -> str | None:
-    """What the kernel needs and a head width is not, in words; None where it takes it."""
+    """Requirement of the kernel that a head width does not meet, for an error message; None if supported."""
     return None if d <= KERNEL_WIDTH else f"a head width of at most {KERNEL_WIDTH}, not {d}"
 
 

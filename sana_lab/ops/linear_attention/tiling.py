@@ -1,6 +1,6 @@
-"""Tiling of linear attention: tokens and heads of a Triton program, as functions of shape and dtype.
+"""Tiling of linear attention: tokens and heads per Triton program, as functions of shape and dtype.
 
-Nothing is tuned at run time.
+There is no run-time autotuning.
 """
 
 from typing import NamedTuple
@@ -8,16 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PROGRAMS = 4 * 132  # four for each processor of an H200
-ONE_LAUNCH = 1024  # tokens: up to here a head's q, k, v (192 KiB of bfloat16, width 32) pass through one program
-ONE_LAUNCH_PROGRAMS = 72  # heads in the batch that keep enough processors busy; two rows of SANA-0.6B
-SUMMED_IN_PLACE = 16  # partial sums that a reader adds up by itself, before a launch of its own pays
+PROGRAMS = 4 * 132  # four per multiprocessor of an H200
+ONE_LAUNCH = 1024  # most tokens for one program per head (q, k, v of 192 KiB in bfloat16 at width 32)
+ONE_LAUNCH_PROGRAMS = 72  # fewest heads in the batch that keep enough multiprocessors busy; two images of SANA-0.6B
+SUMMED_IN_PLACE = 16  # most partial sums that the reader adds itself; beyond this a separate launch is faster
 
 
 class Tiling(NamedTuple):
-    """W columns of a tile, for GROUP heads side by side; T tokens in a tile, LOOPS tiles in a run; warps in a program.
+    """W columns of a tile for GROUP adjacent heads; T tokens in a tile, LOOPS tiles in a run; warps in a program.
 
-    `single`: one program takes a head through all passes, and LOOPS tiles hold all tokens.
+    `single`: one program computes all passes of a head, and LOOPS tiles cover all tokens.
     """
 
     width: int
@@ -33,17 +33,17 @@ class Tiling(NamedTuple):
         return max(1, -(-x.shape[1] // (self.tile * self.loops)))
 
     def grid(self, x: Tensor) -> tuple[int, int]:
-        """Programs for x (B, N, H, D): (B * groups of heads, runs)."""
+        """Launch grid for x (B, N, H, D): (B * groups of heads, runs)."""
         return x.shape[0] * -(-x.shape[2] // self.group), self.runs(x)
 
 
 def plan(x: Tensor) -> Tiling:
-    """Tiling of x (B, N, H, D): one launch where tokens are few and heads many, else runs of tokens.
+    """Tiling of x (B, N, H, D): one launch for few tokens and many heads, otherwise runs of tokens.
 
-    Runs make at least `PROGRAMS` programs where N allows it, of at most 64 tiles, in powers of two so that few kernels
-    are compiled. Tiles and warps are the largest that fit the shared memory of sm_90 (Hopper) and, in half precision at
-    widths to 64, spill no registers; the float32 backward spills at width 128. Heads are grouped until a token's row is
-    64 bytes.
+    There are at least `PROGRAMS` programs if N allows, with runs of at most 64 tiles; sizes are powers of two so that
+    few kernels are compiled. Tiles and warps are the largest that fit the shared memory of sm_90 (Hopper) and, in half
+    precision at widths up to 64, spill no registers; the float32 backward spills at width 128. Heads are grouped until
+    a token's row has 64 bytes.
     """
     batch, n, heads, _ = x.shape
     if n <= ONE_LAUNCH and batch * heads >= ONE_LAUNCH_PROGRAMS:
@@ -52,13 +52,13 @@ def plan(x: Tensor) -> Tiling:
 
 
 def single(x: Tensor) -> Tiling:
-    """A head to a program."""
+    """One program per head."""
     cut = split(x, 1)
     return cut._replace(loops=power_of_two(-(-x.shape[1] // cut.tile)), single=True)
 
 
 def split(x: Tensor, heads: int, programs: int = PROGRAMS) -> Tiling:
-    """Runs of tokens, `heads` heads at a time."""
+    """Runs of tokens with `heads` heads per program."""
     batch, n, all_heads, d = x.shape
     width = max(16, power_of_two(heads * d))
     tile = (64 if width < 128 else 32) // (1 if x.dtype == torch.bfloat16 else 2)
@@ -68,7 +68,7 @@ def split(x: Tensor, heads: int, programs: int = PROGRAMS) -> Tiling:
 
 
 def group(x: Tensor, row: int) -> int:
-    """Heads side by side so that a token's row has `row` bytes; 1 for widths that are no power of two from 16 on."""
+    """Adjacent heads for which a token's row has `row` bytes; 1 unless the width is a power of two, 16 or more."""
     d, heads = x.shape[3], 1
     while power_of_two(d) == d >= 16 and heads * d * x.element_size() < row and heads < x.shape[2] and heads * d < 64:
         heads *= 2
@@ -76,12 +76,12 @@ def group(x: Tensor, row: int) -> int:
 
 
 def precision(dtype: torch.dtype, width: int) -> str:
-    """Precision of Triton products with S or dS, enough for results to be rounded once, in `dtype`."""
+    """Precision of Triton products with S or dS, sufficient for results that are rounded once to `dtype`."""
     if dtype == torch.bfloat16:
         return "tf32"
     return "tf32x3" if dtype == torch.float16 and width < 128 else "ieee"
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is at least n and 1."""
+    """Smallest power of two that is at least max(n, 1)."""
     return 1 << max(0, n - 1).bit_length()

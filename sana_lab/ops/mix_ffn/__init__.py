@@ -1,3 +1,3 @@
-"""The middle of SANA's Mix-FFN: SiLU, 3 x 3 depthwise convolution, gate with SiLU."""
+"""Inner part of SANA's Mix-FFN: SiLU, 3 x 3 depthwise convolution, SiLU gate."""
 
 from sana_lab.ops.mix_ffn.reference import mix_ffn as mix_ffn

@@ -1,4 +1,4 @@
-"""The middle of Mix-FFN in plain torch: its definition, and its gradients in closed form.
+"""Inner part of Mix-FFN in plain torch: reference and closed-form gradients.
 
 B batch, h, w token grid, M hidden width; * is a depthwise convolution with zero padding:
     (a, g) = silu(x) * weight + bias, the first M channels and the last M      out = a silu(g)
@@ -14,16 +14,16 @@ Grads = tuple[Tensor, Tensor, Tensor]
 
 
 def definition(x: Tensor, weight: Tensor, bias: Tensor, overwrite: bool = False) -> Tensor:
-    """`mix_ffn` in plain torch; with `overwrite`, x is lost and the result is the same to the last bit."""
+    """`mix_ffn` in plain torch; `overwrite` computes the bitwise identical result in x's memory."""
     y, gate = convolve(F.silu(x, inplace=overwrite), weight, bias).chunk(2, -1)
     return y * F.silu(gate, inplace=overwrite)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The depthwise convolution of tokens (B, h, w, C), channels last in memory.
+    """Depthwise convolution of tokens (B, h, w, C), channels last in memory.
 
-    A grid smaller than the kernel is widened with the zeros that its padding means anyway: oneDNN's backward takes
-    seven times as long on 2 x 2 as on 3 x 3.
+    A grid smaller than the kernel is padded with zeros to the kernel's size, which does not change the result: oneDNN's
+    backward takes seven times as long on 2 x 2 as on 3 x 3.
     """
     h, w, least = *x.shape[1:3], weight.shape[-1]
     if h < least or w < least:
@@ -33,7 +33,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gradients(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Grads:
-    """Of `definition`, in closed form: (dx, dweight, dbias) for dout (B, h, w, M). For 3 x 3, as the kernel is."""
+    """Closed-form gradients of `definition` for a 3 x 3 kernel: (dx, dweight, dbias) for dout (B, h, w, M)."""
     s = F.silu(x)
     a, g = convolve(s, weight, bias).chunk(2, -1)
     dy = torch.cat([dout * F.silu(g), torch.ops.aten.silu_backward(dout * a, g)], -1)

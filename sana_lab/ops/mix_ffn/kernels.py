@@ -1,12 +1,12 @@
-"""The middle of Mix-FFN in Triton: what `closed_form` defines, forward in one pass and backward in two.
+"""Inner part of Mix-FFN (`closed_form`) in Triton: forward in one pass, backward in two.
 
 Forward:  gate    x -> out
 Backward: gate    x, dout -> dy, the gradient of y = (a, g)      input   x, dy -> dx, dweight, dbias
-A program owns CHANNELS channels, ROWS rows and GROUPS x COLUMNS columns of one picture; of the columns of a group each
-thread holds all, so that it activates COLUMNS + 2 tokens for COLUMNS results. It rolls down the rows, and each row that
-it reads is spread over the three output rows that it touches. Sums over tokens leave as one partial per program and
-are added in a fixed order, without atomics, so results repeat to the last bit. Only x is kept for the backward. All
-arithmetic is float32, whatever came in.
+A program handles CHANNELS channels, ROWS rows and GROUPS x COLUMNS columns of one image. Each thread holds all columns
+of a group and so activates COLUMNS + 2 tokens for COLUMNS results. The program iterates down the rows and adds each
+input row to the three output rows that depend on it. Sums over tokens are written as one partial per program and added
+in a fixed order, without atomics, so results are bitwise reproducible. Only x is saved for the backward. All arithmetic
+is float32.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from sana_lab.ops.mix_ffn.closed_form import Grads
 
 @triton.jit
 def _sigmoid(x: tl.tensor, FAST: tl.constexpr) -> tl.tensor:
-    """1 / (1 + exp(-x)); FAST is half as many special functions, good to 2^-11, for results rounded to 2^-9."""
+    """1 / (1 + exp(-x)); FAST uses half as many special functions, accurate to 2^-11, for results rounded to 2^-9."""
     if FAST:
         half: tl.constexpr = "tanh.approx.f32 $0, $1;"
         tanh = tl.inline_asm_elementwise(half, "=f,f", [0.5 * x], dtype=tl.float32, is_pure=True, pack=1)
@@ -35,9 +35,9 @@ def _sigmoid(x: tl.tensor, FAST: tl.constexpr) -> tl.tensor:
 def _place(
     h: int, w: int, C: int, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """This program's part of the sums, its picture, first row, columns (GROUPS, 1) and channels (1, CHANNELS).
+    """Index of this program's partial sums, its image, first row, columns (GROUPS, 1) and channels (1, CHANNELS).
 
-    Programs that run beside each other read neighbouring channels.
+    Consecutive programs read neighbouring channels.
     """
     blocks = tl.cdiv(C, CHANNELS)
     part = tl.program_id(0) // blocks
@@ -59,7 +59,7 @@ def _row(
 
 @triton.jit
 def _load(row: tl.tensor, stride: int, column: tl.tensor, w: int, inside: tl.tensor, WIDTH: tl.constexpr) -> tl.tuple:
-    """WIDTH columns from `column` on, as float32; zeros outside the picture, and where not `inside`."""
+    """WIDTH columns from `column` on, as float32; zero outside the image and where not `inside`."""
     tiles = ()
     for j in tl.static_range(WIDTH):
         here = inside & (column + j >= 0) & (column + j < w)
@@ -85,7 +85,7 @@ def _silu(tiles: tl.tuple, FAST: tl.constexpr) -> tl.tuple:
 
 @triton.jit
 def _slope(tiles: tl.tuple, FAST: tl.constexpr) -> tl.tuple:
-    """silu' of each."""
+    """silu' of each tile."""
     slopes = ()
     for j in tl.static_range(len(tiles)):
         sigmoid = _sigmoid(tiles[j], FAST)
@@ -111,7 +111,7 @@ def _filled(value: tl.tensor, COUNT: tl.constexpr) -> tl.tuple:
 
 @triton.jit
 def _taps(weight: tl.tensor, channel: tl.tensor, inside: tl.tensor, FLIPPED: tl.constexpr) -> tl.tuple:
-    """The nine weights (1, CHANNELS) of each channel, row by row, from (C, 9)."""
+    """The nine weights (1, CHANNELS) of each channel from (C, 9), in row-major order."""
     taps = ()
     for k in tl.static_range(9):
         tap = weight + channel * 9 + (8 - k if FLIPPED else k)
@@ -121,7 +121,7 @@ def _taps(weight: tl.tensor, channel: tl.tensor, inside: tl.tensor, FLIPPED: tl.
 
 @triton.jit
 def _spread(out: tl.tuple, row: tl.tuple, taps: tl.tuple, FIRST: tl.constexpr) -> tl.tuple:
-    """An output row and what an input row adds to it by the three taps from FIRST on."""
+    """An output row plus an input row's contribution through the three taps from FIRST on."""
     sums = ()
     for j in tl.static_range(len(out)):
         added = out[j] + row[j] * taps[FIRST]
@@ -175,7 +175,7 @@ def _gate_kernel(
 
 @triton.jit
 def _weigh(sums: tl.tuple, dy: tl.tuple, above: tl.tuple, here: tl.tuple, below: tl.tuple) -> tl.tuple:
-    """Adds to the nine sums of each channel a row dy times the activated tokens beside it."""
+    """Add to each channel's nine sums a row of dy times its neighbouring activated tokens."""
     new = ()
     for k in tl.static_range(9):
         s = above if k < 3 else here if k < 6 else below
@@ -192,7 +192,7 @@ def _input_kernel(
     x_strides: tl.tuple, dy_strides: tl.tuple, dx_strides: tl.tuple, h: int, w: int, C: int,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FAST: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`sums` (parts, 10, C) float32: nine of dweight, and dbias."""
+    """`sums` (parts, 10, C) float32: nine for dweight, one for dbias."""
     part, b, first, column, channel = _place(h, w, C, ROWS, COLUMNS, GROUPS, CHANNELS)
     real = channel < C
     taps = _taps(weight, channel, real, True)
@@ -224,7 +224,7 @@ def _input_kernel(
 
 
 class GridTiling(NamedTuple):
-    """Tiling of a shape, in the letters above, and warps of a program."""
+    """Tiling in the letters above, and warps per program."""
 
     rows: int
     columns: int
@@ -233,7 +233,7 @@ class GridTiling(NamedTuple):
     warps: int
 
     def parts(self, x: Tensor) -> int:
-        """Programs for each block of channels of x (B, h, w, C)."""
+        """Number of programs per block of channels of x (B, h, w, C)."""
         b, h, w, _ = x.shape
         return b * triton.cdiv(h, self.rows) * triton.cdiv(w, self.groups * self.columns)
 
@@ -242,10 +242,10 @@ class GridTiling(NamedTuple):
 
 
 def plan(x: Tensor, channels: int, programs: int = 4 * 132) -> GridTiling:
-    """A cut for x (B, h, w, C) in programs over that many channels; it depends on shapes alone, and there are twelve.
+    """Tiling of x (B, h, w, C) for programs over `channels` channels; one of twelve, as a function of shapes only.
 
-    Two channels a thread, so that a warp reads whole lines of 128 bytes of half precision. Rows are as many as leave
-    `programs` programs (4 for each processor of an H200), as each program reads two more than it writes.
+    Two channels per thread, so that a warp reads full 128-byte lines in half precision. Programs have as many rows as
+    leave `programs` programs (4 per multiprocessor of an H200), because each reads two more rows than it writes.
     """
     columns, size = 4, 256
     groups = min(4, triton.next_power_of_2(triton.cdiv(x.shape[2], columns)))
@@ -256,7 +256,7 @@ def plan(x: Tensor, channels: int, programs: int = 4 * 132) -> GridTiling:
 
 
 def fast(x: Tensor) -> bool:
-    """Whether NVIDIA's approximate tanh will do: for bfloat16, on the GPU that has it."""
+    """Whether to use NVIDIA's approximate tanh: for bfloat16, on GPUs that have it."""
     return x.dtype == torch.bfloat16 and not interpreted() and torch.version.cuda is not None
 
 
@@ -265,7 +265,7 @@ def interpreted() -> bool:
 
 
 def launch(kernel: Any, cut: GridTiling, x: Tensor, channels: int, *arguments: Any, **constants: Any) -> None:
-    """Run a kernel over the tokens of x (B, h, w, C) and that many channels."""
+    """Launch a kernel over the tokens of x (B, h, w, C) and `channels` channels."""
     constants |= cut._asdict() | {"fast": fast(x)}
     warps = constants.pop("warps")
     options = {name.upper(): value for name, value in constants.items()}
@@ -300,7 +300,7 @@ def backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, cut: GridTil
 
 @torch.library.custom_op("sana_lab::mix_ffn", mutates_args=())
 def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`forward` as an operator that torch.compile, autograd and FLOP counters know; by the definition on the CPU."""
+    """`forward` as a custom operator for torch.compile, autograd and FLOP counters; the reference on the CPU."""
     if x.device.type == "cpu" and not interpreted():
         return closed.definition(x, weight, bias).contiguous()
     return forward(x, weight, bias)
@@ -308,7 +308,7 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("sana_lab::mix_ffn_backward", mutates_args=())
 def mix_ffn_backward(dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Grads:
-    """`backward` as an operator; it has no derivative of its own."""
+    """`backward` as a custom operator; no second derivative."""
     if x.device.type == "cpu" and not interpreted():
         dx, dweight, dbias = closed.gradients(dout, x, weight, bias)
         return dx.contiguous(), dweight.contiguous(), dbias
@@ -338,7 +338,7 @@ mix_ffn.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula(torch.ops.sana_lab.mix_ffn)
 def _flops(x_shape: torch.Size, *_: Any, out_shape: Any = None) -> int:
-    """As counted in the definition, which widens a grid below 3 x 3: 2 x 9 for each of x's elements."""
+    """FLOPs of the reference, which pads grids below 3 x 3: 2 x 9 per element of x."""
     b, h, w, c = x_shape
     return 2 * 9 * b * max(3, h) * max(3, w) * c
 

@@ -1,4 +1,4 @@
-"""The middle of SANA's Mix-FFN (GLUMBConv), between its two linear layers: SiLU, 3 x 3 depthwise, gate with SiLU."""
+"""Inner part of SANA's Mix-FFN (GLUMBConv), between its linear layers: SiLU, 3 x 3 depthwise, SiLU gate."""
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ KERNEL_SIZE = (3, 3)
 def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto", overwrite: bool = False) -> Tensor:
     """Gated depthwise convolution of activated tokens: (B, h, w, 2M) -> (B, h, w, M), in x's dtype.
 
-    `weight` (2M, 1, k, k) and `bias` (2M,) are those of a depthwise `Conv2d`. x is a view of any strides, so pictures
-    go through as they are: `mix_ffn(x.permute(0, 2, 3, 1), ...).permute(0, 3, 1, 2)` of (B, 2M, h, w) that are
-    channels last in memory, and stay so. `overwrite` lets the definition use x's memory, where no gradient is taken.
+    `weight` (2M, 1, k, k) and `bias` (2M,) are those of a depthwise `Conv2d`. x may have any strides: images
+    (B, 2M, h, w) that are channels last in memory need no copy in
+    `mix_ffn(x.permute(0, 2, 3, 1), ...).permute(0, 3, 1, 2)`, and the result is channels last too. `overwrite` lets the
+    reference reuse x's memory if no gradient is needed.
 
-    With (a, g) the convolution of silu(x), the result is a silu(g). The kernel is for 3 x 3. It computes in float32 and
-    rounds the result once; its backward keeps only x, and rounds the gradient of (a, g) to x's dtype. ValueError for
-    invalid shapes or dtypes, or an impossible backend.
+    With (a, g) the convolution of silu(x), the result is a silu(g). The Triton kernel supports 3 x 3 convolutions. It
+    computes in float32 and rounds the result once; its backward saves only x, and rounds the gradient of (a, g) to x's
+    dtype. ValueError for invalid shapes or dtypes, or an unsupported backend.
     """
     check(x, weight, bias)
     if choose(backend, x.device, unsupported(x, weight)) == "torch":
@@ -31,7 +32,7 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto
 
 
 def unsupported(x: Tensor, weight: Tensor) -> str | None:
-    """What the kernel needs and these tensors lack, in words; None where it takes them."""
+    """Requirement of the kernel that the tensors do not meet, for an error message; None if supported."""
     wrong = [t.dtype for t in (x, weight) if t.dtype not in KERNEL_DTYPES]
     if wrong:
         return f"float16, bfloat16 or float32 tensors, not {wrong[0]}"

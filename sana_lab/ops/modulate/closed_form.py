@@ -1,6 +1,6 @@
-"""Gated residual, LayerNorm and modulation in plain torch: the definition, and its gradients in closed form.
+"""Gated residual, LayerNorm and modulation in plain torch: reference and closed-form gradients.
 
-B batch, h, w token grid, C width; a vector for each picture acts on all of its tokens:
+B batch, h, w token grid, C width; gate, scale and shift are per image and broadcast over its tokens:
     sum = x + gate y        n = (sum - mean) / sqrt(variance + eps)        out = n (1 + scale) + shift
 With dn = dout (1 + scale), means over C, and sums over tokens:
     dx = dsum + (dn - mean dn - n mean(dn n)) / sqrt(variance + eps)        dy = gate dx
@@ -19,9 +19,9 @@ EPS = 1e-6
 def definition(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(sum, out) in plain torch; without y the sum is x, and without shift and scale out is the sum.
+    """(sum, out) in plain torch; the sum is x if y is None, and out is the sum if shift and scale are None.
 
-    Without autograd, intermediate results are overwritten, which changes no bit.
+    Without autograd, intermediate results are overwritten in place; the result is bitwise identical.
     """
     if y is not None:
         x = x + y if gate is None else _apply("add", gate[:, None, None] * y, x)
@@ -32,7 +32,7 @@ def definition(
 
 
 def _apply(operation: Literal["add", "mul"], x: Tensor, other: Tensor) -> Tensor:
-    """Sum or product, into the memory of x where its dtype and autograd allow."""
+    """Sum or product, in the memory of x if its dtype and autograd allow."""
     in_place = not torch.is_grad_enabled() and torch.promote_types(x.dtype, other.dtype) == x.dtype
     return getattr(x, operation + "_" * in_place)(other)
 
@@ -45,9 +45,9 @@ def gradients(
     gate: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Of `definition`: (dx, dy, dgate, dshift, dscale), float32 or wider; None where the argument is None.
+    """Gradients of `definition`: (dx, dy, dgate, dshift, dscale), float32 or wider; None for arguments that are None.
 
-    `total` is the sum, `dout` and `scale` come with it; y and gate come together, as without a gate dy is dx.
+    `total` is the sum; `dout` and `scale` are both given or both None, as are y and gate (without a gate, dy is dx).
     """
     dx, dshift, dscale = dsum, None, None
     if total is not None and dout is not None and scale is not None:
@@ -63,11 +63,11 @@ def gradients(
 
 
 def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x with mean 0 and variance 1 over its last axis, and its scale."""
+    """x with mean 0 and variance 1 over its last axis, and the factor 1 / sqrt(variance + eps)."""
     rate = (x.var(-1, correction=0, keepdim=True) + EPS).rsqrt()
     return (x - x.mean(-1, keepdim=True)) * rate, rate
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 or wider."""
+    """x in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,12 +1,12 @@
-"""Gated residual, LayerNorm and modulation in Triton: what `closed_form` defines, in one pass each way.
+"""Gated residual, LayerNorm and modulation (`closed_form`) in Triton: one pass forward, one backward.
 
-A program owns a run of tokens of one picture and holds one token at a time, all of its channels. Sums over tokens, for
-the gradients of gate, shift and scale, leave as one partial per program and are added in a fixed order, without
-atomics, so results repeat to the last bit. The backward keeps the sum, which the block goes on with, and y where there
-is a gate. All arithmetic is float32, whatever came in.
+A program handles a run of tokens of one image, one token with all its channels at a time. Sums over tokens, for the
+gradients of gate, shift and scale, are written as one partial per program and added in a fixed order, without atomics,
+so results are bitwise reproducible. The sum, which the block needs anyway, is saved for the backward, and y if there is
+a gate. All arithmetic is float32.
 
-Letters: N tokens of w in a row, C channels, W the power of two that holds C, LOOPS tokens in a run. RESIDUAL says that
-there is y, GATED that there is gate, NORMED that there are shift and scale.
+Letters: N tokens, w per row, C channels, W = C rounded up to a power of two, LOOPS tokens in a run. Flags: RESIDUAL if
+y is given, GATED if gate is given, NORMED if shift and scale are given.
 """
 
 import functools
@@ -25,14 +25,14 @@ Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @triton.jit
 def _token(base: tl.tensor, strides: tl.tuple, b: tl.tensor, n: tl.tensor, w: int, c: tl.tensor) -> tl.tensor:
-    """Pointers (W,) to token n of picture b in a (B, h, w, C) tensor of any strides; all in int64."""
+    """Pointers (W,) to token n of image b in a (B, h, w, C) tensor of any strides; all in int64."""
     start = base + b * strides[0] + (n // w) * strides[1] + (n % w) * strides[2]
     return start + c.to(tl.int64) * strides[3]
 
 
 @triton.jit
 def _vector(base: tl.tensor, strides: tl.tuple, b: tl.tensor, c: tl.tensor, C: int) -> tl.tensor:
-    """(W,) of picture b from (B, C), as float32."""
+    """Vector (W,) of image b from (B, C), as float32."""
     return tl.load(base + b * strides[0] + c.to(tl.int64) * strides[1], mask=c < C, other=0.0).to(tl.float32)
 
 
@@ -43,7 +43,7 @@ def _load(row: tl.tensor, inside: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _normalise(x: tl.tensor, c: tl.tensor, C: int, eps: float) -> tuple[tl.tensor, tl.tensor]:
-    """x with mean 0 and variance 1, and its scale."""
+    """x with mean 0 and variance 1, and the factor 1 / sqrt(variance + eps)."""
     centred = tl.where(c < C, x - tl.sum(x, 0) / C, 0.0)
     rate = 1.0 / tl.sqrt(tl.sum(centred * centred, 0) / C + eps)
     return centred * rate, rate
@@ -87,7 +87,7 @@ def _backward_kernel(
     N: int, w: int, C: int, eps: float,
     W: tl.constexpr, LOOPS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, NORMED: tl.constexpr,
 ) -> None:  # fmt: skip
-    """`sums` (runs, 1 to 3, B, C) float32: dgate, if GATED; then dshift and dscale, if NORMED."""
+    """`sums` (runs, 1 to 3, B, C) float32: dgate if GATED, then dshift and dscale if NORMED."""
     b, c = tl.program_id(1).to(tl.int64), tl.arange(0, W)
     dgate, dshift, dscale = tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
     if GATED:
@@ -121,23 +121,23 @@ def _backward_kernel(
 
 
 class TokenTiling(NamedTuple):
-    """Tiling: W and LOOPS above, and the warps in a program."""
+    """Tiling: W and LOOPS as above, and warps per program."""
 
     width: int
     loops: int
     warps: int
 
     def grid(self, x: Tensor) -> tuple[int, int]:
-        """Programs for x (B, h, w, C): (runs, B)."""
+        """Launch grid for x (B, h, w, C): (runs, B)."""
         return triton.cdiv(x.shape[1] * x.shape[2], self.loops), x.shape[0]
 
 
 def plan(x: Tensor, least: int, most: int, programs: int = 4 * 132) -> TokenTiling:
-    """A cut for x (B, h, w, C) that depends on its shape alone.
+    """Tiling of x (B, h, w, C), as a function of its shape only.
 
-    Sixteen channels a thread, where C is large enough. Runs of `least` to `most` tokens, a power of two, that leave
-    `programs` programs (4 for each processor of an H200) where they can: each reads the vectors, and in the backward
-    writes sums as large, once.
+    Sixteen channels per thread if C is large enough. Runs of `least` to `most` tokens, a power of two, for `programs`
+    programs (4 per multiprocessor of an H200) if possible: each program reads the vectors once and, in the backward,
+    writes sums of the same size once.
     """
     width = max(16, triton.next_power_of_2(x.shape[-1]))
     loops = x.shape[0] * x.shape[1] * x.shape[2] // programs
@@ -152,7 +152,7 @@ def interpreted() -> bool:
 def launch(
     kernel: Any, cut: TokenTiling, x: Tensor, tensors: tuple[Tensor | None, ...], *arguments: Any, **flags: bool
 ) -> None:
-    """Run a kernel over the tokens of x. Pointers that the flags make unused are x's."""
+    """Launch a kernel over the tokens of x. Unused pointers are set to x's."""
     _, h, w, c = x.shape
     with torch.cuda.device_of(x):
         kernel[cut.grid(x)](
@@ -174,7 +174,8 @@ def forward(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
     narrow: torch.dtype | None, cut: TokenTiling | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(sum, out), each (B, h, w, C), or (0,) where there is no y, or no shift and scale; out in `narrow` if given."""
+    """(sum, out), each (B, h, w, C); the sum is (0,) without y, out is (0,) without shift and scale; out in `narrow` if
+    given."""
     total, out = outputs(x, y, gate, shift, scale, narrow)
     places = strides(x, x, y, total, out, gate, shift, scale)
     tensors = x, y, gate, shift, scale, total, out
@@ -186,7 +187,7 @@ def outputs(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
     narrow: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Empty results of `forward`, in the dtypes that torch promotes to."""
+    """Uninitialised results of `forward`, in torch's promoted dtypes."""
     wide = promoted(x, y, gate)
     out = narrow or torch.promote_types(wide, promoted(scale, shift, x)) if scale is not None else wide
     return (
@@ -196,7 +197,7 @@ def outputs(
 
 
 def promoted(*tensors: Tensor | None) -> torch.dtype:
-    """The dtype that holds them all."""
+    """Common dtype by torch's promotion rules."""
     dtypes = [t.dtype for t in tensors if t is not None]
     return functools.reduce(torch.promote_types, dtypes)
 
@@ -205,7 +206,7 @@ def backward(
     dsum: Tensor | None, dout: Tensor | None, total: Tensor | None, y: Tensor | None, gate: Tensor | None,
     scale: Tensor | None, dtype: torch.dtype, cut: TokenTiling | None = None,
 ) -> Grads:  # fmt: skip
-    """(dx, dy, dgate, dshift, dscale), arguments as in `closed_form.gradients`; (0,) for what the flags leave out."""
+    """(dx, dy, dgate, dshift, dscale), arguments as in `closed_form.gradients`; (0,) for arguments that are None."""
     like = next(t for t in (dout, dsum) if t is not None)
     cut, options = cut or plan(like, 4, 64), flags(dsum, gate, scale)
     dx, dy, *_ = gradient_outputs(like, y, gate, scale, dtype)
@@ -220,7 +221,7 @@ def backward(
 def gradient_outputs(
     like: Tensor, y: Tensor | None, gate: Tensor | None, scale: Tensor | None, dtype: torch.dtype
 ) -> Grads:
-    """Empty results of `backward`."""
+    """Uninitialised results of `backward`."""
     dx = like.new_empty(like.shape if scale is not None else 0, dtype=dtype)
     dy = like.new_empty(0) if y is None or gate is None else y.new_empty(y.shape)
     dgate, dshift, dscale = (like.new_empty(0) if v is None else v.new_empty(v.shape) for v in (gate, scale, scale))
@@ -228,7 +229,7 @@ def gradient_outputs(
 
 
 def vectors(sums: Tensor, gate: Tensor | None, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """dgate, dshift and dscale out of their sums (1 to 3, B, C)."""
+    """Split sums (1 to 3, B, C) into dgate, dshift and dscale."""
     dgate = sums.new_empty(0) if gate is None else sums[0].to(gate.dtype, copy=True)
     if scale is None:
         return dgate, sums.new_empty(0), sums.new_empty(0)
@@ -240,7 +241,7 @@ def modulate(
     x: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor | None, scale: Tensor | None,
     narrow: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`forward` as an operator that torch.compile and autograd know; by the definition on the CPU."""
+    """`forward` as a custom operator for torch.compile and autograd; the reference on the CPU."""
     if x.is_cuda or interpreted():
         return forward(x, y, gate, shift, scale, narrow)
     places = outputs(x, y, gate, shift, scale, narrow)
@@ -255,7 +256,7 @@ def modulate_backward(
     dsum: Tensor | None, dout: Tensor | None, total: Tensor | None, y: Tensor | None, gate: Tensor | None,
     scale: Tensor | None, dtype: torch.dtype,
 ) -> Grads:  # fmt: skip
-    """`backward` as an operator; it has no derivative of its own."""
+    """`backward` as a custom operator; no second derivative."""
     like = next(t for t in (dout, dsum) if t is not None)
     if like.is_cuda or interpreted():
         return backward(dsum, dout, total, y, gate, scale, dtype)
@@ -301,5 +302,5 @@ modulate.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula([torch.ops.sana_lab.modulate, torch.ops.sana_lab.modulate_backward])
 def _flops(*_: Any, out_shape: Any = None) -> int:
-    """None: elementwise operations and norms are not counted."""
+    """Zero FLOPs: elementwise operations and norms are not counted."""
     return 0

@@ -1,4 +1,4 @@
-"""What lies between the layers of a transformer block: gated residual, LayerNorm, modulation."""
+"""Gated residual, LayerNorm and modulation (adaLN) between the layers of a transformer block."""
 
 import torch
 from torch import Tensor
@@ -23,11 +23,11 @@ def add(x: Tensor, y: Tensor, gate: Tensor, *, backend: Backend = "auto") -> Ten
 def add_modulate(
     x: Tensor, y: Tensor, gate: Tensor | None, shift: Tensor, scale: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The sum of x and gate * y (y alone without a gate), and that sum modulated; shapes as above.
+    """(x + gate * y, or x + y without a gate; that sum modulated), with shapes as in `modulate` and `add`.
 
-    Statistics are float32 (float64 for float64) and are those of the sum as it is returned. The kernel computes in
-    float32 and rounds each result once; under autocast its modulated result is in autocast's dtype, to which the linear
-    layer that reads it would round it anyway. ValueError for invalid shapes or dtypes, or an impossible backend.
+    Statistics are in float32 (float64 for float64 inputs), of the sum after rounding to its dtype. The kernel computes
+    in float32 and rounds each result once; under autocast its modulated result has autocast's dtype, to which the
+    following linear layer would round it. ValueError for invalid shapes or dtypes, or an unsupported backend.
     """
     return _either(x, y, gate, shift, scale, backend)
 
@@ -47,13 +47,13 @@ def _either(
 
 
 def narrow(device: torch.device) -> torch.dtype | None:
-    """Autocast's dtype, where autocast is on."""
+    """Autocast's dtype if autocast is enabled, else None."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.get_autocast_dtype(device.type) if available and torch.is_autocast_enabled(device.type) else None
 
 
 def unsupported(x: Tensor, *others: Tensor | None) -> str | None:
-    """What the kernel needs and these tensors lack, in words; None where it takes them."""
+    """Requirement of the kernel that the tensors do not meet, for an error message; None if supported."""
     wrong = [t.dtype for t in (x, *others) if t is not None and t.dtype not in KERNEL_DTYPES]
     if wrong:
         return f"float16, bfloat16 or float32 tensors, not {wrong[0]}"

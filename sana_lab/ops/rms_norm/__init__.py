@@ -1,3 +1,3 @@
-"""RMSNorm over the channels of a grid, with an optional residual."""
+"""RMSNorm over the channels of a feature map, with an optional residual."""
 
 from sana_lab.ops.rms_norm.reference import rms_norm_2d as rms_norm_2d

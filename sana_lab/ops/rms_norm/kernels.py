@@ -1,8 +1,7 @@
-"""RMSNorm over channels and residual in Triton: what `reference.definition` computes, each tensor read or written once.
+"""RMSNorm over channels plus residual (`reference.definition`) in Triton; each tensor is read or written once.
 
-A program takes a few cells of a channels-last grid with all of their channels. All arithmetic is float32, whatever
-came in, and the result is rounded once. Letters: P cells, C channels, W the power of two that holds C, ROWS cells in a
-program.
+A program handles a few cells of a channels-last grid with all their channels. All arithmetic is float32, and the result
+is rounded once. Letters: P cells, C channels, W = C rounded up to a power of two, ROWS cells in a program.
 """
 
 from typing import Any, NamedTuple
@@ -33,7 +32,7 @@ def _kernel(
 
 
 class CellTiling(NamedTuple):
-    """Tiling: W and ROWS above, and the warps in a program."""
+    """Tiling: W and ROWS as above, and warps per program."""
 
     width: int
     rows: int
@@ -41,14 +40,14 @@ class CellTiling(NamedTuple):
 
 
 def plan(channels: int) -> CellTiling:
-    """About 4,096 numbers in a program, 32 to a thread."""
+    """About 4,096 elements per program, 32 per thread."""
     width = max(16, triton.next_power_of_2(channels))
     rows = max(1, 4096 // width)
     return CellTiling(width, rows, max(1, min(16, width * rows // 1024)))
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
-    """x (B, C, h, w) -> same, channels last; tensors that are not so are copied first."""
+    """x (B, C, h, w) -> same shape, channels last; other memory formats are copied first."""
     x = _ordered(x)
     added = x if residual is None else _ordered(residual)
     out = torch.empty_like(x)

@@ -1,4 +1,4 @@
-"""RMSNorm over the channels of a grid, and the residual that it is added to: the definition, and faster forms of it."""
+"""RMSNorm over the channels of a feature map plus an optional residual: the reference and fast forms."""
 
 from collections.abc import Iterator
 
@@ -9,10 +9,10 @@ from sana_lab.ops.backend import missing_triton
 from sana_lab.ops.inference_backend import Fast, uses_fast
 from sana_lab.ops.threads import share
 
-CELLS = 1 << 18  # numbers in a piece that stays in a core's cache
+CELLS = 1 << 18  # elements of a piece that fits in a core's cache
 
 DTYPES = {"cpu": (torch.float32, torch.float64), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
-"""What the fast forms take, by device."""
+"""Dtypes that the fast forms support, by device type."""
 
 
 def rms_norm_2d(
@@ -25,9 +25,9 @@ def rms_norm_2d(
 ) -> Tensor:
     """x / sqrt(mean over channels of x^2 + eps) * weight + bias + residual: (B, C, h, w) -> same, in x's dtype.
 
-    Statistics are in float32 or wider. The fast forms record no gradient and round once, at the end; they are made for
-    channels-last memory: float32 and float64 on the CPU, in pieces; a Triton kernel on CUDA. ValueError for an
-    impossible backend.
+    Statistics are in float32 or wider. The fast forms do not support autograd, round once, at the end, and are
+    efficient for channels-last memory: float32 and float64 on the CPU, in cache-sized pieces; a Triton kernel on CUDA.
+    ValueError for an unsupported backend.
     """
     if uses_fast(backend, x, weight, bias, residual, pays=unsupported(x) is None):
         if backend == "fast" and (missing := unsupported(x)):
@@ -45,7 +45,7 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Te
 
 
 def unsupported(x: Tensor) -> str | None:
-    """What the fast form needs and x lacks, in words; None where it takes it."""
+    """Requirement of the fast form that x does not meet, for an error message; None if supported."""
     if x.device.type not in DTYPES:
         return f"tensors on the CPU or on CUDA, not on {x.device.type}"
     if x.dtype not in DTYPES[x.device.type]:
@@ -55,7 +55,7 @@ def unsupported(x: Tensor) -> str | None:
 
 @torch.library.custom_op("sana_lab::rms_norm_2d", mutates_args=(), device_types="cpu")
 def operator(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None) -> Tensor:
-    """`rms_norm_2d` in its fast form, as an operator that torch.compile knows."""
+    """Fast form of `rms_norm_2d`, as a custom operator for torch.compile."""
     cells = torch.empty_like(x, memory_format=torch.channels_last).permute(0, 2, 3, 1)
     source = x.permute(0, 2, 3, 1)
     added = None if residual is None else residual.permute(0, 2, 3, 1)
@@ -89,7 +89,7 @@ def pieces_of(x: Tensor) -> list[tuple[int, slice]]:
 
 
 def rows(y: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, out: Tensor) -> None:
-    """The norm of y (..., C), which is overwritten, and the residual, written to `out`."""
+    """Write the norm of y (..., C), which is overwritten, plus the residual to `out`."""
     scale = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(y.shape[-1]).add_(eps).rsqrt_()
     torch.addcmul(bias, y.mul_(scale), weight, out=out)
     if residual is not None:
