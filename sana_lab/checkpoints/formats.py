@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import architectures, files, hub, key_tables, nvlabs, rename_keys
-from sana_lab.config import experiments
+from sana_lab.config import experiments, guests
 from sana_lab.config.validation import SpecError
 
 Spec = dict[str, Any]
@@ -97,6 +97,7 @@ def _component(
     tensors = files.read_component(folder, variant) if tensors is None else tensors
     if architecture is architectures.ARCHITECTURES["AutoencoderKL"]:
         tensors = _with_current_names(tensors)
+    guests.check([spec, supplied], str(folder))
     spec = experiments.merge(spec, hints)
     return ReleasedWeights(architecture.kind, spec, supplied, tensors, architecture.table, str(folder))
 

@@ -69,6 +69,11 @@ def complete(config: Config, title: str = "experiment") -> Config:
     return specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
 
 
+def from_card(config: Config, source: str) -> Config:
+    """The experiment that a file brings, checked and completed; nothing in it is interpolated. SpecError."""
+    return specs.complete(specs.fields(Experiment), config, source, source, part_of)
+
+
 def resolve(kind: str, spec: specs.Spec) -> Config:
     """A part's spec completed and checked, `experiment:NAME` replaced by what that experiment trains. SpecError."""
     return specs.resolve(kind, spec, part_of=part_of)

@@ -7,14 +7,13 @@ as they are.
 """
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, get_args
 
 from safetensors import safe_open
 
-from sana_lab.config import digests, experiments, specs
+from sana_lab.config import digests, experiments, guests, specs
 from sana_lab.config.schema import Config, EvaluationOptions, SamplingOptions, TrainerOptions, Trial
 from sana_lab.config.specs import AsBefore, Option, Runtime
 from sana_lab.config.validation import kind_of
@@ -150,10 +149,7 @@ def _with_source(name: str) -> str:
     words = all(word.isidentifier() for word in (*module.split("."), attribute))
     if not colon or not words or module.startswith("sana_lab."):
         return name
-    try:
-        source = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return name
+    source = guests.locate(module)
     file = Path(source.origin) if source and source.origin else None
     return f"{name} content:{digests.sha256(file)}" if file and file.is_file() else name
 

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from sana_lab.config import guests
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
 from sana_lab.config.validation import SpecError, describe, is_optional, kind_of, nearest, validate
 
@@ -62,21 +63,21 @@ class Option(NamedTuple):
 def find(kind: str, name: str) -> Callable[..., Any]:
     """The callable behind a registered name, a preset or a user's own `module:attribute`. SpecError if of another kind.
 
-    Nothing is built: importing the module is all that runs.
+    Nothing is built: importing the module is all that runs. A name that a file brings is refused (`config.guests`).
     """
     if kind not in TABLE:
         raise SpecError(f"no kind of part is called {kind!r}; {nearest(kind, TABLE)}")
     name = presets(kind).get(name, {}).get("name", name)
     if ":" not in name and name not in TABLE[kind]:
         raise SpecError(f"no {kind} is called {name!r}; {nearest(name, [*TABLE[kind], *presets(kind)])}")
-    target = _import(kind, TABLE[kind].get(name, name))
+    target = _import(TABLE[kind][name]) if name in TABLE[kind] else guests.load(name, kind)
     _check_kind(kind, name, target)
     return target
 
 
 def presets(kind: str) -> dict[str, dict[str, Any]]:
     """The named configurations of a kind: name -> the spec that it stands for."""
-    return _import(kind, PRESETS[kind]) if kind in PRESETS else {}
+    return _import(PRESETS[kind]) if kind in PRESETS else {}
 
 
 def options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
@@ -177,16 +178,10 @@ def canonical(kind: str, spec: Spec) -> dict[str, Any]:
     return {"name": resolved["name"], **settings, **{k: resolved[k] for k in ("weights",) if k in resolved}, **extra}
 
 
-def _import(kind: str, target: str) -> Any:
+def _import(target: str) -> Any:
+    """What the registry names."""
     module, _, attribute = target.partition(":")
-    try:
-        return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise SpecError(f"{kind} {target!r}: there is no module {error.name!r}") from error
-    except AttributeError as error:
-        raise SpecError(f"{kind} {target!r}: module {module!r} has no {attribute!r}") from error
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _check_kind(kind: str, name: str, target: Any) -> None:
@@ -195,7 +190,7 @@ def _check_kind(kind: str, name: str, target: Any) -> None:
         if not callable(target) or inspect.isclass(target) or _leading(target) != LEADING[kind]:
             raise SpecError(f"{name!r} is no {kind}: expected a function that begins ({', '.join(LEADING[kind])}, ...)")
         return
-    if not inspect.isclass(target) or not issubclass(target, _import(kind, base)):
+    if not inspect.isclass(target) or not issubclass(target, _import(base)):
         raise SpecError(f"{name!r} is no {kind}: expected a subclass of {base.replace(':', '.')}")
     if missing := sorted(getattr(target, "__abstractmethods__", ())):
         raise SpecError(f"{name!r} is no complete {kind}: it lacks {', '.join(missing)} of {base.replace(':', '.')}")

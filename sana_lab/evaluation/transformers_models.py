@@ -30,7 +30,7 @@ def load(network: Any, folder: str, model_type: str) -> Any:
 def load_processor(folder: str) -> Any:
     """The folder's image processor. SpecError."""
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise SpecError(f"{folder!r} lacks a preprocessor_config.json that can be read: {reason}") from error

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -240,9 +241,26 @@ def _check_index(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise SpecError(f"{folder} is no diffusers pipeline: it has no model_index.json")
-    name = files.read_json(index).get("_class_name")
+    entries = files.read_json(index)
+    name = entries.get("_class_name")
     if not isinstance(name, str):
         raise SpecError(f"{folder} brings a pipeline class of its own ({name}), and code from a folder is not run")
+    for component, entry in entries.items():
+        is_class = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
+        if is_class and not _is_library(entry[0]):
+            raise SpecError(
+                f"{folder}: {component} is {entry}, code from outside diffusers and transformers, which a folder may "
+                "not bring"
+            )
+
+
+def _is_library(name: str) -> bool:
+    """Whether the classes of a component are diffusers', of one of its pipelines, or transformers'."""
+    if name in ("diffusers", "transformers"):
+        return True
+    diffusers = find_spec("diffusers")
+    places = diffusers.submodule_search_locations if diffusers else None
+    return name.isidentifier() and any(Path(place, "pipelines", name).is_dir() for place in places or ())
 
 
 def _pipeline(folder: Path, dtype: torch.dtype, variant: str | None) -> Any:

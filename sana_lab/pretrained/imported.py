@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, hub, mismatch, weights
 from sana_lab.checkpoints.build import build_on_meta
-from sana_lab.config import experiments
+from sana_lab.config import experiments, guests
 from sana_lab.config.validation import SpecError
 from sana_lab.models.dit import Dit
-from sana_lab.pretrained import parts, restore
+from sana_lab.pretrained import parts
 from sana_lab.systems import System
 
 Spec = dict[str, Any]
@@ -60,9 +60,13 @@ def load_import(path: Path, card: Mapping[str, Any], text_encoder: Spec | None =
 
     `text_encoder` changes options of how prompts are read.
     """
-    for part in card["parts"].values():
-        restore.check_names(part["spec"], str(path))
-    restore.check_names(card.get("system"), str(path))
+    for key in ("parts", "system", "sampling"):
+        guests.check(card.get(key), str(path))
+    with guests.brought_by(str(path)):
+        return _build(path, card, text_encoder)
+
+
+def _build(path: Path, card: Mapping[str, Any], text_encoder: Spec | None) -> Any:
     tensors = files.read_safetensors(path)
     modules = {kind: _load_part(path, tensors, kind, **part) for kind, part in card["parts"].items()}
     if "system" not in card:

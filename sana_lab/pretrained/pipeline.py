@@ -8,7 +8,7 @@ from torch import nn
 
 from sana_lab.checkpoints import files, formats
 from sana_lab.checkpoints.build import build, build_on_meta
-from sana_lab.config import experiments, specs
+from sana_lab.config import experiments, guests, specs
 from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import parts, schedulers
 from sana_lab.systems.ema import Average
@@ -32,6 +32,7 @@ def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = 
     text_spec = {**text_encoder_spec(path, variant), **(text_encoder or {})}
     _check_widths(path, dit, autoencoder)
     flow, sampling = schedulers.read_scheduler(files.read_json(path / "scheduler" / "scheduler_config.json"), path)
+    guests.check([flow, sampling], str(path))
     spec = {"name": "text2image", "dit": dit.spec, "autoencoder": autoencoder.spec, "text_encoder": text_spec, **flow}
     size = files.read_json(path / "transformer" / "config.json").get("sample_size", 32)
     loaded = {"dit": parts.from_released(dit), "autoencoder": parts.from_released(autoencoder)}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab.checkpoints import files, weights
-from sana_lab.config import experiments, hashing, registry, schema, specs
+from sana_lab.config import experiments, guests, hashing, registry, schema, specs
 from sana_lab.config.validation import SpecError
 
 
@@ -29,9 +29,9 @@ def from_checkpoint(path: Path) -> Any:
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "average"} <= checkpoint.keys():
         raise SpecError(f"{path} is no checkpoint of the lab: it holds no specs; for NVlabs' weights call it .pth")
     options = checkpoint["hyper_parameters"]
-    check_names(options, str(path))
-    kind = system_with(options, path)
-    system = specs.build("system", {"name": kind, **options})
+    guests.check(options, str(path))
+    with guests.brought_by(str(path)):
+        system = specs.build("system", {"name": system_with(options, path), **options})
     system.on_load_checkpoint(checkpoint)  # first, as in Lightning: it reports a state dict that does not fit
     system.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen parts are not in it
     system.write_average()
@@ -50,29 +50,22 @@ def system_with(options: Mapping[str, Any], path: Path) -> str:
 def from_weights(path: Path) -> Any:
     """The system of a weights file that training wrote, by the experiment that its card holds or names. SpecError."""
     card = weights.card(path)
-    name = card.get("experiment")
-    if name is None:
+    if "experiment" not in card:
         raise SpecError(f"{path} has no card that says what it holds; expected a file that train or import wrote")
+    with guests.brought_by(str(path)):
+        return restore(_experiment_of(card, path), path)
+
+
+def _experiment_of(card: Mapping[str, Any], path: Path) -> schema.Config:
+    """The experiment that a card holds, or names and has the hash of. SpecError."""
     if "config" in card:
-        check_names(card["config"], str(path))
-        return restore(experiments.complete(card["config"], str(path)), path)
+        guests.check(card["config"], str(path))
+        return experiments.from_card(card["config"], str(path))
+    name = guests.check_recipe(card["experiment"], str(path))
     experiment = experiments.load(name)
-    if hashing.experiment_hash(experiment) != card["hash"]:
+    if hashing.experiment_hash(experiment) != card.get("hash"):
         raise SpecError(
             f"{path} was trained as experiment {name!r} with other settings than it has now: {card.get('command')}; "
             f"expected its checkpoint (.ckpt), or load({name!r}, overrides)"
         )
-    return restore(experiment, path)
-
-
-def check_names(spec: Any, source: str) -> None:
-    """SpecError where a file names code that is not the lab's, which only the user's own YAML may."""
-    if isinstance(spec, dict):
-        name = spec.get("name")
-        if isinstance(name, str) and ":" in name and not name.startswith("experiment:"):
-            raise SpecError(
-                f"{source} asks for {name!r}, code from outside the lab, which a file may not; build its system from "
-                "your own YAML and give that experiment's name"
-            )
-        for value in spec.values():
-            check_names(value, source)
+    return experiment

@@ -5,6 +5,7 @@ other images. Legend: B images or texts, K = 40 classes (a shape in a colour, or
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from sana_lab.checkpoints import weights
-from sana_lab.config import digests, experiments, specs
+from sana_lab.config import digests, experiments, guests, specs
+from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.models.text.tokenizer import (
     check_prompts,
@@ -148,11 +150,22 @@ def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
     SpecError where the file is missing or its weights do not fit.
     """
     path = weights.find(reference)
-    name = weights.card(path).get("experiment", reference.removeprefix("experiment:"))
-    system = experiments.load(name)["system"]
+    system = _system_of(reference, path)
     network = kind(**{key: system[key] for key in specs.options("", kind) if key in system})
     weights.load_state(network, weights.read(path), "network.", reference)
     return network.eval().requires_grad_(False), digests.sha256(path)
+
+
+def _system_of(reference: str, path: Path) -> Config:
+    """The spec of the system that a weights file is of: the experiment's, or the one that its card holds or names."""
+    card = weights.card(path)
+    if reference.startswith("experiment:"):
+        return experiments.load(reference.removeprefix("experiment:"))["system"]
+    if "config" in card:
+        guests.check(card["config"], str(path))
+        return card["config"]["system"]
+    with guests.brought_by(str(path)):
+        return experiments.load(guests.check_recipe(card.get("experiment"), str(path)))["system"]
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -303,7 +303,7 @@ def test_guests_of_another_kind_are_turned_away(guest):
     assert "is no solver" in message(lambda: specs.resolve("solver", f"{guest}:backwards"))
 
 
-ABSTRACT = [kind for kind in registry.BASES if inspect.isabstract(specs._import(kind, registry.BASES[kind]))]
+ABSTRACT = [kind for kind in registry.BASES if inspect.isabstract(specs._import(registry.BASES[kind]))]
 
 
 def test_which_kinds_have_an_interface():
@@ -317,7 +317,7 @@ def test_a_guest_that_lacks_methods_is_refused_while_it_resolves(tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     error = message(lambda: specs.resolve(kind, f"half_{kind}:Half"))
     assert "lacks" in error
-    assert not [m for m in specs._import(kind, registry.BASES[kind]).__abstractmethods__ if m not in error], error
+    assert not [m for m in specs._import(registry.BASES[kind]).__abstractmethods__ if m not in error], error
 
 
 def test_a_guest_whose_own_import_fails_is_not_called_absent(tmp_path, monkeypatch):

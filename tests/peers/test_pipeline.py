@@ -211,6 +211,11 @@ def test_a_dtype_of_choice(sana_folder: Path):
     ("index", "message"),
     [
         (None, "no diffusers pipeline: it has no model_index.json"),
+        (
+            {"_class_name": "SanaPipeline", "vae": ["evil_guest", "Vae"]},
+            r"vae is \['evil_guest', 'Vae'\], code from outside",
+        ),
+        ({"_class_name": "SanaPipeline", "vae": ["os.path", "join"]}, "code from outside diffusers and transformers"),
         ({"_class_name": ["own", "Pipeline"]}, "code from a folder is not run"),
         ({"_class_name": "NoSuchPipeline"}, "cannot be loaded as a diffusers pipeline"),
     ],

@@ -9,8 +9,8 @@ from typing import Annotated, Any, final
 import torch
 from torch import Tensor
 
-from sana_lab.config import digests
-from sana_lab.config.specs import RUNTIME, SpecError, nearest
+from sana_lab.config import digests, guests
+from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor
 from sana_lab.evaluation.extractors.resize import check
@@ -65,14 +65,12 @@ class Function(Extractor):
 
 
 def _import(name: str) -> Callable[[Tensor], Any]:
-    module, _, attribute = name.partition(":")
+    if ":" not in name:
+        raise SpecError(f"function is {name!r}, expected module:attribute")
     try:
-        target = getattr(importlib.import_module(module), attribute)
-    except (ImportError, ValueError) as error:
+        target = guests.load(name, "function")
+    except ImportError as error:
         raise SpecError(f"{name!r} cannot be imported ({error}); expected module:attribute") from error
-    except AttributeError as error:
-        near = nearest(attribute, vars(importlib.import_module(module)))
-        raise SpecError(f"module {module!r} has no {attribute!r}; {near}") from error
     if not callable(target) or isinstance(target, type):
         raise SpecError(f"{name!r} is a {type(target).__name__}, expected a function of images")
     return target

@@ -59,13 +59,13 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
     """
     if random_init:
         torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
-        return auto.from_config(read_config(model, random_init), dtype=torch_dtype).eval()
+        return auto.from_config(read_config(model, random_init), dtype=torch_dtype, trust_remote_code=False).eval()
     place = _locations(model)[0]
     variant = variant or _sole_variant(Path(place))
     with _quiet():
         if torch.get_default_device().type == "meta":
-            return auto.from_config(read_config(model))
-        network, info = _fetch(auto, place, dtype=dtype, variant=variant, output_loading_info=True)
+            return auto.from_config(read_config(model), trust_remote_code=False)
+        network, info = _fetch(auto, place, dtype=dtype, variant=variant, output_loading_info=True, weights_only=True)
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise SpecError(f"the weights of {place!r} are incomplete: there is no {missing}")
@@ -105,7 +105,11 @@ def _locations(model: str) -> tuple[str, str]:
 
 
 def _fetch(part: Any, place: str, **options: Any) -> Any:
-    """`from_pretrained` on local files, then from the hub if it answers in time, so that nothing hangs offline."""
+    """`from_pretrained` on local files, then from the hub if it answers in time, so that nothing hangs offline.
+
+    Code that a folder brings is never run.
+    """
+    options = {**options, "trust_remote_code": False}
     try:
         return part.from_pretrained(place, local_files_only=True, **options)
     except _LOAD_ERRORS as error:
