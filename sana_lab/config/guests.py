@@ -7,13 +7,13 @@ through what a file brings; within `brought_by` the one door for code, `load`, i
 import functools
 import importlib
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any
 
 from sana_lab.config.registry import TABLE
@@ -53,7 +53,7 @@ def load(name: str, what: str) -> Any:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
         raise SpecError(
-            f"{what} {name!r}: there is no module {error.name!r}, neither in {os.getcwd()} nor installed"
+            f"{what} {name!r}: there is no module {error.name!r}, neither in {Path.cwd()} nor installed"
         ) from error
     except AttributeError as error:
         if module not in sys.modules:
@@ -118,7 +118,7 @@ def _check_text(value: str, source: str, key: str) -> None:
 
 def _add_working_directory() -> None:
     """Search it last, so that a user's file hides no installed module."""
-    folder = os.getcwd()
+    folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)
         importlib.invalidate_caches()

@@ -48,7 +48,7 @@ FORMS: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_file_may_not_name(form: str):
-    with pytest.raises(SpecError, match="which a file may not|which a path is not"):
+    with pytest.raises(SpecError, match=r"which a file may not|which a path is not"):
         guests.check(FORMS[form], "a.safetensors")
 
 
@@ -67,7 +67,7 @@ def test_what_a_file_may_say():
 
 def test_the_door_is_shut_for_what_a_file_brings(here: Path):
     (here / "evil_guest.py").write_text(CODE)
-    with guests.brought_by("a.safetensors"), pytest.raises(SpecError, match="a.safetensors asks for 'evil_guest:Part'"):
+    with guests.brought_by("a.safetensors"), pytest.raises(SpecError, match=r"a.safetensors asks for"):
         specs.find("attention", EVIL)
     assert guests.locate("evil_guest") is not None
     assert not (here / "ran").exists()

@@ -75,7 +75,7 @@ def test_a_card_names_no_code(folder: Path, place: str):
     (folder / "experiments" / "mine.yaml").write_text((folder / "mine.yaml").read_text())
     config = put(experiments.load("tiny"), place, PLACES[place])
     weights.write(folder / "a.safetensors", {"dit.a": torch.zeros(1)}, {"experiment": "tiny", "config": config})
-    with pytest.raises(SpecError, match="which a file may not|which a path is not"):
+    with pytest.raises(SpecError, match=r"which a file may not|which a path is not"):
         loading.open_model("a.safetensors")
     assert not (folder / "ran").exists()
 
@@ -87,7 +87,7 @@ def test_a_card_names_no_recipe_with_code(folder: Path, name: Any):
     (folder / "experiments" / "mine.yaml").write_text((folder / "mine.yaml").read_text())
     weights.write(folder / "a.safetensors", {"dit.a": torch.zeros(1)}, {"experiment": name, "hash": "0"})
     for load in (loading.load, lambda path: trained(path, Attributes)):
-        with pytest.raises(SpecError, match="which a file may not|which a path is not"):
+        with pytest.raises(SpecError, match=r"which a file may not|which a path is not"):
             load("a.safetensors")
     assert not (folder / "ran").exists()
 
