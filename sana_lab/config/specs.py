@@ -16,7 +16,6 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from sana_lab.config import guests
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
 from sana_lab.config.validation import SpecError, describe, is_optional, kind_of, nearest, validate
 
@@ -70,7 +69,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     name = presets(kind).get(name, {}).get("name", name)
     if ":" not in name and name not in TABLE[kind]:
         raise SpecError(f"no {kind} is called {name!r}; {nearest(name, [*TABLE[kind], *presets(kind)])}")
-    target = _import(TABLE[kind][name]) if name in TABLE[kind] else guests.load(name, kind)
+    target = _import(TABLE[kind][name]) if name in TABLE[kind] else _guest(kind, name)
     _check_kind(kind, name, target)
     return target
 
@@ -176,6 +175,12 @@ def canonical(kind: str, spec: Spec) -> dict[str, Any]:
     version = getattr(target, "version", 1)
     extra = {"version": version} if version != 1 else {}
     return {"name": resolved["name"], **settings, **{k: resolved[k] for k in ("weights",) if k in resolved}, **extra}
+
+
+def _guest(kind: str, name: str) -> Any:
+    from sana_lab.config import guests  # here, as every module imports this one
+
+    return guests.load(name, kind)
 
 
 def _import(target: str) -> Any:
