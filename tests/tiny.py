@@ -1,15 +1,19 @@
-"""The tiny parts, systems and captions that many tests share: specs, and functions that build them.
+"""The tiny parts, systems, experiments and captions that many tests share: specs, and functions that build them.
 
 Each function seeds torch first, so the same call gives the same weights. Sizes fit together: `DIT` on the latents of
 `VAE` with the text of `LLM` or `T5`. Reference models of diffusers are in `tiny_peers`, of transformers in
 `tiny_folders`, short trainings on the embedded world in `tiny_world`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from torch import Tensor
 
 from sana_lab.config import specs
 from sana_lab.types import Text
@@ -41,6 +45,26 @@ eval: {prompts_per_task: 1, images_per_prompt: 1, bench_size: 64, bench_repeats:
 prompts: [a red circle, three stars]
 """
 """A whole text-to-image experiment in YAML: trains in a second."""
+
+SQUEEZE = """
+system: {name: autoencoder, autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}}
+data: {name: shapes, size: 16, batch: 64, held_out: 4}
+trainer: {max_steps: 2, accelerator: cpu, threads: 1}
+"""
+"""An autoencoder's experiment, for `system.autoencoder: experiment:squeeze`."""
+
+SEEDED = """
+system:
+  name: text2image
+  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {name: linear, eps: 1.0e-6}}
+  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
+  text_encoder: {name: llm, width: 16, layers: 1}
+  seed: ${seed}
+data: {name: shapes, size: 16, batch: 4}
+trainer: {max_steps: 2}
+seed: 3
+"""
+"""An experiment for tests of configuration: an interpolation, and options of options."""
 
 
 def build(kind: str, spec: specs.Spec, seed: int = 0, **supplied: Any) -> Any:
@@ -76,9 +100,39 @@ def caption(
     return Text(torch.randn(len(counts), length, TEXT_DIM, generator=random, dtype=torch.float64).to(dtype), mask)
 
 
+def latents(rows: int = 2, size: tuple[int, int] = (4, 6), seed: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal latents of (rows, CHANNELS, *size)."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, CHANNELS, *size, generator=random, dtype=torch.float64).to(dtype)
+
+
+def trainer(steps: int, **options: Any) -> L.Trainer:
+    """A Lightning trainer on the CPU that prints and writes nothing, unless the options ask it to."""
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return L.Trainer(**{"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", **quiet, **options})
+
+
+class Losses(Callback):
+    """The loss of each training step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.values.append(trainer.callback_metrics["train/loss"].item())
+
+
 def write(root: Path, name: str, text: str) -> Path:
     """A file below `root`, its folders made."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def write_experiment(root: Path, name: str = "tiny", text: str = EXPERIMENT, changes: Mapping[str, Any] = {}) -> Path:
+    """experiments/NAME.yaml below `root`: the text with changes by dotted key."""
+    config = OmegaConf.create(text)
+    for key, value in changes.items():
+        OmegaConf.update(config, key, value, merge=False)
+    return write(root, f"experiments/{name}.yaml", OmegaConf.to_yaml(config))

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import lightning as L
 import numpy as np
+import tiny
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from sana_lab.shapes.data import Shapes
@@ -14,19 +14,9 @@ from sana_lab.shapes.scenes import COLORS, KINDS, MAX_OBJECTS, SHAPES, Scene, Sc
 DATA = {"name": "shapes", "size": 64, "batch": 8}
 
 
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer, *_):
-        self.values.append(trainer.callback_metrics["train/loss"].item())
-
-
 def fit(system, folder, steps: int, data=None, path=None, **options) -> tuple[L.Trainer, list[float]]:
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    losses = Losses()
-    options = {"limit_val_batches": 0, **options}
-    run = L.Trainer(max_steps=steps, accelerator="cpu", default_root_dir=folder, callbacks=[losses], **quiet, **options)
+    losses = tiny.Losses()
+    run = tiny.trainer(steps, **{"default_root_dir": folder, "callbacks": [losses], "limit_val_batches": 0, **options})
     run.fit(system, datamodule=data or world_data(), ckpt_path=path, weights_only=True)
     return run, losses.values
 

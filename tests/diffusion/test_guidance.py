@@ -1,31 +1,25 @@
 """Guidance in one batched forward against two forwards, on a tiny DiT."""
 
 import pytest
+import tiny
 import torch
 
-from sana_lab.config.specs import build
 from sana_lab.diffusion.guidance import guided
 from sana_lab.models.dit import Dit
 from sana_lab.types import Text
 
-TINY = {"name": "sana", "dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
-
 
 @pytest.fixture(scope="module")
 def dit() -> Dit:
-    torch.manual_seed(0)
-    return build("dit", TINY, channels=4, text_dim=12).double().eval()
+    return tiny.dit(dtype=torch.float64)
 
 
 def text(rows: int, length: int, seed: int) -> Text:
-    random = torch.Generator().manual_seed(seed)
-    mask = torch.arange(length) < torch.arange(rows)[:, None] % length + 1
-    return Text(torch.randn(rows, length, 12, generator=random, dtype=torch.float64), mask)
+    return tiny.caption([i % length + 1 for i in range(rows)], seed, length)
 
 
 def noisy() -> tuple[torch.Tensor, torch.Tensor]:
-    random = torch.Generator().manual_seed(9)
-    return torch.randn(3, 4, 4, 4, generator=random, dtype=torch.float64), torch.tensor([0.1, 0.5, 0.9])
+    return tiny.latents(3), torch.tensor([0.1, 0.5, 0.9])
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 4.5])

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
 from sana_lab.config import registry
-from sana_lab.config.specs import build
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
@@ -19,7 +19,6 @@ from sana_lab.models.dit.sana_sampling import MAX_TIMES, Schedule
 from sana_lab.profiler.host_syncs import SyncCounter
 from sana_lab.types import Text, Velocity
 
-TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
 MODELS: dict[str, dict[str, Any]] = {
     "1.0": {},
     "1.5": {"cross_norm": True, "attention": {"name": "linear", "head_dim": 8, "qk_norm": True}},
@@ -31,20 +30,17 @@ SCALE = 3.0
 
 
 def make(name: str, dtype: torch.dtype = torch.float64) -> Dit:
-    torch.manual_seed(0)
-    return build("dit", {"name": "sana", **TINY, **MODELS[name]}, channels=4, text_dim=12).to(dtype).eval()
+    return tiny.dit(dtype=dtype, **MODELS[name])
 
 
 def text(counts: list[int], seed: int, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> Text:
     """Right-padded to `length`, as encoders do that pad to their longest; the padding's features are large."""
-    random = torch.Generator().manual_seed(seed)
-    mask = torch.arange(length) < torch.tensor(counts)[:, None]
-    tokens = torch.randn(len(counts), length, 12, generator=random, dtype=torch.float64)
+    tokens, mask = tiny.caption(counts, seed, length)
     return Text((tokens * (1 + 9 * ~mask[..., None])).to(dtype), mask)
 
 
 def noise(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(ROWS, 4, 4, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+    return tiny.latents(ROWS, dtype=dtype)
 
 
 def plain(dit: Dit, prompts: Text, null: Text, how: Sampling) -> Velocity:
@@ -213,10 +209,9 @@ def test_a_schedule_answers_for_the_host_alone():
 
 
 def test_a_model_distilled_with_guidance_is_not_guided():
-    torch.manual_seed(0)
-    dit = build("dit", {"name": "sana", **TINY, "guidance": 0.1}, channels=4, text_dim=12)
+    dit = tiny.dit(dtype=torch.float64, guidance=0.1)
     with pytest.raises(ValueError, match="distilled with guidance"):
-        guided(dit.double(), PROMPTS, NULLS["one token"], SCALE, times=torch.ones(3, dtype=torch.float64))
+        guided(dit, PROMPTS, NULLS["one token"], SCALE, times=torch.ones(3, dtype=torch.float64))
 
 
 class Guest(Dit):

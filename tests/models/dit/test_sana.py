@@ -1,6 +1,7 @@
 """Every DiT of the table keeps one contract; Sana is diffusers' SanaTransformer2DModel, number for number."""
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -13,19 +14,15 @@ from sana_lab.models.layers import MixFfn, saturated
 from sana_lab.types import Text
 
 NAMES = sorted(registry.TABLE["dit"])
-TINY = {"dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
 
 
 def make(name: str = "sana", **options: object) -> Dit:
-    torch.manual_seed(0)
-    return build("dit", {"name": name, **TINY, **options}, channels=4, text_dim=12)
+    return tiny.dit(name=name, **options).train()
 
 
 def prompt(batch: int = 2, length: int = 5, real: int = 3) -> Text:
     """`real` tokens that count in the first row, one more in each row below."""
-    random = torch.Generator().manual_seed(1)
-    counts = torch.arange(batch)[:, None] + real
-    return Text(torch.randn(batch, length, 12, generator=random), torch.arange(length) < counts)
+    return tiny.caption(range(real, real + batch), 1, length, torch.float32)
 
 
 def noisy(batch: int = 2, h: int = 8, w: int = 4) -> tuple[Tensor, Tensor]:
@@ -147,7 +144,7 @@ def test_checkpointing_keeps_less(attention):
             loss = dit(x, t, prompt()).square().sum()
             kept[checkpointing] = mode.live
             loss.backward()
-    grid = 2 * 16 * 16 * TINY["dim"] * 4  # bytes of a block's tokens
+    grid = 2 * 16 * 16 * tiny.DIT["dim"] * 4  # bytes of a block's tokens
     assert kept[False] - kept["selective"] > 2 * 15 * grid  # in two blocks; of Mix-FFN alone 5 + 5 + 2.5 + 2.5
     assert kept["selective"] - kept[True] > 2 * 8 * grid  # 3 of qkv, 5 of Mix-FFN and more
     assert kept[True] < 12 * grid
