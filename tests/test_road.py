@@ -202,6 +202,19 @@ def test_the_table_can_be_written_again_elsewhere(road, capsys, tmp_path):
     assert "this attention is broken" in capsys.readouterr().out
 
 
+def test_a_copy_of_the_folder_keeps_its_results(road, capsys, tmp_path, monkeypatch):
+    shutil.copytree(Path.cwd(), tmp_path / "copy")
+    shutil.move(tmp_path / "copy", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert __main__.main(["ablate", "road", "--dry-run"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:3]] == ["done"] * 2
+    assert __main__.main(["table", "road", "--out", "again"]) == 0
+    old = Path(road.store.home).parent / "runs/tables/road"
+    assert Path("again/table.csv").read_text() == (old / "table.csv").read_text()
+    assert {p.name for p in Path("again").iterdir()} == {p.name for p in old.iterdir()}  # pictures come from artifacts
+    assert "road" in Store("runs").experiments()  # those that `ui` shows
+
+
 def test_the_same_command_again_runs_nothing(road, capsys, monkeypatch):
     """Without the row that fails, which would be tried again."""
     before, runs = trained(), len(road.store.find("road"))

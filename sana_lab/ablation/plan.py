@@ -6,10 +6,13 @@ A file with `base:` compares quality: a trial is an experiment, which is trained
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_lab.ablation import checks
 from sana_lab.config import experiments, specs
 from sana_lab.config.experiments import merge, nest
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Trial
@@ -29,10 +32,19 @@ class Plan(NamedTuple):
 
 def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None) -> Plan:
     """Read an ablation by name or path. SpecError for anything that is wrong in the file or in any of its trials."""
-    raw = at_scale(read(recipe), scale, recipe)
-    table = _parse(EfficiencyTable if "probe" in raw else Ablation, raw, recipe)
-    trials = list(_probes(table, overrides) if isinstance(table, EfficiencyTable) else _experiments(table, overrides))
-    _check_labels(table, {trial.label for trial in trials}, recipe)
+    raw = read(recipe)
+    table = _parse(at_scale(raw, scale, recipe), recipe)
+    seeds = table.seeds if isinstance(table, Ablation) else [0]
+    checks.check_size(table.axes, len(seeds), recipe)
+    checks.check_labels(_labels(table), recipe)
+    trials = list(
+        _probes(table, overrides) if isinstance(table, EfficiencyTable) else _experiments(table, overrides, recipe)
+    )
+    guest = checks.has_guest([raw, *(trial.config for trial in trials)])
+    checks.check_table(table, _labels(table), recipe, guest=guest)
+    for name in raw.get("scales") or {}:  # also those that are not used now
+        other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
+        checks.check_table(other, _labels(other), title, guest=guest)
     return Plan(sweep_name(recipe, scale, overrides), table, trials)
 
 
@@ -47,43 +59,89 @@ def compares_efficiency(recipe: str) -> bool:
 
 
 def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = ()) -> str:
-    """The name of an ablation's runs: recipe, scale, and a hash of the overrides, which make it a sweep of its own."""
+    """The name of an ablation's runs: recipe, scale, and a hash of the overrides, which make it a sweep of its own.
+
+    Of a path, its folders below the working directory and the file's name without ending.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        path = Path(os.path.relpath(path)).with_suffix("")
+    parts = [word for part in path.parts if (word := part.strip("./"))]
     changes = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]
-    return "-".join([recipe.replace("/", "-"), *([scale] if scale else []), *([changes] if overrides else [])])
+    return "-".join([*parts, *([scale] if scale else []), *([changes] if overrides else [])])
 
 
 def at_scale(raw: Config, scale: str | None, recipe: str) -> Config:
     """An ablation's YAML with the keys that a scale replaces. SpecError for an unknown scale."""
-    scales = raw.get("scales") or {}
-    if scale is None or not isinstance(scales, dict):
+    if scale is None:
         return raw
-    if scale not in scales:
-        raise SpecError(f"ablation {recipe!r} has no scale {scale!r}; {nearest(scale, scales)}")
-    return {**raw, **scales[scale]}
+    scales = raw.get("scales") or {}
+    names = {str(name): keys for name, keys in scales.items()} if isinstance(scales, dict) else {}
+    if scale not in names:
+        raise SpecError(f"ablation {recipe!r} has no scale {scale!r}; {nearest(scale, names)}")
+    keys = names[scale] or {}
+    if not isinstance(keys, dict) or "scales" in keys:
+        raise SpecError(
+            f"ablation {recipe!r} has the scale {scale}: {keys!r:.80}, expected keys to replace, such as axes, common, "
+            "seeds"
+        )
+    return {**raw, **{str(key): value for key, value in keys.items()}}
 
 
-def _parse(schema: type[Ablation] | type[EfficiencyTable], raw: Config, recipe: str) -> Ablation | EfficiencyTable:
+def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
+    schema = EfficiencyTable if "probe" in raw else Ablation
     options = specs.complete(specs.fields(schema), raw, f"ablation {recipe!r}", recipe)
-    table = schema(**{**options, "expect": [Expectation(**e) for e in options["expect"]]})
+    axes = _with_text_labels(options["axes"], recipe)
+    for change in (options.get("common"), options.get("probe"), *(c for axis in axes.values() for c in axis.values())):
+        _check_keys(change or {}, recipe)
+    table = schema(**{**options, "axes": axes, "expect": [Expectation(**e) for e in options["expect"]]})
     if not table.axes or not all(table.axes.values()):
         raise SpecError(f"ablation {recipe!r} has no axes with labels; expected axes: {EXAMPLES[schema]}")
     return table
 
 
+def _with_text_labels(axes: Mapping[Any, Mapping[Any, Any]], recipe: str) -> dict[str, dict[str, Any]]:
+    """Axes with numbers among their labels as text. SpecError for YAML's booleans, and for 1 beside '1'."""
+    for axis, changes in axes.items():
+        for label in (axis, *changes):
+            if isinstance(label, bool) or not isinstance(label, str | int | float):
+                raise SpecError(
+                    f"{recipe}.axes.{axis} has the label {label!r} ({type(label).__name__}), expected text; write it "
+                    "in quotes, such as 'on'"
+                )
+        checks.check_labels([str(label) for label in changes], recipe)
+    return {str(axis): {str(label): change for label, change in changes.items()} for axis, changes in axes.items()}
+
+
+def _check_keys(change: Mapping[Any, Any], recipe: str) -> None:
+    """SpecError for a key of overrides that is no dotted path."""
+    for key in change:
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise SpecError(
+                f"ablation {recipe!r} has an override {key!r}, expected a path such as system.dit.attention"
+            )
+
+
 def _combinations(axes: Mapping[str, Mapping[str, Config | None]]) -> Iterator[tuple[dict[str, str], list[Config]]]:
     """Each cell of the product of the axes: its label on each axis, and the overrides of these labels."""
     for cell in product(*([(axis, label, change) for label, change in axes[axis].items()] for axis in axes)):
-        yield {axis: str(label) for axis, label, _ in cell}, [nest(change or {}) for _, _, change in cell]
+        yield {axis: label for axis, label, _ in cell}, [nest(change or {}) for _, _, change in cell]
 
 
-def _experiments(table: Ablation, overrides: Sequence[str]) -> Iterable[Trial]:
+def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iterable[Trial]:
+    checks.check_seeds(table.seeds, f"ablation {recipe!r}")
+    given = [item for item in overrides if item.partition("=")[0] == "seed"]
+    checks.check_no_seed(experiments.apply({}, given), f"{' '.join(given)} of ablation {recipe!r}", table.seeds)
+    common, base = nest(table.common), experiments.compose(table.base)
+    checks.check_no_seed(common, f"common: of ablation {recipe!r}", table.seeds)
     for seed in table.seeds:
         for labels, changes in _combinations(table.axes):
-            config = experiments.compose(table.base)
-            for change in (nest(table.common), *changes):
+            config = base
+            for change in (common, *changes):
+                checks.check_no_seed(change, f"{_label(labels)!r} of ablation {recipe!r}", table.seeds)
                 config = merge(config, experiments.with_suite(change))
-            config |= {"prompts": table.prompts} if table.prompts else {}
-            config = experiments.apply({**config, "seed": seed}, overrides)
+            prompts = {"prompts": table.prompts} if table.prompts else {}
+            config = experiments.apply({**config, **prompts, "seed": seed}, overrides)
             yield Trial(labels, seed, experiments.complete(config, _title(table, labels)))
 
 
@@ -100,17 +158,13 @@ def _probes(table: EfficiencyTable, overrides: Sequence[str]) -> Iterable[Trial]
 
 
 def _title(table: Ablation | EfficiencyTable, labels: Mapping[str, str]) -> str:
-    return f"{table.title}: {' · '.join(labels.values())}"
+    return f"{table.title}: {_label(labels)}"
 
 
-def _check_labels(table: Ablation | EfficiencyTable, labels: set[str], recipe: str) -> None:
-    """SpecError where an expectation, or a comparison, names a row that is not in the table."""
-    for label in (label for expectation in table.expect for label in expectation.order):
-        if label not in labels:
-            raise SpecError(
-                f"ablation {recipe!r} expects something of {label!r}, which is no row; {nearest(label, labels)}"
-            )
-    first = next(iter(table.axes.values()))
-    if isinstance(table, EfficiencyTable) and table.over not in (None, "before", *map(str, first)):
-        near = nearest(str(table.over), first)
-        raise SpecError(f"ablation {recipe!r} compares with {table.over!r}, which is no row; {near}")
+def _labels(table: Ablation | EfficiencyTable) -> list[str]:
+    """The labels of the rows."""
+    return [_label(labels) for labels, _ in _combinations(table.axes)]
+
+
+def _label(labels: Mapping[str, str]) -> str:
+    return " · ".join(labels.values())

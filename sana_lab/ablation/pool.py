@@ -24,7 +24,7 @@ class WorkerPool:
             return 0
         path = self.folder / f"{title}.json"
         job.write(path)
-        command = [sys.executable, "-m", "sana_lab.ablation.worker", str(path)]
+        command = [sys.executable, "-m", "sana_lab.ablation.worker", str(path), str(os.getpid())]
         variables = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
         with (
             self.log(title).open("w") as log,

@@ -52,14 +52,17 @@ class Progress(NamedTuple):
         return cls(int(steps), text, mark == "+") if mark in ("@", "+") and steps.isdigit() else None
 
 
-def exit_with_parent(parent: int) -> threading.Thread:
-    """End this process within two seconds of its parent's end, so that a killed sweep leaves nothing running."""
+def exit_with_parent(parent: int, seconds: float = 0.5) -> threading.Thread:
+    """End this process soon after its parent's end, at once where it has ended already, so that a killed sweep leaves
+    nothing running."""
 
     def poll() -> None:
         while os.getppid() == parent:
-            threading.Event().wait(2.0)
+            threading.Event().wait(seconds)
         os._exit(1)
 
+    if os.getppid() != parent:
+        os._exit(1)
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     return thread

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sana_lab import environment
 from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.trials import equal_rows
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
@@ -67,7 +68,7 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
     """What the numbers mean, from the trials' own settings."""
     options = [record.trial.config["eval"] for record in trials]
     metrics = [record.run.metrics for record in trials if record.run is not None]
-    notes = []
+    notes = equal_rows(trials)
     if counts := [m for m in metrics if "prompts" in m]:
         prompts = sorted({f"{m['prompts']:.0f} prompts, {m['images']:.0f} images" for m in counts})
         notes.append(f"GenEval on the embedded world: {' or '.join(prompts)} a row; same prompts, same noise.")

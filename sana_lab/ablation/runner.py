@@ -4,10 +4,13 @@ A trial is known by the hash of everything that its numbers depend on. A run of 
 again, a model that another trial trained is not trained again, and a failed trial is a hole with its error.
 """
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,7 +23,7 @@ from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import TrialRecord
-from sana_lab.ablation.trials import records, state
+from sana_lab.ablation.trials import equal_rows, records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, schema
 from sana_lab.config.paths import check_folder
@@ -38,9 +41,11 @@ def main(
     scale: str | None = None,
 ) -> int:
     """Run what is missing of an ablation, then write its table; the exit status is 1 where a trial failed."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
     ablation = plan.load(recipe, overrides, scale)
     for trial in ablation.trials:
-        if trial.kind == "quality":
+        if trial.kind == "quality" and trial.seed == ablation.trials[0].seed:  # other seeds change nothing else
             check(trial.config)
     store = Store(weights.HOME)
     if dry_run:
@@ -48,7 +53,7 @@ def main(
         return 0
     check_folder(weights.HOME)
     check_folder(out or table_folder(ablation))
-    with lock(ablation.name):
+    with lock(ablation.name), terminable():
         run(store, ablation, workers or default_workers())
     trials = records(store, ablation)
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
@@ -74,25 +79,29 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
         return [
             f"{ablation.table.title}: {head}",
             *(f"  {r.key}  {r.trial.label:<40} {state(r)}" for r in trials),
+            *equal_rows(trials),
         ]
     head = f"{ablation.table.title}: {len(trials)} trials of {len({r.model for r in trials})} trained models"
     return [
         head,
         *(f"  {r.key}  model {r.model}  seed {r.trial.seed}  {r.trial.label:<40} {state(r)}" for r in trials),
+        *equal_rows(trials),
     ]
 
 
 def run(store: Store, ablation: Plan, workers: int) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
-    missing = list({r.key: r for r in records(store, ablation) if not r.done}.values())
+    trials = records(store, ablation)
+    print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
+    missing = list({r.key: r for r in trials if not r.done}.values())
     if not missing:
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
         return
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
-    missing = [r._replace(run=trial_run(store, ablation.name, parent, r)) for r in missing]
-    end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
     try:
+        missing = [r._replace(run=trial_run(store, ablation.name, parent, r)) for r in missing]
+        end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
         work_off(store, ablation, missing, workers)
     except BaseException as error:
         end_open_runs(store, ablation.name)
@@ -188,6 +197,29 @@ def lock(name: str) -> Iterator[None]:
         yield
     finally:
         file.release()
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal stop a sweep as Ctrl-C does: workers end, and so do the runs in MLflow.
+
+    The first of them counts, so that what ends the runs is not interrupted; `nohup` is respected.
+    """
+
+    def stop(number: int, _: FrameType | None) -> None:
+        for other in signals:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        signals = []
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def default_workers() -> int:

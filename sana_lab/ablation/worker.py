@@ -1,26 +1,31 @@
-"""A worker process of an ablation: `python -m sana_lab.ablation.worker JOB.json` does one job and prints progress.
+"""A worker process of an ablation: `python -m sana_lab.ablation.worker JOB.json PID` does one job and prints progress.
 
-Trials of kind quality import Lightning and all measures, which takes seconds; a job of probes does not wait for them.
+Imports take seconds, in which the runner may be killed: this module imports what reads the job and watches the runner,
+each job what it needs. A job of probes does not wait for Lightning and all measures.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from sana_lab.ablation import efficiency
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Progress, exit_with_parent
 from sana_lab.tracking.store import Store
-from sana_lab.types import Json
+
+if TYPE_CHECKING:
+    import torch
+
+    from sana_lab.types import Json
 
 
-def main(path: Path) -> int:
+def main(path: Path, runner: int) -> int:
+    """Do the job; `runner` is the process id of the runner, with which this process ends."""
+    exit_with_parent(runner)
     job = Job.read(path)
-    exit_with_parent(os.getppid())
+    import torch
+
     torch.set_num_threads(job.threads)
     store = Store(job.store)
     if job.kind == "train":
@@ -41,8 +46,10 @@ def train(job: Job) -> None:
     quality.train_needed(job.experiment)
 
 
-def evaluate(store: Store, trials: Sequence[Json], threads: int) -> None:
+def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> None:
     """Train the model that these trials share, then evaluate each of them."""
+    import torch
+
     from sana_lab.ablation import quality
 
     if guarded(store, trials, partial(quality.fit, store, trials[0])):
@@ -53,10 +60,12 @@ def evaluate(store: Store, trials: Sequence[Json], threads: int) -> None:
             Progress(EVALUATION, trial["label"]).send()
 
 
-def measure(store: Store, trial: Json, device: str | None) -> None:
+def measure(store: Store, trial: "Json", device: str | None) -> None:
     """Measure a trial's costs; then its run has finished."""
     Progress(0, f"measuring {trial['label']}").send()
     if trial["kind"] == "efficiency":
+        import torch
+
         guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
     else:
         from sana_lab.ablation import quality
@@ -65,15 +74,17 @@ def measure(store: Store, trial: Json, device: str | None) -> None:
     Progress(MEASUREMENT, f"measured {trial['label']}").send()
 
 
-def probe(store: Store, trial: Json, device: torch.device | None) -> None:
+def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
     """Count and time a trial's probe; then its run has finished."""
+    from sana_lab.ablation import efficiency
+
     metrics, reason = efficiency.run_probe(trial["config"], device)
     store.log_metrics(trial["run"], metrics)
     store.set_tags(trial["run"], {efficiency.UNMEASURED: reason})
     store.finish(trial["run"])
 
 
-def guarded(store: Store, trials: Sequence[Json], work: Callable[[], None]) -> bool:
+def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) -> bool:
     """Do the work; where it raises, the trials' runs fail with the error, and others go on."""
     try:
         work()
@@ -87,4 +98,4 @@ def guarded(store: Store, trials: Sequence[Json], work: Callable[[], None]) -> b
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

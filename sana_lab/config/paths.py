@@ -1,5 +1,6 @@
 """Checks that results can be written, before the work that computes them."""
 
+import tempfile
 from pathlib import Path
 
 
@@ -24,8 +25,7 @@ def check_folder(path: Path) -> None:
     """Make a folder. ValueError where it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "writable").touch()
-        (path / "writable").unlink()
+        tempfile.TemporaryFile(dir=path).close()  # of a name that no file has
     except OSError as error:
         raise ValueError(
             f"cannot write to {path.absolute()}: {error.strerror}; expected a folder that you can write"

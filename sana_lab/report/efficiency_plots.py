@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sana_lab.report.columns import column
 from sana_lab.report.crossover import Crossing, crossing
-from sana_lab.report.plots import COLOURS, DPI, MARKERS, WIDTH, save, span
+from sana_lab.report.plots import COLOURS, DPI, MARKERS, WIDTH, literal, save, span
 from sana_lab.report.table import Published, Row, Table
 
 SCOPES = {
@@ -40,13 +40,13 @@ def walk(table: Table, metric: str, path: Path | str) -> Path:
         if row.label in theirs:
             style = {"facecolor": "none", "edgecolor": COLOURS[1], "linewidth": 1.3}
             _bar(axes, y + aside, theirs[row.label], f"{theirs[row.label]:g}, published", style)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 26) for row in rows])
+    axes.set_yticks(range(len(rows)), [literal(textwrap.fill(row.label, 26)) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.set_xlim(right=axes.get_xlim()[1] * 6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{axis.heading} ({axis.unit}), logarithmic; in brackets: times less than the row before")
-    axes.set_title(textwrap.fill(table.title, 84), loc="left", fontsize=10)
+    axes.set_xlabel(f"{literal(axis.heading)} ({axis.unit}), logarithmic; in brackets: times less than the row before")
+    axes.set_title(literal(textwrap.fill(table.title, 84)), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return save(figure, path)
 
@@ -60,7 +60,7 @@ def crossings(table: Table, names: tuple[str, str], path: Path | str) -> Path:
         _panel(axes, table.rows, names, scope)
     for axes in figure.axes[len(scopes) :]:
         axes.remove()
-    figure.suptitle(textwrap.fill(table.title, 90), x=0.01, ha="left", fontsize=10)
+    figure.suptitle(literal(textwrap.fill(table.title, 90)), x=0.01, ha="left", fontsize=10)
     return save(figure, path)
 
 
@@ -75,8 +75,17 @@ def crossing_of(rows: list[Row], scope: str) -> Crossing | None:
 
 
 def tokens_of(row: Row) -> float:
-    """The number in a row's label."""
-    return float(re.sub(r"[^\d]", "", row.label))
+    """The number in a row's label. ValueError where it has none."""
+    tokens = tokens_of_label(row.label)
+    if tokens is None:
+        raise ValueError(f"the row {row.label!r} has no number of tokens")
+    return tokens
+
+
+def tokens_of_label(label: str) -> float | None:
+    """The digits of a label as a number; None where it has none."""
+    digits = re.sub(r"[^0-9]", "", label)
+    return float(digits) if digits else None
 
 
 def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> None:
@@ -85,7 +94,9 @@ def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> N
         x = [n for n, _ in points]
         low, high = zip(*(span(cell) for _, cell in points), strict=True)
         axes.fill_between(x, low, high, color=COLOURS[i], alpha=0.2, linewidth=0)
-        axes.plot(x, [cell.mean for _, cell in points], MARKERS[i], linestyle="-", color=COLOURS[i], label=name)
+        axes.plot(
+            x, [cell.mean for _, cell in points], MARKERS[i], linestyle="-", color=COLOURS[i], label=literal(name)
+        )
     _mark(axes, crossing_of(rows, scope))
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

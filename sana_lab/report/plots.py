@@ -42,13 +42,13 @@ def quality(table: Table, metric: str, path: Path | str) -> Path:
         axes.hlines(y, low, high, color=_colour(0), linewidth=3, alpha=0.45)
         axes.plot(cell.mean, y, "o", color=_colour(0), markersize=8, clip_on=False)
         axes.annotate(axis.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 34) for row in rows])
+    axes.set_yticks(range(len(rows)), [_wrapped(row.label, 34) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
     if min(span(row.cells[metric])[0] for row in rows) >= 0:
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_xlabel(_label(axis) + _span_words(rows, metric))
-    axes.set_title(table.title, loc="left")
+    axes.set_title(literal(table.title), loc="left")
     return save(figure, path)
 
 
@@ -68,7 +68,7 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
     _scale_x(axes, [row.cells[cost].mean for row in rows])
     axes.set_xlabel(_label(x_column))
     axes.set_ylabel(_label(y_column) + _span_words(rows, metric))
-    axes.set_title(table.title, loc="left")
+    axes.set_title(literal(table.title), loc="left")
     _legend(axes)
     return save(figure, path)
 
@@ -84,7 +84,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path | str,
         axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=_wrapped(label))
     axes.set_xlabel("Step")
     axes.set_ylabel("Training loss")
-    axes.set_title(title, loc="left")
+    axes.set_title(literal(title), loc="left")
     smooth = [y for points in lines.values() for _, y in points if math.isfinite(y)]
     if smooth:
         axes.set_ylim(*_robust_limits(smooth))
@@ -109,9 +109,9 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
     values = sorted({_number(row, axis) for row in rows})
     _scale_x(axes, values)
     axes.set_xticks(values)
-    axes.set_xlabel(axis.replace("_", " ").capitalize())
+    axes.set_xlabel(literal(axis.replace("_", " ").capitalize()))
     axes.set_ylabel(_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
-    axes.set_title(table.title, loc="left")
+    axes.set_title(literal(table.title), loc="left")
     _legend(axes)
     return save(figure, path)
 
@@ -175,6 +175,12 @@ def save(figure: Figure, path: Path | str) -> Path:
     return Path(path)
 
 
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar begins no formula, a first underscore hides nothing in a legend."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def _legend(axes: "Axes") -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.8)
@@ -212,7 +218,7 @@ def _number(row: Row, axis: str) -> float:
 
 def _label(column: Column) -> str:
     unit = f" ({column.unit})" if column.unit else ""
-    return column.heading + unit + (f", {column.better} is better" if column.better else "")
+    return literal(column.heading + unit) + (f", {column.better} is better" if column.better else "")
 
 
 def _span_words(rows: Sequence[Row], metric: str) -> str:
@@ -236,8 +242,8 @@ def _marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
 
 
-def _wrapped(label: str) -> str:
-    return textwrap.fill(label, 26)
+def _wrapped(label: str, width: int = 26) -> str:
+    return literal(textwrap.fill(label, width))
 
 
 def _check_images(label: str, batch: "Tensor", n: int) -> None:

@@ -102,9 +102,14 @@ def load_published(path: Path | str) -> Published:
 
     ValueError that names what is wrong.
     """
-    data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # the YAML parser's own classes are many
+        raise ValueError(f"{path} cannot be read as YAML: {str(error).strip()}") from error
     if not isinstance(data, dict) or set(data) - {"notes", "conditions"} != {"title", "source", "rows"}:
         raise ValueError(f"{path}: expected the keys title, source and rows, got {data!r:.200}")
+    if not isinstance(data["rows"], list):
+        raise ValueError(f"{path}: rows is {data['rows']!r:.200}, expected a list of mappings")
     rows = [_published_row(row, path) for row in data["rows"]]
     labels = [row.label for row in rows]
     if twice := [label for label in unique(labels) if labels.count(label) > 1]:

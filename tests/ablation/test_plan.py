@@ -100,12 +100,127 @@ def test_a_label_overrides_what_is_common_and_the_command_line_overrides_all(her
         ("title: t\nbase: tiny\nseeds: [a]\naxes: {a: {x: {}}}\n", ("odd.seeds[0] is 'a'", "expected int")),
         ("title: t\nbase: tiny\naxes: {a: {x: {sampling.step: 5}}}\n",
          ("t: x.sampling has no option 'step'", "did you mean 'steps'?")),
+        ("title: t\nbase: tiny\naxes: {a: {x: {1: 2}}}\n", ("has an override 1, expected a path",)),
+        ("title: t\nbase: tiny\naxes: {a: {x: {a..b: 2}}}\n", ("has an override 'a..b', expected a path",)),
+        ("title: t\nbase: tiny\ncommon: {1: 2}\naxes: {a: {x: {}}}\n", ("has an override 1, expected a path",)),
+        ("title: t\nbase: tiny\naxes: {a: {x: {}, x: {}}}\n", ("found duplicate key x",)),
+        ("title: t\nbase: tiny\naxes: {a: {1: {}, '1': {}}}\n", ("keys: 1 and '1'",)),
+        ("title: t\nbase: tiny\naxes: {a: {p · q: , p: }, b: {r: , q · r: }}\n", ("the label 'p · q · r'",)),
+        ("title: t\nbase: tiny\naxes: {a: {off: {}}}\n", ("label False (bool)", "write it in quotes")),
     ],
 )  # fmt: skip
 def test_wrong_ablations(here: Path, text: str, words: tuple[str, ...]):
     write(here, "ablations/odd.yaml", text)
     message = message_of("odd")
     assert not [w for w in words if w not in message], message
+
+
+ROWS = """
+title: t
+base: tiny
+axes:
+  steps: {2: {sampling.steps: 2}, 5: {sampling.steps: 5}}
+  guide: {none: {sampling.guidance: 1}, some: {}}
+seeds: [0, 1]
+columns: [fid, geneval, latency_s]
+x: steps
+published: sana_table8
+expect: [{metric: fid, order: ["5 · some", "2 · none"]}]
+stand_in: {fid: geneval}
+baseline: 2 · none
+scales: {toy: {columns: [geneval]}, 2: {seeds: [3]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("baseline: 2 · none", "baseline: 2 · non", "has the baseline '2 · non', which is no row; did you"),
+        ("sana_table8", "sana_tabel8", "there is no eval/published 'sana_tabel8'; did you mean 'sana_table8'?"),
+        ("[fid, ", "[fidd, ", "names 'fidd', which is no metric; did you mean 'fid'?"),
+        ("{toy: {columns: [", "{toy: {columns: [genval, ", "'odd, scale toy' names 'genval', which is no metric"),
+        ("x: steps", "x: step", "plots over 'step', which is no axis; did you mean 'steps'?"),
+        ("x: steps", "x: guide", "plots over the axis 'guide', whose label 'none' is no number"),
+        ("metric: fid", "metric: fud", "names 'fud', which is no metric; did you mean 'fid'?"),
+        ("{fid: geneval}", "{fid: params_m}", "expects an order in 'params_m', of which neither more"),
+        ("{fid: geneval}", "{fid: genval}", "names 'genval', which is no metric; did you mean 'geneval'?"),
+        ("{fid: geneval}", "{clip: geneval}", "a stand-in for 'clip', in which nothing is expected"),
+        ('["5 · some", "2 · none"]', '["5 · some"]', "expected two different rows or more"),
+        ("[0, 1]", "[]", "has no seeds, expected at least one, such as seeds: [0]"),
+        ("[0, 1]", "[1, 0, 1]", "one of them twice, which is no replicate; expected seeds: [1, 0]"),
+        ("[0, 1]", "[-1]", "has the seed -1, expected 0 to 4294967295; the nearest is 0"),
+        ("[0, 1]", "[1180591620717411303424]", "the nearest is 4294967295"),
+        ("[0, 1]", "[true]", "odd.seeds[0] is True (bool), expected int"),
+        ("seeds: [3]", "seeds: []", "'odd, scale 2' has no seeds"),
+        ("{toy: {", "{toy: {colums: [], ", "has no option 'colums'; did you mean 'columns'?"),
+        ("{toy: {columns: [geneval]}", "{toy: 3", "odd.scales.toy is 3 (int), expected dict"),
+        ("some: {}", "some: {seed: 7}", "sets seed 7, but every row is trained with each of the ablation's seeds"),
+        ("base: tiny", "base: tiny\ncommon: {seed: 7}", "common: of ablation 'odd' sets seed 7"),
+    ],
+)  # fmt: skip
+def test_a_name_or_seed_that_is_wrong_is_told_while_the_plan_loads(here: Path, old: str, new: str, words: str):
+    write(here, "ablations/odd.yaml", ROWS.replace(old, new, 1))
+    assert words in message_of("odd")
+
+
+def test_the_seed_is_no_override_and_its_message_says_what_to_write(here: Path):
+    """`seed=5` over three seeds was one trial counted as three replicates."""
+    write(here, "ablations/rows.yaml", ROWS)
+    message = message_of("rows", ["sampling.shift=2", "seed=5"])
+    assert "seed=5 of ablation 'rows' sets seed 5" in message
+    assert "expected seeds: [5] in its file, or in a copy of it" in message
+
+
+def test_a_scale_may_be_a_number(here: Path):
+    write(here, "ablations/rows.yaml", ROWS)
+    assert {t.seed for t in plan.load("rows", scale="2").trials} == {3}
+    assert "has no scale '3'; there is: 2, toy" in message_of("rows", scale="3")
+
+
+def test_a_guest_may_measure_anything(here: Path):
+    """Its columns are not known before it has run."""
+    write(here, "ablations/rows.yaml", ROWS.replace("[fid, ", "[beauty, fid, "))
+    assert "'beauty', which is no metric" in message_of("rows")
+    write(
+        here,
+        "ablations/rows.yaml",
+        ROWS.replace("[fid, ", "[beauty, fid, ") + "common: {eval.measures: [guest:Beauty]}\n",
+    )
+    write(here, "guest.py", GUEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(here)
+        assert len(plan.load("rows").trials) == 8
+
+
+GUEST = """
+from sana_lab.evaluation import Measure
+
+
+class Beauty(Measure):
+    def add(self, images, rows): ...
+
+    def report(self): ...
+"""
+
+
+def test_too_many_trials_are_refused_at_once(here: Path):
+    labels = ", ".join(f"l{i}: " for i in range(400))
+    write(here, "ablations/many.yaml", f"title: t\nbase: tiny\naxes: {{a: {{{labels}}}, b: {{{labels}}}}}\n")
+    assert message_of("many") == (
+        "ablation 'many' has 160000 trials (the product of its axes and seeds), expected at most 1000; split it into "
+        "several files"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [("./rows.yaml", "rows"), ("sub/rows.yaml", "sub-rows"), ("../there/sub/.rows.yaml", "sub-rows"), ("a/b", "a-b")],
+)
+def test_a_sweep_of_a_file_has_no_hidden_folder(here: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, name: str):
+    for file in ("there/rows.yaml", "there/sub/rows.yaml", "there/sub/.rows.yaml"):
+        write(here, file, ROWS)
+    monkeypatch.chdir(here / "there")
+    assert plan.sweep_name(recipe, None) == name
 
 
 SCALED = """
@@ -179,6 +294,9 @@ def test_a_probe_makes_an_efficiency_table(here: Path):
         ("size: 32", "sizes: 32", "'sizes'; did you mean 'size'?"),
         ("over: softmax", "over: sofmax", "compares with 'sofmax', which is no row; did you mean 'softmax'?"),
         ("columns:", "colums:", "'colums'; did you mean 'columns'?"),
+        ("tmacs_image", "tmacs_imag", "names 'tmacs_imag', which is no metric; did you mean 'tmacs_image'?"),
+        ("columns:", "repeats: 0\ncolumns:", "has repeats 0, expected at least 1"),
+        ("columns:", "plot: crossing\ncolumns:", "its row 'softmax' has no number"),
         ("axes:\n  attention:", "axes: {}\nscales:\n  attention:", "no axes with labels"),
     ],
 )

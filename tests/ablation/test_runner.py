@@ -1,7 +1,12 @@
 """Which trials run, which reuse a model, what is recorded of a worker that dies; the whole road is in test_road."""
 
 import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +15,7 @@ from rich.console import Console
 
 from sana_lab import __main__
 from sana_lab.ablation import jobs as stages
-from sana_lab.ablation import plan, quality, runner
+from sana_lab.ablation import plan, quality, quality_table, runner
 from sana_lab.ablation.jobs import Jobs
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
@@ -232,6 +237,26 @@ class TestStopped:
         assert [r.status for r in store.find(name, {"sana.kind": "sweep"})] == [status]
         assert [r.status for r in store.find(name, {"sana.kind": "trial"})] == ["KILLED"] * 4
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+    def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does(self, store, monkeypatch, number):
+        """Also while the runs start; a second signal does not interrupt what ends them."""
+        name, ablation = f"signal-{number}", plan.load("grid")
+        start_trial = runner.trial_run
+
+        def interrupted(*arguments):
+            run = start_trial(*arguments)
+            os.kill(os.getpid(), number)
+            return run
+
+        monkeypatch.setattr(runner, "trial_run", interrupted)
+        handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)]
+        with runner.terminable():
+            with pytest.raises(KeyboardInterrupt):
+                runner.run(store, ablation._replace(name=name), 1)
+            os.kill(os.getpid(), number)
+        assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)] == handlers
+        assert [r.status for r in store.find(name)] == ["KILLED"] * 2
+
     def test_what_a_kill_left_open_goes_on_or_is_ended(self, store, monkeypatch):
         ablation = plan.load("grid")
         one = ablation._replace(name="left", trials=ablation.trials[:1])
@@ -240,6 +265,49 @@ class TestStopped:
         monkeypatch.setattr(runner, "work_off", lambda *_: None)
         runner.run(store, one, 1)
         assert [store.run(r).status for r in (current, old)] == ["RUNNING", "KILLED"]
+
+
+class TestWorkerOfAKilledRunner:
+    """A worker's imports take seconds; here torch takes a minute."""
+
+    def command(self, folder: Path, runner: str) -> str:
+        (folder / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+        Job("measure", "runs", 1, []).write(folder / "job.json")
+        return f"[sys.executable, '-m', 'sana_lab.ablation.worker', '{folder}/job.json', {runner}]"
+
+    def variables(self, folder: Path) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": f"{folder}:{Path(runner.__file__).parents[2]}"}
+
+    def test_it_ends_while_it_imports(self, tmp_path):
+        code = f"import os, subprocess, sys; subprocess.run({self.command(tmp_path, 'str(os.getpid())')})"
+        variables = self.variables(tmp_path)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=variables, text=True) as killed:
+            assert killed.stdout.readline() == "importing\n"
+            killed.kill()
+            start = time.monotonic()
+            assert killed.stdout.read() == ""  # until the worker, which holds the other end, is gone
+            assert time.monotonic() - start < 20
+
+    def test_it_does_not_begin_where_the_runner_has_ended(self, tmp_path):
+        command = eval(self.command(tmp_path, "'999999999'"))
+        done = subprocess.run(command, capture_output=True, env=self.variables(tmp_path), timeout=50)
+        assert (done.returncode, done.stdout) == (1, b"")
+
+
+def test_equal_settings_under_two_labels_are_named(store, capsys):
+    """They are one trial: no comparison, and no replicates."""
+    text = GRID.replace("linear: {system.dit.attention: linear}", "same: {system.dit.attention: softmax}")
+    Path("ablations/equal.yaml").write_text(text)
+    line = "Rows 'softmax · 2', 'same · 2' have equal settings: one trial, run once."
+    assert __main__.main(["ablate", "equal", "--dry-run"]) == 0
+    assert line in capsys.readouterr().out
+    assert line in quality_table.measurement_notes(grid(store, "equal"))
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers_are_refused(folder, workers):
+    with pytest.raises(ValueError, match=f"workers is {workers}, expected at least 1"):
+        runner.main("grid", workers=workers)
 
 
 def test_one_sweep_of_a_name_at_a_time(folder):

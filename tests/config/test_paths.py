@@ -39,3 +39,11 @@ def test_a_folder_that_cannot(here: Path, path: str):
 def test_a_folder_is_made_and_stays_empty(here: Path):
     paths.check_folder(Path("a/b"))
     assert list(Path("a/b").iterdir()) == []
+
+
+def test_files_of_the_user_stay_as_they_are(here: Path):
+    """One with the name of the lab's own probe was deleted."""
+    for name in ("writable", "tmp", ".writable"):
+        Path(name).write_text(name)
+    paths.check_folder(here)
+    assert {p.name: p.read_text() for p in here.iterdir()} == {n: n for n in ("writable", "tmp", ".writable")}

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
+from sana_lab.report import efficiency_plots, plots
 from sana_lab.report.columns import column
 from sana_lab.report.plots import against, curves, grid, pareto, quality, running_mean, span, tradeoff
 from sana_lab.report.table import Cell, build_table
@@ -49,6 +51,41 @@ def test_against_draws_a_line_for_each_setting_of_the_other_axes(tmp_path):
     is_a_picture(against(build_table(rows, title="T"), "steps", "fid", tmp_path / "a.png"))
     with pytest.raises(ValueError, match=r"axis 'solver' of row 'a.*' is not a number"):
         against(build_table(rows, title="T"), "solver", "fid", tmp_path / "a.png")
+
+
+ODD = ("$$ 1", "$x_1$", "costs $5", r"\$ and \alpha_", "_hidden", "a^b {c} %d & <e>", "$\\frac$ $")
+
+
+def drawn(monkeypatch, draw):
+    """The texts of a figure as matplotlib renders them, none of them as mathematics."""
+    texts = []
+
+    def keep(figure, path):
+        figure.savefig(path)
+        texts.extend(text._preprocess_math(text.get_text()) for text in figure.findobj(Text) if text.get_text())
+        return path
+
+    for module in (plots, efficiency_plots):
+        monkeypatch.setattr(module, "save", keep)
+    draw()
+    assert not [text for text, mathematics in texts if mathematics and "mathdefault" not in text]
+    return {text.strip() for text, _ in texts}
+
+
+def test_labels_and_titles_are_drawn_as_they_are_written(tmp_path, monkeypatch):
+    """Mathematics in a label crashed the plots after all trials."""
+    rows = [record(n, labels={"row": n, "steps": "2"}, geneval=0.5, latency_ms=2.0 + i) for i, n in enumerate(ODD)]
+    path, title = tmp_path / "p.png", "All of $$ it"
+    table = build_table(rows, title=title)
+    for draw in (
+        lambda: quality(table, "geneval", path),
+        lambda: tradeoff(table, "latency_ms", "geneval", path),
+        lambda: curves({n: [(0, 1.0), (1, 2.0)] for n in ODD}, path, title=title),
+        lambda: against(table, "steps", "geneval", path),
+        lambda: efficiency_plots.walk(table, "latency_ms", path),
+    ):
+        assert {title, *ODD} <= drawn(monkeypatch, draw)
+    grid({n: torch.zeros(1, 3, 8, 8, dtype=torch.uint8) for n in ODD}, ["$x"], path)
 
 
 def test_a_metric_that_no_row_has_is_named(table, tmp_path):
