@@ -5,13 +5,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sana_lab.config import experiments
 from sana_lab.config.registry import TABLE
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import COLUMNS, column
 from sana_lab.report.efficiency_plots import SCOPES, tokens_of_label
-from sana_lab.report.table import load_published
 
 MAX_TRIALS = 1000
 """Largest number of trials of an ablation: each is composed, built without memory, and a line of the dry run."""
@@ -32,8 +30,6 @@ def check_table(table: Ablation | EfficiencyTable, labels: Sequence[str], recipe
     for expectation in table.expect:
         for label in expectation.order:
             _check_name(label, labels, f"{title} expects something of {label!r}, which is no row")
-    if table.published is not None:
-        load_published(experiments.locate("eval/published", table.published))
     if isinstance(table, Ablation):
         check_seeds(table.seeds, title)
         if table.baseline is not None:

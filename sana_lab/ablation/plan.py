@@ -17,6 +17,7 @@ from sana_lab.config import experiments, specs
 from sana_lab.config.experiments import merge, nest
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Trial
 from sana_lab.config.specs import SpecError, nearest
+from sana_lab.report.table import load_published
 
 EXAMPLES = {Ablation: "{attention: {softmax: ..., ...}}", EfficiencyTable: "{model: {a: ..., b: ...}}"}
 """What `axes:` of a kind of ablation may look like, for error messages."""
@@ -94,6 +95,8 @@ def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
     axes = _with_text_labels(options["axes"], recipe)
     for change in (options.get("common"), options.get("probe"), *(c for axis in axes.values() for c in axis.values())):
         _check_keys(change or {}, recipe)
+    if options["published"] is not None:
+        load_published(experiments.locate("eval/published", options["published"]))
     table = schema(**{**options, "axes": axes, "expect": [Expectation(**e) for e in options["expect"]]})
     if not table.axes or not all(table.axes.values()):
         raise SpecError(f"ablation {recipe!r} has no axes with labels; expected axes: {EXAMPLES[schema]}")

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sana_lab import environment
-from sana_lab.ablation.record import TrialRecord
-from sana_lab.ablation.trials import equal_rows
+from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR

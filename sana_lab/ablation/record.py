@@ -1,5 +1,6 @@
 """A trial of an ablation and the MLflow run that records it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sana_lab.config.schema import Trial
@@ -47,3 +48,12 @@ class TrialRecord(NamedTuple):
             "run_id": self.run.id,
             "commit": f"{commit}{dirty}" if commit else None,
         }
+
+
+def equal_rows(trials: Sequence[TrialRecord]) -> list[str]:
+    """A line on each set of labels whose settings are equal: they are one trial, and no comparison."""
+    labels: dict[str, dict[str, None]] = {}
+    for record in trials:
+        labels.setdefault(record.key, {})[record.trial.label] = None
+    rows = dict.fromkeys(tuple(group) for group in labels.values() if len(group) > 1)
+    return [f"Rows {', '.join(map(repr, group))} have equal settings: one trial, run once." for group in rows]

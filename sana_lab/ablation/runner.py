@@ -22,8 +22,8 @@ from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
-from sana_lab.ablation.record import TrialRecord
-from sana_lab.ablation.trials import equal_rows, records, state
+from sana_lab.ablation.record import TrialRecord, equal_rows
+from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, schema
 from sana_lab.config.paths import check_folder

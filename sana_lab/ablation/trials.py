@@ -1,7 +1,5 @@
 """Which trials of a plan have been run: each trial's key, and the MLflow run of that key."""
 
-from collections.abc import Sequence
-
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
@@ -33,15 +31,6 @@ def runs_by_key(store: Store, name: str) -> dict[str, Run]:
         if runs.get(key) is None or runs[key].status != "FINISHED":
             runs[key] = run
     return runs
-
-
-def equal_rows(trials: Sequence[TrialRecord]) -> list[str]:
-    """A line on each set of labels whose settings are equal: they are one trial, and no comparison."""
-    labels: dict[str, dict[str, None]] = {}
-    for record in trials:
-        labels.setdefault(record.key, {})[record.trial.label] = None
-    rows = dict.fromkeys(tuple(group) for group in labels.values() if len(group) > 1)
-    return [f"Rows {', '.join(map(repr, group))} have equal settings: one trial, run once." for group in rows]
 
 
 def state(record: TrialRecord) -> str:
