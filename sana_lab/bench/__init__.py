@@ -1,1 +1,1 @@
-"""The bench verb: costs of a system by stage, and its memory."""
+"""Command `sana-lab bench`: costs of a system by stage, and its memory."""

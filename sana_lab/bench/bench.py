@@ -57,17 +57,17 @@ def bench(
     size: int,  # pixels a side
     batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
     prompts: Sequence[str] = PROMPTS,  # repeated to fill a batch
-    repeats: int = 5,  # timed calls, of which the median is taken
-    measured_steps: int | None = None,  # time so many denoiser evaluations instead of all steps
-    warmup: int = 1,  # calls before them
-    max_batch: int | None = None,  # largest batch of a throughput sweep; None sweeps none
-    energy_s: float = 0.0,  # seconds to repeat each stage for its energy; 0 measures none
+    repeats: int = 5,  # timed calls; the median is reported
+    measured_steps: int | None = None,  # number of denoiser evaluations to time instead of all steps
+    warmup: int = 1,  # calls before timing
+    max_batch: int | None = None,  # largest batch of a throughput sweep; None disables it
+    energy_s: float = 0.0,  # seconds to repeat each stage for measuring energy; 0 disables it
 ) -> Json:
     """The cost of images as plain data; its `notes` define every number.
 
     With `measured_steps` the time of the denoiser is the median of one evaluation times the number of evaluations.
-    Where `sampling` quantises, the denoiser stays quantised. ValueError for a size that the autoencoder or patch does
-    not divide.
+    If `sampling` quantises, the denoiser stays quantised. ValueError for a size that is not a multiple of the
+    autoencoder's downsampling and the patch.
     """
     _check(batch, prompts)
     gpu, no_gpu = nvml.find_device(system.device)
@@ -114,7 +114,7 @@ def bench_peer(
     size: int,
     *,
     steps: int | None = None,  # None is the pipeline's default
-    guidance: float | None = None,  # likewise
+    guidance: float | None = None,  # None is the pipeline's default
     batch: int = 1,
     prompts: Sequence[str] = PROMPTS,
     repeats: int = 5,
@@ -253,7 +253,7 @@ def notes(sampling: Sampling, evaluations: int, batch: int, measured_steps: int 
 def _unquantised_gmacs(
     system: "TextToImage", sampling: Sampling, size: int, prompts: Sequence[str], evaluations: dict[float, int]
 ) -> dict[str, float] | None:
-    """The counts of a denoiser that is about to be quantised, as 8-bit products are not counted; None of any other."""
+    """Counts of a denoiser before quantisation, because 8-bit products are not counted; None without quantisation."""
     if sampling.quantize == system.dit.quantized:
         return None
     return count_stages(stage_calls(system, sampling, size, 1, prompts), evaluations)
@@ -310,7 +310,7 @@ def _peer_batch_trial(peer: Peer, settings: PeerSettings, prompts: Sequence[str]
 
 
 def _shortfall(device: torch.device) -> Callable[[BatchTrial], str | None]:
-    """On the host memory is checked before a batch; a GPU raises by itself."""
+    """Memory check before a batch on the host; none on a GPU, whose allocator raises."""
     return host_shortfall if device.type == "cpu" else lambda trial: None
 
 

@@ -1,7 +1,7 @@
 """Peak memory of sampling by component and stage, computed without the device.
 
 Every operator runs on the meta device while the bytes of all live tensors are tracked: weights, inputs and results, not
-the workspace inside one operator. Kernels that fuse what runs here as plain torch need less.
+the workspace inside one operator. Fused kernels need less than the plain torch operators counted here.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ GIB = 2**30
 
 
 class MemoryOptions(NamedTuple):
-    """The options of sampling that change its memory."""
+    """Sampling options that affect memory."""
 
     quantize: Quantize = "none"  # 8-bit weights of the denoiser
     offload: bool = False  # whether networks are on the device only while they run
@@ -38,14 +38,14 @@ class MemoryOptions(NamedTuple):
 
 
 class PeakMemory(NamedTuple):
-    """Peak memory in bytes: weights by component, and activations by stage at their peak."""
+    """Peak memory in bytes: weights by component, and peak activations by stage."""
 
     weights: dict[str, int]
     activations: dict[str, int]
     offload: bool
 
     def stage(self, name: str) -> int:
-        """All bytes on the device at the peak of a stage."""
+        """Total bytes on the device at the peak of a stage."""
         weights = self.weights[COMPONENTS[name]] if self.offload else sum(self.weights.values())
         return weights + self.activations[name]
 
@@ -67,7 +67,7 @@ class MemoryCounter:
         self._counts: dict[Any, tuple[int, int]] = {}
 
     def peak(self, options: MemoryOptions) -> PeakMemory:
-        """Peak memory with these options. ImportError where they quantise and torchao is not installed."""
+        """Peak memory with these options. ImportError if they quantise and torchao is not installed."""
         counts = {
             "text": self._count("text", self._text),
             "denoise": self._count(options.quantize, lambda: self._denoise(options.quantize)),
@@ -87,7 +87,7 @@ class MemoryCounter:
         return self._counts[key]
 
     def _text(self) -> tuple[int, int]:
-        """Prompts of the encoder's maximum length, and the empty prompt where guidance needs it."""
+        """Prompts of the encoder's maximum length, and the empty prompt if guidance needs it."""
         encoder = self.system.text_encoder
         prompts = long_prompts(encoder, self.batch)
 
@@ -122,8 +122,8 @@ class MemoryCounter:
 
 
 def meta_system(experiment: Json) -> "TextToImage":
-    """A resolved experiment's system on the meta device, in the dtype of sampling on a GPU. SpecError for a system of
-    another kind than text2image."""
+    """A resolved experiment's system on the meta device, in the dtype of sampling on a GPU. SpecError if it is not a
+    text2image system."""
     spec = experiment["system"]
     if not all(isinstance(spec.get(name), dict) for name in COMPONENTS.values()):
         raise SpecError(f"memory of sampling needs a text2image system; this experiment trains {spec['name']!r}")

@@ -27,7 +27,7 @@ class SamplingPass(NamedTuple):
     batch_option: str  # the option that sets the batch, such as "eval.batch"
 
     def advice(self) -> list[str]:
-        """Options that need less memory, each with its computed peak; without numbers where parts cannot be counted."""
+        """Options that need less memory, each with its computed peak; without numbers if a part cannot be counted."""
         try:
             counter = self._counter(self.batch)
             peak = counter.peak(self._options()).total
@@ -59,7 +59,7 @@ class SamplingPass(NamedTuple):
         return changes
 
     def _device_type(self) -> str:
-        """The type of the device that samples; for a system on the meta device, of the fastest one here."""
+        """Type of the sampling device; for a system on the meta device, of the fastest available device."""
         device = (self.system.offload.device if self.system.offload else self.system.device).type
         return device if device != "meta" else "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,7 +74,7 @@ def experiment_advice(experiment: Json, size: int, batch: int, batch_option: str
 
 
 def training_advice(experiment: Json) -> list[str]:
-    """Advice for training: the memory that does not depend on the batch, and options that lower the rest."""
+    """Advice for training: memory that does not depend on the batch, and options that reduce the rest."""
     batch, trainer = experiment["data"].get("batch") or 1, experiment["trainer"]
     half = f"data.batch={batch // 2} with trainer.accumulate={2 * trainer['accumulate']}"
     dit = experiment["system"].get("dit") or {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sana_lab.systems.text2image import TextToImage
 
 CARDS_GIB = (8, 16)
-"""Memory of the cards in the table."""
+"""Memory of the GPUs in the table, in GiB."""
 
 RESERVED_GIB = 1.0
 """Allowance for CUDA's context, libraries' workspaces and the allocator's fragmentation; not measured."""
@@ -80,7 +80,7 @@ def _gib(value: float | None) -> str:
 
 
 def _peaks(counter: MemoryCounter) -> tuple[dict[str, PeakMemory], list[str]]:
-    """Peak by configuration, and a note where torchao is missing, without which the 8-bit ones are left out.
+    """Peak by configuration, and a note if torchao is missing, in which case 8-bit configurations are omitted.
 
     Each "+" adds to the configuration before it; W8A8 replaces int8.
     """

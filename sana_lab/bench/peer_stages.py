@@ -1,4 +1,4 @@
-"""Costs of a diffusers pipeline, as a whole and by the calls of its networks."""
+"""Costs of a diffusers pipeline, in total and by network call."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class PeerSettings(NamedTuple):
-    """How a peer is sampled and timed."""
+    """Sampling and timing options of a peer."""
 
     size: int  # pixels a side
     steps: int | None  # None is the pipeline's default, as for guidance
@@ -27,11 +27,11 @@ class PeerSettings(NamedTuple):
     repeats: int
     warmup: int
     gpu: NvmlDevice | None = None
-    energy_s: float = 0.0  # seconds to repeat a call for its energy; 0 measures none
+    energy_s: float = 0.0  # seconds to repeat a call for measuring energy; 0 disables it
     clock: Clock | None = None
 
     def call(self, peer: "Peer", prompts: Sequence[str]) -> Call:
-        """One call of the pipeline, a batch of images."""
+        """One call of the pipeline for a batch of images."""
         options: Any = {"size": self.size, "steps": self.steps, "guidance": self.guidance, "batch": len(prompts)}
         return partial(peer.sample, prompts, **options)
 
@@ -50,7 +50,7 @@ class PeerSettings(NamedTuple):
 
 
 class StageSeconds(NamedTuple):
-    """Time in the networks of each stage, and the number of calls, of one run."""
+    """Time in the networks of each stage and number of calls, for one run."""
 
     seconds: dict[str, float]
     calls: dict[str, int]
@@ -72,9 +72,9 @@ def time_peer(peer: "Peer", settings: PeerSettings, prompts: Sequence[str]) -> L
 def measure_peer(
     peer: "Peer", settings: PeerSettings, one: Sequence[str], many: Sequence[str]
 ) -> tuple[Costs, int | None]:
-    """Costs, with time and MACs at the batch of `one` and memory at that of `many`; and the length of text features.
+    """Costs, with time and MACs for the batch `one` and memory for the batch `many`; and the length of text features.
 
-    First a cold run by stage, then the whole without hooks, then the stages again, warm.
+    Runs a cold pass by stage, then the whole pipeline without hooks, then the stages again, warm.
     """
     cold = time_stages(peer, settings, one) if settings.warmup else None
     total = time_peer(peer, settings, one)
@@ -156,13 +156,13 @@ def _forward_gmacs(peer: "Peer", settings: PeerSettings, prompts: Sequence[str])
 
 
 def two_steps(peer: "Peer", settings: PeerSettings, **changes: Any) -> PeerSettings:
-    """The settings with two steps and other `changes`, as far as the pipeline has such arguments."""
+    """Settings with two steps and other `changes`, restricted to arguments that the pipeline accepts."""
     arguments = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     changes = {"steps": 2, **changes}
     return settings._replace(**{name: value for name, value in changes.items() if arguments[name] in peer.accepts})
 
 
 def _length(output: Any) -> list[int]:
-    """The number of tokens of a text encoder's features; none where it gives pooled features only."""
+    """Numbers of tokens of a text encoder's features; empty if it returns only pooled features."""
     features = getattr(output, "last_hidden_state", output[0] if isinstance(output, tuple) else None)
     return [features.shape[1]] if isinstance(features, Tensor) and features.ndim == 3 else []

@@ -1,4 +1,4 @@
-"""The costs of an image as a record and as a table, with the machine that they were measured on."""
+"""The costs of an image as a record and as a table, with the machine of the measurement."""
 
 import platform
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,18 @@ from sana_lab.costs.timing import Energy, Percentile, Samples
 from sana_lab.types import Json
 
 COMPONENTS = {"text": "text_encoder", "denoise": "dit", "decode": "autoencoder"}
-"""Stage of sampling to the component of a text2image system that runs it."""
+"""Sampling stage -> component of a text2image system that runs it."""
 
 STAGES = tuple(COMPONENTS)
 
 
 class Latency(NamedTuple):
-    """Seconds with the bounds of the 95 % interval; a sum of medians has the sums of bounds, which is conservative."""
+    """Seconds with a 95 % interval; the bounds of a sum of medians are sums of bounds, which is conservative."""
 
     median: float
     low: float
     high: float
-    percentiles: dict[str, Percentile] | None = None  # p50, p90, p99; None of a sum
+    percentiles: dict[str, Percentile] | None = None  # p50, p90, p99; None for a sum
     first: float | None = None  # of the first call, with compilation and tuning
     n: int = 0  # samples
 
@@ -44,10 +44,10 @@ class Latency(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Costs by stage and "total"; a stage that a peer's pipeline does not have is absent."""
+    """Costs by stage and "total"; stages that a peer's pipeline lacks are absent."""
 
     latency: Mapping[str, Latency]
-    gmacs: Mapping[str, float]  # of an image; "forward" is one denoiser forward
+    gmacs: Mapping[str, float]  # per image; "forward" is one denoiser forward
     memory: Mapping[str, Memory]
     energy: Mapping[str, Energy | None]
 
@@ -86,7 +86,7 @@ def headline(modules: Mapping[str, nn.Module], costs: Costs, images_per_s: float
 def stage_rows(
     modules: Mapping[str, nn.Module], names: Mapping[str, str], costs: Costs, whole: nn.Module | None = None
 ) -> Json:
-    """A row per stage and for the total; `names` is stage to component, `whole` the module that counts as the total."""
+    """One row per stage and one for the total; `names` maps stages to components, `whole` is the total's module."""
     params = parameters_by_component(dict(modules))
     if whole is not None:
         params["all"] = parameters_by_component({"whole": whole})["all"]
@@ -118,7 +118,7 @@ def _memory(memory: Memory) -> Json:
 
 
 def machine(device: torch.device, gpu: NvmlDevice | None, modules: Mapping[str, nn.Module]) -> Json:
-    """The machine and its settings, which a time depends on; call it after the timed calls, as it reads GPU clocks."""
+    """Machine and settings that affect timings; call after the timed calls, because it reads GPU clocks."""
     cuda = device.type == "cuda"
     return {
         "device": device_name(device),
@@ -141,7 +141,7 @@ def machine(device: torch.device, gpu: NvmlDevice | None, modules: Mapping[str, 
 
 
 def compile_mode(module: nn.Module) -> str:
-    """ "torch.compile" where any submodule is compiled, else "eager"."""
+    """ "torch.compile" if any submodule is compiled, else "eager"."""
     parts = module.modules()
     compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in parts)
     return "torch.compile" if compiled else "eager"
@@ -181,6 +181,6 @@ def _percentiles(samples: Samples) -> dict[str, Percentile]:
 
 
 def sum_of_first(parts: Iterable[Latency]) -> float | None:
-    """Seconds of the first calls of all parts; None where one has no warm-up."""
+    """Sum of the seconds of all parts' first calls; None if one has no warm-up."""
     firsts = [part.first for part in parts]
     return None if None in firsts else sum(first for first in firsts if first is not None)

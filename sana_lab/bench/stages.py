@@ -1,4 +1,4 @@
-"""Costs of a text2image system by stage: text, denoise and decode, each timed, counted and weighed alone.
+"""Costs of a text2image system by stage (text, denoise, decode): time, MACs and memory, measured separately.
 
 The input is random noise, and weights may be untrained: speed does not depend on either.
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class StageCalls(NamedTuple):
-    """The calls that make a batch of images."""
+    """Calls of the stages of sampling a batch of images."""
 
-    text: Call  # prompts, and the empty prompt where guidance needs it -> features
+    text: Call  # prompts, and the empty prompt if guidance needs it -> features
     prepare: Callable[[], Velocity]  # features -> guided velocity, with captions and all times prepared
-    step: Callable[[float], Tensor]  # one evaluation of the velocity at t: one forward of 2 B where guided
-    eager_step: Callable[[float], Tensor]  # the same, never replayed as a CUDA graph, for counters
-    forward: Call  # one denoiser forward of B from text features, without guidance: what papers count
+    step: Callable[[float], Tensor]  # one evaluation of the velocity at t: one forward of 2 B rows with guidance
+    eager_step: Callable[[float], Tensor]  # `step` without CUDA graphs, for counters
+    forward: Call  # one denoiser forward of B from text features, without guidance, as counted in papers
     denoise: Callable[[Sampling], Tensor]  # noise -> latents
     decode: Call  # latents -> images
     image: Call  # all three stages
@@ -49,14 +49,14 @@ class StageTimer(NamedTuple):
     """Times stages."""
 
     sampling: Sampling
-    evaluations: dict[float, int]  # as of `evaluation_times`
+    evaluations: dict[float, int]  # from `evaluation_times`
     repeats: int
     measured_steps: int | None  # evaluations timed instead of all steps; None times all
     warmup: int
     device: torch.device
 
     def stages(self, calls: StageCalls) -> dict[str, Latency]:
-        """Latency by stage, and "total": a run of its own where all steps are timed, else the sum."""
+        """Latency by stage, and "total": a separate run if all steps are timed, else the sum."""
         text = self.time(calls.text)._replace(first=calls.first_text.wall[0])
         stages = {"text": text, "denoise": self.denoise(calls), "decode": self.time(calls.decode)}
         total = self.time(calls.image) if self.measured_steps is None else Latency.plus(*stages.values())
@@ -137,7 +137,7 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
 def evaluation_times(sampling: Sampling, flow: Process) -> dict[float, int]:
     """Representative times t of the solver's velocity evaluations, with the number of evaluations of equal cost.
 
-    One time represents all; with a guidance interval, one inside and one outside of it.
+    One time represents all; with a guidance interval, one inside and one outside.
     """
     times = sampling.network_times(flow).tolist()
     if sampling.guidance == 1 or sampling.guidance_interval is None:
@@ -158,7 +158,7 @@ def count_stages(calls: StageCalls, evaluations: dict[float, int]) -> dict[str, 
 def measure_memory(system: "TextToImage", calls: StageCalls, sampling: Sampling) -> dict[str, Memory]:
     """Peak memory by stage with the weights of all stages, and "total": the largest stage.
 
-    Three steps have the peak of all, as no solver keeps more velocities; with a guidance interval all steps run.
+    Three steps suffice for the peak, because no solver keeps more velocities; with a guidance interval all steps run.
     """
     short = replace(sampling, steps=min(sampling.steps, 3)) if sampling.guidance_interval is None else sampling
     stages: dict[str, Call] = {"text": calls.text, "denoise": lambda: calls.denoise(short), "decode": calls.decode}

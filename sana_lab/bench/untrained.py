@@ -12,7 +12,7 @@ from sana_lab.types import Json
 
 def build_untrained(experiment: Json) -> Any:
     """A resolved experiment's text2image system without its weights, on the fastest device; on CUDA in the half
-    precision that it trains in. SpecError for a system of another kind."""
+    precision of its training. SpecError if it is not a text2image system."""
     spec = experiment["system"]
     if not all(isinstance(spec.get(name), dict) for name in COMPONENTS.values()):
         raise SpecError(f"bench measures a text2image system, but this experiment trains {spec['name']!r}")

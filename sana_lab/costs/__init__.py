@@ -1,1 +1,1 @@
-"""What a computation costs: time, memory, FLOPs, energy."""
+"""Measurement of time, memory, FLOPs and energy."""

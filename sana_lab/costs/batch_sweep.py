@@ -43,9 +43,9 @@ def sweep(
 ) -> Json:
     """Trials of 1, 2, 4 ... images up to `max_batch`, the best of them, and why the sweep ended, as plain data.
 
-    `run` measures one batch size; an out-of-memory error ends the sweep, any other error is raised. `shortfall` says
-    before each doubling why the next batch would not fit, for hosts that kill a process instead of refusing memory.
-    MemoryError where not even one image fits.
+    `run` measures one batch size; an out-of-memory error ends the sweep, any other error is raised. `shortfall`, called
+    before each doubling, returns why the next batch would not fit, for hosts that kill a process instead of refusing
+    memory, or None. MemoryError if not even one image fits.
     """
     trials: list[BatchTrial] = []
     end = f"the limit, {max_batch}"
@@ -73,7 +73,7 @@ def batch_sizes(max_batch: int) -> list[int]:
 
 
 def host_shortfall(trial: BatchTrial, available: Callable[[], int | None] | None = None) -> str | None:
-    """Why twice this batch would not fit in the host's memory, or None where it would."""
+    """Reason why twice this batch would not fit in the host's memory, or None if it would."""
     free = (available or available_host_bytes)()
     needed = 2 * (trial.memory.peak_bytes - trial.memory.resident_bytes)
     if free is None or needed <= free:

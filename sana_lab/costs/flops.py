@@ -38,9 +38,9 @@ PAIR = (
 def count_macs(call: Callable[[], Any]) -> int:
     """Multiply-accumulates of one call, which is run once; exact on the meta device too.
 
-    PyTorch's counter takes fused softmax attention on the CPU as free, and the backward of a depthwise convolution as
-    dense; corrected formulas are added for this count only. A hand-written kernel counts only if it is a registered
-    operator with a formula, also if it is registered during the call.
+    PyTorch's counter counts fused softmax attention on the CPU as zero and the backward of a depthwise convolution as
+    dense; corrected formulas are used for this count only. A custom kernel counts only if it is a registered operator
+    with a formula; it may be registered during the call.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     counter.flop_registry = ChainMap(counter.flop_registry, flop_registry)  # type: ignore[assignment]
@@ -50,7 +50,7 @@ def count_macs(call: Callable[[], Any]) -> int:
 
 
 def count_pair_macs(denoise: Callable[..., Any], latent: Sequence[int], text_dim: int) -> int:
-    """MACs, as `PAIR` defines them, of a denoiser on the meta device: latents (C, h, w), caption features of width
+    """MACs by the definition `PAIR` of a denoiser on the meta device: latents (C, h, w), caption features of width
     `text_dim`."""
     with torch.device("meta"):
         x, t = torch.empty(2, *latent), torch.empty(2)

@@ -34,11 +34,11 @@ class Memory(NamedTuple):
 
 
 def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tensor] = ()) -> Memory:
-    """The memory of one call. On CUDA the allocator's peak, which includes everything on the device.
+    """Peak memory of one call. On CUDA it is the allocator's peak, which includes everything on the device.
 
-    On the CPU the size of the process is a poor measure: the allocator keeps what was freed, and libraries add their
-    own buffers. There the bytes of all live tensors are tracked operator by operator, which gives the same number on
-    every machine: `resident` (weights), inputs and results, without the workspace inside one operator.
+    On the CPU the process size is a poor measure: the allocator keeps freed memory, and libraries add their own
+    buffers. Instead, the bytes of all live tensors are tracked operator by operator, with the same result on every
+    machine: `resident` (weights), inputs and results, without the workspace inside one operator.
     """
     return _cuda_memory(call) if torch.device(device).type == "cuda" else _live_memory(call, resident)
 
@@ -46,7 +46,7 @@ def peak_memory(call: Call, device: torch.device | str, resident: Iterable[Tenso
 class LiveBytes(TorchDispatchMode):
     """Track the storages that operators read and write: a view adds nothing, a freed storage is subtracted.
 
-    Works on the meta device too, for sizes that no machine here could hold.
+    Also works on the meta device, for sizes larger than the machine's memory.
     """
 
     def __init__(self, resident: Iterable[Tensor], device: str = "cpu") -> None:
@@ -66,7 +66,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _add_resident(self, values: Iterable[Any]) -> None:
-        """Inputs that no tracked operator has made were allocated before the call, and stay."""
+        """Count inputs that no tracked operator produced: allocated before the call and kept during it."""
         self.resident += sum(self._track(tensor, counted=False) for tensor in self._untracked(values))
 
     def _untracked(self, values: Iterable[Any]) -> Iterable[Tensor]:

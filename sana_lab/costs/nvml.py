@@ -54,7 +54,7 @@ def find_device(device: torch.device) -> tuple[NvmlDevice | None, str]:
 
 
 def connect(nvml: Any, uuid: str) -> tuple[NvmlDevice | None, str]:
-    """The GPU with that UUID. Indices would not do: CUDA's order and visibility differ from the driver's."""
+    """The GPU with that UUID; indices are ambiguous, because CUDA's order and visibility differ from the driver's."""
     try:
         nvml.nvmlInit()
         return NvmlDevice(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")), ""

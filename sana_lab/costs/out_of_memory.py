@@ -1,4 +1,4 @@
-"""Out-of-memory errors of every backend, recognised and reported alike."""
+"""Detection and uniform reporting of out-of-memory errors of every backend."""
 
 import gc
 import traceback
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 import torch
 
 MESSAGES = ("out of memory", "not enough memory", "ALLOC_FAILED", "can't allocate memory")
-"""Phrases of PyTorch, its CPU allocator, cuDNN and cuBLAS in a plain RuntimeError."""
+"""Phrases in plain RuntimeErrors of PyTorch, its CPU allocator, cuDNN and cuBLAS."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is full, on the host or a device."""
+    """Whether an error is an out-of-memory error, of the host or a device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
 
 
 class OutOfMemory(RuntimeError):
-    """Memory is full. The message is one line: what was being done, the original error, and advice."""
+    """Out of memory. The message is one line: the action, the original error, and advice."""
 
 
 @contextmanager
 def describe_out_of_memory(action: str) -> Iterator[None]:
-    """Raise OutOfMemory("out of memory while {action}: ...") for an error of full memory; other errors pass."""
+    """Convert out-of-memory errors to OutOfMemory("out of memory while {action}: ..."); other errors pass."""
     try:
         yield
     except Exception as error:
@@ -37,9 +37,9 @@ def describe_out_of_memory(action: str) -> Iterator[None]:
 
 @contextmanager
 def advise_on_out_of_memory(advice: Callable[[], Sequence[str]]) -> Iterator[None]:
-    """Raise OutOfMemory with `advice` at the end of its message for an error of full memory; other errors pass.
+    """Convert out-of-memory errors to OutOfMemory with `advice` at the end of its message; other errors pass.
 
-    `advice` is called after memory is released, so that it may import and compute what only this case needs.
+    `advice` is called after memory is released, so that it may import modules and allocate.
     """
     try:
         yield
@@ -60,5 +60,5 @@ def release_memory() -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where the message is empty."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).splitlines()), "").strip() or type(error).__name__

@@ -11,10 +11,10 @@ from sana_lab.intervals import quantile_interval
 
 Call = Callable[[], Any]
 Clock = Callable[[Call], tuple[float, float | None]]
-"""Runs a call and returns its seconds on the host, and on the device (None without a clock of its own)."""
+"""Function that runs a call and returns its seconds on the host and on the device (None if not measured)."""
 
 MAX_NOISE, MIN_PAIRS = 0.05, 3
-"""A ratio needs at least MIN_PAIRS interleaved rounds, in which the minima of the same call timed twice (A against A)
+"""A ratio requires at least MIN_PAIRS interleaved rounds, and minima of the same call timed twice (A against A) that
 differ by at most MAX_NOISE."""
 
 
@@ -28,17 +28,17 @@ class Timing(NamedTuple):
     min_s: float
     iqr_s: float  # interquartile range
     n: int
-    device_s: float | None = None  # median between CUDA events: without the host's time before and after
+    device_s: float | None = None  # median between CUDA events, without the host's time before and after
     device_min_s: float | None = None
 
     @property
     def typical_s(self) -> float:
-        """The median for ratios: of device time where it is measured."""
+        """Median used in ratios: device time if measured, else host time."""
         return self.median_s if self.device_s is None else self.device_s
 
     @property
     def fastest_s(self) -> float:
-        """The minimum, of device time where it is measured."""
+        """Minimum of device time if measured, else of host time."""
         return self.min_s if self.device_min_s is None else self.device_min_s
 
     @classmethod
@@ -62,7 +62,7 @@ class Timing(NamedTuple):
 
 
 class Percentile(NamedTuple):
-    """A quantile with its distribution-free 95 % interval; None where the samples are too few."""
+    """A quantile with its distribution-free 95 % interval; None if there are too few samples."""
 
     value: float | None
     low: float | None
@@ -96,7 +96,7 @@ class Energy(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Two calls timed in turns; `ratio` > 1 means that ours is faster, None that the machine is too noisy."""
+    """Two calls timed in turns; `ratio` > 1 means that ours is faster; None means that the machine is too noisy."""
 
     peer: Timing
     ours: Timing
@@ -131,7 +131,7 @@ def collect_samples(
 
 
 def energy_per_call(call: Call, joules: Callable[[], float | None], seconds: float, clock: Clock) -> Energy | None:
-    """Energy of one call, repeated for at least `seconds`; None where the counter is missing or does not move.
+    """Energy of one call, repeated for at least `seconds`; None if the counter is missing or does not advance.
 
     `joules` reads the counter of the whole device, which includes its idle power and other processes.
     """
@@ -151,7 +151,7 @@ def clock_for(device: torch.device | str) -> Clock:
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Distribution-free bounds of the median; the extremes where there are too few values."""
+    """Distribution-free bounds of the median; the extremes if there are too few values."""
     low, high = quantile_interval(values, 0.5, level)
     return min(values) if low is None else low, max(values) if high is None else high
 

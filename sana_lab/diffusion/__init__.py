@@ -1,4 +1,4 @@
-"""Interfaces of diffusion: a `Process` between data and noise, and a `Solver` that goes back along it.
+"""Interfaces of diffusion: a `Process` from data to noise, and a `Solver` that integrates it in reverse.
 
 One time axis for training and sampling: t = 0 is data, t = 1 is noise.
 """
@@ -12,22 +12,22 @@ from torch import Tensor
 from sana_lab.types import Velocity
 
 Grid = Literal["even", "flow_match"]
-"""Spacing of sampling times: even before the shift, or that of diffusers' FlowMatch schedulers (`Flow.schedule`)."""
+"""Spacing of sampling times: uniform before the shift, or as in diffusers' FlowMatch schedulers (`Flow.schedule`)."""
 
 
 class Solver(Protocol):
-    """Integrates dx/dt = velocity(x, t) over falling times: a pure function, whose further parameters are options.
+    """Integrator of dx/dt = velocity(x, t) over decreasing times: a pure function; its other parameters are options.
 
-    x (B, C, h, w) begins at `times[0]`; the result, at `times[-1]`, has the same shape, dtype and device. `times`
-    (steps + 1,) are float64 on the CPU, and so should be the solver's coefficients. It evaluates the velocity once or
-    more in each step, at times t (B,) on the CPU (`solvers.at`).
+    x (B, C, h, w) is the state at `times[0]`; the result, at `times[-1]`, has the same shape, dtype and device. `times`
+    (steps + 1,) are float64 on the CPU; coefficients should be too. The solver evaluates the velocity at least once
+    per step, at times t (B,) on the CPU (`solvers.at`).
     """
 
     def __call__(self, velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor: ...
 
 
 class Process(ABC):
-    """How data becomes noise, what the network predicts of it in training, and the velocity that solvers integrate."""
+    """Forward process, training target of the network, and the velocity that solvers integrate."""
 
     @abstractmethod
     def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -35,11 +35,11 @@ class Process(ABC):
 
     @abstractmethod
     def shifted(self, t: Tensor) -> Tensor:
-        """Uniform times in [0, 1) as training times."""
+        """Map uniform times in [0, 1) to training times."""
 
     @abstractmethod
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """x_t, the network's input, of data and noise (B, ...) at times t (B,)."""
+        """x_t, the network's input, from data and noise (B, ...) at times t (B,)."""
 
     @abstractmethod
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
@@ -47,23 +47,23 @@ class Process(ABC):
 
     @abstractmethod
     def network_times(self, t: Tensor) -> Tensor:
-        """Times as the network reads them in training."""
+        """Times as given to the network in training."""
 
     @abstractmethod
     def with_shift(self, shift: float) -> "Process":
-        """The same with another shift of its times. ValueError where it has none."""
+        """Copy with another time shift. ValueError if the process has no shift."""
 
     @abstractmethod
     def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
-        """(steps + 1,) float64 times of a solver, falling to 0. ValueError for a number of steps that cannot be."""
+        """(steps + 1,) float64 times of a solver, decreasing to 0. ValueError for an invalid number of steps."""
 
     @abstractmethod
     def initial(self, noise: Tensor) -> Tensor:
-        """The solver's x at the first time, of Gaussian noise."""
+        """The solver's x at the first time, from Gaussian noise."""
 
     @abstractmethod
     def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
-        """dx/dt of the straight path (1 - t) data + t noise, by the network's prediction.
+        """dx/dt of the straight path (1 - t) data + t noise, from the network's prediction.
 
-        `exact_times` (M,), float64, are those that the solver visits, where the network's times are rounded from them.
+        `exact_times` (M,), float64, are the solver's times, needed if the network's times are rounded.
         """

@@ -1,4 +1,4 @@
-"""Noise prediction (DDPM, arXiv 2006.11239), the objective that SANA compares flow matching with."""
+"""Noise prediction (DDPM, arXiv 2006.11239), the baseline objective of SANA's comparison with flow matching."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,15 +13,15 @@ from sana_lab.types import Velocity
 
 @dataclass(frozen=True)
 class Ddpm(Process):
-    """x_k = a_k data + s_k noise at whole steps k, where a_k^2 + s_k^2 = 1; the network predicts the noise.
+    """x_k = a_k data + s_k noise at integer steps k, where a_k^2 + s_k^2 = 1; the network predicts the noise.
 
     a_k^2 is the product of 1 - beta up to step k. Solvers work on the equivalent flow: x / (a + s) at the time
-    t = s / (a + s) is (1 - t) data + t noise. There Euler is DDIM with eta 0, and `dpmpp` the DPM-Solver++ of
-    diffusion models.
+    t = s / (a + s) is (1 - t) data + t noise. In these variables Euler is DDIM with eta 0, and `dpmpp` is the
+    DPM-Solver++ of diffusion models.
     """
 
-    steps: int = 1000  # steps of training; the network reads k / steps
-    first: float = 1e-4  # beta of the first step; betas are linear
+    steps: int = 1000  # training steps of the process; the network's time is k / steps
+    first: float = 1e-4  # beta of the first step; betas are linear in k
     last: float = 0.02  # beta of the last step
 
     def sample_times(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -58,11 +58,11 @@ class Ddpm(Process):
         return torch.cat([self.times[k], torch.zeros(1)])
 
     def initial(self, noise: Tensor) -> Tensor:
-        """Noise is x at the last step; divided by a + s it is that of the flow."""
+        """Noise is x at the last step; dividing by a + s gives x of the flow."""
         return noise / float(self.signal[-1] + self.sigma[-1])
 
     def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
-        """(noise - x) / (1 - t) of the predicted noise."""
+        """(noise - x) / (1 - t) from the predicted noise."""
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             alpha = to_device(1 - t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
@@ -72,7 +72,7 @@ class Ddpm(Process):
         return velocity
 
     def _step_times(self, t: Tensor) -> Tensor:
-        """k / steps of flow times, interpolated between steps."""
+        """k / steps at flow times, interpolated between steps."""
         table, t64 = self.times.to(t.device), t.double().contiguous()
         above = torch.searchsorted(table, t64).clamp(1, self.steps - 1)
         part = (t64 - table[above - 1]) / (table[above] - table[above - 1])
@@ -91,5 +91,5 @@ class Ddpm(Process):
 
     @cached_property
     def times(self) -> Tensor:
-        """Flow times (steps,) of the steps, rising."""
+        """Flow times (steps,) of the steps, increasing."""
         return self.sigma / (self.signal + self.sigma)

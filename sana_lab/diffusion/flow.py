@@ -1,4 +1,4 @@
-"""Flow matching: data and noise on a straight line."""
+"""Flow matching with straight paths between data and noise (rectified flow)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,20 +10,20 @@ from sana_lab.diffusion import Grid, Process
 from sana_lab.types import Velocity
 
 ROUNDING, ROUNDING_FLOAT64 = 1.2e-4, 1e-9
-"""Tolerance of rounding down to thousandths, in thousandths: float32 may lie 6e-5 below k where k/1000 is meant."""
+"""Tolerance of rounding down to thousandths, in thousandths: 1000 t in float32 may be 6e-5 below the integer k."""
 
 
 @dataclass(frozen=True)
 class Flow(Process):
     """x_t = (1 - t) data + t noise, velocity = noise - data (rectified flow; SANA, section 2.4)."""
 
-    shift: float = 3.0  # moves times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling; above 0
-    start: float = 1.0  # first sampling time before the shift, in (0, 1]; the released models have 0.999
+    shift: float = 3.0  # shifts times towards noise, t -> s t / (1 + (s - 1) t), in training and sampling; above 0
+    start: float = 1.0  # first sampling time before the shift, in (0, 1]; 0.999 in the released models
     times: Literal["logit_normal", "uniform"] = "logit_normal"  # distribution of training times before the shift
     logit_mean: float = 0.0  # mean of the logit of logit-normal times
     logit_std: float = 1.0  # standard deviation of the logit of logit-normal times
-    # Times as the network reads them: exact, or whole thousandths rounded down, as the released models were trained
-    # and as diffusers' multistep solvers (`sampling.ROUNDING_SOLVERS`) pass them.
+    # Times given to the network: exact, or rounded down to thousandths, as in training of the released models and in
+    # diffusers' multistep solvers (`sampling.ROUNDING_SOLVERS`).
     model_time: Literal["exact", "released"] = "exact"
 
     def __post_init__(self) -> None:
@@ -60,8 +60,8 @@ class Flow(Process):
     def schedule(self, steps: int, grid: Grid = "even") -> Tensor:
         """(steps + 1,) float64 times from the shifted start down to 0, uniform before the shift.
 
-        `flow_match` is the grid of diffusers' FlowMatchEulerDiscreteScheduler and of NVlabs' Flow-Euler: from 1,
-        whatever `start` is, evenly to the shifted 1/1000, shifted once more, and then 0.
+        `flow_match` is the grid of diffusers' FlowMatchEulerDiscreteScheduler and of NVlabs' Flow-Euler: uniform from 1
+        (regardless of `start`) to the shifted 1/1000, shifted a second time, then 0.
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}, expected at least 1")
@@ -74,7 +74,7 @@ class Flow(Process):
         return noise
 
     def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
-        """The network's prediction itself; a float32 time may lie below the thousandth that its exact one is."""
+        """The network's prediction; times are rounded from `exact_times`, as float32 may fall below a thousandth."""
         if exact_times is None or self.model_time == "exact":
             return model
         rounded = self.network_times(exact_times)

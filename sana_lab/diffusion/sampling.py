@@ -1,4 +1,4 @@
-"""How a trained model is sampled: solver, steps, guidance; and the noise it begins from."""
+"""Sampling of a trained model: solver, steps, guidance and initial noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from sana_lab.diffusion import Process
 from sana_lab.types import Velocity
 
 ROUNDING_SOLVERS = ("dpmpp", "unipc")
-"""Solvers whose counterparts in diffusers round the network's times; its Euler and Heun do not."""
+"""Solvers whose diffusers counterparts round the network's times; diffusers' Euler and Heun do not."""
 
 
 @dataclass(frozen=True)
 class Sampling(SamplingOptions):
-    """`sampling:` of an experiment, and the run of its solver."""
+    """Section `sampling:` of an experiment, with its solver loop."""
 
     def __post_init__(self) -> None:
         low, high = self.guidance_interval or (0, 1)
@@ -26,17 +26,17 @@ class Sampling(SamplingOptions):
             raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
 
     def run(self, model: Velocity, noise: Tensor, process: Process) -> Tensor:
-        """Integrate from noise (B, C, h, w) to latents, by the prediction of a (guided) network."""
+        """Integrate from noise (B, C, h, w) to latents with a (guided) network's prediction."""
         times = self.times(process)
         velocity = process.velocity(model, times if name_of(self.solver) in ROUNDING_SOLVERS else None)
         return build("solver", self.solver)(velocity, process.initial(noise), times)
 
     def times(self, process: Process) -> Tensor:
-        """(steps + 1,) times of the solver. ValueError where an option is not one of this process."""
+        """(steps + 1,) times of the solver. ValueError for an option that the process does not support."""
         return (process if self.shift is None else process.with_shift(self.shift)).schedule(self.steps, self.grid)
 
     def network_times(self, process: Process, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The network's times for latents of `dtype`, one for each evaluation, of a run on zeros.
+        """The network's times for latents of `dtype`, one per evaluation, from a run on zeros.
 
         A solver that adapts its times to the latents may use others. SpecError for a function that is no `Solver`.
         """
@@ -52,7 +52,7 @@ class Sampling(SamplingOptions):
 
 
 def check_result(result: object, noise: Tensor, evaluations: int, solver: str) -> None:
-    """SpecError where a solver gave what is no latent, or evaluated nothing."""
+    """SpecError if a solver's result is not a latent tensor like `noise`, or if it never evaluated the velocity."""
     expected = f"latents {tuple(noise.shape)} in {noise.dtype}".replace("torch.", "")
     if not isinstance(result, Tensor):
         raise SpecError(f"solver {solver!r} returned {type(result).__name__}, expected {expected}")
@@ -64,7 +64,7 @@ def check_result(result: object, noise: Tensor, evaluations: int, solver: str) -
 
 
 class Overflow(RuntimeError):
-    """Sampled latents that are not finite."""
+    """Sampled latents are not finite."""
 
 
 def check_finite(latents: Tensor, dtype: torch.dtype) -> Tensor:
@@ -92,12 +92,12 @@ def check_request(prompts: Sequence[str], negatives: Sequence[str], indices: Seq
 
 
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Gaussian noise (len(indices), *shape), where image i depends on (seed, indices[i]) alone."""
+    """Gaussian noise (len(indices), *shape); image i depends only on (seed, indices[i])."""
     return torch.stack([torch.randn(*shape, generator=generator(seed, i)) for i in indices])
 
 
 def generator(*key: int) -> torch.Generator:
-    """A CPU generator that is a function of its key, so that no random number depends on those before."""
+    """A CPU generator seeded by its key, so that random numbers do not depend on earlier ones."""
     state = 0x9E3779B97F4A7C15
     for part in key:  # splitmix64
         state = (state + (part & 0xFFFFFFFFFFFFFFFF) * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF

@@ -1,6 +1,6 @@
 """Solvers of dx/dt = velocity(x, t): pure functions that keep x's dtype.
 
-`times` (M + 1,) fall from noise towards 0. Coefficients are float64 on the CPU.
+`times` (M + 1,) decrease from noise towards 0. Coefficients are float64 on the CPU.
 """
 
 import math
@@ -14,14 +14,14 @@ from sana_lab.types import Velocity
 
 
 def euler(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
-    """First order; one evaluation a step. On a noise prediction (`Ddpm`) it is DDIM."""
+    """First order; one evaluation per step. With noise prediction (`Ddpm`) it is DDIM."""
     for t, s in pairwise(times.tolist()):
         x = x + (s - t) * velocity(x, at(t, x))
     return x
 
 
 def heun(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
-    """Second order (explicit trapezoid); two evaluations a step, one in the step that ends at 0 (EDM, algorithm 1)."""
+    """Second order (explicit trapezoid); two evaluations per step, one in the step that ends at 0 (EDM, alg. 1)."""
     for t, s in pairwise(times.tolist()):
         v = velocity(x, at(t, x))
         guess = x + (s - t) * v
@@ -30,9 +30,9 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
 
 
 def rf_solver(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
-    """Second-order Taylor expansion in time (RF-Solver, arXiv 2411.04746); two evaluations a step.
+    """Second-order Taylor expansion in time (RF-Solver, arXiv 2411.04746); two evaluations per step.
 
-    The velocity's derivative is its difference over half an Euler step, which makes it the midpoint rule.
+    The velocity's derivative is estimated over half an Euler step, which gives the midpoint rule.
     """
     for t, s in pairwise(times.tolist()):
         h, v = s - t, velocity(x, at(t, x))
@@ -46,13 +46,13 @@ def dpmpp(
     x: Tensor,
     times: Tensor,
     /,
-    order: Literal[1, 2, 3] = 2,  # order of the multistep method; the error of 3 falls as that of 2 does
+    order: Literal[1, 2, 3] = 2,  # order of the multistep method; 3 converges at order 2
 ) -> Tensor:
     """Flow-DPM-Solver: DPM-Solver++ multistep (arXiv 2211.01095) with alpha = 1 - t, sigma = t (SANA, algorithm 1).
 
-    One evaluation a step. The first step and the one that ends at t = 0 are first order, as in the released code: the
-    paper's printed algorithm keeps order 2 there, where its ratio of step lengths diverges. Order 3 is the released
-    code's too, which halves the second derivative and so converges at order 2. `unipc` reaches order 3.
+    One evaluation per step. The first step and the step that ends at t = 0 are first order, as in the released code;
+    the paper's algorithm uses order 2 in the last step, where its ratio of step lengths diverges. Order 3 follows the
+    released code, which halves the second derivative and so converges at order 2. `unipc` reaches order 3.
     """
     grid, before = times.tolist(), list[Prediction]()  # newest first
     for i, (t, s) in enumerate(pairwise(grid)):
@@ -64,7 +64,7 @@ def dpmpp(
 
 
 Prediction = tuple[float, Tensor]
-"""Log-SNR of a time, and the data predicted at it."""
+"""Log-SNR of a time, and the predicted data at that time."""
 
 
 def log_snr(t: float) -> float:
@@ -73,22 +73,22 @@ def log_snr(t: float) -> float:
 
 
 def at(t: float, x: Tensor) -> Tensor:
-    """Times (B,) in float32 or wider: half precision would move them by a step of the schedule.
+    """Times (B,) in float32 or wider, because half precision would round them by a step of the schedule.
 
-    They are on the CPU, where reading them waits for no device.
+    They are on the CPU, so that reading them does not synchronise with the device.
     """
     return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device="cpu")
 
 
 def _ceiling(grid: list[float], i: int) -> int:
-    """Highest order of step i: 1 where it ends at 0, and 2 before that if there are fewer than 15, as released."""
+    """Highest order of step i: 1 if it ends at 0; 2 for the step before if there are fewer than 15 (released code)."""
     if grid[i + 1] == 0:
         return 1
     return 2 if len(grid) <= 15 and grid[i + 2 :] == [0] else 3
 
 
 def _slope(data: Tensor, before: list[Prediction], start: float, end: float) -> Tensor:
-    """Predicted data over a step between two log-SNRs: constant, or with one or two derivatives by differences."""
+    """Predicted data over a step between two log-SNRs: constant, or with one or two finite-difference derivatives."""
     if not before:
         return data
     h, (first, m1) = end - start, before[0]

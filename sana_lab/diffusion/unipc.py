@@ -1,4 +1,4 @@
-"""UniPC (arXiv 2302.04867): a multistep predictor, corrected with the next step's own evaluation."""
+"""UniPC (arXiv 2302.04867): a multistep predictor, corrected with the evaluation of the next step."""
 
 import math
 from itertools import pairwise
@@ -18,10 +18,10 @@ def unipc(
     /,
     order: Literal[1, 2, 3] = 2,  # order of the predictor; the corrector adds one
 ) -> Tensor:
-    """UniPC-`order` in its B2(h) form, predicting the data, with alpha = 1 - t and sigma = t; one evaluation a step.
+    """UniPC-`order` in its B2(h) form with data prediction, alpha = 1 - t and sigma = t; one evaluation per step.
 
-    Towards t = 0 the order falls to 1, as in the authors' code; the prediction at t = 1, where the log-SNR is infinite,
-    serves its own step alone.
+    Towards t = 0 the order decreases to 1, as in the authors' code. The prediction at t = 1, where the log-SNR is
+    infinite, is used only in its own step.
     """
     grid, history, used, start = times.tolist(), list[Prediction](), list[Prediction](), x
     for i, (t, s) in enumerate(pairwise(grid)):
@@ -35,7 +35,7 @@ def unipc(
 
 
 def _advance(x: Tensor, t: float, s: float, predictions: list[Prediction], end: Tensor | None = None) -> Tensor:
-    """A step from t to s by predictions, newest first (at t); with the prediction at its end, the corrector's."""
+    """A step from t to s with predictions, newest (at t) first; with the prediction at s (`end`), a corrector step."""
     (start, data), *before = predictions
     h = log_snr(s) - start
     ratios = [(earlier - start) / h for earlier, _ in before]
@@ -47,7 +47,7 @@ def _advance(x: Tensor, t: float, s: float, predictions: list[Prediction], end: 
 
 
 def _weights(ratios: list[float], h: float) -> list[float]:
-    """Weights of the differences in float64: half for one, as the authors simplify it; else by the order conditions."""
+    """Weights of the differences in float64: 1/2 for one difference (authors' code), else from the order conditions."""
     if len(ratios) < 2:
         return [0.5] * len(ratios)
     phi, factorial, b = math.expm1(-h) / -h - 1, 1, list[float]()

@@ -1,4 +1,4 @@
-"""Layers of a diffusion transformer. Tokens stay (B, h, w, C), so no function takes height and width beside them.
+"""Layers of a diffusion transformer. Tokens keep their grid, (B, h, w, C), so no function takes height and width.
 
 Legend: B batch, h, w token grid, C width, L caption tokens, H heads, D head width.
 """
@@ -39,16 +39,16 @@ def saturated(x: Tensor) -> Tensor:
 
 @final
 class MixFfn(nn.Module):
-    """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, gate with SiLU, 1x1 down.
+    """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, SiLU gate, 1x1 down.
 
-    The zero padding of its 3x3 gives tokens their position, so that the DiT needs no position embedding.
+    The zero padding of its 3x3 encodes positions, so that the DiT needs no position embedding.
     """
 
     def __init__(
         self,
         ratio: float = 2.5,  # hidden width as a multiple of the model's
         kernel: int = 3,  # side of the depthwise convolution; odd
-        # Implementation, which changes no result: auto is Triton on CUDA (3 x 3 only), torch elsewhere.
+        # Implementation; does not change results. auto is Triton on CUDA (3 x 3 only), torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         dim: int,
@@ -69,7 +69,7 @@ class MixFfn(nn.Module):
 
 @final
 class Mlp(nn.Module):
-    """The plain feed-forward of a DiT: Linear, GELU (tanh), Linear."""
+    """Standard feed-forward layer of a DiT: Linear, GELU (tanh), Linear."""
 
     def __init__(
         self,
@@ -107,9 +107,9 @@ class CrossAttention(nn.Module):
     def forward(
         self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, constant: Tensor | None = None
     ) -> Tensor:
-        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L), None where all count -> (B, h, w, C).
+        """x (B, h, w, C), k and v (B, H, L, D), mask (B, L) or None if all tokens are valid -> (B, h, w, C).
 
-        With `constant` (B', C), k and v are those of the first B - B' rows of x, and the others get the constant.
+        With `constant` (B', C), k and v belong to the first B - B' rows of x; the other rows get the constant.
         """
         attending = x if constant is None else x[: len(k)]
         q = self._split(self.norm_q(self.q(attending.flatten(1, 2))))
@@ -118,7 +118,7 @@ class CrossAttention(nn.Module):
         return out if constant is None else torch.cat([out, constant[:, None, None].expand_as(x[len(k) :])])
 
     def constant(self, v: Tensor) -> Tensor:
-        """Result (B, C) for every query of values (B, H, 1, D) of one token: softmax over one key is 1."""
+        """Output (B, C), the same for every query, of one-token values (B, H, 1, D): softmax over one key is 1."""
         return self.proj(v.flatten(1))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class CrossAttention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Latents (B, channels, h p, w p) -> tokens (B, h, w, C), contiguous, as all following layers keep them."""
+    """Latents (B, channels, h p, w p) -> contiguous tokens (B, h, w, C)."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
 
 
 class TimeEmbed(nn.Module):
-    """Times (B,) in [0, 1] -> (B, C); the sinusoid runs over `scale` t, 1000 t in the released models."""
+    """Times (B,) in [0, 1] -> (B, C): an MLP of the sinusoid of `scale` t, 1000 t in the released models."""
 
     def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
         super().__init__()
@@ -171,8 +171,8 @@ class TimeEmbed(nn.Module):
 class CaptionEmbed(nn.Module):
     """Text features (B, L, D) -> (B, L, C): an MLP, then RMSNorm with a small initial weight.
 
-    A decoder-only LLM's features vary by orders of magnitude more than T5's; the norm and its small scale keep the
-    training stable (SANA, section 2.3).
+    The variance of a decoder-only LLM's features is orders of magnitude larger than T5's; the norm and its small scale
+    stabilise training (SANA, section 2.3).
     """
 
     def __init__(self, text_dim: int, dim: int, scale: float = 0.01) -> None:
@@ -187,7 +187,7 @@ class CaptionEmbed(nn.Module):
 def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, device: torch.device) -> Tensor:
     """2-D sine-cosine position embedding (h, w, C), w first, scaled so that `base` tokens span the trained range.
 
-    In float64: float32 loses a digit and more at angles of a hundred radians.
+    Computed in float64: float32 loses more than one digit at angles of a hundred radians.
     """
     ys = torch.arange(h, device=device, dtype=torch.float64) / (h / base) / interpolation
     xs = torch.arange(w, device=device, dtype=torch.float64) / (w / base) / interpolation

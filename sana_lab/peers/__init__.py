@@ -1,1 +1,1 @@
-"""Text-to-image pipelines of diffusers, sampled and measured like the lab's own systems."""
+"""Text-to-image pipelines of diffusers, sampled and measured like sana_lab's systems."""

@@ -1,10 +1,10 @@
-"""Published configurations of other text-to-image pipelines, as data: enough to build them offline, random weights.
+"""Published configurations of other text-to-image pipelines, for building them offline with random weights.
 
-From the model_index.json and config.json files of black-forest-labs/FLUX.1-dev and FLUX.1-schnell,
+Source: the model_index.json and config.json files of black-forest-labs/FLUX.1-dev and FLUX.1-schnell,
 stabilityai/stable-diffusion-3-medium-diffusers, PixArt-alpha/PixArt-Sigma-XL-2-1024-MS and
 Tencent-Hunyuan/HunyuanDiT-v1.2-Diffusers: the entries that differ from their classes' defaults. They were transcribed,
-not downloaded; a test compares parameter counts with those that the papers state. Steps and guidance are those of the
-model cards. A component's `toy` holds the entries of a small version of the same class.
+not downloaded; a test compares parameter counts with those stated in the papers. Steps and guidance are those of the
+model cards. A component's `toy` has the entries of a small version of the same class.
 """
 
 from typing import Any
@@ -225,4 +225,4 @@ PEERS: dict[str, Component] = {
     },
 }
 """name -> pipeline class, components, maximum tokens of each tokenizer, scheduler, steps, guidance; `options` are
-arguments of every call, `absent` the constructor's arguments for optional components left out."""
+arguments of every call, `absent` the constructor's arguments for omitted optional components."""

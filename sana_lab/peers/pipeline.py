@@ -1,4 +1,4 @@
-"""A diffusers text-to-image pipeline behind the interface of the lab's own systems: sampled and measured alike."""
+"""A diffusers text-to-image pipeline with the sampling interface of sana_lab's systems."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,31 +19,31 @@ from sana_lab.diffusion.sampling import check_request, generator, noise_like
 from sana_lab.types import Json
 
 Watch = Callable[[str, Call], Any]
-"""(stage, call) -> the call's result; it runs the call exactly once."""
+"""(stage, call) -> the call's result; must run the call exactly once."""
 
 Noise = Literal["latents", "generators", "global"]
-"""Where the pipeline's initial noise comes from: latents that we pass, one generator per image, or the global state."""
+"""Source of the pipeline's initial noise: given latents, one generator per image, or the global random state."""
 
 NETWORKS = {"text": ("text_encoder", "forward"), "denoise": ("transformer", "forward"), "decode": ("vae", "decode")}
-"""stage -> prefix of its components' names, and the method that the pipeline calls. A `unet` denoises too."""
+"""stage -> prefix of its components' names, and the method called by the pipeline. A `unet` is also a denoiser."""
 
 SAMPLER_NOISE = 1
 """Generator key of the noise that a stochastic scheduler adds at each step, distinct from that of the initial noise."""
 
 
 class Peer:
-    """A diffusers pipeline with the sampling interface of the lab's systems.
+    """A diffusers pipeline with the sampling interface of sana_lab's systems.
 
-    The noise of image i depends on (seed, index i) alone. Where the denoiser takes the autoencoder's latents unchanged
-    (Sana, PixArt, Stable Diffusion 1 to 3), `noise` is "latents": they equal those of the lab's systems, rounded to the
-    denoiser's dtype. Pipelines that pack or reshape latents (FLUX) sample them from one generator per image:
-    "generators". Those that accept neither use the global state: "global", and images then depend on the batch.
+    The noise of image i depends only on (seed, index i). If the denoiser takes the autoencoder's latents unchanged
+    (Sana, PixArt, Stable Diffusion 1 to 3), `noise` is "latents": the initial latents of sana_lab's systems, rounded to
+    the denoiser's dtype. Pipelines that pack or reshape latents (FLUX) sample them from one generator per image:
+    "generators". Pipelines that accept neither use the global random state, "global"; their images depend on the batch.
     """
 
     def __init__(
         self,
         pipeline: Any,
-        folder: Path | None = None,  # where its weights are, for `identity`; None if it was built here
+        folder: Path | None = None,  # folder of its weights, for `identity`; None if built without files
         *,
         options: Json | None = None,  # arguments of every call, such as max_sequence_length
         random_init: bool = False,  # random weights: images need not be finite
@@ -65,8 +65,8 @@ class Peer:
     ) -> "Peer":
         """Load a pipeline's folder or hub id, safetensors only.
 
-        `dtype` None is float32, `device` None a GPU where there is one, `variant` that of the weight files, such as
-        fp16. SpecError if the reference is no pipeline, needs custom code or holds pickles.
+        `dtype` None is float32, `device` None a GPU if available, `variant` that of the weight files, such as fp16.
+        SpecError if the reference is not a pipeline, needs custom code or contains pickles.
         """
         folder = hub.locate(str(reference))
         _check_index(folder)
@@ -83,14 +83,14 @@ class Peer:
 
     @property
     def noise(self) -> Noise:
-        """Where the initial noise comes from."""
+        """Source of the initial noise."""
         if "latents" in self.accepts and self._takes_plain_latents():
             return "latents"
         return "generators" if "generator" in self.accepts else "global"
 
     @property
     def denoiser(self) -> Any:
-        """The denoising network: component `transformer` or `unet`; None if it is called otherwise."""
+        """The denoising network: component `transformer` or `unet`; None if there is neither."""
         return getattr(self.pipeline, "transformer", None) or getattr(self.pipeline, "unet", None)
 
     @property
@@ -123,9 +123,9 @@ class Peer:
     ) -> Tensor:
         """Images (B, 3, H, W) uint8 for B prompts; `size` in pixels, one side or (height, width).
 
-        `steps` and `guidance` have the pipeline's own meaning and, where None, its defaults. Resolution binning is off,
-        so images have exactly this size. `batch` images are generated per call. ValueError for an argument that the
-        pipeline does not accept.
+        `steps` and `guidance` have the pipeline's meaning; None is its default. Resolution binning is off, so images
+        have exactly this size. `batch` images are generated per call. ValueError for an argument that the pipeline does
+        not accept.
         """
         indices = list(range(len(prompts)) if indices is None else indices)
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
@@ -140,14 +140,14 @@ class Peer:
         return torch.cat(images)
 
     def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, h, w) of the latents of an image, where `noise` is "latents"."""
+        """(channels, h, w) of the latents of an image, if `noise` is "latents"."""
         height, width = _pair(size)
         factor = self.pipeline.vae_scale_factor
         return self.denoiser.config.in_channels, height // factor, width // factor
 
     @contextmanager
     def watching(self, watch: Watch) -> Iterator[None]:
-        """Within this context, every call of a stage's network goes through `watch`."""
+        """Context in which every call of a stage's network goes through `watch`."""
         with ExitStack() as stack:
             for name, network in self.networks.items():
                 stage = self.stage_of(name)
@@ -156,7 +156,7 @@ class Peer:
             yield
 
     def identity(self) -> Json:
-        """What images depend on beside prompts, size, steps and guidance; plain data."""
+        """Facts that images depend on besides prompts, size, steps and guidance, as plain data."""
         import diffusers
 
         scheduler = self.pipeline.scheduler
@@ -220,7 +220,7 @@ def is_pipeline(reference: str | Path) -> bool:
 
 @contextmanager
 def _patched(owner: nn.Module, name: str, watch: Callable[[Call], Any]) -> Iterator[None]:
-    """Replace a method by one of the same signature that goes through `watch`; restore it afterwards."""
+    """Replace a method by one with the same signature that goes through `watch`; restore it afterwards."""
     original, override = getattr(owner, name), vars(owner).get(name)
 
     @wraps(original)

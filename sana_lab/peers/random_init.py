@@ -1,4 +1,4 @@
-"""Published pipelines with random weights, for measuring speed, and on the meta device, for counting operations."""
+"""Published pipelines with random weights, for timing, and on the meta device, for counting operations."""
 
 import importlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class Counts(NamedTuple):
     macs: dict[str, int]  # by stage, for one image
     forward: int  # MACs of one row of a denoiser call
     evaluations: int  # denoiser calls
-    rows: int  # batch rows of each: 2 where guidance doubles the batch
+    rows: int  # batch rows per call: 2 if guidance doubles the batch
     tokens: int  # image tokens in the denoiser
     text_tokens: int
 
@@ -40,8 +40,8 @@ def config_of(name: str) -> Component:
 def build(name: str, size: int, device: torch.device, dtype: torch.dtype, toy: bool = False) -> Peer:
     """A pipeline with random weights, without reading files; `toy` is a small one with the same component classes.
 
-    All tokenizers are the offline one, padded to the published lengths as the pipeline pads, so text has its real
-    length. SD3's position table covers 192 x 192 tokens (3072 px) and is enlarged for larger images.
+    All tokenizers are the offline tokenizer with the pipeline's padding to the published lengths, so that text has its
+    real length. SD3's position table covers 192 x 192 tokens (3072 px) and is enlarged for larger images.
     """
     config = config_of(name)
     components = {role: _fit_positions(part, size) for role, part in config["components"].items()}
@@ -57,7 +57,7 @@ def build(name: str, size: int, device: torch.device, dtype: torch.dtype, toy: b
 def count(name: str, prompt: str, size: int, steps: int, guidance: float, toy: bool = False) -> tuple[Peer, Counts]:
     """The pipeline on the meta device, and the operations of one call for one image.
 
-    Tokenizers, loop and scheduler run on the host. Networks hold no numbers: each call is counted by its shapes and
+    Tokenizers, loop and scheduler run on the host. Networks have no values: each call is counted from its shapes and
     returns zeros.
     """
     peer = build(name, size, torch.device("meta"), torch.float32, toy)
@@ -74,7 +74,7 @@ def count(name: str, prompt: str, size: int, steps: int, guidance: float, toy: b
 
 
 class CallCounter:
-    """Replaces the forward of a pipeline's text encoders and denoiser on the meta device, and counts their calls."""
+    """Counter of calls, replacing the forward of a pipeline's text encoders and denoiser on the meta device."""
 
     def __init__(self, peer: Peer) -> None:
         self.peer = peer
@@ -86,7 +86,7 @@ class CallCounter:
                 network.forward = partial(self.call, role, network.forward)
 
     def call(self, role: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        """Count a call, running `forward` once per set of shapes; zeros on the host in its outputs' shapes."""
+        """Count a call, running `forward` once per set of shapes; return host zeros of the outputs' shapes."""
         stage = self.peer.stage_of(role)
         on_meta = tree_map(partial(_to_device, device="meta"), (args, kwargs))
         key = f"{role} {tree_map(_shape, on_meta)}"
@@ -131,7 +131,7 @@ def _network(part: Component, device: torch.device, dtype: torch.dtype, toy: boo
     config = {**part["config"], **(part["toy"] if toy else {})}
     with device:
         network = cls(**config) if part["class"].startswith("diffusers") else cls(cls.config_class(**config))
-    return nn.Module.to(network, device, dtype).eval()  # diffusers' own `to` warns of modules kept in float32
+    return nn.Module.to(network, device, dtype).eval()  # diffusers' `to` warns about modules kept in float32
 
 
 def _fit_positions(part: Component, size: int) -> Component:

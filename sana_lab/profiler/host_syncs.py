@@ -1,7 +1,7 @@
 """Host synchronisations of a training step, counted on the meta device without a GPU.
 
-Meta tensors have no values, so every operation that reads one is intercepted. On a GPU the host would wait there until
-all queued work is done.
+Meta tensors have no values, so every operation that reads one is intercepted. On a GPU, such an operation blocks the
+host until all queued work is done.
 """
 
 import sys
@@ -61,7 +61,7 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _sync_reason(name: str, args: Any, kwargs: Any) -> str | None:
-    """Why the host waits in this call; None where it does not."""
+    """Reason why the host waits in this call; None if it does not."""
     remote = [t for t in _tensors((args, kwargs)) if t.device.type != "cpu"]
     if name in (*READS, *DATA_DEPENDENT) and remote:
         return name
@@ -95,7 +95,7 @@ def _substitute(name: str, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _source_line() -> str:
-    """FILE:LINE of the innermost frame of this package, or of the caller where none is."""
+    """FILE:LINE of the innermost frame in this package, or of the caller if there is none."""
     frames = [f for f, _ in traceback.walk_stack(None) if f.f_code.co_filename != __file__]
     ours = [f for f in frames if f.f_code.co_filename.startswith(PACKAGE)]
     others = [f for f in frames if "/torch/" not in f.f_code.co_filename]
@@ -105,14 +105,14 @@ def _source_line() -> str:
 
 
 class _MetaAccelerator(CPUAccelerator):
-    """Lets a strategy place a module on the meta device."""
+    """Accelerator with which a strategy can place a module on the meta device."""
 
     def setup_device(self, device: torch.device) -> None:
         """The meta device needs no setup."""
 
 
 class _Batches(L.LightningDataModule):
-    """Batches without a length, which Lightning would reduce on the meta device."""
+    """Batches without a length; Lightning would reduce the length on the meta device."""
 
     def __init__(self, batches: list[Batch]) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class _StepCounter(Callback):
         self.steps: list[Counter[str]] = []
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Fused optimisers, which read no value, do not run on the meta device."""
+        """Disable fused optimisers, which do not run on the meta device and do not synchronise."""
         for group in (g for optimizer in trainer.optimizers for g in optimizer.param_groups):
             if group.get("fused"):
                 group["fused"] = False
@@ -148,7 +148,7 @@ def count_syncs(
     """Synchronisations by operator and source line, of each training step after the first: n - 1 for n batches.
 
     Setup in the first step, logging points and validation are not counted. `batches` are on the CPU. The system is
-    moved to the meta device, and of no use afterwards.
+    moved to the meta device and cannot be used afterwards.
     """
     batches = list(batches)
     counter = _StepCounter()

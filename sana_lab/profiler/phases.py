@@ -1,4 +1,4 @@
-"""Time of a step by phase: a timer that attributes every moment to one phase, and the hooks that drive it."""
+"""Time of a step by phase: a timer that attributes all time to exactly one phase, and hooks that drive it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -43,10 +43,10 @@ SAMPLING[OTHER] = "noise, solver, guidance, rounding to 8 bits"
 
 
 class PhaseTimer:
-    """Seconds by phase of each step. Of nested phases the innermost counts, so that the phases add up to the step.
+    """Seconds by phase of each step. Time is attributed to the innermost phase, so that phases add up to the step.
 
-    On CUDA the device is synchronised at every phase boundary: each phase's own time is measured, not their overlap.
-    With `boundaries` False only steps are timed.
+    On CUDA the device is synchronised at every phase boundary, so that phases do not overlap. With `boundaries` False
+    only steps are timed.
     """
 
     def __init__(self, device: torch.device, boundaries: bool = True) -> None:
@@ -72,7 +72,7 @@ class PhaseTimer:
             self.pop()
 
     def push(self, name: str | None) -> None:
-        """Begin a phase. None continues the current one, and so does every phase inside a backward."""
+        """Begin a phase. None continues the current phase, as does every phase inside a backward."""
         if self.boundaries:
             self._record()
         same = name is None or not self.boundaries or "backward" in self._stack

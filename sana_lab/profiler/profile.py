@@ -38,7 +38,7 @@ RECORDED_STEPS = 3
 """Training steps recorded by torch.profiler."""
 
 Run = Callable[[PhaseTimer, int], None]
-"""Runs that many steps under a timer."""
+"""Function that runs a number of steps under a timer."""
 
 
 def main(options: Namespace) -> None:
@@ -82,7 +82,7 @@ def profile_training(
             return peak_memory(lambda: run(PhaseTimer(device), 2), device, module_tensors([system]))
 
         device = _device(experiment)
-        # on the CPU before compilation, which hides operators from the counter
+        # on the CPU, measured before compilation, which hides operators from the counter
         memory = measure_memory() if device.type == "cpu" else None
         if experiment["trainer"]["compile"]:
             compile_blocks(system.dit)
@@ -105,7 +105,7 @@ def profile_training(
 def profile_sampling(
     experiment: schema.Config, *, steps: int = 3, warmup: int = 1, top: int = 10, trace: Path | None = None
 ) -> Json:
-    """Sampling of one image by an experiment's untrained system, as plain data. SpecError for a system that has no
+    """Sampling of one image by an experiment's untrained system, as plain data. SpecError for a system without
     `sample`."""
     name = experiment["system"]["name"]
     if not hasattr(specs.find("system", name), "sample"):
@@ -151,7 +151,7 @@ def profile_sampling(
 def _measured(
     run: Run, system: L.LightningModule, device: torch.device, steps: int, warmup: int, phases: dict[str, str]
 ) -> Json:
-    """Times of steps by phase, and of the same steps without phase boundaries."""
+    """Times of steps by phase, and of steps without phase boundaries."""
     timers = PhaseTimer(device), PhaseTimer(device, boundaries=False)
     with instrument(system, timers[0]):
         run(timers[0], warmup + steps)
@@ -180,7 +180,7 @@ def _phase(seconds: list[float], totals: list[float]) -> Json:
 
 
 class Recorder(Callback):
-    """Records operators by torch.profiler from batch `first` on, and writes a Chrome trace to `trace`."""
+    """Record operators with torch.profiler from batch `first` on; write a Chrome trace to `trace`."""
 
     def __init__(self, first: int, trace: Path | None) -> None:
         self.first, self.trace, self.steps = first, trace, 0
@@ -208,7 +208,7 @@ class Recorder(Callback):
             self.profiler.export_chrome_trace(str(self.trace))
 
     def operators(self, top: int, device: torch.device) -> list[Json]:
-        """The `top` operators by self time: of the device on CUDA, else of the CPU."""
+        """The `top` operators by self time, of the device on CUDA, else of the CPU."""
         key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
         events = [e for e in self.profiler.key_averages() if "#" not in e.key]  # ranges around an optimiser's step
         total = sum(getattr(e, key) for e in events) or 1.0
@@ -225,7 +225,7 @@ class Recorder(Callback):
 
 
 def _trainer(experiment: schema.Config, folder: Path, timer: PhaseTimer, steps: int, *callbacks: Callback) -> L.Trainer:
-    """The Trainer of `train`, without files."""
+    """The Trainer of `train` without output files."""
     options = experiment["trainer"]
     return L.Trainer(
         max_steps=-(-(steps + 1) // options["accumulate"]) + 1,  # a step ends where the next begins
@@ -333,5 +333,5 @@ def _training_notes(experiment: schema.Config) -> list[str]:
 
 
 def _phase_notes(record: Json, phases: dict[str, str]) -> list[str]:
-    """Definitions of the phases that took any time."""
+    """Definitions of the phases with nonzero time."""
     return [f"{name}: {text}" for name, text in phases.items() if record["phases"][name]["mean_ms"]]

@@ -19,7 +19,7 @@ CAPTION = "a photo of a small red circle to the left of two large blue squares o
 
 
 def untrained_system(experiment: schema.Config) -> Any:
-    """The experiment's system before training, its frozen parts initialised at random; no weights are read."""
+    """The experiment's system before training, with frozen parts initialised at random; no weights are read."""
     return build("system", random_weights(experiment["system"]))
 
 
@@ -57,7 +57,7 @@ def _small(spec: schema.Config, experiment: schema.Config, folder: Path, batch: 
 
 
 def _with_weights_file(kind: str, spec: schema.Config, folder: Path) -> schema.Config:
-    """The spec of a text encoder with its random weights in a file, which cached data require; others unchanged."""
+    """The spec of a text encoder with its random weights in a file, as cached data require; other specs unchanged."""
     part = build(kind, spec)
     if kind == "autoencoder" or part.pretrained:
         return spec
@@ -67,7 +67,7 @@ def _with_weights_file(kind: str, spec: schema.Config, folder: Path) -> schema.C
 
 
 def _images(spec: schema.Config, folder: Path, batch: int) -> tuple[schema.Config, list[str]]:
-    """The spec of a folder of images; where it does not exist, of a folder of smooth random images."""
+    """The spec of a folder of images; if it does not exist, of a folder of smooth random images."""
     if Path(spec["root"]).expanduser().is_dir():
         return spec, []
     root = folder / "images"

@@ -1,4 +1,4 @@
-"""Interface of the probes: the subject of a row of an efficiency table, counted from its shapes and timed."""
+"""Interface of the probes: one row of an efficiency table, counted from shapes and timed."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple
@@ -12,11 +12,11 @@ PROMPT = "a photo of a red circle left of a blue square"
 
 
 class ProbeSettings(NamedTuple):
-    """How a probe is timed."""
+    """Timing options of a probe."""
 
     device: torch.device
-    repeats: int  # timed calls, of which the median is taken
-    warmup: int  # calls before them
+    repeats: int  # timed calls; the median is reported
+    warmup: int  # calls before timing
 
 
 class Probe(ABC):
@@ -28,8 +28,8 @@ class Probe(ABC):
 
     @abstractmethod
     def count(self) -> dict[str, float]:
-        """Costs that follow from shapes: parameters, MACs, tokens. SpecError for what cannot be built."""
+        """Costs derived from shapes: parameters, MACs, tokens. SpecError for an invalid model."""
 
     @abstractmethod
     def measure(self, settings: ProbeSettings) -> dict[str, float]:
-        """Measured costs. A metric `x` may come with the bounds `x_low` and `x_high` of its 95 % interval."""
+        """Measured costs. A metric `x` may have bounds `x_low` and `x_high` of its 95 % interval."""

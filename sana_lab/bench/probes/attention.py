@@ -1,4 +1,4 @@
-"""Probe of two attentions with equal parameters: the mixing alone, the layer, and a forward of the DiT."""
+"""Probe of two attentions with equal parameters: the mixing, the layer, and a forward of the DiT."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -31,7 +31,7 @@ CHANNELS, TEXT = 32, 32
 """Latent channels, as in DC-AE; number of text tokens and their width."""
 
 MIN_READING_S = 0.05
-"""Seconds of one reading; a shorter call is repeated within it."""
+"""Minimum seconds of one reading; shorter calls are repeated within a reading."""
 
 
 class PairTiming(NamedTuple):
@@ -39,7 +39,7 @@ class PairTiming(NamedTuple):
 
     first: Timing
     second: Timing
-    ratio: float | None  # first / second, the median over rounds; None where `noise` exceeds MAX_NOISE
+    ratio: float | None  # first / second, median over rounds; None if `noise` exceeds MAX_NOISE
     low: float  # 95 % interval of the ratio
     high: float
     noise: float  # |first / first again - 1|, of the minima
@@ -62,7 +62,7 @@ class AttentionPair(Probe):
     def __init__(
         self,
         first: Annotated[Spec, "attention"] = "softmax",  # numerator of the ratio
-        second: Annotated[Spec, "attention"] = "linear",  # denominator, of another name
+        second: Annotated[Spec, "attention"] = "linear",  # denominator; differs from `first`
         tokens: int = 1024,  # number of image tokens, a square number
         dim: int = 128,  # width of the layer and the DiT
         depth: int = 2,  # blocks of the DiT in scope `step`
@@ -85,7 +85,7 @@ class AttentionPair(Probe):
         return first, second
 
     def count(self) -> dict[str, float]:
-        """GMACs of scopes `core` and `step` by attention, for the whole batch. SpecError where parameters differ."""
+        """GMACs of scopes `core` and `step` by attention, for the whole batch. SpecError if parameters differ."""
         columns: dict[str, float] = {"tokens": self.tokens}
         for name, scopes in self._calls(torch.device("meta")).items():
             columns |= {f"{name}_{scope}_gmacs": count_macs(scopes[scope]) / 1e9 for scope in ("core", "step")}

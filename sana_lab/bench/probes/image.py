@@ -1,4 +1,4 @@
-"""Probe of a text2image experiment: the cost of an image by its untrained system."""
+"""Probe of a text2image experiment: the cost of an image with its untrained system."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @final
 class Image(Probe):
-    """An image by a text2image experiment, with changes to its system and sampling."""
+    """An image of a text2image experiment, with changes to its system and sampling."""
 
     inside = "tokenizing, text encoder, all denoising steps with guidance, decoding to floats"
 
@@ -37,7 +37,7 @@ class Image(Probe):
         size: int = 1024,  # pixels a side
         batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
         dtype: Dtype = "float32",  # of weights and activations
-        # time so many denoiser evaluations and multiply by their number; None times all steps
+        # number of denoiser evaluations to time and extrapolate from; None times all steps
         measured_steps: int | None = None,
     ) -> None:
         changes = {"system": system or {}, "sampling": sampling or {}}
@@ -92,12 +92,12 @@ class Image(Probe):
         }
 
     def _denoise_macs(self, system: "TextToImage", x: Tensor, text: Text, null: Text) -> int:
-        """MACs of all steps, captions and times prepared once, as the system samples."""
+        """MACs of all steps, with captions and times prepared once, as in sampling."""
         prepared, velocity = measure_call(count_macs, lambda: system.velocity(text, null, self.sampling))
         times = evaluation_times(self.sampling, system.flow)
         return prepared + sum(n * count_macs(partial(velocity, x, at(t, x))) for t, n in times.items())
 
 
 def unmasked(text: Text) -> Text:
-    """The text with a mask on the host in which every token is real: the values of a meta mask cannot be read."""
+    """The text with an all-true mask on the host, because the values of a meta mask cannot be read."""
     return Text(text.tokens, torch.ones(text.mask.shape, dtype=torch.bool))

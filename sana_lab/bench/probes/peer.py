@@ -13,15 +13,15 @@ from sana_lab.peers import random_init
 from sana_lab.peers.pipeline import Peer
 
 SHORT_STEPS = 2
-"""Steps of the shorter of two runs, whose difference gives the time of a step."""
+"""Steps of the shorter of two runs, whose difference gives the time per step."""
 
 
 @final
 class PeerImage(Probe):
-    """An image by a published pipeline of `sana_lab.peers.configs`.
+    """An image of a published pipeline from `sana_lab.peers.configs`.
 
-    With `measured_steps` = m, runs of 2 and of 2 + m steps are timed in turns, and the time of an image is that of the
-    short run plus, for each further step, the difference of the two divided by m.
+    With `measured_steps` = m, runs of 2 and of 2 + m steps are timed in turns. The time of an image is that of the
+    short run plus, for each further step, the difference between the runs divided by m.
     """
 
     inside = "the pipeline's call: tokenizing, text encoders, all steps with guidance, decoding, 8-bit images"
@@ -30,13 +30,13 @@ class PeerImage(Probe):
         self,
         pipeline: str = "flux_dev",  # name in `sana_lab.peers.configs`, such as sd3_medium
         size: int = 1024,  # pixels a side
-        steps: int | None = None,  # solver steps; None is the number of its model card
-        guidance: float | None = None,  # guidance scale; None is that of its model card
+        steps: int | None = None,  # solver steps; None is the model card's value
+        guidance: float | None = None,  # guidance scale; None is the model card's value
         batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
         dtype: Dtype = "float32",  # of weights and activations
         # extrapolate the time from runs of 2 and of 2 + measured_steps steps; None times all steps
         measured_steps: int | None = None,
-        toy: bool = False,  # small networks of the same kind, for a test
+        toy: bool = False,  # small networks of the same classes, for tests
     ) -> None:
         spec = random_init.config_of(pipeline)
         self.pipeline, self.size, self.batch, self.dtype, self.toy = pipeline, size, batch, dtype, toy

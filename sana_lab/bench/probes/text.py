@@ -32,7 +32,7 @@ class TextProbe(Probe):
         if batch < 1:
             raise SpecError(f"batch is {batch}, expected at least 1")
         weights = {"random_init": True, "dtype": dtype} if spec.get("model") else {}
-        uncached = {"cache": False} if spec.get("name") == "llm" else {}  # every call encodes its prompts anew
+        uncached = {"cache": False} if spec.get("name") == "llm" else {}  # so that every call encodes its prompts
         self.encoder = experiments.resolve("text_encoder", {**spec, **weights, **uncached, "pad_to_max": True})
         self.batch, self.dtype = batch, dtype
 

@@ -1,7 +1,7 @@
 """Interface of self-attention: shared projections; subclasses differ in how they mix q, k and v.
 
-Softmax and linear attention have the same parameters, state-dict keys, heads, biases and norms, so that comparisons are
-of the mixing alone (in the released code the switch also changes head width, bias and norm).
+Softmax and linear attention have the same parameters, state-dict keys, heads, biases and norms; they differ only in the
+mixing of tokens (in the released code the option also changes head width, bias and norm).
 """
 
 from abc import ABC, abstractmethod

@@ -20,7 +20,7 @@ class LinearAttention(Attention):
         head_dim: int = 32,  # width of a head; divides the model's width
         qk_norm: bool = False,  # RMSNorm of q and k over the full width (SANA-1.5)
         eps: float = 1e-8,  # added to the normaliser; above 0
-        # Implementation, which changes no result: auto is the fused Triton kernel on CUDA, plain torch elsewhere.
+        # Implementation; does not change results. auto is the fused Triton kernel on CUDA, plain torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         dim: int,

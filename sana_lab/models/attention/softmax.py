@@ -10,7 +10,7 @@ from sana_lab.models.attention import Attention
 
 @final
 class SoftmaxAttention(Attention):
-    """softmax(q k^T / sqrt(D)) v by PyTorch's fused kernels: products in the input's dtype, sums in float32."""
+    """softmax(q k^T / sqrt(D)) v with PyTorch's fused kernels: products in the input's dtype, sums in float32."""
 
     def __init__(
         self,

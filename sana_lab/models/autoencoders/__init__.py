@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 Normalise = Literal["affine", "scale"]
-"""How latents are normalised per channel: by mean and standard deviation (`affine`), or by root mean square alone
-(`scale`), which the adjacent convolutions can absorb exactly, image borders included (`pretrained.fold_normalisation`).
+"""Per-channel normalisation of latents: mean and standard deviation (`affine`), or root mean square only (`scale`),
+which the adjacent convolutions can absorb exactly, including at image borders (`pretrained.fold_normalisation`).
 """
 
 
 class Autoencoder(nn.Module, ABC):
     """Images (B, 3, H, W) in [-1, 1] <-> latents (B, channels, H / downsample, W / downsample).
 
-    Latents are normalised, (z - shift) * scale per channel, and these numbers are private to the autoencoder: options
-    of a published model, fitted for one that is trained here (`fit_normalisation`).
+    Latents are normalised per channel, (z - shift) * scale. Both are internal to the autoencoder: options of a
+    published model, or fitted after training (`fit_normalisation`).
 
     A subclass calls this constructor with its `channels` and `downsample`, and implements `posterior` and
-    `reconstruct` on raw latents. To support `tile`, both ask `tile_for` whether to process a grid in tiles: the same
-    result in less memory.
+    `reconstruct` on raw latents. To support `tile`, both call `tile_for` and process the grid in tiles of that size:
+    the same result in less memory.
     """
 
     channels: int
@@ -54,7 +54,7 @@ class Autoencoder(nn.Module, ABC):
     def tile_for(self, grid: Sequence[int]) -> int | None:
         """Latents on a side of a tile for a grid (h, w) of latents; None if it is processed whole.
 
-        Training is never tiled: its activations are kept anyway.
+        Training is never tiled, because activations are kept for the backward pass.
         """
         return None if self.tile is None or self.training or max(grid) <= self.tile else self.tile
 
@@ -82,7 +82,8 @@ class Autoencoder(nn.Module, ABC):
     def _buffer(self, name: str, like: Tensor) -> Tensor:
         """`shift` or `scale` as (channels, 1, 1) in float32 or wider.
 
-        Where the buffer is the option rounded to its dtype, the option itself: a float16 model normalises as exactly.
+        If the buffer equals the option rounded to the buffer's dtype, the option is used, so that a float16 model
+        normalises with full precision.
         """
         buffer: Tensor = getattr(self, name)
         option = torch.full_like(buffer, self.normalisation[name], dtype=torch.promote_types(like.dtype, torch.float32))

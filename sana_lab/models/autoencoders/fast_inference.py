@@ -1,4 +1,4 @@
-"""Helpers of autoencoders for fast inference (`backend`), where no gradient is recorded."""
+"""Helpers of autoencoders for fast inference without gradients (option `backend`)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from sana_lab.ops.inference_backend import Fast, uses_fast
 
 
 def channels_last(x: Tensor, backend: Fast, *parameters: Tensor) -> Tensor:
-    """x (B, C, h, w) in channels-last memory if the backend takes the fast form, else unchanged."""
+    """x (B, C, h, w) in channels-last memory if the backend selects the fast form, else unchanged."""
     return x.contiguous(memory_format=torch.channels_last) if uses_fast(backend, x, *parameters) else x
 
 

@@ -1,4 +1,4 @@
-"""Losses of autoencoders beside pixel differences: KL divergence, LPIPS and the adversarial hinge loss.
+"""Losses of autoencoders other than pixel differences: KL divergence, LPIPS and the adversarial hinge loss.
 
 Images are (B, 3, H, W) in [-1, 1].
 """
@@ -35,8 +35,8 @@ Net = Literal["vgg", "alex"]
 class Lpips(nn.Module):
     """Learned perceptual distance LPIPS 0.1 (arXiv 1801.03924), frozen.
 
-    On features of VGG-16 (`vgg`, usual as a training loss) or AlexNet (`alex`, usual in reports). `weights` is
-    torchvision's .pth of that network, never downloaded; the five linear heads are those that torchmetrics ships.
+    Uses features of VGG-16 (`vgg`, common as a training loss) or AlexNet (`alex`, common in reports). `weights` is
+    torchvision's .pth file of that network, never downloaded; the five linear heads ship with torchmetrics.
     """
 
     stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # channels of VGG-16
@@ -63,7 +63,7 @@ class Lpips(nn.Module):
         return torch.stack([head((x - y).square()).mean((1, 2, 3)) for head, x, y in triples]).sum(0)
 
     def identity(self) -> Json:
-        """What distances depend on: network, digest of its weights, version."""
+        """Facts that determine the distances: network, digest of its weights, version."""
         return {"net": self.net, "weights_sha256": sha256(self.path), "version": "0.1"}
 
     def _activations(self, images: Tensor) -> list[Tensor]:
@@ -75,7 +75,7 @@ class Lpips(nn.Module):
         return activations
 
     def _load_features(self, path: Path) -> None:
-        """torchvision numbers the layers of `features` consecutively; here they are grouped in stages."""
+        """Load torchvision's weights, whose `features` layers are numbered consecutively, into the stages."""
         state = torch.load(path, map_location="cpu", weights_only=True)
         layers = [layer for stage in self.features for layer in stage.children()]
         for i, layer in enumerate(layers):

@@ -1,12 +1,12 @@
-"""Published autoencoder configurations by name; the name fixes the shape, and `weights:` says where numbers come from.
+"""Published autoencoder configurations by name: the architecture; the weights are given by `weights:`.
 
 Sources: for DC-AE, the configurations of efficientvit and DC-Gen (`dc_ae.py`) and of diffusers' conversion script; for
 the scales and the KL autoencoders, the models' config.json. Keys, shapes and sizes are tested against diffusers on the
 meta device; the scales were not checked against released files.
 
-`dcae_f16c32`, `dcae_f8c16` and `vae_f16c32` are this lab's own: the SANA paper compares AE-F8C16, F16C32 and F32C32 but
-gives no architecture of the first two and released no weights. They follow the family's rules with fewer stages, and
-have no published scale.
+`dcae_f16c32`, `dcae_f8c16` and `vae_f16c32` are not published: the SANA paper compares AE-F8C16, F16C32 and F32C32 but
+does not give the architecture of the first two or release their weights. These presets follow the same design with
+fewer stages, and have no published scale.
 """
 
 from typing import Any

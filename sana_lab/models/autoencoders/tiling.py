@@ -1,4 +1,4 @@
-"""Local layers applied tile by tile, without seams: each tile is read with every input cell that it depends on.
+"""Seamless tiled evaluation of local layers: each tile is read with all input cells that it depends on.
 
 Legend: B batch, C channels, h x w grid, G groups. A cell is a position of a grid.
 """
@@ -44,7 +44,7 @@ class Tiled:
     """A lazy chain of local layers on `source` (B, C, h, w), computed in tiles of `tile` x `tile` source cells.
 
     Each tile is read with a margin that covers its receptive field, clipped at the image's border, where the layers'
-    own padding is right. Within a chain the grid becomes finer or coarser, not both; `materialised` ends a chain.
+    padding applies. Within a chain the grid becomes finer or coarser, not both; `materialised` ends a chain.
     """
 
     def __init__(self, source: Tensor, tile: int) -> None:

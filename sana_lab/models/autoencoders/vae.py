@@ -175,7 +175,7 @@ class ResBlock(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU of a norm's output, in place where no gradient needs that output."""
+    """SiLU of a norm's output, in place if no gradient needs that output."""
     return F.silu(x, inplace=not (x.requires_grad and torch.is_grad_enabled()))
 
 

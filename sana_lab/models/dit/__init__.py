@@ -13,27 +13,26 @@ Quantize = Literal["none", "int8", "w8a8"]
 
 
 class Dit(nn.Module, ABC):
-    """A diffusion transformer on latents (B, channels, h, w), of whole patches, and text (B, L, text_dim)."""
+    """A diffusion transformer: latents (B, channels, h, w), h and w multiples of the patch, and text (B, L, text_dim)."""
 
     channels: int
     text_dim: int
     patch: int
-    quantized: Quantize = "none"  # how the products of its blocks are stored and computed
-    spec: dict[str, Any]  # what it was built from, resolved
+    quantized: Quantize = "none"  # precision of the weights and matrix products of its blocks
+    spec: dict[str, Any]  # resolved spec that it was built from
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Noisy latents (B, C, h, w) at times t (B,) in [0, 1] (1 is noise) -> velocity (B, C, h, w).
 
-        Times may be on the CPU and latents on a GPU. `guidance` (B,), such as 4.5, is for models that were distilled
-        with it, and for no other.
+        Times may be on the CPU and latents on a GPU. `guidance` (B,), such as 4.5, is required by guidance-distilled
+        models and None for all others.
         """
 
     def prepare(self, text: Text, times: Tensor | None = None, masked: bool = True) -> "SamplingDit":
-        """The denoiser of one batch of captions, with what the steps share computed once.
+        """Denoiser of one batch of captions, with everything that is constant across steps precomputed.
 
-        `times` (M,) are those that sampling will visit, as far as they are known. `masked=False` promises that
-        `text.mask` is True everywhere.
+        `times` (M,) are the sampling times known in advance. `masked=False` asserts that `text.mask` is all True.
         """
         return TextDit(self, text)
 
@@ -41,9 +40,9 @@ class Dit(nn.Module, ABC):
 class SamplingDit(ABC):
     """A denoiser and a batch of captions: (x, t) -> velocity, in the dtype of x.
 
-    It owns what is kept between sampling steps. A step has two parts, so that the second can be recorded as a CUDA
-    graph: `step_inputs` of the times, and `step`, which reads the latents, these inputs, the kept `tensors` and the
-    weights, and nothing else.
+    It owns the state kept between sampling steps. A step has two parts, so that the second can be captured in a CUDA
+    graph: `step_inputs` of the times, and `step`, which reads only the latents, these inputs, the kept `tensors` and
+    the weights.
     """
 
     dit: Dit
@@ -53,7 +52,7 @@ class SamplingDit(ABC):
 
     @abstractmethod
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
-        """What a step reads of its times (B,), on the network's device."""
+        """Inputs of a step that depend on its times (B,), on the network's device."""
 
     @abstractmethod
     def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
@@ -71,23 +70,23 @@ class SamplingDit(ABC):
 
     @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same with a function applied to each of `tensors`."""
+        """Copy with a function applied to each of `tensors`."""
 
     @abstractmethod
     def padded(self, length: int) -> Self:
-        """The same with captions right-padded to `length` tokens."""
+        """Copy with captions right-padded to `length` tokens."""
 
     @abstractmethod
     def beside(self, other: Self) -> Self:
-        """One batch: the other's captions (one for all, or as many) after these."""
+        """Concatenate the other's captions (one for all rows, or as many) after these in one batch."""
 
     def repeat(self, copies: int) -> Self:
-        """Each caption so many times in succession."""
+        """Copy with each caption repeated `copies` times in succession."""
         return self.map(lambda x: x.repeat_interleave(copies, 0))
 
 
 class TextDit(SamplingDit):
-    """The network with its text, for a `Dit` that computes everything anew in each step."""
+    """`SamplingDit` of a `Dit` without precomputation: the network and its text."""
 
     def __init__(self, dit: Dit, text: Text) -> None:
         self.dit, self.text = dit, text

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = bool | Literal["selective"]
-"""False keeps all activations, True the blocks' inputs alone. `selective` also keeps the results of matrix products and
-of attention, and recomputes what is large and cheap: norms, modulation, gates, Mix-FFN's 3x3 and activations."""
+"""False keeps all activations, True only the blocks' inputs. `selective` also keeps the results of matrix products and
+attention, and recomputes large, cheap operations: norms, modulation, gates, Mix-FFN's 3x3 and activations."""
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear")
 

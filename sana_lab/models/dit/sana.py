@@ -46,7 +46,7 @@ class Block(nn.Module):
         self.ffn = build("ffn", ffn, dim=dim)
 
     def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
-        """Tokens (B, h, w, C), AdaLN vectors (B, 6, C), and the caption's part of `CrossAttention.forward`."""
+        """Tokens (B, h, w, C), AdaLN vectors (B, 6, C), and the caption arguments of `CrossAttention.forward`."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
         mixed = self.attention(modulate(x, shift_a, scale_a, backend=self.backend))
         x = add(x, mixed, gate_a, backend=self.backend)
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The last norm, modulated by the time embedding itself, and the projection to latent patches."""
+    """Final norm, modulated by the time embedding, and projection to latent patches."""
 
     def __init__(self, dim: int, out: int, backend: Backend = "auto") -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Head(nn.Module):
 
 @final
 class Sana(Dit):
-    """The paper's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B."""
+    """SANA's DiT; the defaults are SANA-0.6B. `dim` 2240, `depth` 20, `cross_heads` 20 is SANA-1.6B."""
 
     def __init__(
         self,
@@ -80,21 +80,21 @@ class Sana(Dit):
         patch: int = 1,  # side of a patch, in cells of the latent grid
         attention: Annotated[Spec, "attention"] = "linear",  # self-attention of each block
         ffn: Annotated[Spec, "ffn"] = "mix",  # feed-forward layer of each block
-        cross_heads: int = 16,  # heads of the attention to the caption
+        cross_heads: int = 16,  # heads of cross-attention
         cross_norm: bool = False,  # RMSNorm of q and k in cross-attention (SANA-1.5)
         caption_scale: float = 0.01,  # initial weight of the caption's RMSNorm
         position: Literal["none", "sincos"] = "none",  # position embedding of patches; sincos in the 2K and 4K models
         base: int = 32,  # tokens a side that the position embedding is defined for
         interpolation: float = 1.0,  # divides positions; 2 in the 4K model
-        # Activations kept for the backward pass: false is all, true the blocks' inputs, selective also products.
+        # Activations kept for the backward pass: false all, true the blocks' inputs, selective also matrix products.
         checkpointing: Annotated[Checkpointing, RUNTIME] = False,
         cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,  # 1e-6 in NVlabs' code, 1e-5 in diffusers'
-        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,  # the network reads this times t; 1 in SANA-Sprint
-        # Scale of the guidance input of models distilled with guidance (0.1 in SANA-Sprint); None has no such input.
+        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,  # factor on t before embedding; 1 in SANA-Sprint
+        # Scale of the guidance input of guidance-distilled models (0.1 in SANA-Sprint); None has no guidance input.
         guidance: Annotated[float | None, AsBefore(None)] = None,
-        # Zero the last layer at initialisation, as DiT (arXiv 2212.09748) and not as the paper's code does.
+        # Zero the last layer at initialisation, as in DiT (arXiv 2212.09748) but not in SANA's released code.
         zero_head: Annotated[bool, AsBefore(False)] = False,
-        # Kernels of norms, modulation and gates, which change no result: auto is Triton on CUDA, torch elsewhere.
+        # Kernels of norms, modulation and gates; do not change results. auto is Triton on CUDA, torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
         channels: int,
@@ -131,7 +131,7 @@ class Sana(Dit):
                     nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
-        """The paper's figure of the DiT: embed patches, time and caption; run the blocks; project to the velocity."""
+        """Embed patches, time and caption, run the blocks, project to the velocity (SANA, figure of the DiT)."""
         time, six = self.modulation(t, guidance)  # (B, C) and (B, 6, C): AdaLN-single, shared by all blocks
         caption = self.caption_embed(text.tokens)  # (B, L, C)
         x = self.embed(x)  # (B, h, w, C)
@@ -141,7 +141,7 @@ class Sana(Dit):
         return unpatch(self.head(x, time), self.patch)  # (B, channels, h p, w p)
 
     def modulation(self, t: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The time embedding (B, C) of times (B,), and the six AdaLN vectors (B, 6, C) that blocks add a table to."""
+        """Time embedding (B, C) of times (B,), and six AdaLN vectors (B, 6, C), to which each block adds its table."""
         time = self.embed_time(to_device(t, self.head.table.device), guidance)
         return time, self.time_block(time).unflatten(-1, (6, -1))
 
@@ -169,5 +169,5 @@ class Sana(Dit):
         return x
 
     def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
-        """A block, with activation checkpointing where training has it."""
+        """Run a block, with activation checkpointing in training."""
         return run(block, self.training and self.checkpointing, *arguments)

@@ -1,4 +1,4 @@
-"""SANA's denoiser for sampling: what no step changes is computed once."""
+"""SANA's denoiser for sampling, with captions and known times precomputed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +13,18 @@ from sana_lab.models.layers import unpatch
 from sana_lab.types import Text
 
 MAX_TIMES = 128
-"""Times whose modulation is kept, 100 MB of SANA-0.6B in float32; that of later times is computed in their steps."""
+"""Most times with precomputed modulation (100 MB for SANA-0.6B in float32); later times are computed in their steps."""
 
 
 class Schedule(NamedTuple):
-    """The modulation of M times that are known before sampling begins."""
+    """Modulation of M times known before sampling begins."""
 
     rows: Mapping[float, int]  # time -> row
     blocks: Tensor  # (M, depth, 1, 6, C): shift, scale, gate of attention, then of the feed-forward
-    head: Tensor  # (M, 1, C): the time's embedding
+    head: Tensor  # (M, 1, C): time embedding
 
     def at(self, t: Tensor) -> list[Tensor] | None:
-        """(depth, 1, 6, C) and (1, C) of times (B,) on the CPU that are all the same known one, else None."""
+        """(depth, 1, 6, C) and (1, C) if all times (B,), on the CPU, are the same known time; else None."""
         if t.device.type != "cpu" or bool((t != t[0]).any()):
             return None
         row = self.rows.get(t[0].item())
@@ -35,19 +35,19 @@ class Schedule(NamedTuple):
 class SamplingSana(SamplingDit):
     """`Sana` with the cross-attention keys and values of captions and the AdaLN modulation of known times.
 
-    `constants` are for more rows of the batch, after those of `keys`, whose captions have one token: softmax over one
-    key is 1, so that cross-attention adds the same vector to every image token.
+    `constants` belong to further rows of the batch, after those of `keys`, whose captions have one token: softmax over
+    one key is 1, so that cross-attention adds the same vector to every image token.
     """
 
     dit: Any  # Sana
     keys: list[Tensor]  # per block (B, heads, L, D)
     values: list[Tensor]  # per block (B, heads, L, D)
-    mask: Tensor | None  # (B, L) bool; None where every token counts
+    mask: Tensor | None  # (B, L) bool; None if every token is valid
     schedule: Schedule | None = None
     constants: list[Tensor] | None = None  # per block (B', C)
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
-        """Modulation (depth, B, 6, C) and time embedding (B, C); with a known time for all, one row instead of B."""
+        """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all have the same known time."""
         scheduled = None if self.schedule is None else self.schedule.at(t)
         return modulation(self.dit, t) if scheduled is None else scheduled
 
@@ -84,7 +84,7 @@ class SamplingSana(SamplingDit):
         return replace(self, keys=keys, values=values, mask=self._padded_mask(length))
 
     def beside(self, other: "SamplingSana") -> "SamplingSana":
-        """One batch: the other's captions (one for all, or as many) after these; of one token each, as constants."""
+        """Concatenate the other's captions (one for all rows, or as many); one-token captions become constants."""
         rows, length = len(self.keys[0]), max(self.length, other.length)
         if other.mask is None and other.length == 1:
             constants = [b.cross.constant(v) for b, v in zip(self.dit.blocks, other.values, strict=True)]
@@ -103,7 +103,7 @@ class SamplingSana(SamplingDit):
 
 
 def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool) -> SamplingSana:
-    """`Sana.prepare`: captions are projected once, and known times embedded in one call."""
+    """Implementation of `Sana.prepare`: project captions once and embed known times in one call."""
     caption = dit.caption_embed(text.tokens)
     keys, values = zip(*(block.cross.keys_values(caption) for block in dit.blocks), strict=True)
     modulations = None if times is None else schedule(dit, times)
@@ -111,7 +111,7 @@ def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool) -> Samplin
 
 
 def schedule(dit: Any, times: Tensor) -> Schedule:
-    """The modulation of the first distinct times of (M,)."""
+    """Modulation of the first distinct times of (M,), at most the limit above."""
     distinct = [*dict.fromkeys(times.tolist())][:MAX_TIMES]
     six, time = modulation(dit, times.new_tensor(distinct))
     return Schedule({t: i for i, t in enumerate(distinct)}, six.transpose(0, 1)[:, :, None], time[:, None])

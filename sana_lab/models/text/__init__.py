@@ -15,7 +15,7 @@ from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
 Null = Literal["diffusers", "nvlabs"]
-"""Attention mask of the unconditional half of guidance; both encode the negative prompt, or "", without instruction.
+"""Attention mask of the unconditional half of guidance; both encode the negative prompt ("") without instruction.
 
 `diffusers` uses the negative prompt's own mask: one token for "". `nvlabs` uses the prompt's mask, in training and in
 sampling, so that cross-attention sees as many positions as the prompt has, padding features included.
@@ -32,8 +32,8 @@ class TextEncoder(nn.Module, ABC):
     """Prompts -> Text(tokens (B, L, D), mask (B, L) bool, True at real tokens).
 
     A subclass implements `forward` and sets in its constructor: `dim` (D), `max_tokens` (the largest L), `pretrained`
-    where its weights come from elsewhere, and `null` where it offers the choice. It overrides `without_instruction` if
-    it puts an instruction before prompts or offers `null` "nvlabs", and `clear_cache` if it caches features. The null
+    if its weights are pretrained, and `null` if it supports both conventions. It overrides `without_instruction` if it
+    prepends an instruction to prompts or supports `null` "nvlabs", and `clear_cache` if it caches features. The null
     condition is the encoding of "".
     """
 
@@ -48,14 +48,14 @@ class TextEncoder(nn.Module, ABC):
         """Features of each prompt, right-padded to the longest of the batch; L is at most `max_tokens`."""
 
     def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
-        """Features of the prompts alone, right-padded to at least `length` tokens, padding features included."""
+        """Features of prompts without instruction, right-padded to at least `length` tokens, with padding features."""
         return self(prompts)
 
     def clear_cache(self) -> None:
-        """Forget the features of prompts, so that the next call encodes them again and can be timed."""
+        """Discard cached features of prompts, so that the next call encodes them again (for timing)."""
 
     def negative(self, negatives: Sequence[str], text: Text) -> Text:
-        """Condition of the unconditional half of guidance for `text`: one negative prompt for all rows, or one each.
+        """Features of the unconditional half of guidance for `text`: one negative prompt for all rows, or one per row.
 
         Tokens (1 or B, L', D); the mask follows the convention `null`.
         """

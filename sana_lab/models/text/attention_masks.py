@@ -1,8 +1,7 @@
 """Attention masks for transformers networks, built without a device synchronisation.
 
-Given a token mask (B, L), transformers checks whether every token is real; on a GPU the host waits for that answer at
-each batch. The masks that transformers would build (`masking_utils.py`) are built here instead, from the copy of the
-mask that is still on the host.
+Given a token mask (B, L), transformers checks whether every token is valid, which on a GPU synchronises the host with
+the device at each batch. The same masks (`masking_utils.py`) are built here from the mask's copy on the host.
 """
 
 from typing import Any
@@ -18,11 +17,11 @@ BIDIRECTIONAL_MODELS = ("t5",)
 
 
 def attention_mask(network: Any, mask: Tensor, device_mask: Tensor, prefix: int = 0) -> Tensor | None:
-    """The `attention_mask` argument of `network`, or None where it needs none.
+    """The `attention_mask` argument of `network`, or None if it needs none.
 
     `mask` (B, L) bool is on the CPU and `device_mask` is its copy on the network's device. `prefix` real tokens, whose
     keys and values are cached, precede the L tokens. Returns (B, 1, L, prefix + L), bool for SDPA and additive for
-    eager attention; for other networks the token mask (B, prefix + L), of which transformers makes its own.
+    eager attention; for other networks the token mask (B, prefix + L), from which transformers builds its own.
     """
     tokens = torch.cat([device_mask.new_ones(len(device_mask), prefix), device_mask], 1) if prefix else device_mask
     if not _supported(network.config, tokens.shape[1]):

@@ -1,4 +1,4 @@
-"""Published configurations of the text encoders that presets name: experiments are checked and counted offline.
+"""Published configurations of the presets' text encoders, for checking and counting experiments offline.
 
 Each holds the entries of the model's config.json that differ from the defaults of its transformers class. Weights and
 tokenizers are fetched when prompts are encoded. Parameter counts agree with the SANA paper, Table 13.

@@ -45,16 +45,16 @@ class Llm(TextEncoder):
         max_tokens: int = 300,  # features kept per prompt, BOS included; at least 2, longer prompts are truncated
         # text before each prompt: sana_lab, released (of SanaPipeline), file:PATH or the text itself; null for none
         instruction: str | None = None,
-        dtype: Dtype = "auto",  # of weights and features; auto: as stored, float32 for the tiny Gemma
-        width: int = 64,  # of the tiny Gemma: channels, a multiple of 2 x `heads`
-        layers: int = 2,  # of the tiny Gemma: transformer blocks
-        heads: int = 2,  # of the tiny Gemma: attention heads
+        dtype: Dtype = "auto",  # dtype of weights and features; auto: as stored, float32 for the tiny Gemma
+        width: int = 64,  # channels of the tiny Gemma, a multiple of 2 x `heads`
+        layers: int = 2,  # transformer blocks of the tiny Gemma
+        heads: int = 2,  # attention heads of the tiny Gemma
         pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
         # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
         # lower-case and strip prompts, as diffusers does and NVlabs does not
         lowercase: Annotated[bool, AsBefore(False)] = False,
-        # which of the model's weight files to read, such as fp16; null takes the default or the only one
+        # variant of the model's weight files, such as fp16; null is the default or the only one
         variant: Annotated[str | None, AsBefore(None)] = None,
         # random weights in the published configuration of `model`, offline tokenizer: for measuring speed
         random_init: Annotated[bool, AsBefore(False)] = False,
@@ -97,7 +97,7 @@ class Llm(TextEncoder):
         return self._encode(self._checked(prompts), 1, length)
 
     def clear_cache(self) -> None:
-        """Forget the features of prompts; those of the instruction and of texts without it stay."""
+        """Discard cached features of prompts; those of the instruction and of texts without it are kept."""
         if self.cache is not None:
             self.cache.clear("prompt")
 
@@ -173,11 +173,11 @@ def _pretrained(model: str, dtype: Dtype, variant: str | None, random_init: bool
         kind = config.model_type
         raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
     network = load_network(AutoModel, model, dtype, variant, random_init)
-    return network.get_decoder()  # of a multimodal model, the language model alone
+    return network.get_decoder()  # of a multimodal model, only the language model
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
-    """Gemma at toy size: trained from scratch, the fastest learner of Gemma, Gemma 2, Llama and Qwen 3."""
+    """Tiny Gemma: trained from scratch, it learns fastest of Gemma, Gemma 2, Llama and Qwen 3."""
     if width % (2 * heads):
         raise SpecError(f"width {width} is not a multiple of 2 x heads {heads}: rotary embeddings rotate pairs")
     config = GemmaConfig(

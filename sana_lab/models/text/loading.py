@@ -41,7 +41,7 @@ def read_config(model: str, random_init: bool = False) -> PreTrainedConfig:
 
 
 def _is_offline(model: str, random_init: bool) -> bool:
-    """Whether a published configuration suffices, so that no file is read. SpecError where `random_init` lacks one."""
+    """Whether to use the published configuration without reading files. SpecError if `random_init` has none."""
     if random_init and model not in CONFIGS:
         raise SpecError(
             f"the configuration of {model!r} is not listed, so random_init cannot build it; {nearest(model, CONFIGS)}"
@@ -53,9 +53,9 @@ def _is_offline(model: str, random_init: bool) -> bool:
 def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None, random_init: bool = False) -> Any:
     """A network in evaluation mode, loaded by the transformers class `auto`; without weights on the meta device.
 
-    `variant` chooses among weight files, such as fp16; None takes the default file, or the only one there is.
-    `random_init` reads no files and needs a listed configuration. SpecError also where the files lack weights, which
-    transformers would initialise at random.
+    `variant` selects among weight files, such as fp16; None selects the default or the only file. `random_init` reads
+    no files and needs a listed configuration. SpecError if the files lack weights, which transformers would initialise
+    at random.
     """
     if random_init:
         torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
@@ -73,9 +73,9 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
 
 
 def load_tokenizer(model: str, random_init: bool = False) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder or hub id, truncating on the right. SpecError where its vocabulary is missing.
+    """The tokenizer of a folder or hub id, truncating on the right. SpecError if its vocabulary is missing.
 
-    Where the network has no or random weights and a listed configuration, it is the offline tokenizer.
+    For a listed configuration with random or no weights, it is the offline tokenizer.
     """
     if _is_offline(model, random_init):
         return offline_tokenizer(start=True)
@@ -85,14 +85,14 @@ def load_tokenizer(model: str, random_init: bool = False) -> PreTrainedTokenizer
     with _quiet():
         tokenizer = _fetch(AutoTokenizer, place)
     red, blue = tokenizer(["red", "blue"])["input_ids"]
-    if red == blue:  # where its files are missing, transformers silently builds an empty one
+    if red == blue:  # with missing files, transformers silently builds an empty vocabulary
         raise SpecError(f"the tokenizer of {place!r} has no vocabulary; expected a tokenizer.json beside its settings")
     tokenizer.truncation_side = "right"
     return tokenizer
 
 
 def _locations(model: str) -> tuple[str, str]:
-    """Where network and tokenizer are: one folder, two folders of a diffusers pipeline, or a hub id."""
+    """Locations of network and tokenizer: one folder, two folders of a diffusers pipeline, or a hub id."""
     folder = Path(model).expanduser()
     if (folder / "text_encoder").is_dir():
         return str(folder / "text_encoder"), str(folder / "tokenizer")
@@ -105,9 +105,9 @@ def _locations(model: str) -> tuple[str, str]:
 
 
 def _fetch(part: Any, place: str, **options: Any) -> Any:
-    """`from_pretrained` on local files, then from the hub if it answers in time, so that nothing hangs offline.
+    """`from_pretrained` on local files, then on the hub with a timeout, so that nothing hangs offline.
 
-    Code that a folder brings is never run.
+    Code contained in a folder is never run (`trust_remote_code` is False).
     """
     options = {**options, "trust_remote_code": False}
     try:
@@ -121,7 +121,7 @@ def _fetch(part: Any, place: str, **options: Any) -> Any:
     try:
         HfApi().model_info(place, timeout=_HUB_TIMEOUT)
         return part.from_pretrained(place, **options)
-    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+    except Exception as error:  # the hub's client does not wrap errors of its HTTP library
         raise SpecError(
             f"text model {place!r} is neither a folder here nor in the local Hugging Face cache, and the hub says: "
             f"{_first_line(error)}; get it with `hf download {place}` (where it is gated: accept its licence and "
@@ -137,7 +137,7 @@ def _sole_variant(folder: Path) -> str | None:
 
 
 def _check_complete(folder: Path) -> None:
-    """SpecError where a weight file is truncated."""
+    """SpecError if a weight file is truncated."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             safe_open(path, "pt").__enter__().__exit__(None, None, None)

@@ -20,7 +20,7 @@ from sana_lab.ops.transfer import to_device
 TokenIds = tuple[int, ...]
 
 Table = Literal["prompt", "plain", "padded"]
-"""Prompts after the instruction; texts without it; texts without it, with features of padding (`null: nvlabs`)."""
+"""Prompts after the instruction; texts without instruction; the latter with features of padding (`null: nvlabs`)."""
 
 CAPACITY: dict[Table, int] = {"prompt": 64, "plain": 8, "padded": 8}
 """Texts per table. Features of Gemma 2 2B in bfloat16 at 300 tokens take 1.4 MB a text."""
@@ -37,7 +37,7 @@ class FeatureCache:
         self.clear()
 
     def clear(self, *tables: Table) -> None:
-        """Empty these tables; without arguments, everything."""
+        """Empty the given tables, or everything if none is given."""
         if tables:
             self.features.update({table: {} for table in tables})
             return
@@ -49,9 +49,9 @@ class FeatureCache:
         return type(self), ()
 
     def validate(self, network: nn.Module) -> bool:
-        """Whether outputs of `network` may be cached: it is frozen and its tensors count their changes.
+        """Whether outputs of `network` may be cached: it is frozen and its tensors have version counters.
 
-        Clears the cache unless the weights are those of the last call.
+        Clears the cache if the weights changed since the last call.
         """
         weights = WeightsVersion.of(network) if frozen(network) else None
         if self.weights is None or weights is None or not self.weights.matches(weights):
@@ -62,7 +62,7 @@ class FeatureCache:
     def lookup(
         self, table: Table, rows: Sequence[TokenIds], encode: Callable[[list[TokenIds]], Iterable[Tensor]]
     ) -> list[Tensor]:
-        """Features of each row; `encode` computes those that are missing, each once."""
+        """Features of each row; `encode` computes missing ones, each distinct row once."""
         cached = self.features[table]
         missing = [*dict.fromkeys(row for row in rows if row not in cached)]
         cached.update(zip(missing, encode(missing) if missing else (), strict=True))
@@ -83,7 +83,7 @@ class FeatureCache:
 
 
 class Prefix(NamedTuple):
-    """A causal decoder's keys and values of tokens that precede others; later tokens do not change them."""
+    """A causal decoder's keys and values of a prefix, which later tokens do not change."""
 
     ids: TokenIds
     layers: list[tuple[Tensor, Tensor]]  # keys and values, each (1, heads, n, head width)
@@ -98,12 +98,12 @@ class Prefix(NamedTuple):
         return cls(ids, [(layer.keys, layer.values) for layer in layers], hidden[:, :1].clone())
 
     def shared_length(self, row: TokenIds) -> int:
-        """Number of leading tokens in common with a row, its last token excluded: tokens may merge at the border."""
+        """Length of the common prefix with a row, its last token excluded because tokens may merge at the border."""
         pairs = zip(self.ids, row[:-1], strict=False)
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.ids), len(row) - 1))
 
     def encode_suffixes(self, network: Any, rows: Sequence[TokenIds], fill: int) -> tuple[int, Tensor]:
-        """n, the prefix length that all rows share, and features (B, S, D) of each row's tokens after it."""
+        """(n, features (B, S, D)): the prefix length shared by all rows, and features of each row's tokens after it."""
         n = min(self.shared_length(row) for row in rows)
         ids, mask = pad_rows([row[n:] for row in rows], fill)
         ids, device_mask = to_device(ids, network.device), to_device(mask, network.device)
@@ -140,7 +140,7 @@ class WeightsVersion(NamedTuple):
 
     @classmethod
     def of(cls, network: nn.Module) -> "WeightsVersion | None":
-        """None where tensors do not count their changes (inference mode) or have no address (quantised)."""
+        """None if tensors have no version counter (inference mode) or no address (quantised)."""
         try:
             tensors = [(weakref.ref(t), t._version, t.data_ptr()) for t in _tensors(network)]
         except RuntimeError:
@@ -149,7 +149,7 @@ class WeightsVersion(NamedTuple):
         return cls(tensors, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
 
     def matches(self, other: "WeightsVersion") -> bool:
-        """The same tensors, unchanged in between."""
+        """Whether the tensors are the same and unchanged."""
         same = len(self.tensors) == len(other.tensors) and self.autocast == other.autocast
         pairs = zip(self.tensors, other.tensors, strict=False)
         return same and all(a[0]() is b[0]() and a[1:] == b[1:] for a, b in pairs)
@@ -162,7 +162,7 @@ def frozen(network: nn.Module) -> bool:
 
 
 def causal(config: Any) -> bool:
-    """Whether every layer attends to earlier tokens alone and has its own keys and values."""
+    """Whether every layer attends only to earlier tokens and has its own keys and values."""
     kinds = set(getattr(config, "layer_types", None) or CAUSAL_LAYERS)
     bidirectional = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_causal", True)
     return kinds <= CAUSAL_LAYERS and not bidirectional and not getattr(config, "num_kv_shared_layers", 0)

@@ -33,10 +33,10 @@ class T5(TextEncoder):
         self,
         model: str | None = None,  # folder or hub id of a T5, mT5 or UMT5; null builds a tiny T5 to train
         max_tokens: int = 300,  # tokens read per prompt, EOS included; at least 2, longer prompts are truncated
-        dtype: Dtype = "auto",  # of weights and features; auto: as stored, float32 for the tiny T5
-        width: int = 64,  # of the tiny T5: channels, a multiple of `heads`
-        layers: int = 2,  # of the tiny T5: transformer blocks
-        heads: int = 2,  # of the tiny T5: attention heads
+        dtype: Dtype = "auto",  # dtype of weights and features; auto: as stored, float32 for the tiny T5
+        width: int = 64,  # channels of the tiny T5, a multiple of `heads`
+        layers: int = 2,  # transformer blocks of the tiny T5
+        heads: int = 2,  # attention heads of the tiny T5
         pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
         # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",
@@ -77,11 +77,11 @@ def _pretrained(model: str, dtype: Dtype, random_init: bool) -> Any:
         expected = ", ".join(T5_FAMILY)
         raise SpecError(f"{model!r} holds a {kind} model, expected {expected}; did you mean text_encoder 'llm'?")
     network = load_network(AutoModelForTextEncoding, model, dtype, random_init=random_init)
-    return network.encoder  # which has its embedding under one name
+    return network.encoder  # its state dict has the embedding under one name
 
 
 def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) -> Any:
-    """T5 1.1 at toy size, without dropout."""
+    """Tiny T5 1.1 without dropout."""
     if width % heads:
         raise SpecError(f"width {width} is not a multiple of heads {heads}")
     config = T5Config(
@@ -96,5 +96,5 @@ def _tiny(width: int, layers: int, heads: int, vocabulary: int, dtype: Dtype) ->
     )
     encoder: Any = T5EncoderModel(config).encoder
     bias = encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-    nn.init.normal_(bias.weight)  # T5's own 1/sqrt(width) leaves attention near uniform for hundreds of steps
+    nn.init.normal_(bias.weight)  # T5's 1/sqrt(width) leaves attention near uniform for hundreds of steps
     return encoder.to(tiny_dtype(dtype))

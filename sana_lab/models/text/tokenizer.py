@@ -1,7 +1,7 @@
 """The offline tokenizer of the tiny text encoders, checks of prompts, and padding of token ids.
 
-The vocabulary is fixed here rather than trained, so it is identical on every machine and library version: three
-special tokens, 256 bytes, whole words, and fragments that shorten the spelling of unlisted words.
+The vocabulary is fixed rather than trained, so it is identical on every machine and library version: three special
+tokens, 256 bytes, whole words, and letter groups that shorten the encoding of unlisted words.
 
 Legend: B texts, L tokens.
 """
@@ -21,7 +21,7 @@ between one two three four five six seven eight nine ten red orange yellow green
 gray grey circle circles square squares triangle triangles cross crosses star stars diamond diamonds ring rings plus
 rectangle rectangles hexagon hexagons shape shapes object objects background color colored colour coloured
 """
-"""Words of the embedded data set of shapes, and close relatives."""
+"""Words of the embedded data set of shapes and related words."""
 
 COMMON = """
 at as by for from it its that this these those his her their our your my he she they we you who which what where while
@@ -69,9 +69,9 @@ def vocabulary() -> list[str]:
 
 
 def offline_tokenizer(*, start: bool) -> PreTrainedTokenizerFast:
-    """A lower-casing byte-level tokenizer: listed words are one token, others are spelled without loss.
+    """A lower-casing byte-level tokenizer: listed words are one token, others are encoded losslessly in several.
 
-    `start` puts BOS before a prompt, as decoder-only models expect; otherwise EOS follows it, as in T5.
+    `start` prepends BOS to a prompt, as for decoder-only models; otherwise EOS is appended, as in T5.
     """
     ids = {token: i for i, token in enumerate(vocabulary())}
     core = Tokenizer(models.BPE(ids, [(f[:-1], f[-1]) for f in FRAGMENTS.split()], ignore_merges=True))
@@ -117,7 +117,7 @@ def count_truncated(
 def pad_rows(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple[Tensor, Tensor]:
     """Token ids (B, L), right-padded to the longest row and at least to `length`, and their mask (B, L) bool.
 
-    The first position counts as real even in an empty row, so that attention always has a token.
+    The first position is valid even in an empty row, so that attention always has a token.
     """
     lengths = torch.tensor([max(1, len(row)) for row in rows])
     length = max(length, int(lengths.max()))
@@ -126,6 +126,6 @@ def pad_rows(rows: Sequence[Sequence[int]], fill: int, length: int = 0) -> tuple
 
 
 def padding_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The id to pad with: PAD, or EOS where a decoder-only model has no PAD; padding is masked, so any id would do."""
+    """Padding id: PAD, or EOS if a decoder-only model has no PAD; padding is masked, so its value does not matter."""
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((i for i in candidates if i is not None), 0)
