@@ -13,7 +13,7 @@ Quantize = Literal["none", "int8", "w8a8"]
 
 
 class Dit(nn.Module, ABC):
-    """A diffusion transformer: latents (B, channels, h, w), h and w multiples of the patch, and text (B, L, text_dim)."""
+    """A diffusion transformer on latents (B, channels, h, w), sides multiples of `patch`, and text (B, L, text_dim)."""
 
     channels: int
     text_dim: int

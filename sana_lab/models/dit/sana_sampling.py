@@ -47,7 +47,7 @@ class SamplingSana(SamplingDit):
     constants: list[Tensor] | None = None  # per block (B', C)
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
-        """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all have the same known time."""
+        """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all share a known time."""
         scheduled = None if self.schedule is None else self.schedule.at(t)
         return modulation(self.dit, t) if scheduled is None else scheduled
 
