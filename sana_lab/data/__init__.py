@@ -49,6 +49,9 @@ class DataModule(L.LightningDataModule, ABC):
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """The batch of these items. IndexError beyond the end."""
 
+    def check(self) -> None:
+        """Warn of files that are left out, before any work. ValueError where none can be used."""
+
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
         """The items with these indices, each on its `draw`-th turn."""
         return self.batch_of([(i, draw) for i in indices], split)

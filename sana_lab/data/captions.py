@@ -1,19 +1,20 @@
-"""The images of a folder with their captions: from a manifest (.jsonl, .csv) or from .txt files beside them."""
+"""The images of a folder with their captions: from a manifest (.jsonl, .csv, .tsv) or from .txt files beside them."""
 
-import contextlib
-import csv
 import difflib
-import json
-import os
-from collections.abc import Iterable, Iterator
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab.data.images import SUFFIXES
+from sana_lab.config import text_files
+from sana_lab.data import caption_lists, tables
+from sana_lab.data.files import Files, is_picture_name
 
-FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path")
+FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path", "filepath", "file_path")
 TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")
-MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest") for suffix in (".jsonl", ".csv"))
+TABLES = (".jsonl", ".csv", ".tsv")
+MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest") for suffix in TABLES)
 
 
 class Entry(NamedTuple):
@@ -23,167 +24,205 @@ class Entry(NamedTuple):
     captions: tuple[str, ...]
 
 
+class Contents(NamedTuple):
+    """What a folder holds."""
+
+    entries: list[Entry]  # sorted by name
+    skipped: dict[str, str]  # image that is left out -> reason
+    dropped: list[str]  # captions that are left out, as FILE:LINE and reason
+
+
+class _Caption(NamedTuple):
+    """A caption and where it is written."""
+
+    text: str
+    where: str  # FILE:LINE
+
+
 def entries(root: Path, manifest: str | None = None, default: str | None = None) -> list[Entry]:
-    """The images of a folder with their captions, sorted by name.
+    """The entries of `contents`, with a warning that names and counts what is left out."""
+    listed = contents(root, manifest, default)
+    report(listed)
+    return listed.entries
+
+
+def contents(root: Path, manifest: str | None = None, default: str | None = None) -> Contents:
+    """The images of a folder with their captions.
 
     A manifest (the given one, or one of MANIFESTS in the root) lists the images; without one, all below the root count,
-    and each line of `a.txt` is a caption of `a.jpg`. `default` is the caption of images without one. ValueError for no
-    folder, no image, a manifest that is absent or broken or names absent files, or a missing caption.
+    and each line of `a.txt` is a caption of `a.jpg`. `default` is the caption of images without one. A caption that is
+    no Unicode is left out, and so is an image that has no other. ValueError for no folder, no image, a manifest that is
+    absent or broken or names absent files, or a missing caption.
     """
     if not root.is_dir():
         raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
-    table = _manifest(root, manifest)
-    captions = _text_files(root) if table is None else _listed(root, table)
-    bare = [name for name, texts in captions.items() if not texts]
+    files, table = Files(root), _manifest(root, manifest)
+    captions = _text_files(files) if table is None else _listed(files, table)
+    broken = {name: _broken(several) for name, several in captions.items()}
+    texts = {name: _clean(c.text for c in several) for name, several in captions.items()}
+    skipped = files.skipped | {name: b[0] for name, b in broken.items() if b and not texts[name]}
+    bare = [name for name in captions if not texts[name] and name not in skipped]
     if bare and default is None:
-        raise ValueError(_no_caption(root, bare, len(captions), table))
-    return [Entry(name, tuple(texts) or (default or "",)) for name, texts in sorted(captions.items())]
+        raise ValueError(_no_caption(files, bare, len(captions), table))
+    kept = [Entry(name, tuple(texts[name]) or (default or "",)) for name in sorted(captions) if name not in skipped]
+    return Contents(kept, skipped, [line for b in broken.values() for line in b])
 
 
-def pictures(root: Path) -> list[str]:
-    """Names of all images below the root, by suffix, sorted; without hidden files and folders."""
-    names = []
-    for folder, below, files in os.walk(root):
-        below[:] = [b for b in below if not b.startswith(".")]
-        names += [Path(folder, f).relative_to(root).as_posix() for f in files if _is_picture(f)]
-    return sorted(names)
+def report(contents: Contents) -> None:
+    """Warn of what is left out, by name and number."""
+    total = len(contents.entries) + len(contents.skipped)
+    if contents.skipped:
+        message = f"data 'folder': skipped {len(contents.skipped)} of {total} files: {listing(contents.skipped)}"
+        warnings.warn(message, stacklevel=2)
+    if contents.dropped:
+        shown = ", ".join(contents.dropped[:5]) + (", ..." if len(contents.dropped) > 5 else "")
+        warnings.warn(f"data 'folder': left out {len(contents.dropped)} captions: {shown}", stacklevel=2)
 
 
-def _is_picture(file: str) -> bool:
-    return file.lower().endswith(SUFFIXES) and not file.startswith(".")
+def listing(skipped: dict[str, str]) -> str:
+    """The first names with their reasons."""
+    shown = [f"{_short(name)} ({why})" for name, why in list(skipped.items())[:5]]
+    return ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
 
 
 def _manifest(root: Path, given: str | None) -> Path | None:
     if given is None:
-        tables = [root / name for name in MANIFESTS if (root / name).is_file()]
-        if len(tables) > 1:
-            raise ValueError(f"data 'folder': there are {' and '.join(map(str, tables))}; choose one with `manifest`")
-        return tables[0] if tables else None
+        by_name = {p.name.lower(): p for p in sorted(root.iterdir(), reverse=True) if p.is_file()}
+        present = [by_name[name] for name in MANIFESTS if name in by_name]
+        if len(present) > 1:
+            raise ValueError(f"data 'folder': there are {' and '.join(map(str, present))}; choose one with `manifest`")
+        return present[0] if present else None
     path = next((p for p in (Path(given), root / given) if p.is_file()), None)
     if path is None:
-        names = (p.name for p in root.iterdir() if p.suffix in (".jsonl", ".csv"))
+        names = (p.name for p in root.iterdir() if p.suffix.lower() in TABLES)
         raise ValueError(
             f"data 'folder': manifest {given!r} is no file, neither here nor in {str(root)!r}{near(given, names)}"
         )
     return path
 
 
-def _text_files(root: Path) -> dict[str, list[str]]:
-    names = pictures(root)
-    if not names:
-        other = [p.name for p in sorted(root.iterdir())[:3]]
+def _text_files(files: Files) -> dict[str, list[_Caption]]:
+    if not files.pictures:
+        other = [p.name for p in sorted(files.root.iterdir())[:3]]
+        left_out = f"; left out: {listing(files.skipped)}" if files.skipped else ""
         raise ValueError(
-            f"data 'folder': {str(root)!r} holds no image; expected files that end in {', '.join(SUFFIXES)}, "
-            f"at any depth; it holds {', '.join(map(repr, other)) or 'nothing'}"
+            f"data 'folder': {str(files.root)!r} holds no image; expected files that end in .jpg, .png or as another "
+            f"format of Pillow, at any depth; it holds {', '.join(map(repr, other)) or 'nothing'}{left_out}"
         )
-    return {name: _clean(_lines((root / name).with_suffix(".txt"))) for name in names}
+    return {name: _lines(files.caption_file(name)) for name in files.pictures}
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
+def _lines(path: Path | None) -> list[_Caption]:
+    if path is None or not path.is_file():
         return []
+    lines = enumerate(_read(text_files.read, path, surrogates=True).split("\n"), 1)
+    return [_Caption(line, f"{path}:{number}") for number, line in lines]
+
+
+def _read(reader: Any, path: Path, *arguments: Any, **options: Any) -> Any:
+    """What a reader makes of a file. ValueError in the words of this data set."""
     try:
-        return path.read_text("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data 'folder': {str(path)!r} is not UTF-8: {error}") from error
+        return reader(path, *arguments, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data 'folder': {error}") from error
 
 
-def _listed(root: Path, table: Path) -> dict[str, list[str]]:
-    captions: dict[str, list[str]] = {}
-    for line, row in _rows(table):
-        name = os.path.normpath(_file(row, f"{table}:{line}")).replace(os.sep, "/")
-        captions[name] = _clean(captions.get(name, []) + _texts(row, f"{table}:{line}"))
-    if not captions:
-        raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows")
-    missing = [name for name in captions if not (root / name).is_file()]
+def _listed(files: Files, table: Path) -> dict[str, list[_Caption]]:
+    captions: dict[str, list[_Caption]] = {}
+    missing: dict[str, int] = {}  # name -> line
+    dangling: dict[str, str] = {}  # name -> reason
+    for line, row in _read(tables.rows, table, (*FILE_COLUMNS, *TEXT_COLUMNS)):
+        where = f"{table}:{line}"
+        if table.suffix.lower() not in (".jsonl", ".ndjson"):
+            _check_quotes(row, where)
+        given = _file(row, where)
+        texts = [_Caption(text, where) for text in _texts(row, where, table)]
+        name = files.find(given)
+        if name is None:
+            missing.setdefault(given, line)
+        elif not (files.root / name).is_file():
+            dangling[name] = f"{where}: a link to a file that is missing"
+        else:
+            captions.setdefault(name, []).extend(texts)
+    if not captions and not missing:
+        left_out = f" that can be used: {listing(dangling)}" if dangling else ""
+        raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows{left_out}")
     if missing:
-        raise ValueError(
-            f"data 'folder': {table} names {len(missing)} of {len(captions)} files that are not below {str(root)!r}: "
-            f"{_some(missing)}{near(missing[0], pictures(root))}"
-        )
+        raise ValueError(_missing(files, table, missing, len(captions) + len(missing)))
+    bare = {name: f"no row in {table.name}" for name in files.pictures if name not in captions}
+    for name in captions:
+        files.skipped.pop(name, None)  # a table may name a picture of any ending
+    files.skipped |= bare | dangling
     return captions
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and row of each entry. ValueError where the file is not of its kind."""
-    readers = {".jsonl": _jsonl, ".csv": _csv}
-    if table.suffix.lower() not in readers:
-        raise ValueError(
-            f"data 'folder': manifest {str(table)!r} is {table.suffix or 'bare'!r}, expected .jsonl or .csv"
-        )
-    try:
-        yield from readers[table.suffix.lower()](table)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"data 'folder': {str(table)!r} is no UTF-8 {table.suffix}: {error}") from error
+def _check_quotes(row: dict[str, Any], where: str) -> None:
+    """ValueError where a field over several lines holds the name of an image as a row would."""
+    for value in row.values():
+        parts = re.split(r"[,;\t|\n]", value) if isinstance(value, str) and "\n" in value else []
+        name = next((part.strip(' "') for part in parts if is_picture_name(part)), None)
+        if name is not None:
+            raise ValueError(
+                f"data 'folder': {where} has a field in quotes that goes on over several lines and holds "
+                f"{_short(name)}, as if the quote of one row ended in another; expected a closing quote in each row"
+            )
 
 
-def _jsonl(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with table.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, _object(line, f"{table}:{number}")
+def _missing(files: Files, table: Path, missing: dict[str, int], total: int) -> str:
+    name, line = next(iter(missing.items()))
+    return (
+        f"data 'folder': {table} names {len(missing)} of {total} files that are not below {str(files.root)!r}: "
+        f"{_some(list(missing))}, first in line {line}{near(name, files.pictures)}"
+    )
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"data 'folder': {where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"data 'folder': {where} is a {type(row).__name__}, expected an object such as {_EXAMPLE}")
-    return row
-
-
-_EXAMPLE = '{"file_name": "a.jpg", "captions": ["a cat", "a small cat"]}'
-
-
-def _csv(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if None in row:
-                raise ValueError(
-                    f"data 'folder': {table}:{reader.line_num} has more fields than the header; "
-                    'put captions that hold a comma in double quotes: a.jpg,"a cat, asleep"'
-                )
-            yield reader.line_num, row
+def _broken(captions: list[_Caption]) -> list[str]:
+    """The captions that are no Unicode, each with its place."""
+    kind = "holds half of a surrogate pair, which is not valid Unicode"
+    return [f"{c.where}: {_short(c.text)} {kind}" for c in captions if not text_files.is_unicode(c.text)]
 
 
 def _file(row: dict[str, Any], where: str) -> str:
     value = next((row[c] for c in FILE_COLUMNS if row.get(c)), None)
     if not isinstance(value, str):
+        header = "; the first line must name the columns" if any(map(is_picture_name, row)) else ""
         raise ValueError(
-            f"data 'folder': {where} names no file; it has {_quoted(row)}, expected one of {_quoted(FILE_COLUMNS)}"
+            f"data 'folder': {where} names no file; it has {_quoted(row)}, "
+            f"expected one of {_quoted(FILE_COLUMNS)}{header}"
         )
     return value
 
 
-def _texts(row: dict[str, Any], where: str) -> list[str]:
+def _texts(row: dict[str, Any], where: str, table: Path) -> list[str]:
     columns = [c for c in TEXT_COLUMNS if c in row]
     if not columns:
         raise ValueError(
             f"data 'folder': {where} has no caption column; it has {_quoted(row)}, "
             f"expected one of {_quoted(TEXT_COLUMNS)}"
         )
-    texts = [text for c in columns for text in _several(row[c])]
+    bare = table.suffix.lower() not in (".jsonl", ".ndjson")
+    try:
+        texts = [text for c in columns for text in _several(row[c], bare)]
+    except ValueError as error:
+        raise ValueError(f"data 'folder': {where}: {error}") from error
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"data 'folder': {where} has captions {texts!r}, expected text or a list of texts")
+        raise ValueError(f"data 'folder': {where} has captions {texts!r:.200}, expected text or a list of texts")
     return texts
 
 
-def _several(value: Any) -> list[Any]:
-    """The texts of a field as a list: a list, a list that a CSV field holds as JSON, one text, or none."""
-    if isinstance(value, str) and value.startswith('["'):
-        with contextlib.suppress(json.JSONDecodeError):
-            value = json.loads(value)
+def _several(value: Any, bare: bool) -> list[Any]:
+    """The texts of a field as a list: a list, a list that was written as text, one text, or none."""
     if isinstance(value, list):
-        return value
+        return [text for item in value for text in (_several(item, bare) if bare else [item])]
+    if isinstance(value, str):
+        return caption_lists.parse(value, bare=bare)
     return [] if value is None else [value]
 
 
 def _clean(texts: Iterable[str]) -> list[str]:
-    """Texts stripped, without blank and repeated ones."""
-    return list(dict.fromkeys(t.strip() for t in texts if t.strip()))
+    """Texts stripped, without blank and repeated ones and those that are no Unicode."""
+    stripped = (text.strip().strip("\ufeff\u200b").strip() for text in texts)
+    return list(dict.fromkeys(text for text in stripped if text and text_files.is_unicode(text)))
 
 
 def _no_folder(root: Path) -> str:
@@ -193,13 +232,13 @@ def _no_folder(root: Path) -> str:
     return "missing, expected a folder of images" + near(root.name, folders)
 
 
-def _no_caption(root: Path, bare: list[str], total: int, table: Path | None) -> str:
+def _no_caption(files: Files, bare: list[str], total: int, table: Path | None) -> str:
     where = (
         f"a caption in {table}"
         if table
         else f"captions in {Path(bare[0]).with_suffix('.txt').as_posix()!r}, one a line"
     )
-    tables = [p.name for p in root.iterdir() if p.suffix in (".jsonl", ".csv")] if table is None else []
+    tables = [p.name for p in files.root.iterdir() if p.suffix.lower() in TABLES] if table is None else []
     hint = f"; is {tables[0]!r} the manifest? then say `manifest: {tables[0]}`" if tables else ""
     return (
         f"data 'folder': {len(bare)} of {total} images have no caption: {_some(bare)}; expected {where}, "
@@ -211,13 +250,17 @@ def near(name: str, names: Iterable[str]) -> str:
     """A did-you-mean clause: the same file name in another folder, or a similar name; empty where there is none."""
     names = list(names)
     same = [n for n in names if Path(n).name == Path(name).name]
-    close = same or difflib.get_close_matches(name, names[:10_000], 1)
+    close = same or difflib.get_close_matches(name[:200], names[:10_000], 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(_short, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+    return ", ".join(_short(str(name)) for name in names)

@@ -71,6 +71,10 @@ class Features(DataModule):
         """Number of held-out items."""
         return self.latents.len_val
 
+    def check(self) -> None:
+        """Check the source."""
+        build("data", self.source).check()
+
     def digest(self) -> str:
         """The fingerprints of latents and captions."""
         return f"{self.latents.digest()} {self.store.fingerprint}"

@@ -16,7 +16,7 @@ from PIL import Image
 from sana_lab.config.specs import RUNTIME
 from sana_lab.data import DataModule, Split, Turn, captions
 from sana_lab.data.captions import Entry
-from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, read
+from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, quiet, read
 from sana_lab.data.stream import turn
 from sana_lab.types import Batch
 
@@ -82,10 +82,14 @@ class Folder(DataModule):
         """Files left out so far -> reason; a worker process counts those that it cannot decode by itself."""
         return self.index.skipped
 
+    def check(self) -> None:
+        """Read the headers and warn of what is left out, by name and number."""
+        self.setup()
+
     def digest(self) -> str:
         """SHA-256 of names, captions, and each file's length, first and last 4 KiB."""
         digest = hashlib.sha256()
-        for entry in self._entries:
+        for entry in self._contents.entries:
             digest.update(repr((entry, _fingerprint(self.root / entry.name))).encode())
         return digest.hexdigest()
 
@@ -135,28 +139,28 @@ class Folder(DataModule):
 
     def _skip(self, entry: Entry, error: Exception) -> None:
         self.skipped[entry.name] = str(error)
+        total = len(self.index.train) + len(self.index.val) + len(self._contents.skipped)
         warnings.warn(
             f"data 'folder': {entry.name!r} cannot be read ({error}); the next picture takes its place "
-            f"({len(self.skipped)} of {len(self._entries)} skipped so far)",
+            f"({len(self.skipped)} of {total} skipped so far)",
             stacklevel=2,
         )
 
     @functools.cached_property
-    def _entries(self) -> list[Entry]:
-        return captions.entries(self.root, self.manifest, self.caption)
+    def _contents(self) -> captions.Contents:
+        return captions.contents(self.root, self.manifest, self.caption)
 
     @functools.cached_property
     def index(self) -> Index:
         """The usable files, split, and the others."""
-        with ThreadPoolExecutor(8) as pool:
-            faults = list(pool.map(self._fault, self._entries))
-        skipped = {e.name: fault for e, fault in zip(self._entries, faults, strict=True) if fault}
-        good = [e for e in self._entries if e.name not in skipped]
+        entries, skipped, dropped = self._contents
+        with quiet(), ThreadPoolExecutor(8) as pool:
+            faults = list(pool.map(self._fault, entries))
+        skipped = skipped | {e.name: fault for e, fault in zip(entries, faults, strict=True) if fault}
+        good = [e for e in entries if e.name not in skipped]
         if not good:
             raise ValueError(_none_left(self.root, skipped))
-        if skipped:
-            message = f"data 'folder': skipped {len(skipped)} of {len(faults)} files: {_listing(skipped)}"
-            warnings.warn(message, stacklevel=2)
+        captions.report(captions.Contents(good, skipped, dropped))
         return Index(*_split(good, self.held_out), skipped)
 
     def _fault(self, entry: Entry) -> str | None:
@@ -190,18 +194,16 @@ def _share(entry: Entry) -> float:
 
 def _fingerprint(path: Path) -> tuple[int, bytes]:
     """Length and a hash of both ends: shows that a file was replaced, without reading all of it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        ends = file.read(4096)
-        file.seek(max(0, size - 4096))
-        ends += file.read(4096)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            ends = file.read(4096)
+            file.seek(max(0, size - 4096))
+            ends += file.read(4096)
+    except OSError:  # `skipped` says so
+        return 0, b""
     return size, hashlib.sha256(ends).digest()
 
 
 def _none_left(root: Path, skipped: dict[str, str]) -> str:
-    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {_listing(skipped)}"
-
-
-def _listing(skipped: dict[str, str]) -> str:
-    shown = [f"{name!r} ({why})" for name, why in list(skipped.items())[:5]]
-    return ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
+    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {captions.listing(skipped)}"

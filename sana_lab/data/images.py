@@ -5,37 +5,160 @@ CMYK, palette and the rest by Pillow's own conversion, colour profiles ignored. 
 is antialiased: its support grows with the reduction.
 """
 
+import functools
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+from sana_lab.data import image_metadata
+
+MAX_PIXELS = 89_478_485
+"""Most pixels of an image that is decoded, 9,459 a side: 341 MiB in RGB. Beyond, a JPEG is read at half its size."""
+
+NO_PICTURES = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC")
+"""Pillow's formats that are not read: drawings that run another program, videos, and tables of numbers."""
+
+UNREADABLE_ENDINGS = (
+    *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".svgz", ".eps", ".ps", ".ai", ".wmf", ".emf"),
+    *(".exr", ".hdr", ".psb", ".xcf", ".bpg", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf"),
+    *(".rw2", ".raf", ".pef", ".srw"),
+)
+"""Endings of pictures that Pillow cannot read without a plug-in."""
 
 Resize = Literal["cover", "contain", "stretch"]
+
+T = TypeVar("T")
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|\0\0\0\x0cjP  "
+    rb"|\xff\x4f\xff\x51|qoif|8BPS\0|\0\0\0.ftyp(?:avif|avis|heic|heix|hevc|mif1|msf1)",
+    re.DOTALL,
+)
 
 
 class UnreadableError(Exception):
     """A file that is no readable image; the message says why."""
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NO_PICTURES)
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+    """Endings of image files, in lower case."""
+    by_format = {ending for ending, name in Image.EXTENSION.items() if name in formats()} if formats() else set()
+    return frozenset(by_format | {".jif", ".jfi", ".pjpeg", ".pjp"})
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its ending, and not hidden."""
+    return path.suffix.lower() in endings() and not path.name.startswith(".") and path.is_file()
+
+
+def has_magic(path: Path) -> bool:
+    """Whether a file begins as a common image format does."""
+    try:
+        with path.open("rb") if path.is_file() else BytesIO() as file:
+            return _MAGIC.match(file.read(32)) is not None
+    except OSError:
+        return False
+
+
 def read(path: Path) -> Image.Image:
     """The image, upright, in 8-bit RGB. UnreadableError."""
-    try:
-        with Image.open(path) as image:
-            return rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # decoders raise whatever a broken file provokes: OSError, SyntaxError, struct.error ...
-        raise UnreadableError(_reason(error)) from error
+    return _robust(path, _decoded)
 
 
 def dimensions(path: Path) -> tuple[int, int]:
     """Width and height from the header alone, before EXIF rotation. UnreadableError."""
+    return _robust(path, _size)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of odd metadata. Around threads, not inside: it sets the filters of all."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _robust(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
+    """A function of (image file, EXIF block), again without the metadata where that fails. UnreadableError."""
     try:
-        with Image.open(path) as image:
-            return image.size
+        try:
+            return function(path, b"")
+        except UnreadableError:
+            raise
+        except Exception:  # decoders raise whatever a broken file provokes: OSError, SyntaxError, struct.error ...
+            without = image_metadata.stripped(path)
+            if without is None:
+                raise
+        return function(*without)
+    except UnreadableError:
+        raise
     except Exception as error:
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(_reason(error, path)) from error
+
+
+def _size(source: Path | BytesIO, exif: bytes) -> tuple[int, int]:
+    with Image.open(source, formats=formats()) as image:
+        _bound(image)
+        return image.size
+
+
+def _decoded(source: Path | BytesIO, exif: bytes) -> Image.Image:
+    with Image.open(source, formats=formats()) as image:
+        if _bound(image):
+            image.draft(None, (image.width // 2, image.height // 2))
+        image.load()
+        return rgb(_upright(image, exif))
+
+
+def _bound(image: Image.Image) -> bool:
+    """Whether an image must be read at half its size. UnreadableError for one that is too large and cannot."""
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS and image.format not in ("JPEG", "MPO"):
+        raise UnreadableError(_too_large(f"{image.width}x{image.height}, {pixels:,}", image.format or "it"))
+    return pixels > MAX_PIXELS
+
+
+def _too_large(size: str, name: str) -> str:
+    return f"{size} pixels: at most {MAX_PIXELS:,} are decoded, and {name} cannot be read reduced; save a smaller copy"
+
+
+def _upright(image: Image.Image, exif: bytes) -> Image.Image:
+    """Turned by its orientation; whatever else the metadata hold is ignored."""
+    number = image_metadata.orientation(exif or image.info.get("exif", b"")) or _orientation(image)
+    return image.transpose(_UPRIGHT[number]) if number in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The orientation where it is in XMP or in the tags of a TIFF."""
+    try:
+        value = image.getexif().get(image_metadata.ORIENTATION)
+    except Exception:  # odd metadata provoke any
+        return None
+    return value if isinstance(value, int) else None
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -76,13 +199,16 @@ def _contain(image: Image.Image, size: int) -> Image.Image:
 
 def _deep_grey(image: Image.Image) -> Image.Image:
     """Integers are taken as [0, 65535]; floats as [0, 1], or as [0, 255] where one is above 1."""
-    values = np.asarray(image, np.float64)
+    values = np.nan_to_num(np.asarray(image, np.float64))
     white = 65535 if image.mode.startswith("I") else 255 if values.max() > 1 else 1
     grey = (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\d+", str(error))
+        return _too_large(f"{int(pixels[0]):,}" if pixels else "too many", "it")
     if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows"
+        return "an empty file" if path.is_file() and not path.stat().st_size else "not an image that Pillow knows"
     return f"{type(error).__name__}: {error}"

@@ -80,6 +80,10 @@ class Latents(DataModule):
         """Number of held-out items."""
         return self.stores.val.rows
 
+    def check(self) -> None:
+        """Check the source."""
+        build("data", self.source).check()
+
     def digest(self) -> str:
         """The fingerprint of the set."""
         return self.stores.train.fingerprint

@@ -77,7 +77,6 @@ class TestCaptions:
     def test_jsonl_columns_lists_and_repeated_rows(self, tmp_path, file, text):
         paint(tmp_path / "a.png")
         paint(tmp_path / "sub/b.png")
-        paint(tmp_path / "unlisted.png")
         rows = [{file: "a.png", text: "one"}, {file: "./sub/b.png", text: ["b", "c"]}, {file: "a.png", text: "two"}]
         write_rows(tmp_path / "list.jsonl", *rows)
         data = folder(tmp_path, manifest="list.jsonl")

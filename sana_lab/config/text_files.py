@@ -1,0 +1,61 @@
+"""Text files as other programs write them: UTF-8 with or without a byte order mark, UTF-16 and UTF-32."""
+
+import codecs
+from pathlib import Path
+
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read(path: Path | str, *, surrogates: bool = False) -> str:
+    """The text without its byte order mark, each line end as a newline.
+
+    With `surrogates`, halves of surrogate pairs stay in the text, for a caller that reports them by name. OSError;
+    ValueError with the line that is not text.
+    """
+    content = Path(path).read_bytes()
+    mark, encoding = _encoding(content)
+    content = content.removeprefix(mark)
+    try:
+        text = content.decode(encoding, "surrogatepass" if surrogates else "strict")
+    except UnicodeDecodeError as error:
+        line = _lines(content[: error.start].decode(encoding, "replace"))
+        bad = content[error.start : error.start + 1]
+        raise ValueError(
+            f"{path}:{line} is not {encoding.upper()}: {error.reason} (byte {bad.hex() or 'none'}); save it as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = _lines(text[: text.index("\0")])
+        raise ValueError(f"{path}:{line} holds a NUL character, expected text; save it as UTF-8")
+    return _joined(text).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds no half of a surrogate pair, which no file can hold in UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _encoding(content: bytes) -> tuple[bytes, str]:
+    """(byte order mark, encoding); UTF-16 without a mark by the zeros of its first two characters."""
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            return mark, encoding
+    zeros = tuple(byte == 0 for byte in content[:4])
+    return b"", {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(zeros, "utf-8")
+
+
+def _joined(text: str) -> str:
+    """Surrogate pairs that were encoded half by half, as one character."""
+    if is_unicode(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _lines(text: str) -> int:
+    """Number of the line that follows a text."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1

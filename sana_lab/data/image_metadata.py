@@ -1,0 +1,72 @@
+"""Metadata of image files: the orientation, however odd the rest is, and the file without it."""
+
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+ORIENTATION = 0x0112
+LARGEST = 2**28  # bytes of a file that is copied without its metadata
+
+_EXIF = b"Exif\0\0"
+_WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # EXIF type -> bytes
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA")  # of the first picture, which change its pixels
+
+
+def orientation(exif: bytes) -> int | None:
+    """The orientation, 1 to 8, of an EXIF block; None where it has none that is one. Nothing else is read."""
+    exif = exif.removeprefix(_EXIF)
+    order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(exif[:2])  # type: ignore[assignment]
+    if order is None:
+        return None
+    number = partial(_number, exif, order)
+    first = number(4, 4)
+    for at in range(first + 2, min(first + 2 + 12 * number(first, 2), len(exif) - 11), 12):
+        size = _WHOLE_NUMBERS.get(number(at + 2, 2))
+        if number(at, 2) == ORIENTATION and size and 1 <= number(at + 8, size) <= 8:
+            return number(at + 8, size)
+    return None
+
+
+def _number(content: bytes, order: Literal["little", "big"], at: int, size: int) -> int:
+    return int.from_bytes(content[at : at + size], order)
+
+
+def stripped(path: Path) -> tuple[BytesIO, bytes] | None:
+    """(a PNG or JPEG without its metadata, its EXIF block); None for another format, or beyond LARGEST bytes."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == _PNG:
+            return _png(file)
+        if not start.startswith(b"\xff\xd8\xff") or path.stat().st_size > LARGEST:
+            return None
+        return _jpeg(start + file.read())
+
+
+def _png(file: BinaryIO) -> tuple[BytesIO, bytes]:
+    kept, exif = BytesIO(), b""
+    kept.write(_PNG)
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4]), head[4:]
+        if kind in _PNG_CHUNKS and kept.tell() + length <= LARGEST:
+            kept.write(head + file.read(length + 4))
+        elif kind == b"eXIf" and length < 2**20:
+            exif = file.read(length + 4)[:-4]
+        else:
+            file.seek(length + 4, 1)
+    kept.seek(0)
+    return kept, exif
+
+
+def _jpeg(content: bytes) -> tuple[BytesIO, bytes]:
+    """Without application segments and comments; JFIF's and Adobe's stay, which name the colour space."""
+    kept, exif, at = content[:2], b"", 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        marker, end = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        if marker == 0xE1 and not exif and content.startswith(_EXIF, at + 4):
+            exif = content[at + 4 : end]
+        if marker in (0xE0, 0xEE) or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept += content[at:end]
+        at = end
+    return BytesIO(kept + content[at:]), exif
