@@ -96,7 +96,7 @@ def dimensions(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Pillow's warnings of odd metadata. Around threads, not inside: it sets the filters of all."""
+    """Without Pillow's warnings of odd metadata and of size. Also needed around threads: it sets the filters of all."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield
@@ -105,19 +105,29 @@ def quiet() -> Iterator[None]:
 def _robust(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
     """A function of (image file, EXIF block), again without the metadata where that fails. UnreadableError."""
     try:
-        try:
-            return function(path, b"")
-        except UnreadableError:
-            raise
-        except Exception:  # decoders raise whatever a broken file provokes: OSError, SyntaxError, struct.error ...
-            without = image_metadata.stripped(path)
-            if without is None:
-                raise
-        return function(*without)
+        with quiet():
+            return _retry(path, function)
+    except UnreadableError:
+        raise
+    except Exception as error:  # decoders raise whatever a broken file provokes: OSError, SyntaxError, struct.error ...
+        raise UnreadableError(_reason(error, path)) from error
+
+
+def _retry(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
+    try:
+        return function(path, b"")
     except UnreadableError:
         raise
     except Exception as error:
-        raise UnreadableError(_reason(error, path)) from error
+        without = image_metadata.stripped(path)
+        if without is None or isinstance(error, Image.DecompressionBombError):
+            raise
+        try:
+            return function(*without)
+        except UnreadableError:
+            raise
+        except Exception:
+            raise error from None
 
 
 def _size(source: Path | BytesIO, exif: bytes) -> tuple[int, int]:
