@@ -49,7 +49,7 @@ class DataModule(L.LightningDataModule, ABC):
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """The batch of these items. IndexError beyond the end."""
 
-    def check(self) -> None:
+    def check_content(self) -> None:
         """Warn of files that are left out, before any work. ValueError where none can be used."""
 
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:

@@ -71,9 +71,9 @@ class Features(DataModule):
         """Number of held-out items."""
         return self.latents.len_val
 
-    def check(self) -> None:
+    def check_content(self) -> None:
         """Check the source."""
-        build("data", self.source).check()
+        build("data", self.source).check_content()
 
     def digest(self) -> str:
         """The fingerprints of latents and captions."""

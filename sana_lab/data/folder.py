@@ -82,7 +82,7 @@ class Folder(DataModule):
         """Files left out so far -> reason; a worker process counts those that it cannot decode by itself."""
         return self.index.skipped
 
-    def check(self) -> None:
+    def check_content(self) -> None:
         """Read the headers and warn of what is left out, by name and number."""
         self.setup()
 

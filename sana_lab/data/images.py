@@ -220,5 +220,9 @@ def _reason(error: Exception, path: Path) -> str:
         pixels = re.search(r"\d+", str(error))
         return _too_large(f"{int(pixels[0]):,}" if pixels else "too many", "it")
     if isinstance(error, UnidentifiedImageError):
-        return "an empty file" if path.is_file() and not path.stat().st_size else "not an image that Pillow knows"
+        return (
+            "not an image: the file is empty"
+            if path.is_file() and not path.stat().st_size
+            else "not an image that Pillow knows"
+        )
     return f"{type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sana_lab.config import text_files
 from sana_lab.data.captions import near
 from sana_lab.types import Json
 
@@ -35,6 +36,8 @@ def coco(annotations: Path, images: Path, manifest: Path | None = None, absent: 
         raise ValueError(f"there is no folder {str(images)!r} with COCO's images")
     captions: dict[Any, list[str]] = {}
     for entry in _listed(table, "annotations", ("image_id", "caption"), annotations):
+        if not isinstance(entry["caption"], str) or not isinstance(entry["image_id"], int | str):
+            raise ValueError(f"{str(annotations)!r} has the annotation {entry!r:.200}; expected a caption that is text")
         captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
     pictures = _listed(table, "images", ("id", "file_name"), annotations)
     if bare := [p["file_name"] for p in pictures if p["id"] not in captions]:
@@ -64,8 +67,8 @@ def _json(path: Path) -> Json:
         names = [p.name for p in path.parent.glob("*.json")] if path.parent.is_dir() else []
         raise ValueError(f"there is no file {str(path)!r}{near(path.name, names)}")
     try:
-        table = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        table = json.loads(text_files.read(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from error
     if not isinstance(table, dict) or not table:
         what = "nothing" if table == {} else type(table).__name__
@@ -87,8 +90,13 @@ def _written(rows: list[Json], root: Path, manifest: Path | None, absent: float)
 
 def _write(rows: Iterable[Json], path: Path) -> Path:
     part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    part.write_text("".join(_line(row) + "\n" for row in rows), "utf-8")
     return part.replace(path)
+
+
+def _line(row: Json) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    return text if text_files.is_unicode(text) else json.dumps(row)
 
 
 def _some(names: list[str]) -> str:

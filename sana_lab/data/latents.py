@@ -80,9 +80,9 @@ class Latents(DataModule):
         """Number of held-out items."""
         return self.stores.val.rows
 
-    def check(self) -> None:
+    def check_content(self) -> None:
         """Check the source."""
-        build("data", self.source).check()
+        build("data", self.source).check_content()
 
     def digest(self) -> str:
         """The fingerprint of the set."""

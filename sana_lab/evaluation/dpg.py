@@ -6,7 +6,6 @@ scores use the last image alone and ignore dependence, it drops the file's first
 raise.
 """
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -17,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_lab.config import digests, specs
+from sana_lab.config import digests, specs, text_files
 from sana_lab.config.specs import Spec, nearest
-from sana_lab.data.images import SUFFIXES, UnreadableError, read
+from sana_lab.data import tables
+from sana_lab.data.images import UnreadableError, is_image, read
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.per_prompt import Coverage
 from sana_lab.evaluation.vqa import Vqa
@@ -53,12 +53,11 @@ class Item(NamedTuple):
 
 def read_items(path: str | Path) -> list[Item]:
     """The prompts of a dpg_bench.csv. ValueError names the line, or the proposition with an unknown dependency."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            near = nearest(missing[0], reader.fieldnames or ())
-            raise ValueError(f"{path} has no column {missing[0]!r}; {near}")
-        lines = [(reader.line_num, line) for line in reader]
+    lines = tables.rows(Path(path), COLUMNS)
+    header = tuple(lines[0][1]) if lines else ()
+    if lines and (missing := [name for name in COLUMNS if name not in header]):
+        raise ValueError(f"{path} has no column {missing[0]!r}; {nearest(missing[0], header)}")
+    _check_texts(path, lines)
     groups: dict[str, dict[int, Question]] = {}
     prompts: dict[str, str] = {}
     for number, line in lines:
@@ -72,6 +71,18 @@ def read_items(path: str | Path) -> list[Item]:
     if not groups:
         raise ValueError(f"{path} holds no questions")
     return [Item(name, prompts[name], questions, _order(name, questions)) for name, questions in groups.items()]
+
+
+def _check_texts(path: str | Path, lines: Sequence[tables.Row]) -> None:
+    """ValueError for a field that holds the start of another row, as an unclosed quote makes it, or no Unicode."""
+    names = {line["item_id"] for _, line in lines}
+    for number, line in lines:
+        text = "\n".join(map(str, line.values()))
+        if not text_files.is_unicode(text):
+            raise ValueError(f"{path}, line {number}: it holds half of a surrogate pair, which is not valid Unicode")
+        inner = (part for value in line.values() for part in str(value).split("\n")[1:])
+        if name := next((name for part in inner if (name := re.split(r"[,;\t|]", part)[0].strip('"')) in names), None):
+            raise ValueError(f"{path}, line {number}: a field in quotes holds the row of {name!r}; close its quote")
 
 
 def holds(item: Item, answers: Mapping[int, bool]) -> dict[int, bool]:
@@ -186,7 +197,7 @@ def score_folder(folder: Path, measure: Dpg, side: int | None = None) -> Report:
     ValueError names a file that is unreadable, belongs to no prompt or is not a grid of `images_per_prompt`.
     """
     rows = {item.item_id: row for item, row in zip(measure.items, measure.rows, strict=True)}
-    files = sorted(p for p in folder.glob("*") if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in folder.glob("*") if is_image(p))
     if unknown := [p.name for p in files if p.stem not in rows]:
         raise ValueError(
             f"{folder} holds {unknown[0]!r}, which belongs to no item; {len(unknown)} such in {len(files)}"

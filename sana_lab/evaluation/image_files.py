@@ -1,5 +1,6 @@
 """Image files as batches of one size; unreadable ones are skipped, recorded and bounded in number."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_lab.data.images import SUFFIXES, UnreadableError, read
+from sana_lab.data import captions
+from sana_lab.data.files import Files
+from sana_lab.data.images import UnreadableError, read
 from sana_lab.types import Json
 
 TOLERATED = 0.05
@@ -43,13 +46,18 @@ class Skipped:
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
-    """All image files below a folder, sorted by path; named by the path inside it. ValueError where there are none."""
-    root = Path(folder)
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        problem = "holds no image files" if root.is_dir() else "is no folder"
-        raise ValueError(f"{str(folder)!r} {problem}; expected files such as *.png or *.jpg")
-    return [ImageFile(path, path.relative_to(root).as_posix()) for path in paths]
+    """All image files below a folder, sorted by path; named by the path inside it. ValueError where there are none.
+
+    Images that Pillow cannot read, links to nothing and the like are left out with a warning that names them.
+    """
+    files = Files(Path(folder))
+    if not files.pictures:
+        problem = "holds no image files" if files.root.is_dir() else "is no folder"
+        left_out = f"; left out: {captions.listing(files.skipped)}" if files.skipped else ""
+        raise ValueError(f"{str(folder)!r} {problem}; expected files such as *.png or *.jpg{left_out}")
+    if files.skipped:
+        warnings.warn(f"{str(folder)!r}: left out {captions.listing(files.skipped)}", stacklevel=2)
+    return [ImageFile(files.root / name, name) for name in files.pictures]
 
 
 def batches(

@@ -5,6 +5,7 @@ A *record* is one trial as plain data: {"label", "labels": {axis: label}, "seed"
 `x_low` and `x_high`. Records of one label are one row: their mean and, over several seeds, their spread.
 """
 
+import io
 import math
 import re
 import statistics
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from omegaconf import OmegaConf
 
+from sana_lab.config import text_files
 from sana_lab.report.columns import COLUMNS, ENDS, Column, column
 
 Record = Mapping[str, Any]
@@ -103,7 +105,7 @@ def load_published(path: Path | str) -> Published:
     ValueError that names what is wrong.
     """
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text_files.read(path))), resolve=True)
     except Exception as error:  # the YAML parser's own classes are many
         raise ValueError(f"{path} cannot be read as YAML: {str(error).strip()}") from error
     if not isinstance(data, dict) or set(data) - {"notes", "conditions"} != {"title", "source", "rows"}:

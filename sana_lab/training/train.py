@@ -157,6 +157,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
     experiment = experiments.load(name, overrides)
     check(experiment)
     if dry_run:
+        specs.build("data", experiment["data"]).check_content()
         print(OmegaConf.to_yaml(OmegaConf.create(experiment)), end="")
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")

@@ -95,10 +95,107 @@ class TestCaptions:
         write_lines(tmp_path / "b.txt", "said")
         assert self.prompts(folder(tmp_path, caption="")) == {"a.png": ("",), "b.png": ("said",)}
 
+    def test_text_files_in_any_case_and_normalisation(self, tmp_path):
+        for name in ("a.png", "b.jpg", "caf\u00e9.png", "nai\u0308ve.png"):
+            paint(tmp_path / name)
+        write_lines(tmp_path / "a.TXT", "one")
+        write_lines(tmp_path / "b.jpg.txt", "two")
+        write_lines(tmp_path / "cafe\u0301.txt", "three")
+        (tmp_path / "na\u00efve.Txt").write_bytes("four\r\n".encode("utf-16"))
+        assert sorted(self.prompts(folder(tmp_path)).values()) == [("four",), ("one",), ("three",), ("two",)]
+
+    def test_manifests_in_upper_case_with_names_as_another_system_writes_them(self, tmp_path):
+        for name in ("sub/a.png", "sub/b.JPG", "caf\u00e9.png", "c.png"):
+            paint(tmp_path / name)
+        lines = ("sub\\a.png,one", ".\\sub\\b.jpg,two", "cafe\u0301.PNG,three", f"{tmp_path}/c.png,four")
+        write_lines(tmp_path / "CAPTIONS.CSV", "File Name,Caption", *lines)
+        expected = {"sub/a.png": ("one",), "sub/b.JPG": ("two",), "caf\u00e9.png": ("three",), "c.png": ("four",)}
+        assert self.prompts(folder(tmp_path)) == expected
+
+    def test_lists_that_pandas_writes_into_a_csv(self, tmp_path):
+        paint(tmp_path / "a.png")
+        write_lines(tmp_path / "captions.csv", "file_name,captions", """a.png,"['a cat', ""it's""]\"""")
+        assert self.prompts(folder(tmp_path)) == {"a.png": ("a cat", "it's")}
+
+    def test_endings_of_pillow_and_pictures_without_one(self, tmp_path):
+        for name in ("a.jfif", "b.jpe", "c.TIF", "d.apng", "e.qoi", "f.tga"):
+            paint(tmp_path / name)
+        paint(tmp_path / "g.png").rename(tmp_path / "g")
+        write_lines(tmp_path / "g.txt", "no ending")
+        prompts = self.prompts(folder(tmp_path, caption=""))
+        assert set(prompts) == {"a.jfif", "b.jpe", "c.TIF", "d.apng", "e.qoi", "f.tga", "g"}
+        assert prompts["g"] == ("no ending",)
+
+    def test_linked_folders_are_read_and_each_picture_once(self, tmp_path):
+        paint(tmp_path / "elsewhere/a.png")
+        paint(tmp_path / "root/deep/b.png")
+        (tmp_path / "root/linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        (tmp_path / "root/again").symlink_to(tmp_path / "root/deep", target_is_directory=True)
+        (tmp_path / "root/deep/ring").symlink_to(tmp_path / "root", target_is_directory=True)
+        assert set(self.prompts(folder(tmp_path / "root", caption=""))) == {"linked/a.png", "deep/b.png"}
+
     def test_hidden_files_are_left_out(self, tmp_path):
         for name in ("a.png", "._a.png", ".trash/b.png"):
             paint(tmp_path / name)
         assert set(self.prompts(folder(tmp_path, caption=""))) == {"a.png"}
+
+
+class TestLeftOut:
+    """Pictures that cannot be used are named, counted and skipped, at the start."""
+
+    def left_out(self, data: Folder) -> dict[str, str]:
+        with pytest.warns(UserWarning, match=r"skipped \d+ of \d+ files") as warned:
+            data.check_content()
+        assert f"skipped {len(data.skipped)} of {len(data.skipped) + data.len_train} files" in str(warned[0].message)
+        assert all(repr(name) in str(warned[0].message) for name in data.skipped)
+        return data.skipped
+
+    def test_files_by_reason(self, tmp_path):
+        paint(tmp_path / "good.png")
+        (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (tmp_path / "link.png").symlink_to(tmp_path / "nowhere.png")
+        paint(tmp_path / "copy.png").rename(tmp_path / "copy.bak")
+        paint(tmp_path / "name.png").rename(tmp_path / "na\udcffme.png")
+        (tmp_path / "empty.jpg").touch()
+        (tmp_path / "notes.md").write_text("no picture")
+        assert self.left_out(folder(tmp_path, caption="")) == {
+            "photo.heic": "Pillow cannot read .heic files",
+            "link.png": "a link to a file that is missing",
+            "copy.bak": "a picture whose ending '.bak' is not that of one; rename it",
+            "na\udcffme.png": "its name is not UTF-8; rename it",
+            "empty.jpg": "not an image: the file is empty",
+        }
+
+    def test_a_caption_that_is_no_unicode(self, tmp_path):
+        for name in ("a.png", "b.png", "c.png"):
+            paint(tmp_path / name)
+        captions = ["x \ud83d"], ["one", "y \ud83d"], "\ud83d\ude42"
+        rows = [{"file_name": f"{n}.png", "text": text} for n, text in zip("abc", captions, strict=True)]
+        write_rows(tmp_path / "metadata.jsonl", *rows)
+        data = folder(tmp_path)
+        with pytest.warns(UserWarning, match=r"left out 2 captions: .*metadata.jsonl:1: .*metadata.jsonl:2: "):
+            assert "metadata.jsonl:1" in self.left_out(data)["a.png"]
+        assert [e.captions for e in data.index.train] == [("one",), ("\U0001f642",)]
+
+    def test_a_caption_file_that_is_no_unicode(self, tmp_path):
+        paint(tmp_path / "a.png")
+        (tmp_path / "a.txt").write_bytes(b"one\nx \xed\xa0\xbd\n")
+        with pytest.warns(UserWarning, match=r"left out 1 captions: .*a.txt:2: 'x \\ud83d' holds half of a surrogate"):
+            assert folder(tmp_path).prompts_at([0]) == ["one"]
+
+    def test_pictures_without_a_row_and_rows_of_dangling_links(self, tmp_path):
+        for name in ("a.png", "b.png"):
+            paint(tmp_path / name)
+        (tmp_path / "c.png").symlink_to(tmp_path / "nowhere.png")
+        write_lines(tmp_path / "captions.csv", "file_name,caption", "a.png,one", "c.png,three")
+        skipped = self.left_out(folder(tmp_path))
+        assert skipped["b.png"] == "no row in captions.csv"
+        assert "captions.csv:3: a link to a file that is missing" in skipped["c.png"]
+
+    def test_an_odd_ending_is_read_where_a_manifest_names_it(self, tmp_path):
+        paint(tmp_path / "a.png").rename(tmp_path / "a.bak")
+        write_lines(tmp_path / "captions.csv", "file_name,caption", "a.bak,one")
+        assert folder(tmp_path).prompts_at([0]) == ["one"]
 
 
 class TestMistakes:
@@ -160,6 +257,31 @@ class TestMistakes:
     def test_a_comma_that_splits_a_caption(self, tmp_path):
         write_lines(tmp_path / "captions.csv", "image,caption", "a.png,red, very")
         self.fails(folder(tmp_path), "captions.csv:2", "double quotes")
+
+    def test_a_quote_that_swallows_other_rows(self, tmp_path):
+        for name in ("a.png", "b.png", "c.png"):
+            paint(tmp_path / name)
+        table = tmp_path / "captions.csv"
+        write_lines(table, "image,caption", 'a.png,"red', "b.png,blue", "c.png,green")
+        self.fails(folder(tmp_path), "captions.csv:2", "not closed")
+        write_lines(table, "image,caption", 'a.png,"red', 'b.png,blue"', "c.png,green")
+        self.fails(folder(tmp_path), "captions.csv:2", "several lines", "'b.png'")
+        write_lines(table, "caption,image", '"red,a.png', 'blue",b.png', "green,c.png")
+        self.fails(folder(tmp_path), "captions.csv:2", "several lines", "'a.png'")
+
+    def test_a_csv_without_a_header(self, tmp_path):
+        paint(tmp_path / "a.png")
+        write_lines(tmp_path / "captions.csv", "a.png,red", "a.png,blue")
+        self.fails(folder(tmp_path), "captions.csv:2", "first line must name the columns")
+
+    @pytest.mark.parametrize(
+        "name", ["../b.png", "/b.png", "C:\\b.png", "x" * 5000 + ".png", "b.png\0", "\ud83d.png"], ids=range(6)
+    )
+    def test_names_of_files_that_are_not_below_the_folder(self, tmp_path, name):
+        paint(tmp_path / "root/a.png")
+        paint(tmp_path / "b.png")
+        write_rows(tmp_path / "root/captions.jsonl", {"image": name, "text": "x"})
+        self.fails(folder(tmp_path / "root"), "names 1 of 1 files that are not below", "first in line 1")
 
     def test_an_empty_manifest_and_one_that_is_no_text(self, tmp_path):
         (tmp_path / "captions.csv").write_text("image,caption\n")

@@ -2,9 +2,11 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from sana_lab.config import text_files
 from sana_lab.config.specs import nearest
 from sana_lab.data import images
 from sana_lab.evaluation.geneval.prompts import row_error
@@ -38,8 +40,8 @@ def read(folder: Path) -> list[PromptFolder]:
 
 def _row(path: Path) -> Json:
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        row = json.loads(text_files.read(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not one line of JSON: {error}") from error
     if wrong := row_error(row):
         raise ValueError(f"{path}: {wrong}; given {row!r:.200}")
@@ -47,9 +49,13 @@ def _row(path: Path) -> Json:
 
 
 def _images(samples: Path) -> list[Path]:
-    paths = sorted(p for p in samples.glob("*.png") if re.fullmatch(r"\d+\.png", p.name))
+    every = sorted(p for p in samples.glob("*") if images.is_image(p) and p.stem != "grid")
+    paths = [p for p in every if re.fullmatch(r"\d+", p.stem)]
     if not paths:
         raise ValueError(f"{samples} holds no images called 0000.png, 0001.png ...")
+    if others := [p.name for p in every if p not in paths]:
+        message = f"{samples}: left out {len(others)} images not called by a number: {others[0]!r}"
+        warnings.warn(message, stacklevel=2)
     for path in paths:
         try:
             images.dimensions(path)

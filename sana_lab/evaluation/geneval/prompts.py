@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from sana_lab.config import experiments
+from sana_lab.config import experiments, text_files
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.evaluation.geneval.vocabulary import COLORS, NUMBERS, POSITIONS, article, plural
 from sana_lab.types import Json
@@ -141,10 +141,10 @@ _SAMPLERS: tuple[_Sampler, ...] = (  # GenEval's order; beside each task the num
 def read_rows(path: str | Path) -> list[Json]:
     """The validated rows of a GenEval metadata .jsonl file. ValueError names the line or row."""
     rows = []
-    for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for n, line in enumerate(text_files.read(path).split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {n} is no JSON: {error}") from error
     check_rows(rows)
     return rows
@@ -166,6 +166,8 @@ def row_error(row: object) -> str | None:
     """The reason why something is not a GenEval row, a missing `exclude` aside; None for a row."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         return "expected a row with a 'prompt' that is text"
+    if not text_files.is_unicode(row["prompt"]):
+        return "expected a 'prompt' of valid Unicode; this one holds half of a surrogate pair"
     if not isinstance(row.get("tag"), str) or not row.get("include"):
         return "expected a row with a 'tag' and an 'include' list"
     return None

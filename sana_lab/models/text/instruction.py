@@ -3,6 +3,7 @@
 import inspect
 from pathlib import Path
 
+from sana_lab.config import text_files
 from sana_lab.config.specs import SpecError, nearest
 
 SANA_LAB = """\
@@ -41,8 +42,8 @@ def read_instruction(instruction: str | None) -> str:
 
 def _read_file(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return text_files.read(path)
+    except (OSError, ValueError) as error:
         raise SpecError(f"instruction file {str(path)!r} cannot be read as text: {error}") from error
 
 
