@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sana_lab.config import text_files
 from sana_lab.data import caption_lists, tables
-from sana_lab.data.files import Files, is_picture_name
+from sana_lab.data.files import Files, is_picture_name, listing, short
 
 FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path", "filepath", "file_path")
 TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")
@@ -77,12 +77,6 @@ def report(contents: Contents) -> None:
     if contents.dropped:
         shown = ", ".join(contents.dropped[:5]) + (", ..." if len(contents.dropped) > 5 else "")
         warnings.warn(f"data 'folder': left out {len(contents.dropped)} captions: {shown}", stacklevel=2)
-
-
-def listing(skipped: dict[str, str]) -> str:
-    """The first names with their reasons."""
-    shown = [f"{_short(name)} ({why})" for name, why in list(skipped.items())[:5]]
-    return ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
 
 
 def _manifest(root: Path, given: str | None) -> Path | None:
@@ -164,7 +158,7 @@ def _check_quotes(row: dict[str, Any], where: str) -> None:
         if name is not None:
             raise ValueError(
                 f"data 'folder': {where} has a field in quotes that goes on over several lines and holds "
-                f"{_short(name)}, as if the quote of one row ended in another; expected a closing quote in each row"
+                f"{short(name)}, as if the quote of one row ended in another; expected a closing quote in each row"
             )
 
 
@@ -179,7 +173,7 @@ def _missing(files: Files, table: Path, missing: dict[str, int], total: int) -> 
 def _broken(captions: list[_Caption]) -> list[str]:
     """The captions that are no Unicode, each with its place."""
     kind = "holds half of a surrogate pair, which is not valid Unicode"
-    return [f"{c.where}: {_short(c.text)} {kind}" for c in captions if not text_files.is_unicode(c.text)]
+    return [f"{c.where}: {short(c.text)} {kind}" for c in captions if not text_files.is_unicode(c.text)]
 
 
 def _file(row: dict[str, Any], where: str) -> str:
@@ -255,12 +249,8 @@ def near(name: str, names: Iterable[str]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(map(_short, names[:3])) + (", ..." if len(names) > 3 else "")
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 100 else f"{text[:97]}...")
+    return ", ".join(map(short, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(_short(str(name)) for name in names)
+    return ", ".join(short(str(name)) for name in names)

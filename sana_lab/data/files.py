@@ -116,6 +116,17 @@ def is_picture_name(text: str) -> bool:
     return PurePath(re.sub(r"[\"'\s]+$", "", text)).suffix.lower() in images.endings()
 
 
+def listing(skipped: dict[str, str]) -> str:
+    """The first names with their reasons."""
+    shown = [f"{short(name)} ({why})" for name, why in list(skipped.items())[:5]]
+    return ", ".join(shown) + (", ..." if len(skipped) > 5 else "")
+
+
+def short(text: str) -> str:
+    """A text as a literal of at most 100 characters."""
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()

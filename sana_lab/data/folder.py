@@ -16,6 +16,7 @@ from PIL import Image
 from sana_lab.config.specs import RUNTIME
 from sana_lab.data import DataModule, Split, Turn, captions
 from sana_lab.data.captions import Entry
+from sana_lab.data.files import listing
 from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, quiet, read
 from sana_lab.data.stream import turn
 from sana_lab.types import Batch
@@ -206,4 +207,4 @@ def _fingerprint(path: Path) -> tuple[int, bytes]:
 
 
 def _none_left(root: Path, skipped: dict[str, str]) -> str:
-    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {captions.listing(skipped)}"
+    return f"data 'folder': none of the {len(skipped)} images in {str(root)!r} can be used: {listing(skipped)}"

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sana_lab.data import captions
-from sana_lab.data.files import Files
+from sana_lab.data.files import Files, listing
 from sana_lab.data.images import UnreadableError, read
 from sana_lab.types import Json
 
@@ -53,10 +52,10 @@ def find_images(folder: str | Path) -> list[ImageFile]:
     files = Files(Path(folder))
     if not files.pictures:
         problem = "holds no image files" if files.root.is_dir() else "is no folder"
-        left_out = f"; left out: {captions.listing(files.skipped)}" if files.skipped else ""
+        left_out = f"; left out: {listing(files.skipped)}" if files.skipped else ""
         raise ValueError(f"{str(folder)!r} {problem}; expected files such as *.png or *.jpg{left_out}")
     if files.skipped:
-        warnings.warn(f"{str(folder)!r}: left out {captions.listing(files.skipped)}", stacklevel=2)
+        warnings.warn(f"{str(folder)!r}: left out {listing(files.skipped)}", stacklevel=2)
     return [ImageFile(files.root / name, name) for name in files.pictures]
 
 
