@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from sana_lab.config import text_files
-from sana_lab.data import images
+from sana_lab.data import image_formats
 
 NOT_SNIFFED = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml", ".yml", ".md", ".py", ".npz", ".safetensors")
 """Endings of files that no picture is looked for in."""
@@ -95,10 +95,10 @@ class Files:
 
     def _reason(self, path: Path, ending: str) -> str | None:
         """Why a picture is left out, "" where it is not; None for another kind of file."""
-        if ending not in images.endings():
-            if ending in images.UNREADABLE_ENDINGS:
+        if ending not in image_formats.endings():
+            if ending in image_formats.UNREADABLE_ENDINGS:
                 return f"Pillow cannot read {ending} files"
-            if not images.has_magic(path):
+            if not image_formats.has_magic(path):
                 return None
             return f"a picture whose ending {ending!r} is not that of one; rename it" if ending else ""
         if path.is_file():
@@ -113,7 +113,7 @@ def key(name: str) -> str:
 
 def is_picture_name(text: str) -> bool:
     """Whether a text ends as the name of an image."""
-    return PurePath(re.sub(r"[\"'\s]+$", "", text)).suffix.lower() in images.endings()
+    return PurePath(re.sub(r"[\"'\s]+$", "", text)).suffix.lower() in image_formats.endings()
 
 
 def listing(skipped: dict[str, str]) -> str:

@@ -19,7 +19,8 @@ from torch import Tensor
 from sana_lab.config import digests, specs, text_files
 from sana_lab.config.specs import Spec, nearest
 from sana_lab.data import tables
-from sana_lab.data.images import UnreadableError, is_image, read
+from sana_lab.data.image_formats import is_image
+from sana_lab.data.images import UnreadableError, read
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.per_prompt import Coverage
 from sana_lab.evaluation.vqa import Vqa

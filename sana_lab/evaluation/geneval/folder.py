@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sana_lab.config import text_files
 from sana_lab.config.specs import nearest
 from sana_lab.data import images
+from sana_lab.data.image_formats import is_image
 from sana_lab.evaluation.geneval.prompts import row_error
 from sana_lab.types import Json
 
@@ -49,7 +50,7 @@ def _row(path: Path) -> Json:
 
 
 def _images(samples: Path) -> list[Path]:
-    every = sorted(p for p in samples.glob("*") if images.is_image(p) and p.stem != "grid")
+    every = sorted(p for p in samples.glob("*") if is_image(p) and p.stem != "grid")
     paths = [p for p in every if re.fullmatch(r"\d+", p.stem)]
     if not paths:
         raise ValueError(f"{samples} holds no images called 0000.png, 0001.png ...")
