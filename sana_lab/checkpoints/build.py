@@ -1,5 +1,6 @@
 """Building of parts: with the weights that their specs name, and without them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,21 +37,37 @@ def without_weights(spec: dict[str, Any]) -> dict[str, Any]:
 def load_into(module: nn.Module, reference: str, kind: str) -> None:
     """Load a part's weights from a file, `experiment:NAME`, or a released model: NVlabs' .pth, a diffusers folder or a
     hub id. Nothing is loaded on the meta device. SpecError."""
-    from sana_lab.checkpoints import formats, weights
+    from sana_lab.checkpoints import files, formats, weights
 
     if any(p.is_meta for p in module.parameters()):
         return
-    if formats.is_released(reference):
+    if reference.endswith(files.TORCH_SUFFIXES) and Path(reference).is_file():
+        _load_torch(module, reference, kind)
+    elif formats.is_released(reference):
         _load_released(module, reference, kind)
     else:
         weights.load_state(module, weights.read(weights.find(reference)), f"{kind}.", reference)
 
 
+def _load_torch(module: nn.Module, path: str, kind: str) -> None:
+    """A file of torch.save: a checkpoint with this module's own names in it, or a released model."""
+    from sana_lab.checkpoints import files, state_dicts, weights
+
+    names = list(module.state_dict())
+    state = state_dicts.choose(files.read_torch(Path(path)), (names[0], names[-1]), None, path)
+    if state is None:
+        _load_released(module, path, kind)
+    else:
+        weights.load_state(module, state.tensors, f"{kind}.", path)
+
+
 def _load_released(module: nn.Module, reference: str, kind: str) -> None:
-    from sana_lab.checkpoints import formats, hub
+    from sana_lab.checkpoints import formats, hub, mismatch
 
     spec: Any = module.spec
     released = formats.recognise(hub.locate(reference), kind, like=spec)
     formats.check_kind(kind, released, reference)
     formats.check_agree(spec, released)
-    module.load_state_dict(formats.state_for(module, released))
+    state = formats.state_for(module, released)
+    mismatch.check_finite(state, reference)
+    module.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,9 @@ from sana_lab.config.validation import SpecError
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """Suffixes of files that `torch.save` wrote."""
 
+JSON_LIMIT = 2**28
+"""Bytes of a JSON file that are read: an index of a million tensors has a tenth."""
+
 
 class LazyTensors(Mapping[str, Tensor]):
     """name -> tensor of safetensors files; a tensor is memory-mapped when it is accessed, for as long as it lives."""
@@ -27,7 +31,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         with open_safetensors(self.files[name]) as file:  # a mapping of its own, freed with the tensor
-            return file.get_tensor(name)
+            return read_tensor(file, name, self.files[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -47,6 +51,14 @@ def open_safetensors(path: Path) -> AbstractContextManager[Any]:
         raise SpecError(f"{path} is cut short or is no safetensors file: {error}") from error
 
 
+def read_tensor(file: Any, name: str, path: Path) -> Tensor:
+    """A tensor of an opened safetensors file. SpecError where its bytes are damaged."""
+    try:
+        return file.get_tensor(name)
+    except Exception as error:  # of another class for each kind of damage
+        raise SpecError(f"{path}: tensor {name!r} cannot be read: {first_line(error)}") from error
+
+
 def tensor_names(path: Path) -> list[str]:
     with open_safetensors(path) as file:
         return list(file.keys())
@@ -62,13 +74,23 @@ def read_safetensors(path: Path) -> LazyTensors:
     """The tensors of one file, or of the shards that an `.index.json` names. SpecError where a shard is missing."""
     if not is_index(path):
         return LazyTensors(dict.fromkeys(tensor_names(path), path))
-    shards = {name: path.parent / file for name, file in read_json(path).get("weight_map", {}).items()}
+    names_of = read_json(path).get("weight_map")
+    if not isinstance(names_of, dict) or not names_of:
+        raise SpecError(f"{path} has no weight_map of tensors and their files")
+    if outside := [file for file in names_of.values() if not _is_plain(file)]:
+        raise SpecError(f"{path} names the file {outside[0]!r}; expected names of files beside it")
+    shards = {name: path.parent / file for name, file in names_of.items()}
     if missing := sorted({p.name for p in shards.values() if not p.is_file()}):
         raise SpecError(f"{path.parent} lacks {', '.join(missing)}, which {path.name} names")
     names = {p: set(tensor_names(p)) for p in sorted(set(shards.values()))}
     if misplaced := [name for name, p in shards.items() if name not in names[p]]:
         raise SpecError(f"{path.name} looks for {misplaced[0]} in {shards[misplaced[0]].name}, which does not hold it")
     return LazyTensors({name: p for p in names for name in sorted(names[p])})
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether this is the name of a file and no path to elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]|^\w:", name)
 
 
 def is_index(path: Path) -> bool:
@@ -92,6 +114,7 @@ def index_of(path: Path) -> Path:
 
 def read_torch(path: Path) -> Any:
     """The object that `torch.save` wrote, its tensors memory-mapped. SpecError where it is truncated or holds code."""
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return _load(path)
@@ -104,6 +127,22 @@ def read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # on other bytes the reader raises anything
         raise SpecError(f"{path} is cut short or is no file of torch.save: {first_line(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """SpecError for an archive that unpacks to more than the file holds; torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise SpecError(f"{path} is cut short or is no file of torch.save: {first_line(error)}") from error
+    compressed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
+    size, room = sum(entry.file_size for entry in entries), path.stat().st_size
+    if compressed or size > room:
+        what = f"compresses {compressed}" if compressed else f"says it holds {size:,} bytes in {room:,}"
+        raise SpecError(f"{path} is refused: it {what}, which torch.save does not; ask for a safetensors file")
 
 
 def _load(path: Path) -> Any:
@@ -133,9 +172,11 @@ def first_line(error: Exception) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON mapping. SpecError where it is none."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{path} cannot be read as JSON: {error}") from error
+        if (size := path.stat().st_size) > JSON_LIMIT:
+            raise SpecError(f"{path} has {size:,} bytes, expected a JSON file of at most {JSON_LIMIT:,}")
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise SpecError(f"{path} holds {type(value).__name__}, expected a mapping")
     return value

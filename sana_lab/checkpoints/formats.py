@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sana_lab.checkpoints import architectures, files, hub, key_tables, nvlabs, rename_keys
+from sana_lab.checkpoints import architectures, files, hub, key_tables, nvlabs, rename_keys, state_dicts
 from sana_lab.config import experiments, guests
 from sana_lab.config.validation import SpecError
 
@@ -43,8 +43,20 @@ def is_released(reference: str) -> bool:
     if reference.startswith("experiment:") or (path.suffix == ".safetensors" and not path.is_file()):
         return False
     if path.suffix == ".safetensors":
-        return path.name.startswith("diffusion_pytorch_model") or nvlabs.REQUIRED_KEYS[0] in files.tensor_names(path)
+        return path.name.startswith("diffusion_pytorch_model") or _is_nvlabs(files.tensor_names(path))
     return path.is_dir() or files.is_index(path) or path.suffix in (".pth", ".pt", ".bin") or hub.is_hub_id(reference)
+
+
+def _is_nvlabs(names: list[str]) -> bool:
+    """Whether a DiT of NVlabs is among these tensors, under any prefix."""
+    return any(f".{name}".endswith(f".{nvlabs.REQUIRED_KEYS[0]}") for name in names)
+
+
+def is_nvlabs_checkpoint(path: Path) -> bool:
+    """Whether a file of torch.save holds a DiT of NVlabs, in whatever training framework's checkpoint. SpecError."""
+    if not path.is_file():
+        return False
+    return state_dicts.choose(files.read_torch(path), nvlabs.REQUIRED_KEYS, None, str(path)) is not None
 
 
 def recognise(
@@ -67,7 +79,8 @@ def recognise(
     if path.suffix in (".safetensors", ".json"):
         if (path.parent / "config.json").is_file() and path.name.startswith("diffusion_pytorch_model"):
             return _component(path.parent, hints, files.read_safetensors(path))
-        return nvlabs_weights(files.read_safetensors(path), str(path), like, **hints)
+        state = nvlabs.choose_state(files.read_safetensors(path), ema, str(path))
+        return nvlabs_weights(state.tensors, str(path), like, **hints)
     state = nvlabs.choose_state(files.read_torch(path), ema, str(path))
     weights = nvlabs_weights(state.tensors, str(path), like, ignored=state.ignored, **hints)
     return weights._replace(notes=(f"taken: {state.name}", *weights.notes))

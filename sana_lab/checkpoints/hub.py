@@ -28,9 +28,11 @@ def locate(reference: str) -> Path:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether a reference has the form owner/name and no suffix of a file."""
-    is_file = reference.endswith((*TORCH_SUFFIXES, ".safetensors", ".yaml", ".yml"))
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", reference)) and not is_file
+    """Whether a reference has the form owner/name that the hub allows, and no suffix of a file."""
+    is_file = reference.endswith((*TORCH_SUFFIXES, ".safetensors", ".yaml", ".yml", ".json", ".git"))
+    words = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
+    is_id = re.fullmatch(rf"{words}/{words}", reference, re.ASCII) and not re.search(r"\.\.|--", reference)
+    return bool(is_id) and not is_file
 
 
 def _snapshot(name: str) -> Path:
@@ -38,7 +40,10 @@ def _snapshot(name: str) -> Path:
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except Exception:  # the client raises many classes where the cache has no copy
-        pass
+        owner = Path(name.split("/")[0])
+    if owner.is_dir():  # a path that was mistyped: nobody on the hub is asked for it
+        hint = nearest(Path(name).name, (p.name for p in owner.glob("*")))
+        raise SpecError(f"there is no file or folder {name!r}, and no model of that name in the local cache; {hint}")
     try:
         HfApi().model_info(name, timeout=TIMEOUT)
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))

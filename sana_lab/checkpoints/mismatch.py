@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatch
 
+import torch
 from torch import Tensor
 
 from sana_lab.config.validation import SpecError
@@ -23,6 +24,26 @@ def check_state(
     """
     if problems := mismatches(expected, state, ignored):
         raise SpecError(f"{source} does not fit{f' {model}' if model else ''}: {'; '.join(problems)}")
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """SpecError that names the tensors with NaN or infinite values."""
+    if broken := [name for name, tensor in state.items() if not is_finite(tensor)]:
+        more = f" and {len(broken) - LIMIT} more" if len(broken) > LIMIT else ""
+        raise SpecError(
+            f"{source} holds NaN or infinite weights, in {', '.join(broken[:LIMIT])}{more}; expected a checkpoint from "
+            "before the training diverged"
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass without a copy. True on the meta device."""
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize == 1:  # float8 has no minimum
+        return all(bool(part.float().isfinite().all()) for part in tensor.flatten().split(2**22))
+    low, high = torch.aminmax(tensor)  # NaN where any value is
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def mismatches(expected: Shapes, state: Mapping[str, Tensor], ignored: Iterable[str] = ()) -> list[str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sana_lab.checkpoints import key_tables
+from sana_lab.checkpoints import key_tables, state_dicts
+from sana_lab.checkpoints.state_dicts import ChosenState
 from sana_lab.config.validation import SpecError
 
 Spec = dict[str, Any]
@@ -41,18 +42,15 @@ WIDTH_1_5 = 2240
 """Width of both SANA-1.5 DiTs."""
 
 
-class ChosenState(NamedTuple):
-    """One state dict of a checkpoint."""
-
-    tensors: State
-    name: str  # which one, for the reader
-    ignored: tuple[str, ...]  # the checkpoint's other entries
-
-
 def choose_state(checkpoint: Any, ema: bool | None, source: str) -> ChosenState:
-    """The averaged state dict of a checkpoint if it has one, the raw one if not or where `ema` is false. SpecError."""
+    """The averaged state dict of a checkpoint if it has one, the raw one if not or where `ema` is false. SpecError.
+
+    Of another model it is whatever state there is, for `check_architecture` to name.
+    """
     if not isinstance(checkpoint, Mapping):
         raise SpecError(f"{source} holds {type(checkpoint).__name__}, expected a state dict")
+    if chosen := state_dicts.choose(checkpoint, REQUIRED_KEYS, ema, source):
+        return chosen
     averaged, raw = checkpoint.get("state_dict_ema"), checkpoint.get("state_dict")
     if ema and not averaged:
         raise SpecError(f"{source} holds no state_dict_ema, only {', '.join(checkpoint)[:200]}; expected ema=False")
@@ -67,9 +65,9 @@ def choose_state(checkpoint: Any, ema: bool | None, source: str) -> ChosenState:
 
 def _tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The tensors under their names without DistributedDataParallel's prefix. SpecError where there is more."""
-    tensors = {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {state_dicts.unwrapped(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if len(tensors) < len(state):
-        others = [str(k) for k in state if str(k).removeprefix("module.") not in tensors]
+        others = [str(k) for k in state if state_dicts.unwrapped(str(k)) not in tensors]
         raise SpecError(f"{source} holds more than tensors: {', '.join(others[:6])}; expected state_dict")
     return tensors
 

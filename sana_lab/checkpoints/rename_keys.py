@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from sana_lab.checkpoints import mismatch
+from sana_lab.checkpoints import mismatch, state_dicts
 from sana_lab.checkpoints.key_tables import Row, Table
 
 
@@ -19,6 +19,7 @@ def to_ours(
     """
     rows = {key: row for key in own if (row := row_of(key, table)) is not None}
     expected = {name: _shape_there(own[key], row) for key, row in rows.items() for name in row.names}
+    state = state_dicts.select(state, expected, source)
     mismatch.check_state(expected, state, source, ignored=unused)
     return {key: _joined([state[name] for name in row.names], own[key]) for key, row in rows.items()}
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sana_lab.checkpoints import files, mismatch
+from sana_lab.checkpoints import files, mismatch, state_dicts
 from sana_lab.config import atomic_write
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
@@ -20,10 +20,15 @@ HOME = Path("runs")
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str, source: str) -> None:
     """Copy the tensors `prefix...` (or all, where none has the prefix) into a module. SpecError lists all that is
-    missing, unexpected or wrongly shaped."""
-    inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or dict(state)
-    mismatch.check_state(mismatch.shapes_of(module.state_dict()), inner, source, type(module).__name__)
-    module.load_state_dict(inner)
+    missing, unexpected or wrongly shaped, or is not finite."""
+    inner: Mapping[str, Tensor] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or dict(
+        state
+    )
+    expected = mismatch.shapes_of(module.state_dict())
+    inner = state_dicts.select(inner, expected, source)
+    mismatch.check_state(expected, inner, source, type(module).__name__)
+    mismatch.check_finite(inner, source)
+    module.load_state_dict(dict(inner))
 
 
 # Where weights are
@@ -81,13 +86,20 @@ def shipped(experiment: Config) -> Path | None:
 def card(path: Path) -> dict[str, Any]:
     """The metadata of a weights file: experiment, hash, command, commit, measures. Empty where it is not the lab's."""
     with files.open_safetensors(path) as file:
-        return json.loads((file.metadata() or {}).get("card", "{}"))
+        text = (file.metadata() or {}).get("card", "{}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path} has a card that cannot be read: {files.first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise SpecError(f"{path} has a card that is {type(value).__name__}, expected a mapping")
+    return value
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. SpecError where it is none."""
     with files.open_safetensors(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+        return {key: files.read_tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  (not a mapping)
 
 
 def write(path: Path, state: Mapping[str, Tensor], about: Mapping[str, Any], dtype: torch.dtype | None = None) -> None:

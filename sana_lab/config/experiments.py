@@ -66,6 +66,8 @@ def complete(config: Config, title: str = "experiment") -> Config:
     except OmegaConfBaseException as error:
         raise SpecError(f"{title}: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
+    for name in referenced([plain.get(key) for key in ("system", "data", "eval")]):
+        _check_ring(name)
     return specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
 
 
@@ -154,8 +156,9 @@ def check_sampling(options: Config) -> Config:
 
 def referenced(value: Any) -> list[str]:
     """Names of the experiments whose weights a configuration takes (`experiment:NAME`), in order of appearance."""
-    if isinstance(value, dict):
-        return list(dict.fromkeys(name for inner in value.values() for name in referenced(inner)))
+    if isinstance(value, dict | list):
+        inside = value.values() if isinstance(value, dict) else value
+        return list(dict.fromkeys(name for inner in inside for name in referenced(inner)))
     is_reference = isinstance(value, str) and value.startswith("experiment:")
     return [value.removeprefix("experiment:")] if is_reference else []
 

@@ -81,4 +81,4 @@ def _load_part(path: Path, tensors: Mapping[str, Tensor], kind: str, spec: Spec,
     part = build_on_meta(kind, spec, **supplied)
     state = {k.removeprefix(f"{kind}."): tensors[k] for k in tensors if k.startswith(f"{kind}.")}
     mismatch.check_state(mismatch.shapes_of(part.state_dict()), state, str(path), kind)
-    return parts.fill(part, state)
+    return parts.fill(part, state, str(path))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sana_lab.checkpoints import files, hub, weights
+from sana_lab.checkpoints import files, formats, hub, weights
 from sana_lab.config import experiments, registry
 from sana_lab.config.validation import SpecError
 
@@ -36,7 +36,7 @@ def load(
 def _load(path: Path, kind: str | None, **options: Any) -> Any:
     from sana_lab.pretrained import imported, released, restore
 
-    if path.suffix == ".ckpt":
+    if path.suffix == ".ckpt" and not formats.is_nvlabs_checkpoint(path):
         return _part_of(restore.from_checkpoint(path), kind, path)
     if path.suffix == ".safetensors" and (card := weights.card(path)):
         if "parts" in card:

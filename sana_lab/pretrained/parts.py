@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sana_lab.checkpoints import formats
+from sana_lab.checkpoints import formats, mismatch
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config.validation import SpecError
 from sana_lab.models.dit import Dit
@@ -16,11 +16,13 @@ def from_released(weights: formats.ReleasedWeights, kind: str | None = None) -> 
     if kind not in (None, weights.kind):
         raise SpecError(f"{weights.source} holds a {weights.kind} ({weights.spec['name']}), and a {kind} was asked for")
     part = build_on_meta(weights.kind, weights.spec, **weights.supplied)
-    return fill(part, formats.state_for(part, weights))
+    return fill(part, formats.state_for(part, weights), weights.source)
 
 
-def fill(part: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """The part in evaluation mode, with these tensors themselves as its parameters."""
+def fill(part: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """The part in evaluation mode, with these tensors themselves as its parameters. SpecError where one is not
+    finite."""
+    mismatch.check_finite(state, source)
     part.load_state_dict(state, assign=True)
     return part.eval()
 

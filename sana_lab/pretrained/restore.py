@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sana_lab.checkpoints import files, weights
+from sana_lab.checkpoints import files, mismatch, state_dicts, weights
 from sana_lab.config import experiments, guests, hashing, registry, schema, specs
 from sana_lab.config.validation import SpecError
 
@@ -32,10 +32,21 @@ def from_checkpoint(path: Path) -> Any:
     guests.check(options, str(path))
     with guests.brought_by(str(path)):
         system = specs.build("system", {"name": system_with(options, path), **options})
+    checkpoint = _unwrapped(checkpoint)
+    mismatch.check_finite(checkpoint["state_dict"], str(path))
+    mismatch.check_finite(checkpoint["average"].get("values", {}), str(path))
     system.on_load_checkpoint(checkpoint)  # first, as in Lightning: it reports a state dict that does not fit
     system.load_state_dict(checkpoint["state_dict"], strict=False)  # frozen parts are not in it
     system.write_average()
     return system.eval()
+
+
+def _unwrapped(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint without the names of wrappers such as torch.compile's `_orig_mod.` in its tensors'."""
+    state = {state_dicts.unwrapped(name): tensor for name, tensor in checkpoint["state_dict"].items()}
+    average = checkpoint["average"]
+    values = {state_dicts.unwrapped(name): tensor for name, tensor in average.get("values", {}).items()}
+    return {**checkpoint, "state_dict": state, "average": {**average, "values": values}}
 
 
 def system_with(options: Mapping[str, Any], path: Path) -> str:
