@@ -51,17 +51,17 @@ class Case(NamedTuple):
     inputs: list[Any]  # fresh noise for each repeat in turn
     tolerance: float = 1e-4  # of the relative L2 error
     least_bytes: int = 0  # bytes that ours must read and write, where bandwidth is the limit
-    repeats: int | None = None  # fewer than the protocol's, for long calls; on a CPU parity has warmed them up
+    repeats: int | None = None  # overrides the protocol's repeats, for long calls
 
 
 class Protocol(NamedTuple):
-    """How calls are timed; the same for all cases of a run."""
+    """Timing settings, the same for all cases of a run."""
 
     device: torch.device
     warmup: int
     repeats: int
     clock: Clock | None = None
-    stretch_s: float = 0.02  # a shorter call is repeated for so long within one reading, and its time divided
+    stretch_s: float = 0.02  # minimum length of a reading; shorter calls are repeated and the time divided
 
 
 def error(output: Tensor, truth: Tensor) -> float:
@@ -72,7 +72,7 @@ def error(output: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def run_case(case: Case, protocol: Protocol) -> list[Json]:
-    """Print parity, then times, then each ratio if there is one; the same as plain data, one record a pair."""
+    """Print parity, times and ratios of a case; return them as plain data, one record per pair."""
     errors = {name: error(side.run(case.inputs[0]), side.truth) for name, side in case.sides.items()}
     print(f"\n{case.name}\n  error: " + ", ".join(f"{name} {e:.1e}" for name, e in errors.items()), flush=True)
     right = [name for name, e in errors.items() if e <= case.tolerance]
@@ -107,7 +107,7 @@ def time_sides(
 
 
 def thread_clock(call: Callable[[], Any]) -> tuple[float, None]:
-    """Processor time of this thread alone, for single-threaded calls on a shared machine."""
+    """Processor time of this thread, for single-threaded calls on a shared machine."""
     start = time.thread_time()
     call()
     return time.thread_time() - start, None
@@ -117,12 +117,12 @@ AGAIN = ", again"
 
 
 def again(name: str) -> str:
-    """The name of a peer's second turn in a round, whose difference from the first is the machine's noise."""
+    """Name of a peer's second turn in a round; its difference from the first measures the machine's noise."""
     return name + AGAIN
 
 
 def times_to_stretch(run: Run, case: Case, protocol: Protocol) -> int:
-    """The number of calls per reading, by the time of the second call."""
+    """Number of calls per reading, from the time of the second call."""
     call, clock = rotating(run, case.inputs, 1), protocol.clock or clock_for(protocol.device)
     first = min(seconds for seconds in clock(call) if seconds is not None)
     if first > 10 * protocol.stretch_s:
@@ -143,7 +143,7 @@ def rotating(run: Run, inputs: list[Any], inner: int) -> Callable[[], None]:
 
 
 def fresh(run: Callable[[int], Tensor]) -> Run:
-    """The run of 0, 1, 2 ... whatever the input, so that no prompt is encoded twice and none is cached."""
+    """Run with 0, 1, 2 ... regardless of the input, so that no prompt is encoded twice or cached."""
     numbers = count()
     return lambda _: run(next(numbers))
 
@@ -159,7 +159,7 @@ def line(name: str, timing: Timing) -> str:
 
 
 def compared(pair: Pair, times: Mapping[str, Timing]) -> Json:
-    """The ratio of medians, or the reason why there is none, as plain data."""
+    """The ratio of medians, or the reason for its absence, as plain data."""
     peer, ours = times[pair.peer], times[pair.ours]
     comparison = Comparison.of(peer, ours, times[again(pair.peer)])
     why = None
@@ -203,7 +203,7 @@ def commit() -> str:
 
 
 def table(records: Iterable[Json]) -> str:
-    """All ratios, a line each."""
+    """All ratios, one line each."""
     records = list(records)
     wide = max(len(r["case"]) for r in records)
     lines = [f"{'case':<{wide}}  {'tier':<17}{'peer ms':>10}{'ours ms':>10}{'ratio':>8}  peer / ours"]

@@ -23,7 +23,7 @@ def softmax(qkv: Tensor, heads: int) -> Tensor:
 
 
 def diffusers(qkv: Tensor, heads: int) -> Tensor:
-    """diffusers' own linear-attention processor."""
+    """diffusers' linear-attention processor."""
     third = qkv.shape[-1] // 3
     same = nn.Identity()
     attention = argparse.Namespace(

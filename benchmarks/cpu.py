@@ -1,8 +1,7 @@
 """Side by side on the CPU, in under ten minutes: python benchmarks/cpu.py [--full] [--only CASE ...] [--quick]
 
 Attention cores, a step of SANA-0.6B, DC-AE's decoder, text encoding and a whole pipeline, against diffusers with the
-same random weights. `--full` takes every piece at its full size, for a quarter of an hour, and adds up an image of 512
-px.
+same random weights. `--full` runs every piece at full size (15 minutes) and sums the time of an image of 512 px.
 """
 
 import argparse
@@ -37,11 +36,11 @@ from sana_lab.models.text.instruction import read_instruction
 from sana_lab.types import Json
 
 HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads
-TOKENS, PADDED = 80, 300  # real tokens of a caption, and what diffusers pads it to
+TOKENS, PADDED = 80, 300  # tokens of a caption without and with diffusers' padding
 STEPS = 20
 CPU = torch.device("cpu")
 PEER, LAST = "diffusers", "diffusers, channels last"
-SAMPLING = "ours, as in sampling"  # captions and times prepared once, padding cut, the empty prompt's token a constant
+SAMPLING = "ours, as in sampling"  # captions and times prepared once, no padding, the empty prompt as a constant
 
 
 def main() -> None:
@@ -118,8 +117,8 @@ def step(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def step_case(blocks: int, side: int) -> Case:
-    """A guided step (batch 2) of SANA-0.6B: a caption of 80 tokens and the empty prompt, which is one. diffusers reads
-    both, padded to 300, in every step."""
+    """A guided step (batch 2) of SANA-0.6B: a caption of 80 tokens and the empty prompt of one token. diffusers
+    projects both, padded to 300, in every step."""
     theirs = models.transformer(SIZES["0.6B"], blocks)
     ours, t = models.ours_of(theirs), torch.full((2,), 0.5)
     text = models.captions(TOKENS, PADDED)
@@ -166,7 +165,7 @@ def text(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def text_case(layers: int) -> Case:
-    """A prompt and the empty prompt through Gemma-2-2B, the instruction in front; no prompt is seen twice."""
+    """A prompt with instruction and the empty prompt through Gemma-2-2B; no prompt is repeated."""
     theirs = models.pipeline(layers, 1, 1)
     ours = models.encoder_of(theirs)
     truth = encoded(theirs, 0)
@@ -176,7 +175,7 @@ def text_case(layers: int) -> Case:
 
 
 def encoded(pipeline: Any, number: int) -> Tensor:
-    """diffusers' features at the tokens that are real, of the prompt and of the empty prompt: (L + L0, D)."""
+    """diffusers' features of valid tokens, of the prompt and of the empty prompt: (L + L0, D)."""
     chi, texts = read_instruction("released").split("\n"), [models.prompt(number)]
     tokens, mask, null, null_mask = pipeline.encode_prompt(
         texts, True, max_sequence_length=PADDED, complex_human_instruction=chi
@@ -197,7 +196,7 @@ def whole(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def whole_case(layers: int, blocks: int, stage: int, size: int, steps: int) -> Case:
-    """Prompt to picture through Flow-DPM-Solver with guidance, from the same noise, at SANA-0.6B's widths."""
+    """Prompt to image with Flow-DPM-Solver and guidance, from the same noise, at SANA-0.6B's widths."""
     theirs = models.pipeline(layers, blocks, stage)
     ours = models.system_of(theirs)
     how = Sampling(**{**ours.experiment["sampling"], "steps": steps, "guidance": 4.5})
@@ -230,7 +229,7 @@ CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 
 def image(records: list[Json]) -> Json:
-    """An image of 512 px in 20 guided steps, added up from the pieces at full size; None where a piece has no ratio."""
+    """An image of 512 px in 20 guided steps, summed from full-size pieces; no ratio if a piece has none."""
     pieces = {
         "text": ("text encoding", "ours", 1),
         "denoise": ("0.6B step, 28", SAMPLING, STEPS),

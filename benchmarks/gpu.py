@@ -1,8 +1,8 @@
 """Side by side on one CUDA device, in under ten minutes: python benchmarks/gpu.py [--only SECTION ...] [--quick]
 
-The card's copy bandwidth and matrix product first, so that later numbers are shares of what it can do. Then cores of
-linear attention, SANA's transformer, DC-AE's decoder and a whole pipeline, against diffusers, eager and compiled, with
-the same random weights.
+First the GPU's copy bandwidth and matrix-product throughput, as references for later numbers. Then cores of linear
+attention, SANA's transformer, DC-AE's decoder and a whole pipeline, against diffusers, eager and compiled, with the
+same random weights.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from sana_lab.types import Json, Text
 
 BATCH, HEADS, WIDTH = 2, 36, 32  # SANA-0.6B under guidance
 ROTATED = 200 * 2**20  # bytes of inputs in rotation: more than three times the L2 of an H200
-TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # against float64; what rounding gives is printed beside
-DEEP = 0.1  # of a whole transformer in bfloat16 against float32
+TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # against float64; the rounding error is printed beside
+DEEP = 0.1  # tolerance of a whole transformer in bfloat16 against float32
 TOKENS, PADDED, STEPS = 80, 300, 20
 MODE = "max-autotune-no-cudagraphs"
 
 
 class Extent(NamedTuple):
-    """Where and how large; the CPU is for tests of the cases, not of speed."""
+    """Device and sizes; the CPU is for testing the cases, not for timing."""
 
     device: torch.device
     quick: bool = False
@@ -84,7 +84,7 @@ def arguments() -> argparse.Namespace:
 
 
 def card(device: torch.device) -> Json:
-    """What the card reaches: TB/s of a copy (read and written), and bfloat16 TFLOP/s of an 8192^3 product."""
+    """Reference throughput of the GPU: TB/s of a copy (read and write) and bfloat16 TFLOP/s of an 8192^3 product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
@@ -104,7 +104,7 @@ def forward(extent: Extent) -> Iterator[Case]:
 
 
 def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
-    """Each core replayed from a CUDA graph, so that the host's launches do not count; buffers exceed the cache."""
+    """Each core replayed from a CUDA graph, to exclude launch overhead; buffers exceed the cache."""
     inputs = rotation(extent, tokens, heads)
     truth, other = cores.naive_linear(inputs[0], heads), cores.naive_softmax(inputs[0], heads)
     runs: dict[str, tuple[str, Run, Tensor]] = {
@@ -130,7 +130,7 @@ def backward(extent: Extent) -> Iterator[Case]:
 
 
 def backward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
-    """Forward and backward: what is compared is the gradient of the fused projection."""
+    """Forward and backward; the compared output is the gradient of the fused projection."""
     inputs = rotation(extent, tokens, heads)
     truth = gradient(partial(cores.naive_linear, heads=heads))(inputs[0])
     runs = {
@@ -160,7 +160,7 @@ def core_name(what: str, extent: Extent, tokens: int, heads: int) -> str:
 
 
 def replayed(run: Run, inputs: list[Tensor]) -> Run:
-    """The call as a CUDA graph for each input, captured when it is first seen; on the CPU the call itself."""
+    """The call as a CUDA graph per input, captured at first use; on the CPU the call itself."""
     if inputs[0].device.type != "cuda":
         return run
     graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -176,7 +176,7 @@ def replayed(run: Run, inputs: list[Tensor]) -> Run:
 
 
 def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of the call, warmed up on a side stream, and where its result lies."""
+    """A graph of the call, warmed up on a side stream, and its output tensor."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -202,7 +202,7 @@ def gradient(run: Run) -> Run:
     return call
 
 
-# What lies between the products of a block
+# Operations between the matrix products of a block
 
 
 def between(extent: Extent) -> Iterator[Case]:
@@ -213,7 +213,7 @@ def between(extent: Extent) -> Iterator[Case]:
 
 
 def mix_ffn_case(extent: Extent, side: int, channels: int) -> Case:
-    """SiLU, 3x3 depthwise, gate: the definition's operators in turn, as diffusers has them, and one kernel."""
+    """SiLU, 3x3 depthwise, gate: separate operators, as in diffusers, against one kernel."""
     weight, bias = (torch.randn(s, device=extent.device).to(extent.dtype) / 3 for s in ((channels, 1, 3, 3), channels))
     inputs = grids(extent, side, channels)
     truth = mix_ffn(inputs[0].double(), weight.double(), bias.double(), backend="torch")
@@ -250,7 +250,7 @@ def grids(extent: Extent, side: int, channels: int) -> list[Tensor]:
 def either(
     extent: Extent, name: str, eager: Run, kernel: Run, inputs: list[Tensor], truth: Tensor, least_bytes: int
 ) -> Case:
-    """The operators in turn, the same compiled, and the kernel; all replayed from graphs."""
+    """Separate operators, compiled operators, and the kernel; all replayed from graphs."""
     runs = {"eager": eager, "ours": kernel}
     if extent.compiled:
         runs["compiled"] = torch.compile(eager, mode=MODE)
@@ -271,7 +271,7 @@ def step(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
-    """A guided step (batch 2); diffusers reads the padded captions in every step."""
+    """A guided step (batch 2); diffusers projects the padded captions in every step."""
     theirs, ours = pair(extent, size, blocks)
     text = models.captions(TOKENS, PADDED, extent.device)
     inputs = [torch.randn(2, 32, side, side, device=extent.device) for _ in range(3)]
@@ -298,7 +298,7 @@ def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
 
 
 def pair(extent: Extent, size: str, blocks: int | None) -> tuple[Any, Any]:
-    """diffusers' transformer and ours in float32, with memory of their own."""
+    """diffusers' transformer and ours in float32, without shared memory."""
     theirs = models.transformer(SIZES[size], blocks).to(extent.device)
     return theirs, models.ours_of(theirs).to(extent.device)
 
@@ -309,8 +309,8 @@ def denoise(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
-    """Twenty guided steps of Flow-DPM-Solver, captions and their padding as in `step`; outputs are compared after one
-    step, for in half precision twenty of random weights tell nothing."""
+    """Twenty guided steps of Flow-DPM-Solver, captions and padding as in `step`. Outputs are compared after one step,
+    because twenty half-precision steps with random weights diverge."""
     theirs, ours = (part.to(extent.dtype) for part in pair(extent, size, blocks))
     text = models.captions(TOKENS, PADDED, extent.device)
     text = Text(text.tokens.to(extent.dtype), text.mask)
@@ -333,7 +333,7 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     return Case(name, sides, [Pair(EXACT, "diffusers", "ours")], inputs, 10 * DEEP, repeats=5)
 
 
-# The decoder, and all together
+# The decoder and the whole pipeline
 
 
 def decode(extent: Extent) -> Iterator[Case]:
@@ -366,8 +366,8 @@ def whole(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def whole_case(extent: Extent, size: int, layers: int, blocks: int, stage: int) -> Case:
-    """Prompt to picture, 20 guided steps, warm; in half precision pictures of random weights drift apart, so that they
-    are compared loosely here and exactly in the CPU's benchmark and in the tests."""
+    """Prompt to image, 20 guided steps, warm. Half-precision images of random weights diverge, so the comparison is
+    loose here and exact in the CPU benchmark and the tests."""
     steps = 2 if extent.quick else STEPS
     theirs = models.pipeline(layers, blocks, stage).to(dtype=extent.dtype)
     ours = models.system_of(theirs).to(extent.device)
@@ -403,7 +403,7 @@ SECTIONS: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 
 def with_share(records: list[Json], case: Case, limits: Json) -> list[Json]:
-    """The records, and what share of the card's copy bandwidth ours reached, where that is the limit."""
+    """Records with our share of the GPU's copy bandwidth, for bandwidth-bound cases."""
     if not case.least_bytes:
         return records
     return [r | share(r, case, limits) if "times" in r else r for r in records]

@@ -44,7 +44,7 @@ SIZES = {"0.6B": Size("0.6B", 1152, 28, 36, 16), "1.6B": Size("1.6B", 2240, 20, 
 
 
 def transformer(size: Size, depth: int | None = None) -> SanaTransformer2DModel:
-    """diffusers' transformer at that size, or of fewer blocks."""
+    """diffusers' transformer of a size, optionally with fewer blocks."""
     torch.manual_seed(0)
     model = SanaTransformer2DModel(
         num_attention_heads=size.heads,
@@ -59,7 +59,7 @@ def transformer(size: Size, depth: int | None = None) -> SanaTransformer2DModel:
 
 
 def autoencoder(blocks: int = 3) -> AutoencoderDC:
-    """DC-AE f32c32 as SANA has it, with so many blocks in every stage of the decoder (3 in the released one)."""
+    """SANA's DC-AE f32c32 with `blocks` blocks per decoder stage (3 in the released model)."""
     torch.manual_seed(1)
     stages = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
     widths, scales = (128, 256, 512, 512, 1024, 1024), ((), (), (), (5,), (5,), (5,))
@@ -81,7 +81,7 @@ def autoencoder(blocks: int = 3) -> AutoencoderDC:
 
 
 def ours_of(theirs: Any) -> Any:
-    """Our part with the weights of a diffusers model; memory is shared, except where tensors are merged."""
+    """Our part with the weights of a diffusers model; memory is shared, except for merged tensors."""
     config = {"_class_name": type(theirs).__name__, **plain(theirs)}
     architecture, spec, supplied = architectures.read(config, "diffusers")
     kind, table = architecture.kind, architecture.table
@@ -93,7 +93,7 @@ def plain(model: Any) -> dict[str, Any]:
 
 
 def gemma(layers: int) -> Gemma2Model:
-    """Gemma-2-2B's decoder of so many layers (26 in the released one), with a vocabulary of the benchmark's own."""
+    """Gemma-2-2B's decoder with `layers` layers (26 in the released model) and the benchmark's vocabulary."""
     config = Gemma2Config(
         vocab_size=VOCABULARY,
         hidden_size=TEXT,
@@ -114,8 +114,8 @@ VOCABULARY = 1000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte pairs learned on the released instruction and on `PROMPTS`: their words are one token or two, as in Gemma's,
-    whose file cannot be had here. (Gemma's own count of the instruction's tokens is not known here.)"""
+    """Byte-pair tokenizer trained on the released instruction and `PROMPTS`, whose words take one or two tokens, as in
+    Gemma's tokenizer, which is not available offline. Gemma's token count of the instruction may differ."""
     core = Tokenizer(models.BPE(unk_token=PAD))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -127,7 +127,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompt(i: int) -> str:
-    """A caption of some forty words; no two are the same, so that no prompt is cached."""
+    """A caption of about forty words, unique for each i, so that no prompt is cached."""
     return (
         f"picture {i}: a wide photograph of {i % 7 + 2} old bicycles leaning against a brick wall in evening light, "
         "a sleeping cat on the window sill above them, wet cobblestones in front, and far behind a church tower in fog"
@@ -135,7 +135,7 @@ def prompt(i: int) -> str:
 
 
 def pipeline(text_layers: int, depth: int, blocks: int) -> SanaPipeline:
-    """A SanaPipeline at SANA-0.6B's widths, of so many layers of text encoder, transformer and decoder stages."""
+    """A SanaPipeline at SANA-0.6B's widths, with given depths of text encoder, transformer and decoder stages."""
     pipe = SanaPipeline(
         tokenizer=tokenizer(),
         text_encoder=gemma(text_layers),
@@ -150,7 +150,7 @@ def pipeline(text_layers: int, depth: int, blocks: int) -> SanaPipeline:
 
 
 def system_of(theirs: SanaPipeline) -> TextToImage:
-    """Our system of one of diffusers' pipelines, through the folder that it writes."""
+    """Our system from a diffusers pipeline, by saving and loading a folder."""
     logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
@@ -158,7 +158,7 @@ def system_of(theirs: SanaPipeline) -> TextToImage:
 
 
 def encoder_of(theirs: SanaPipeline) -> Llm:
-    """Our text encoder around the network and tokenizer of one of diffusers' pipelines."""
+    """Our text encoder around the network and tokenizer of a diffusers pipeline."""
     encoder = Llm(instruction="released", lowercase=True)
     encoder.network, encoder.tokenizer, encoder.pretrained = theirs.text_encoder, theirs.tokenizer, True
     encoder.dim = theirs.text_encoder.config.hidden_size
@@ -173,14 +173,14 @@ def peer_step(model: Callable[..., Any], x: Tensor, tokens: Tensor, mask: Tensor
 
 
 def captions(real: int, padded: int, device: torch.device | str = "cpu") -> Text:
-    """Random features of a caption of so many tokens and of the empty prompt, which is one, both padded."""
+    """Random features of a caption of `real` tokens and of the empty prompt (one token), both padded."""
     lengths = torch.tensor([real, 1], device=device)
     tokens = torch.randn(2, padded, TEXT, device=device)
     return Text(tokens, torch.arange(padded, device=device) < lengths[:, None])
 
 
 def prepared(dit: Any, text: Text, times: Tensor) -> SamplingDit:
-    """What `guided` prepares of a caption and the empty prompt before the first step."""
+    """Prepared denoiser of a caption and the empty prompt, as in `guided`."""
     caption, null = (Text(text.tokens[i : i + 1], text.mask[i : i + 1]) for i in range(2))
     return prepare(dit, caption, times).beside(prepare(dit, null))
 
@@ -193,7 +193,7 @@ FLOW = Flow()
 
 
 def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: float) -> Velocity:
-    """Guidance as diffusers' pipeline has it: both captions padded and read again in every step."""
+    """Guidance as in diffusers' pipeline: both captions padded, and projected in every step."""
     both = prompt.padded(padded).beside(null.padded(padded))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: floa
 
 
 def compiled_peer(model: Any, mode: str) -> Any:
-    """diffusers' transformer with each of its blocks compiled, as its documentation advises."""
+    """diffusers' transformer with each block compiled, as recommended in its documentation."""
     copy = type(model).from_config(model.config).to(next(model.parameters()))
     copy.load_state_dict(model.state_dict())
     copy.eval().compile_repeated_blocks(fullgraph=True, mode=mode)

@@ -1,14 +1,14 @@
-"""A peer: the ALGORITHM of the Triton linear attention in NVlabs/Sana ("fastlinear"), written anew and labelled so.
+"""Peer: re-implementation of the ALGORITHM of the Triton linear attention in NVlabs/Sana ("fastlinear").
 
-None of their code is here, and theirs was not run: it needs an older Triton. What is kept, from reading it:
+It contains none of NVlabs' code, which was not run because it needs an older Triton. Properties kept from the original:
 - V^T K by one program for each image and head, serially over all tokens, with a row of ones under V for the normaliser;
 - products in float32 with TF32, Triton's default; V's columns padded to a power of two;
 - the forward always writes numerators and normaliser, float32 (B, N, H, D + 1), also without gradients;
-- the backward reads them, writes their gradient, as large again, and goes over the tokens twice more, serially, by one
-  program for each image and head.
-What flatters it: relu and its mask are had from q and k as they are read, where theirs writes a mask of all 3 C in the
-projection. What does not: the division's backward is a kernel here, and the end of the output projection's backward
-there. No mask, no norms, as there. Tile and warps are chosen by timing (`fastest`), as theirs are.
+- the backward reads them, writes their gradient of the same size, and makes two more serial passes over the tokens,
+  with one program for each image and head.
+Faster than the original: relu and its mask are computed from q and k on load, while the original writes a mask of all
+3 C in the projection. Slower: the division's backward is a separate kernel, while the original fuses it into the output
+projection's backward. No mask and no norms, as in the original. Tile and warps are autotuned (`fastest`), likewise.
 
 Letters: N tokens, D head width, P the power of two that holds D + 1, T tokens in a tile, LOOPS tiles in a run.
 """
@@ -225,7 +225,7 @@ def core(qkv: Tensor, heads: int, config: Config | None = None) -> Tensor:
 
 
 def fastest(qkv: Tensor, heads: int, gradients: bool = False) -> Config:
-    """The configuration that takes least time on this card, forward alone or with its backward."""
+    """Fastest configuration on this GPU, for the forward or for forward and backward."""
     x = qkv.detach().requires_grad_(gradients)
 
     def run(config: Config) -> None:

@@ -1,10 +1,10 @@
-"""Real photographs for `data: folder` without a download: those that installed packages carry, with captions.
+"""Photographs for `data: folder` without a download, from installed packages, with captions.
 
     python benchmarks/photographs.py OUT
 
-writes OUT/*.png|jpg as the packages hold them (grey and colour, 172 to 1411 pixels) and OUT/captions.jsonl, several
-true captions each, written by hand. They come from scikit-image, scikit-learn and matplotlib, which name their sources
-and licences; what a package does not carry is left out and named.
+writes OUT/*.png|jpg unchanged (grey and colour, 172 to 1411 pixels) and OUT/captions.jsonl, with several hand-written
+captions each. The files come from scikit-image, scikit-learn and matplotlib, which document their sources and licences;
+missing files are skipped and listed.
 """
 
 import argparse
@@ -125,7 +125,7 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
 
 
 def carried(source: str) -> Path | None:
-    """Where an installed package holds this file."""
+    """Path of this file in an installed package; None if missing."""
     package, _, rest = source.partition("/")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
@@ -135,7 +135,7 @@ def carried(source: str) -> Path | None:
 
 
 def write(out: Path) -> list[str]:
-    """Copy the photographs with their manifest; the names of those that are not installed."""
+    """Copy the photographs and write their manifest; return the names of those not installed."""
     out.mkdir(parents=True, exist_ok=True)
     paths = {source: path for source in CAPTIONS if (path := carried(source))}
     for path in paths.values():

@@ -1,10 +1,10 @@
-"""Tables of README.md and docs/, generated from benchmarks/results and from the cards of the models that ship.
+"""Tables of README.md and docs/, generated from benchmarks/results and the cards of the shipped models.
 
     python benchmarks/results_page.py            # write docs/results.md and fill the marked blocks
     python benchmarks/results_page.py --check    # name the files that differ; exit status 1 where there are any
 
 A page marks a table with `<!-- results: NAME -->` and `<!-- /results -->`. NAME is a Markdown file of
-benchmarks/results (included as it is), a file with a renderer (`RENDERERS`), or one of `TABLES`.
+benchmarks/results (included unchanged), a file with a renderer (`RENDERERS`), or one of `TABLES`.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def results_page() -> str:
 
 
 def source(name: str) -> list[str]:
-    """Where a block's numbers come from."""
+    """Source files of a block's numbers."""
     files = {"cpu": [f"benchmarks/results/{file}" for file in CPU_FILES], "models": ["experiments/weights/"]}
     return [f"Source: {', '.join(f'`{file}`' for file in files.get(name, [f'benchmarks/results/{name}']))}."]
 
@@ -116,7 +116,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1
 
 
 def cpu_table() -> str:
-    """The main cases: those of `make bench`, and of `--full` those that only full size has."""
+    """The main cases: those of `make bench`, and full-size cases of `--full`."""
     short, full = (json.loads((RESULTS / file).read_text()) for file in CPU_FILES)
     models = [case for case in full["cases"] if "26 of 26" in case["case"] or "decode, 512" in case["case"]]
     cases = [case for case in (*models[::-1], *short["cases"]) if case["peer"] == "diffusers"]

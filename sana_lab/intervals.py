@@ -1,8 +1,8 @@
 """Means with 95 % intervals: bootstrap over clusters, Student's t over clusters, jackknife, Wilson.
 
-A *cluster* is the images of one prompt, a *stratum* a task. The bootstrap resamples clusters with replacement within
-their stratum; its statistic is the mean over images per stratum, then the unweighted mean over strata, as GenEval's.
-Where all outcomes agree the bootstrap has no width: read it together with n.
+A *cluster* is the images of one prompt, a *stratum* is a task. The bootstrap resamples clusters with replacement within
+their stratum; its statistic is the mean over images per stratum, then the unweighted mean over strata, as in GenEval.
+If all outcomes are equal the bootstrap interval has zero width, so report it together with n.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,12 +17,12 @@ Strata = Mapping[str, Sequence[Sequence[float]]]
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval, where one is known."""
+    """A number with its 95 % interval, if known."""
 
     value: float
     low: float | None
     high: float | None
-    n: int  # sample size: images, prompts or clusters, whichever the interval is over
+    n: int  # sample size of the interval: images, prompts or clusters
 
 
 def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -31,7 +31,8 @@ def bootstrap_mean(values: Sequence[float], *, level: float = 0.95, resamples: i
 
 
 def cluster_bootstrap(strata: Strata, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The unweighted mean of the strata's means, with the percentile interval of resampled clusters. ValueError."""
+    """The unweighted mean of the strata's means, with the percentile interval of resampled clusters. ValueError for an
+    empty stratum or cluster."""
     _check(strata)
     rng, names = np.random.default_rng(seed), sorted(strata)
     samples = [rng.integers(len(strata[name]), size=(resamples, len(strata[name]))) for name in names]
@@ -42,10 +43,10 @@ def cluster_bootstrap(strata: Strata, *, level: float = 0.95, resamples: int = 2
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate:
-    """The mean of values of which those of one cluster (images of one prompt) depend on each other.
+    """The mean of values that are dependent within a cluster (the images of one prompt).
 
-    Student's t with the cluster-robust standard error, which is the usual one where every cluster has one value; `n`
-    is the number of clusters. A single cluster has no interval. ValueError without values.
+    Student's t with the cluster-robust standard error, which equals the ordinary one if every cluster has one value;
+    `n` is the number of clusters. A single cluster has no interval. ValueError without values.
     """
     if not values:
         raise ValueError("no images came, so there is no mean")
@@ -72,14 +73,14 @@ def jackknife(value: float, influences: ArrayLike, *, level: float = 0.95) -> Es
 
 
 def wilson(outcomes: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """The share of ones among outcomes (n,) of 0 and 1, with Wilson's interval, which has a width at 0 and 1 too."""
+    """The share of ones among outcomes (n,) of 0 and 1, with Wilson's interval, which has nonzero width at 0 and 1."""
     x = np.asarray(outcomes, np.float64)
     interval = stats.binomtest(round(x.sum()), len(x)).proportion_ci(level, method="wilson")
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
 def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float | None, float | None]:
-    """Distribution-free bounds of quantile q by order statistics; None where the values are too few to bound it."""
+    """Distribution-free bounds of quantile q by order statistics; None if there are too few values."""
     bounds = stats.quantile_test(values, q=0.0, p=q).confidence_interval(level)
     low, high = (None if np.isnan(bound) else float(bound) for bound in bounds)
     return low, high

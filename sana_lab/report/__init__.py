@@ -1,1 +1,1 @@
-"""Tables from measured records: their columns, marks (`significance`), tested claims, files (`render`) and plots."""
+"""Tables of measured records: columns, significance marks, tested claims, output formats and plots."""

@@ -1,4 +1,4 @@
-"""Claims of papers, tested on a table: is an order of rows reproduced, contradicted, or within the noise?"""
+"""Tests of papers' claims on a table: an order of rows is reproduced, not reproduced or not significant."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -15,7 +15,7 @@ COUNTED = (
     *("params_m", "params_b", "dit_params_m", "dit_params_b", "text_params_m", "tokens"),
     *("gmacs", "gmacs_image", "text_gmacs", "tmacs", "tmacs_pair", "tmacs_image"),
 )
-"""Metrics that are counted, not sampled: any difference is real."""
+"""Metrics that are counted exactly, so that any difference is significant."""
 
 
 class Verdict(NamedTuple):
@@ -33,9 +33,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Mapping[str, str]) -> list[Verdict]:
-    """A verdict on each pair of neighbours of each order, in the metric's stand-in where it has one.
+    """A verdict on each pair of neighbours of each order, using the metric's stand-in if it has one.
 
-    ValueError for a metric of which neither more nor less is better.
+    ValueError for a metric without a better direction.
     """
     by_label = {row.label: row for row in rows}
     pairs = [(e, a, b) for e in expected for a, b in pairwise(e.order)]
@@ -43,7 +43,7 @@ def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Map
 
 
 def outcome_of(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
-    """The outcome of one pair, and the difference with its 95 % interval, towards the better side."""
+    """The outcome of one pair, and the difference with its 95 % interval; positive is better."""
     sign = _direction(metric)
     difference = sign * (better.mean - worse.mean)
     half = 0.0 if metric in COUNTED else half_width(better, worse)

@@ -1,28 +1,28 @@
-"""The columns of tables: heading, unit, better side and decimals of every metric."""
+"""Columns of tables: heading, unit, better direction and decimals of every metric."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 ENDS = ("_low", "_high")
-"""A metric `x` may come with the ends of its 95 % interval, `x_low` and `x_high`."""
+"""Suffixes of the ends of a metric's 95 % interval: `x_low` and `x_high`."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown, and which side of it is better."""
+    """Display and better direction of a metric."""
 
     name: str
     heading: str
     unit: str = ""
     better: Literal["higher", "lower"] | None = None
     decimals: int | None = None  # None: three significant digits
-    interval: bool = False  # show the 95 % interval where there is no spread over seeds
-    printed: bool = False  # show six significant digits at most, for numbers that others have rounded
+    interval: bool = False  # show the 95 % interval if there is no spread over seeds
+    printed: bool = False  # show at most six significant digits, for published (rounded) numbers
 
     @property
     def title(self) -> str:
-        """Heading, unit, and an arrow that points to the better side."""
+        """Heading, unit, and an arrow in the better direction."""
         arrow = {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
         return self.heading + (f" ({self.unit})" if self.unit else "") + arrow
 
@@ -110,7 +110,7 @@ COLUMNS = (
     Column("train_loss", "Train loss", "", "lower", 4),
     Column("train_s", "Training", "s", None, 0),
 )
-"""Every metric of the lab, in the order that tables show. One that is not here gets a column by its name's ending."""
+"""All known metrics in table order. Other metrics get a column by the ending of their name."""
 
 ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
     ("_per_s", "/s", "higher"),
@@ -123,7 +123,7 @@ ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
     ("_db", "dB", "higher"),
     ("loss", "", "lower"),
 )
-"""(ending of a metric's name, unit, better side), for metrics that `COLUMNS` does not have."""
+"""(ending of a metric's name, unit, better direction), for metrics not in `COLUMNS`."""
 
 
 def column(name: str) -> Column:
@@ -145,7 +145,7 @@ def words(name: str) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Three significant digits without an exponent; whole numbers above that."""
+    """`digits` significant digits without an exponent; larger numbers are rounded to integers."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     places = digits - 1 - math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))

@@ -1,4 +1,4 @@
-"""The size at which one of two costs, measured at several sizes, becomes the cheaper one."""
+"""Crossover size of two costs measured at several sizes."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from itertools import pairwise
 from typing import NamedTuple
 
 Point = tuple[float, float, float, float]
-"""(size, ratio, low, high): of the first cost over the second, with the ends of its 95 % interval."""
+"""(size, ratio, low, high): ratio of the first cost to the second, with its 95 % interval."""
 
 
 class Crossing(NamedTuple):
-    """The size at which the ratio passes 1 upwards; None where it does not within the sizes that were measured.
+    """The size at which the ratio crosses 1 upwards; None if it does not within the measured sizes.
 
-    `low` and `high` are where the interval's upper and lower ends pass; None where they do so outside. `first` and
-    `last` are the sizes measured, and `above` says on which side of 1 the ratios lie where none passes.
+    `low` and `high` are the crossings of the interval's upper and lower ends; None if outside the measured sizes.
+    `first` and `last` are the smallest and largest sizes; `above`: whether ratios without a crossing are above 1.
     """
 
     at: float | None
@@ -33,10 +33,9 @@ class Crossing(NamedTuple):
 
 
 def crossing(points: Sequence[Point]) -> Crossing | None:
-    """The crossover of ratios at sizes, each once; None for fewer than two. ValueError for what is not positive.
+    """Crossover of ratios at distinct sizes; None for fewer than two. ValueError for values that are not positive.
 
-    Between two sizes the ratio is a straight line in logarithms, a power law: the crossover of two costs of which each
-    is a power of the size is exact.
+    The ratio is interpolated linearly in logarithms, which is exact if both costs are powers of the size.
     """
     if len(points) < 2:
         return None
@@ -48,7 +47,7 @@ def crossing(points: Sequence[Point]) -> Crossing | None:
 
 
 def _passes(line: Sequence[tuple[float, float]]) -> float | None:
-    """The first size at which a line passes 1 upwards."""
+    """The first size at which a line crosses 1 upwards."""
     for (a, below), (b, above) in pairwise(line):
         if below < 1 <= above:
             share = -math.log(below) / (math.log(above) - math.log(below))

@@ -1,4 +1,4 @@
-"""Plots of efficiency tables: a walk of changes as bars, and two costs over sizes with their crossover."""
+"""Plots of efficiency tables: bars of cumulative changes, and two costs over sizes with their crossover."""
 
 import re
 import textwrap
@@ -23,8 +23,8 @@ SCOPES = {
 
 
 def walk(table: Table, metric: str, path: Path | str) -> Path:
-    """A bar for each row, a logarithmic axis, and beside each what it has gained over the row before; numbers that
-    others published are hollow bars of their own."""
+    """A bar per row on a logarithmic axis, annotated with its gain over the previous row; published numbers are hollow
+    bars."""
     rows = [row for row in table.rows if metric in row.cells]
     axis = column(metric)
     theirs = _published(table.published, metric)
@@ -52,7 +52,7 @@ def walk(table: Table, metric: str, path: Path | str) -> Path:
 
 
 def crossings(table: Table, names: tuple[str, str], path: Path | str) -> Path:
-    """Two costs over the number of tokens, a panel for each scope that was timed; where they cross is marked."""
+    """Two costs over the number of tokens, one panel per timed scope, with marked crossovers."""
     scopes = [s for s in SCOPES if any(f"{names[0]}_{s}_ms" in row.cells for row in table.rows)]
     lines = -(-len(scopes) // 2)
     figure = Figure(figsize=(WIDTH, 0.7 + 2.9 * lines), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
@@ -65,7 +65,7 @@ def crossings(table: Table, names: tuple[str, str], path: Path | str) -> Path:
 
 
 def crossing_of(rows: list[Row], scope: str) -> Crossing | None:
-    """Where the ratio of a scope passes 1, of the rows that have one."""
+    """Crossover of a scope's ratio over the rows that have one."""
     points = []
     for row in rows:
         if cell := row.cells.get(f"{scope}_ratio"):

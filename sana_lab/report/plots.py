@@ -1,7 +1,7 @@
-"""Pictures of a table: quality with its interval, quality against cost, curves, and samples from the same noise.
+"""Plots of a table: quality with intervals, quality against cost, training curves, and samples from the same noise.
 
-Each function writes one PNG, at most 1200 pixels wide, and returns its path. The palette is Okabe and Ito's, which most
-colour-blind readers can tell apart; markers repeat the distinction.
+Each function writes one PNG, at most 1200 pixels wide, and returns its path. Colours are Okabe and Ito's
+colour-blind-safe palette; markers differ as well.
 """
 
 import math
@@ -53,7 +53,7 @@ def quality(table: Table, metric: str, path: Path | str) -> Path:
 
 
 def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
-    """Quality over cost, both as the table has them; a line joins the rows that no other beats in both."""
+    """Quality over cost; a line joins the Pareto-optimal rows."""
     rows = [row for row in _having(table, metric) if cost in row.cells]
     x_column, y_column = column(cost), column(metric)
     figure, axes = _figure(4.6)
@@ -74,7 +74,7 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path | str, *, title: str) -> Path:
-    """Curves of (step, training loss) by label: raw values, and in front their running mean over 2 % of the steps."""
+    """Curves of (step, training loss) by label: raw values overlaid with their running mean over 2 % of the steps."""
     figure, axes = _figure(4.2)
     for i, (label, points) in enumerate(lines.items()):
         x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
@@ -119,9 +119,9 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
 def grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], path: Path | str, scale: int | None = None) -> Path:
     """Samples side by side: a row for each label, a column for each prompt, the same noise down a column.
 
-    `images` holds uint8 (N, 3, H, W) for N prompts. Pixels are enlarged `scale` times without blending, by default
-    until a cell is 112 pixels wide. Rows of other sizes are brought to the largest. ValueError where a row has another
-    number of images than there are prompts.
+    `images` are uint8 (N, 3, H, W) for N prompts. Pixels are enlarged `scale` times with nearest neighbours, by default
+    to cells 112 pixels wide. Smaller rows are resized to the largest. ValueError if a row's number of images differs
+    from the number of prompts.
     """
     if not images or not prompts:
         raise ValueError(f"no samples to show for {len(prompts)} prompts and the rows {list(images)}")
@@ -133,14 +133,14 @@ def grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], path: Path | st
 
 
 def span(cell: Cell) -> tuple[float, float]:
-    """The ends of a cell's bar: a standard deviation to both sides, or the 95 % interval, or nothing."""
+    """The ends of a cell's bar: one standard deviation on both sides, or the 95 % interval, or a point."""
     if cell.std is not None:
         return cell.mean - cell.std, cell.mean + cell.std
     return cell.interval or (cell.mean, cell.mean)
 
 
 def pareto(points: Sequence[tuple[float, float]], cost: Column, gain: Column) -> list[tuple[float, float]]:
-    """The points that no other beats in both, from left to right; a cost is better lower unless its column differs."""
+    """Pareto-optimal points from left to right; lower cost is better unless its column says otherwise."""
     x_sign = -1 if cost.better == "higher" else 1
     y_sign = -1 if gain.better == "lower" else 1
     front: list[tuple[float, float]] = []
@@ -151,7 +151,7 @@ def pareto(points: Sequence[tuple[float, float]], cost: Column, gain: Column) ->
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the last `window` values at each place; what is not finite is left out."""
+    """Mean of the last `window` values at each position, ignoring non-finite values."""
     finite = np.isfinite(values)
     sums = np.cumsum(np.where(finite, values, 0.0))
     counts = np.cumsum(finite)
@@ -187,7 +187,7 @@ def _legend(axes: "Axes") -> None:
 
 
 def _scale_x(axes: "Axes", values: Sequence[float]) -> None:
-    """Logarithmic, with plain numbers, where the values span a factor of eight."""
+    """Use a logarithmic axis with plain numbers if the values span a factor of eight."""
     if min(values) <= 0 or max(values) <= 8 * min(values):
         return
     axes.set_xscale("log")
@@ -229,7 +229,7 @@ def _span_words(rows: Sequence[Row], metric: str) -> str:
 
 
 def _robust_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Limits that a few high values at the start do not stretch."""
+    """Axis limits that ignore a few high values at the start."""
     low, high = np.min(values), np.quantile(values, 0.99)
     return float(low - 0.05 * (high - low)), float(high + 0.1 * (high - low) + 1e-12)
 
@@ -255,7 +255,7 @@ def _check_images(label: str, batch: "Tensor", n: int) -> None:
 
 
 def _draw_grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], cell: tuple[int, int], path: Path) -> Path:
-    """The montage, with prompts above its columns and labels beside its rows; `cell` is (width, height)."""
+    """Write the montage with prompts above its columns and labels beside its rows; `cell` is (width, height)."""
     font = ImageFont.truetype(findfont("DejaVu Sans"), TEXT)
     heads = [_wrap(prompt, cell[0], font) for prompt in prompts]
     labels = [_wrap(label, 150, font) for label in images]
@@ -275,7 +275,7 @@ def _draw_grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], cell: tup
 
 
 def _montage(rows: "Sequence[Tensor]", columns: int, cell: tuple[int, int]) -> Image.Image:
-    """All images as cells of one size, a margin around each."""
+    """All images as cells of the same size with margins."""
     import torch
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
@@ -290,7 +290,7 @@ def _write(draw: ImageDraw.ImageDraw, lines: Sequence[str], at: tuple[int, int],
 
 
 def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont) -> list[str]:
-    """Lines that fit `width` pixels; a word that does not fit stands alone, cut."""
+    """Lines that fit `width` pixels; a word that does not fit is truncated on its own line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -28,7 +28,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A `table` environment that needs booktabs, and graphicx where it is wide; all text in it is escaped."""
+    """A LaTeX `table` environment with escaped text; requires booktabs, and graphicx for wide tables."""
     parts = [
         r"\begin{table}[t]",
         r"\centering",
@@ -45,9 +45,9 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """A line for each row, unrounded; published rows have that status.
+    """One line per row, unrounded; published rows have the status "published".
 
-    A metric may have three more columns: _std over seeds, _low and _high of its 95 % interval.
+    A metric may have three additional columns: _std over seeds, _low and _high of its 95 % interval.
     """
     rows = table.rows + (table.published.rows if table.published else [])
     measured = unique([c.name for c in table.columns] + [name for row in rows for name in row.cells])
@@ -76,7 +76,7 @@ def to_json(table: Table) -> str:
 
 
 def write(table: Table, folder: Path | str, name: str = "table") -> list[Path]:
-    """Write name.md, .tex, .csv and .json; the paths."""
+    """Write name.md, .tex, .csv and .json, and return the paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     texts = {".md": to_markdown(table), ".tex": to_latex(table), ".csv": to_csv(table), ".json": to_json(table)}
     for ending, text in texts.items():
@@ -100,18 +100,18 @@ def _spread(column: Column, cell: Cell) -> str:
 
 
 class _Body(NamedTuple):
-    """The texts of a table, not escaped yet."""
+    """The texts of a table before escaping."""
 
     heads: list[str]
     rows: list[list[str]]
     bold: set[tuple[int, int]]
-    labels: int  # leading columns that hold words
+    labels: int  # number of leading text columns
 
 
 def _body(table: Table, marked: bool) -> _Body:
-    """`marked` numbers the rows that have errors, as the notes do, and counts seeds where rows have different numbers.
+    """Texts of a table; `marked` adds the numbers of error notes, and seed counts if rows differ in them.
 
-    A column that others published for a row of the same label has theirs beside it.
+    A column is followed by the published one if a row of the same label has a published number.
     """
     uneven = len({row.seeds for row in table.rows if row.seeds}) > 1
     counted = ["Seeds"] if marked and uneven else []
@@ -136,7 +136,7 @@ class _Place(NamedTuple):
 
 
 def _places(table: Table) -> list[_Place]:
-    """Each column, followed by the published one where any row has a number there."""
+    """Each column, followed by its published counterpart if any row has a number in it."""
     theirs = {c.name for c in table.columns for row in table.rows if _published_cell(table, row, c)}
     return [_Place(c, p) for c in table.columns for p in (False, True) if not p or c.name in theirs]
 
@@ -156,7 +156,7 @@ def _place_text(table: Table, place: _Place, row: Row) -> str:
 
 
 def _bold(table: Table, start: int) -> set[tuple[int, int]]:
-    """(row, column) of the best cells of ours; published numbers are of other conditions."""
+    """(row, column) of our best cells; published numbers were measured under other conditions and are not compared."""
     ours = [(j, place.column) for j, place in enumerate(_places(table), start) if not place.published]
     return {(i, j) for j, column in ours for i in significance.best(table.rows, column)}
 
@@ -229,7 +229,7 @@ def _markdown(text: str) -> str:
 
 
 def _labels(row: Row, axes: Sequence[str]) -> list[str]:
-    """A row's label on each axis, or its one label and blanks."""
+    """A row's label on each axis, or its single label followed by blanks."""
     return [row.labels.get(axis, "") for axis in axes] if row.labels else [row.label] + [""] * (len(axes) - 1)
 
 

@@ -1,9 +1,9 @@
-"""The marks of a table: bold for the best of a column, ▲ ▼ ≠ for rows that differ from the baseline.
+"""Marks of a table: bold for the best of a column, ▲ ▼ ≠ for significant differences from the baseline.
 
-With one seed the test is paired: the row's numbers per image less the baseline's, in one order, and a t test of their
-mean with the images of one prompt as one cluster. It says that these two trained models differ, and nothing of what
-another training seed would give. With several seeds it is Welch's t test of the seeds' values. Both are two-sided, at
-the 5 % level, without correction for the number of rows and columns.
+With one seed the test is paired: a t test of the mean of per-image differences between row and baseline, clustered by
+prompt. It shows whether these two trained models differ, not whether other training seeds would. With several seeds it
+is Welch's t test over the seeds' values. Both are two-sided, at the 5 % level, without correction for multiple
+comparisons.
 """
 
 import math
@@ -23,7 +23,7 @@ SEEDS = "Welch's t test over seeds"
 
 
 class Difference(NamedTuple):
-    """A row less the baseline, with its 95 % interval."""
+    """Row minus baseline, with the 95 % interval."""
 
     value: float
     low: float
@@ -36,8 +36,8 @@ class Difference(NamedTuple):
 
 
 def best(rows: Sequence[Row], column: Column) -> frozenset[int]:
-    """Positions of the rows to print in bold: those of the best mean as the column shows it, ties included; none where
-    neither side is better or all rows show the same."""
+    """Indices of the rows to print in bold: the best mean as displayed, including ties; empty if the column has no
+    better direction or all rows are equal."""
     means = {i: row.cells[column.name].mean for i, row in enumerate(rows) if column.name in row.cells}
     texts = {i: column.text(mean) for i, mean in means.items()}
     if column.better is None or len(set(texts.values())) < 2:
@@ -47,7 +47,7 @@ def best(rows: Sequence[Row], column: Column) -> frozenset[int]:
 
 
 def mark(name: str, difference: Difference) -> str:
-    """▲ better, ▼ worse, ≠ different where neither is better; nothing where the difference is within the noise."""
+    """▲ better, ▼ worse, ≠ different without a better direction; empty if not significant."""
     better = column(name).better
     if not difference.significant:
         return ""
@@ -57,9 +57,9 @@ def mark(name: str, difference: Difference) -> str:
 
 
 def differences(rows: Sequence[Row], reports: Mapping[str, Json], baseline: str) -> dict[str, dict[str, Difference]]:
-    """row -> column -> its difference from the baseline, where it can be tested. SpecError for no such row.
+    """row -> column -> testable difference from the baseline. SpecError if there is no such row.
 
-    `reports` holds the evaluation's report of each row's first seed, by label.
+    `reports` maps labels to the evaluation report of the row's first seed.
     """
     by_label = {row.label: row for row in rows}
     if baseline not in by_label:
@@ -75,7 +75,7 @@ def marked(tests: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str,
 
 
 def note(tests: Mapping[str, Mapping[str, Difference]], baseline: str) -> list[str]:
-    """The line under a table that explains its marks; none where nothing was tested."""
+    """The line under a table that explains its marks; empty if nothing was tested."""
     names = dict.fromkeys(d.test for row in tests.values() for d in row.values())
     if not names:
         return []
@@ -85,8 +85,8 @@ def note(tests: Mapping[str, Mapping[str, Difference]], baseline: str) -> list[s
 def half_width(a: Cell, b: Cell) -> float | None:
     """Half of the 95 % interval of a difference of two means.
 
-    Over seeds where both have several (Welch), else from the intervals of both, taken as independent, which is cautious
-    for rows that share prompts and noise; None where neither is known.
+    Over seeds if both have several (Welch), else from both intervals as if independent, which is conservative for rows
+    that share prompts and noise; None if neither is known.
     """
     if a.std is not None and b.std is not None:
         return _welch(a.std**2 / a.n, b.std**2 / b.n, a.n, b.n)
@@ -96,7 +96,7 @@ def half_width(a: Cell, b: Cell) -> float | None:
 
 
 def paired(report: Json, base: Json, name: str) -> Difference | None:
-    """From two reports' numbers per image of one column; None where they are not of the same prompts and noise."""
+    """Paired test of one column's per-image values in two reports; None unless they share prompts and noise."""
     ours, theirs = (r.get("per_image", {}).get(name) for r in (report, base))
     if not ours or not theirs or ours["drawn"] != theirs["drawn"] or len(ours["values"]) != len(theirs["values"]):
         return None
@@ -121,8 +121,8 @@ def _cell(name: str, row: Row, base: Row, reports: Mapping[str, Json]) -> Differ
 
 
 def _welch(a: float, b: float, na: int, nb: int) -> float:
-    """Half of Welch's interval, from the squared standard errors of two means and their numbers of seeds; SciPy's
-    `ttest_ind` gives it from the values alone, and cells keep mean and deviation."""
+    """Half of Welch's interval, from the squared standard errors of two means and their numbers of seeds. SciPy's
+    `ttest_ind` needs the values, but cells keep only mean and deviation."""
     if a + b == 0:
         return 0.0
     freedom = (a + b) ** 2 / (a**2 / (na - 1) + b**2 / (nb - 1))

@@ -1,8 +1,8 @@
-"""The table: trials grouped over seeds, with what each number is and where it came from.
+"""Tables: trials grouped over seeds, with the definition and origin of each number.
 
 A *record* is one trial as plain data: {"label", "labels": {axis: label}, "seed", "status": finished | failed | missing,
-"error", "metrics": {name: number}, "run_id", "commit"}. A metric `x` may come with the ends of its 95 % interval,
-`x_low` and `x_high`. Records of one label are one row: their mean and, over several seeds, their spread.
+"error", "metrics": {name: number}, "run_id", "commit"}. A metric `x` may have the ends of its 95 % interval, `x_low`
+and `x_high`. Records with the same label form one row: their mean and, over several seeds, their spread.
 """
 
 import io
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One setting: its cells, and the errors of its trials that have none."""
+    """One setting: its cells, and the errors of its unfinished trials."""
 
     label: str
     labels: dict[str, str]  # axis -> label
@@ -47,21 +47,21 @@ class Row(NamedTuple):
 
 
 class Published(NamedTuple):
-    """Numbers that others measured, shown beside ours and never mixed with them."""
+    """Published numbers, shown beside ours and never mixed with them."""
 
     title: str
     source: str
     rows: list[Row]
-    notes: tuple[str, ...] = ()  # under which conditions, and what is odd
+    notes: tuple[str, ...] = ()  # conditions and caveats
 
     def cell(self, label: str, metric: str) -> Cell | None:
-        """Their measurement of the row with that label."""
+        """The published number of the row with that label."""
         return next((row.cells.get(metric) for row in self.rows if row.label == label), None)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The content that every format is written from."""
+    """Content of a table, independent of the output format."""
 
     title: str
     axes: list[str]
@@ -70,7 +70,7 @@ class Table:
     notes: list[str]
     published: Published | None = None
     differences: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    """row -> column -> its tested difference from the baseline: value, low, high, test, mark"""
+    """row -> column -> tested difference from the baseline: value, low, high, test, mark"""
 
 
 def build_table(
@@ -85,9 +85,9 @@ def build_table(
 ) -> Table:
     """Group records by label, in the order they come, over seeds.
 
-    `columns` names metrics in the order to show, all of them when it is empty; one that no row has is left out, with a
-    note. `notes` state what the numbers mean (bench size, prompts, how MACs and latency are taken); seeds, commits,
-    machine and day (today) are added. ValueError where there are no records.
+    `columns` names metrics in display order, or is empty for all; a metric that no row has is omitted with a note.
+    `notes` define the numbers (bench size, prompts, how MACs and latency are measured); seeds, commits, machine and
+    today's date are added. ValueError without records.
     """
     if not records:
         raise ValueError(f"table {title!r} has no records: expected one for each trial, finished or not")
@@ -102,7 +102,7 @@ def build_table(
 def load_published(path: Path | str) -> Published:
     """Read {title, source, rows: [{label, metric: number, ...}]} from YAML, optionally with `conditions` and `notes`.
 
-    ValueError that names what is wrong.
+    ValueError for an invalid file, naming the problem.
     """
     try:
         data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text_files.read(path))), resolve=True)
@@ -216,7 +216,7 @@ def _commit_note(rows: list[Row]) -> str:
 
 
 def short_commit(commit: str) -> str:
-    """The first ten digits, and whatever follows the forty (such as "-dirty")."""
+    """The first ten digits, and any suffix after the forty (such as "-dirty")."""
     return re.sub(r"^([0-9a-f]{10})[0-9a-f]{30}", r"\1", commit)
 
 

@@ -1,4 +1,4 @@
-"""CLIP score of the embedded world by its own small CLIP: `clip_shapes`."""
+"""CLIP score of the embedded world with its small CLIP: `clip_shapes`."""
 
 from collections.abc import Sequence
 from typing import Annotated, final
@@ -19,9 +19,9 @@ from sana_lab.types import Json
 class ClipShapes(Measure):
     """100 x the mean cosine between images and prompts, not clamped; the interval is over prompts.
 
-    The CLIP is trained on the embedded world alone, so its numbers compare with no other CLIP's. It distinguishes
-    objects, colours and counts, but neither positions nor which object has which colour. SpecError for weights of
-    another network.
+    The CLIP is trained only on the embedded world, so its scores are not comparable with other CLIP scores. It
+    distinguishes objects, colours and counts, but neither positions nor which object has which colour. SpecError for
+    weights of another network.
     """
 
     def __init__(

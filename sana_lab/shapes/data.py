@@ -17,7 +17,7 @@ from sana_lab.types import Batch
 class World(NamedTuple):
     """Distribution of scenes."""
 
-    seed: int  # of all random numbers
+    seed: int  # seed of all random numbers
     shares: tuple[float, ...]  # probabilities of `scenes.KINDS`
 
 
@@ -35,7 +35,7 @@ class Shapes(DataModule):
         self,
         size: int = 64,  # height and width, pixels, at least 8
         batch: int = 64,  # images in a batch, of one device
-        seed: int = 0,  # of the training scenes
+        seed: int = 0,  # seed of the training scenes
         held_out: int = 1000,  # scenes for validation
         # weights of single, pair, count and mixed training scenes; null is 0.25, 0.40, 0.27, 0.08
         shares: Annotated[list[float] | None, AsBefore(None)] = None,
@@ -51,7 +51,7 @@ class Shapes(DataModule):
         """None: the training stream is endless."""
 
     def digest(self) -> str:
-        """Constant, as the scenes depend on the options alone."""
+        """Constant, because the scenes depend only on the options."""
         return "shapes"
 
     @property
@@ -60,12 +60,12 @@ class Shapes(DataModule):
         return self.held_out
 
     def example(self, index: int, split: Split = "train", draw: int = 0) -> tuple[NDArray[np.uint8], str]:
-        """Image (3, size, size) uint8 and the caption that (seed, index, draw) selects."""
+        """Image (3, size, size) uint8 and the caption selected by (seed, index, draw)."""
         images, prompts = _render(self._world(split, [index]), self.size, [index], draw)
         return images[0], prompts[0]
 
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
-        """The scenes rendered, with captions. IndexError beyond the held-out set."""
+        """Rendered scenes with captions. IndexError beyond the held-out set."""
         source = self._world(split, [i for i, _ in turns])
         parts = [
             _render(source, self.size, [i for i, _ in same], draw)

@@ -1,9 +1,9 @@
 """Exact detector of the embedded world's objects, from colour and form, without a network.
 
-Each pixel takes the nearest colour in Lab; flat patches of one colour are cores; a core's coverage is the fraction of
-its colour in the pixels around it; the moments of that coverage give the shape. Images are analysed with the shorter
-side at 64 px, for which the constants are calibrated. Legend: N objects, F features; label images are 0 in the
-background.
+Each pixel is assigned the nearest colour in Lab; flat patches of one colour are cores; a core's coverage is the
+fraction of its colour in the surrounding pixels; the moments of that coverage classify the shape. Images are resized to
+64 px on the shorter side, for which the constants are calibrated. Legend: N objects, F features; label images are 0 in
+the background.
 """
 
 from functools import cache
@@ -28,7 +28,7 @@ Int = NDArray[np.int64]
 
 SIDE = 64  # pixels of the shorter side, as analysed
 BLUR = 0.8  # standard deviation in pixels of the blur against noise
-REACH = 6  # pixels from a core to its object's edge at most
+REACH = 6  # maximum pixels from a core to its object's edge
 RIM = 30.0  # RGB distance within which a core is a mixture of its larger neighbour's colour and the background
 MIN_AREA = 0.75 * np.array([smallest_area(shape) for shape in SHAPES]) * SIDE**2  # pixels, per shape
 MAX_SIDE = 40.0  # pixels, longer side of the box; the largest object of the world has 30
@@ -58,7 +58,7 @@ class ShapesDetector(Detector):
     names_colors = True
 
     def detect(self, image: Tensor | NDArray[np.uint8]) -> list[Object]:
-        """Objects in a uint8 (3, H, W) image, the largest first. Forms that are none of SHAPES are left out."""
+        """Objects in a uint8 (3, H, W) image, the largest first. Forms that match none of SHAPES are omitted."""
         rgb, scale = _resized(image)
         regions = measure(rgb)
         names, distance = classify(regions.features)

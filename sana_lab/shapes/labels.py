@@ -1,4 +1,4 @@
-"""Ground-truth labels of a batch of the embedded world: which scenes its images show, object counts, class maps."""
+"""Ground-truth labels of a batch of the embedded world: scenes, object counts, class maps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ HELD_OUT = -1  # seed of the held-out scenes; training seeds are not negative
 
 
 def training_scenes(trainer: L.Trainer, batch: Batch) -> Scenes:
-    """The scenes of the current training batch. ValueError for images of something else."""
+    """The scenes of the current training batch. ValueError if the images do not match them."""
     data = _shapes(trainer)
     loop: Any = trainer.fit_loop.epoch_loop
     n = loop.total_batch_idx * trainer.world_size + trainer.global_rank  # as `data.stream.Endless` counts
@@ -28,7 +28,7 @@ def training_scenes(trainer: L.Trainer, batch: Batch) -> Scenes:
 
 
 def held_out_scenes(indices: Sequence[int], batch: Batch) -> Scenes:
-    """The held-out scenes with these indices. ValueError where the batch shows others."""
+    """The held-out scenes with these indices. ValueError if the batch's images do not match them."""
     rows = world.scenes(HELD_OUT, indices)
     check(rows, batch)
     return rows

@@ -1,7 +1,7 @@
-"""The embedded world's own networks: an attribute network that counts objects, and a small CLIP.
+"""Networks of the embedded world: an attribute network that counts objects, and a small CLIP.
 
-Both are small enough for a CPU, are trained by shipped experiments (`shapes_attributes`, `shapes_clip`) and apply to no
-other images. Legend: B images or texts, K = 40 classes (a shape in a colour, ordered by shape), D features.
+Both are small enough for a CPU, are trained by shipped experiments (`shapes_attributes`, `shapes_clip`) and are not
+valid for other images. Legend: B images or texts, K = 40 classes (shape and colour, ordered by shape), D features.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class _Stage(nn.Module):
 
 
 class Clip(nn.Module):
-    """transformers' CLIP at toy size with the lab's offline tokenizer; texts are truncated to `max_tokens`."""
+    """A tiny transformers CLIP with the offline tokenizer; texts are truncated to `max_tokens`."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Clip(nn.Module):
 def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
     """The frozen network of `experiment:NAME` or of such an experiment's weights file, and the file's SHA-256.
 
-    SpecError where the file is missing or its weights do not fit.
+    SpecError if the file is missing or its weights do not fit.
     """
     path = weights.find(reference)
     system = _system_of(reference, path)

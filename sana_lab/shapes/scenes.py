@@ -1,4 +1,4 @@
-"""The embedded world: scenes of flat shapes on grey, rendered from (seed, index) alone, with true captions.
+"""The embedded world: scenes of flat shapes on grey, functions of (seed, index), with true captions.
 
 Legend: B scenes, M = 4 object slots, S image side. Lengths are fractions of the image side, y points down. Every random
 number is a hash of (seed, index, slot), so a scene does not depend on batch, order or number of workers.
@@ -33,7 +33,7 @@ MAX_OBJECTS = 4
 GAP = 3 / 64  # between the circles around two objects
 RADII = np.array([[9, 15], [8.5, 13], [8, 11], [7.5, 10]]) / 64  # smallest and largest, for 1, 2, 3, 4 objects
 SHARES = (0.25, 0.40, 0.27, 0.08)  # of KINDS
-_TRIES = 12  # candidate positions per object before the 2 x 2 layout is taken
+_TRIES = 12  # candidate positions per object before falling back to the 2 x 2 layout
 
 Float = NDArray[np.float32]
 Int = NDArray[np.int64]
@@ -77,7 +77,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniform(seed: int, indices: Sequence[int] | Int, slots: int, stream: int = 0) -> NDArray[np.float64]:
-    """(B, slots) numbers in [0, 1) that depend on (seed, index, slot, stream) alone."""
+    """(B, slots) numbers in [0, 1) that depend only on (seed, index, slot, stream)."""
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         key = _mix(np.array([seed % 2**64], np.uint64) + step * np.uint64(stream + 1))
@@ -116,7 +116,7 @@ def _classes(kind: Int, u: NDArray[np.float64]) -> tuple[Int, Int]:
 
 
 def _place(u: NDArray[np.float64], radius: NDArray[np.float64], count: Int) -> NDArray[np.float64]:
-    """Centres (B, M, 2): each object's first candidate with a GAP to earlier ones; where none has, all in cells."""
+    """Centres (B, M, 2): each object's first candidate with a GAP to earlier objects; the cell layout if none has."""
     u = u.reshape(len(u), MAX_OBJECTS, _TRIES + 2, 2)
     margin = radius + 1 / 64
     candidates = margin[..., None, None] + u[:, :, :_TRIES] * (1 - 2 * margin)[..., None, None]
@@ -130,7 +130,7 @@ def _place(u: NDArray[np.float64], radius: NDArray[np.float64], count: Int) -> N
 
 
 def _cells(u: NDArray[np.float64], radius: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centres in the four quarters of the image, in random order, as far from the middle of each as the gap allows."""
+    """Centres in the image's four quarters, in random order, jittered as far as the gap allows."""
     order = np.argsort(u[:, :, 0, 0], axis=1)
     middle = 0.25 + 0.5 * np.stack([order % 2, order // 2], -1)
     return middle + (2 * u[:, :, 1] - 1) * np.maximum(0.25 - radius - GAP / 2, 0)[..., None]
@@ -234,7 +234,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def relation(a: Thing, b: Thing) -> str | None:
-    """Position of a relative to b, where one direction clearly dominates; stricter than GenEval's own rule."""
+    """Position of a relative to b if one direction clearly dominates, else None; stricter than GenEval's rule."""
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = box(a, 1), box(b, 1)
     dx, dy = (ax0 + ax1 - bx0 - bx1) / 2, (ay0 + ay1 - by0 - by1) / 2
     if abs(dx) > 1.5 * abs(dy):

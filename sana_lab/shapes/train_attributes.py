@@ -1,4 +1,4 @@
-"""`system: attributes`: training of the embedded world's attribute network, whose features `fd_shapes` compares."""
+"""`system: attributes`: training of the embedded world's attribute network, the feature extractor of `fd_shapes`."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -29,7 +29,7 @@ class AttributesSystem(System):
         widths: tuple[int, ...] = (16, 48, 96),  # channels of each stage of stride 2
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # over all parameters
         warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.5,  # fraction of training at its end in which the learning rate falls to 0
+        decay: float = 0.5,  # final fraction of training over which the learning rate decays to 0
         ema: float = 0.998,  # decay of the moving average of weights, per step
     ) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class AttributesSystem(System):
 def attribute_loss(cells: Tensor, counts: Tensor, rows: Scenes) -> Tensor:
     """Cross-entropy of the cells' classes, logits (B, N, K + 1), times 10, plus that of counts, logits (B, K, 5).
 
-    Cells are averaged, counts summed over classes. With the cells, shapes are learned in a tenth of the time that
-    counts alone need.
+    Cells are averaged, counts summed over classes. With the loss over cells, shapes are learned ten times faster than
+    from counts only.
     """
     cell_targets = cell_classes(rows, round(cells.shape[1] ** 0.5)).to(cells.device)
     count_targets = class_counts(rows).to(cells.device)
@@ -115,5 +115,5 @@ def held_out_data(system: System, n: int) -> DataModule:
 
 
 def outcomes_report(outcomes: Mapping[str, list[float]], settings: Json) -> Report:
-    """Means of outcomes (0 or 1 per scene) with Wilson's intervals, which have a width at 0 and 1 too."""
+    """Means of outcomes (0 or 1 per scene) with Wilson's intervals, which have nonzero width at 0 and 1."""
     return Report({name: wilson(values) for name, values in outcomes.items()}, settings, outcomes)

@@ -1,4 +1,4 @@
-"""`system: clip`: training of the embedded world's small CLIP, which `clip_shapes` scores with."""
+"""`system: clip`: training of the embedded world's small CLIP, the scorer of `clip_shapes`."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -26,8 +26,8 @@ class ClipSystem(System):
 
     The loss is CLIP's (arXiv 2103.00020, figure 3): the mean of two cross-entropies over the batch, from images to
     captions and from captions to images. Hard negatives are captions that differ from one of the batch by one word.
-    Captions that are true of another image are masked out for it. An `attribute_loss` of two linear maps from the image
-    tower, which serve training alone, is added, since captions by themselves teach shapes slowly.
+    Captions that are true of another image are masked for that image. An auxiliary `attribute_loss` of two linear heads
+    on the image tower, used only in training, is added because shapes are learned slowly from captions only.
     """
 
     auxiliary = ("cells", "counts")
@@ -35,8 +35,8 @@ class ClipSystem(System):
     def __init__(
         self,
         width: int = 64,  # hidden size of both towers
-        layers: int = 4,  # of the image tower
-        text_layers: int = 2,  # of the text tower
+        layers: int = 4,  # transformer blocks of the image tower
+        text_layers: int = 2,  # transformer blocks of the text tower
         heads: int = 4,  # attention heads of both towers
         patch: int = 8,  # pixels a side of the image tower's patches; divides 64
         dim: int = 64,  # number of features
@@ -45,9 +45,9 @@ class ClipSystem(System):
         attributes: float = 1.0,  # weight of the attribute loss
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # over all parameters
         warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.5,  # fraction of training at its end in which the learning rate falls to 0
+        decay: float = 0.5,  # final fraction of training over which the learning rate decays to 0
         ema: float = 0.998,  # decay of the moving average of weights, per step
-        seed: int = 0,  # of the wrong captions
+        seed: int = 0,  # seed of the wrong captions
     ) -> None:
         super().__init__()
         if negatives < 0:
@@ -89,7 +89,7 @@ class ClipSystem(System):
 
 
 def contrastive_loss(logits: Tensor, masked: Tensor) -> Tensor:
-    """CLIP's loss of logits (B, T), whose first B columns are the rows' own captions, except where `masked` (B, T)."""
+    """CLIP's loss of logits (B, T), whose first B columns are the rows' own captions; `masked` (B, T) are ignored."""
     logits = logits.masked_fill(masked, -torch.inf)
     own = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(logits)].T, own)) / 2
@@ -106,7 +106,7 @@ def wrong_captions(prompts: Sequence[str], n: int, random: np.random.Generator) 
 
 
 def also_true(rows: Scenes, prompts: Sequence[str]) -> Tensor:
-    """(B, T) bool: prompt t is true of scene b without being its own caption, t = b."""
+    """(B, T) bool: prompt t is true of scene b but is not its own caption (t = b)."""
     meanings = [meaning(prompt) for prompt in prompts]
     scene_truths = [truths(scene(rows, i)) for i in range(len(rows.count))]
     true = torch.tensor([[m in truth for m in meanings] for truth in scene_truths])
@@ -115,7 +115,7 @@ def also_true(rows: Scenes, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def retrieval_outcomes(network: Clip, batch: Batch, rows: Scenes) -> list[float]:
-    """For each image 1 where its caption is closer than all of the batch's captions that are wrong of it, else 0."""
+    """1 for each image whose caption is closer than all false captions in the batch, else 0."""
     cosines = network.image_features(images_of(batch)) @ network.text_features(batch.prompts).T
     cosines = cosines.cpu().masked_fill(also_true(rows, batch.prompts), -torch.inf)
     return (cosines.argmax(1) == torch.arange(len(cosines))).float().tolist()
@@ -123,13 +123,13 @@ def retrieval_outcomes(network: Clip, batch: Batch, rows: Scenes) -> list[float]
 
 @torch.no_grad()
 def one_word_outcomes(network: Clip, batch: Batch, rows: Scenes) -> list[float]:
-    """For each image 1 where its caption is closer than every wrong one that differs by one word, else 0."""
+    """1 for each image whose caption is closer than every false caption that differs by one word, else 0."""
     return [float(min(gaps, default=1) > 0) for gaps in margins(network, batch, rows)]
 
 
 @torch.no_grad()
 def margins(network: Clip, batch: Batch, rows: Scenes, kind: str | None = None) -> list[list[float]]:
-    """For each image, the cosine to its caption less that to each wrong one that differs by a word (of a kind)."""
+    """Per image, the cosine to its caption minus that to each false caption differing by one word (of `kind`)."""
     wrong = [_wrong(prompt, truths(scene(rows, i)), kind) for i, prompt in enumerate(batch.prompts)]
     images, own = network.image_features(images_of(batch)), network.text_features(batch.prompts)
     others = network.text_features([text for texts in wrong for text in texts]).split([len(texts) for texts in wrong])
@@ -144,8 +144,8 @@ def _wrong(prompt: str, true: set[tuple[str, ...]], kind: str | None) -> list[st
 def held_out(system: ClipSystem, n: int = 1000, rivals: int = 64) -> Report:
     """Accuracies on the first n held-out scenes, with 95 % intervals over scenes. SpecError without an experiment.
 
-    `retrieval`: the share of images closer to their caption than to all captions of the `rivals` - 1 neighbouring
-    scenes that are wrong of them; `one_word`: than to every wrong caption that differs by one word.
+    `retrieval`: the share of images closer to their caption than to all false captions of the `rivals` - 1 neighbouring
+    scenes; `one_word`: closer than to every false caption that differs by one word.
     """
     data = held_out_data(system, n)
     outcomes: dict[str, list[float]] = {"retrieval": [], "one_word": []}

@@ -1,4 +1,4 @@
-"""Captions of the embedded world: when two mean the same, and wrong ones that differ by one word."""
+"""Captions of the embedded world: equality of meaning, and false captions that differ by one word."""
 
 import re
 from collections.abc import Iterator
@@ -32,9 +32,9 @@ def truths(scene: Scene) -> set[tuple[str, ...]]:
 
 
 def one_word_off(caption: str) -> dict[str, list[str]]:
-    """Kind of word -> captions in which one word of that kind is replaced by another of it.
+    """Kind of word -> captions in which one word of that kind is replaced by another of the same kind.
 
-    "swap" has those in which two different colours are exchanged. Kinds that do not occur are left out.
+    "swap" exchanges two different colours. Kinds that do not occur are omitted.
     """
     replaced = {kind: list(_replaced(caption, words)) for kind, words in KINDS.items()}
     return {kind: texts for kind, texts in {**replaced, "swap": list(_swapped(caption))}.items() if texts}
