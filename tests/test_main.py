@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from sana_lab import __main__
 from sana_lab.config import experiments, hashing
@@ -149,6 +150,14 @@ def test_what_a_dry_run_printed_is_an_experiment_again(folder: Path, capsys):
     assert hashing.experiment_hash(again) == hashing.experiment_hash(
         experiments.load("tiny", ["system.dit.attention=softmax"])
     )
+
+
+def test_dry_run_names_pictures_that_are_left_out(folder: Path, capsys):
+    Image.new("RGB", (8, 8)).save(folder / "good.png")
+    (folder / "broken.png").touch()
+    data = [f"data={{name: folder, root: {folder}, size: 16, caption: ''}}"]
+    with pytest.warns(UserWarning, match=r"skipped 1 of 2 files: 'broken.png'"):
+        assert __main__.main(["train", "tiny", "--dry-run", *data]) == 0
 
 
 def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):

@@ -45,8 +45,10 @@ def _encoding(content: bytes) -> tuple[bytes, str]:
     for mark, encoding in MARKS:
         if content.startswith(mark):
             return mark, encoding
-    zeros = tuple(byte == 0 for byte in content[:4])
-    return b"", {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(zeros, "utf-8")
+    zeros = [byte == 0 for byte in content[:4]]
+    if zeros == [False, True, False, True]:
+        return b"", "utf-16-le"
+    return b"", "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
 
 
 def _joined(text: str) -> str:

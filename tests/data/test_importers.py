@@ -68,6 +68,14 @@ class TestMjhq:
             manifest = importers.mjhq(mjhq, absent=0.5)
         assert len(manifest.read_text().splitlines()) == 1
 
+    def test_a_table_of_another_program_and_a_caption_that_is_no_unicode(self, mjhq):
+        table = json.loads((mjhq / "meta_data.json").read_text())
+        table["0a"]["prompt"] = "a cat \ud83d"
+        (mjhq / "meta_data.json").write_bytes(json.dumps(table).encode("utf-16"))
+        manifest = importers.mjhq(mjhq)
+        with pytest.warns(UserWarning, match=r"captions.jsonl:1: 'a cat .*surrogate"):
+            assert [e.name for e in captions.entries(mjhq, str(manifest))] == ["art/0b.jpg"]
+
     def test_other_tables(self, mjhq, tmp_path):
         (mjhq / "meta_data.json").rename(mjhq / "meta-data.json")
         with pytest.raises(ValueError, match=r"no file .*meta_data.json'; did you mean 'meta-data.json'"):
@@ -86,6 +94,13 @@ class TestCoco:
 
     def test_the_manifest_may_lie_elsewhere(self, coco, tmp_path):
         assert importers.coco(*coco, tmp_path / "coco.jsonl") == tmp_path / "coco.jsonl"
+
+    def test_a_caption_that_is_no_text(self, coco):
+        table = json.loads(coco[0].read_text())
+        table["annotations"][0]["caption"] = None
+        coco[0].write_text(json.dumps(table))
+        with pytest.raises(ValueError, match="expected a caption that is text"):
+            importers.coco(*coco)
 
     def test_what_is_missing(self, coco, tmp_path):
         with pytest.raises(ValueError, match=r"no folder .*nowhere"):

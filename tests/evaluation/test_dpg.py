@@ -54,6 +54,24 @@ def written(path: Path, lines: Sequence[Sequence[str]], header: Sequence[str] = 
     return str(path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_questions_in_a_file_of_another_program(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    with (tmp_path / "dpg.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([[name.title() for name in HEADER], *LINES])
+    assert read_items(tmp_path / "dpg.csv") == read_items(written(tmp_path / "plain.csv", LINES))
+
+
+def test_an_unclosed_quote_is_named_by_line(tmp_path: Path) -> None:
+    text = Path(written(tmp_path / "dpg.csv", LINES)).read_text()
+    (tmp_path / "dpg.csv").write_text(text.replace("Is the dog brown?", '"Is the dog brown?'))
+    with pytest.raises(ValueError, match=r"dpg.csv:3: .*not closed"):
+        read_items(tmp_path / "dpg.csv")
+    lines = [*LINES[:1], (*LINES[1][:-1], f"Is the dog brown?\ndog,{DOG},,3"), *LINES[3:]]
+    with pytest.raises(ValueError, match=r"line 3: a field in quotes holds the row of 'dog'"):
+        read_items(written(tmp_path / "dpg.csv", lines))
+
+
 @pytest.fixture
 def table(tmp_path: Path) -> str:
     return written(tmp_path / "dpg_bench.csv", LINES)

@@ -85,6 +85,21 @@ def test_rows_from_a_file(tmp_path: Path) -> None:
     assert read_rows(path) == prompts(5)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_rows_from_a_file_of_another_program(tmp_path: Path, encoding: str) -> None:
+    rows = [{**row, "prompt": row["prompt"] + "\u2028"} for row in prompts(5)]
+    text = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(text.encode(encoding))
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_half_of_a_surrogate_pair_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{**row, "prompt": "a \ud83d"} for row in prompts(1)]
+    (tmp_path / "rows.jsonl").write_text(lines(rows))
+    with pytest.raises(ValueError, match=r"prompt 0: .*half of a surrogate pair"):
+        read_rows(tmp_path / "rows.jsonl")
+
+
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(lines(prompts(1))[:200] + "\n{oops\n")

@@ -109,7 +109,7 @@ def test_ours_is_ours_and_ends_where_the_prompt_begins(released: list[str]) -> N
 
 
 def test_a_file_or_the_text_itself(tmp_path: Path) -> None:
-    (tmp_path / "chi.txt").write_text("Häuser first.\nPrompt: ", encoding="utf-8")
+    (tmp_path / "chi.txt").write_text("Häuser first.\nPrompt: ", encoding="utf-8-sig")
     assert read_instruction(f"file:{tmp_path}/chi.txt") == "Häuser first.\nPrompt: "
     assert read_instruction("draw this: ") == "draw this: "
     assert read_instruction(None) == read_instruction("") == ""
