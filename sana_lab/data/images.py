@@ -9,9 +9,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -59,7 +58,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _robust(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
+def _robust(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
     """A function of (image file, EXIF block), again without the metadata where that fails. UnreadableError."""
     try:
         with quiet():
@@ -70,9 +69,10 @@ def _robust(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
         raise UnreadableError(_reason(error, path)) from error
 
 
-def _retry(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
+def _retry(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
     try:
-        return function(path, b"")
+        with path.open("rb") as file:  # by name, Pillow maps uncompressed TIFFs into memory and turns them wrongly
+            return function(file, b"")
     except UnreadableError:
         raise
     except Exception as error:
@@ -87,13 +87,13 @@ def _retry(path: Path, function: Callable[[Path | BytesIO, bytes], T]) -> T:
             raise error from None
 
 
-def _size(source: Path | BytesIO, exif: bytes) -> tuple[int, int]:
+def _size(source: BinaryIO, exif: bytes) -> tuple[int, int]:
     with Image.open(source, formats=formats()) as image:
         _bound(image)
         return image.size
 
 
-def _decoded(source: Path | BytesIO, exif: bytes) -> Image.Image:
+def _decoded(source: BinaryIO, exif: bytes) -> Image.Image:
     with Image.open(source, formats=formats()) as image:
         if _bound(image):
             image.draft(None, (image.width // 2, image.height // 2))

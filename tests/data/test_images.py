@@ -87,6 +87,13 @@ class TestExif:
         halves().save(tmp_path / "a.tif", exif=exif)
         assert images.read(tmp_path / "a.tif").tobytes() == expected.tobytes()
 
+    @pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16"])
+    def test_an_uncompressed_tiff_is_turned(self, tmp_path, mode):
+        image = halves().convert("L" if mode == "I;16" else mode).convert(mode)
+        image.save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
+        expected = images.rgb(image).transpose(Image.Transpose.ROTATE_270)
+        assert images.read(tmp_path / "a.tif").tobytes() == expected.tobytes()
+
     def test_the_orientation_of_xmp(self, tmp_path):
         xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
         (tmp_path / "a.jpg").write_bytes(encoded("JPEG", xmp=xmp))
