@@ -81,8 +81,7 @@ def report(contents: Contents) -> None:
 
 def _manifest(root: Path, given: str | None) -> Path | None:
     if given is None:
-        by_name = {p.name.lower(): p for p in sorted(root.iterdir(), reverse=True) if p.is_file()}
-        present = [by_name[name] for name in MANIFESTS if name in by_name]
+        present = [p for p in sorted(root.iterdir()) if p.name.lower() in MANIFESTS and p.is_file()]
         if len(present) > 1:
             raise ValueError(f"data 'folder': there are {' and '.join(map(str, present))}; choose one with `manifest`")
         return present[0] if present else None

@@ -231,9 +231,9 @@ class TestMistakes:
         self.fails(folder(tmp_path, manifest="list.yaml"), ".yaml", ".jsonl or .csv")
 
     def test_two_manifests(self, tmp_path):
-        for name in ("captions.jsonl", "metadata.jsonl"):
+        for name in ("captions.jsonl", "Metadata.JSONL"):
             write_rows(tmp_path / name, {"image": "a.png", "text": "x"})
-        self.fails(folder(tmp_path), "captions.jsonl", "metadata.jsonl", "manifest")
+        self.fails(folder(tmp_path), "captions.jsonl", "Metadata.JSONL", "manifest")
 
     def test_a_row_that_names_a_missing_file(self, tmp_path):
         paint(tmp_path / "sub/cat.png")
