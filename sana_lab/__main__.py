@@ -319,6 +319,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsana-lab: stopped; finished work is kept, and the same command goes on from there", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not _is_of_mlflow(error):
+            raise
+        print(f"sana-lab: MLflow's database: {next(iter(str(error).splitlines()), error)}", file=sys.stderr)
+        return 1
+
+
+def _is_of_mlflow(error: BaseException) -> bool:
+    """Whether MLflow raised it, or the library through which it reads its database: a damaged or busy file."""
+    return type(error).__module__.partition(".")[0] in ("mlflow", "sqlalchemy")
 
 
 def _run(options: Namespace) -> int | None:

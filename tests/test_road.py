@@ -1,6 +1,7 @@
 """The whole road on tiny parts: an ablation -> trained once, evaluated, measured, recorded -> table and pictures."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +20,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from sana_lab import __main__
-from sana_lab.ablation import plan, runner
+from sana_lab.ablation import plan, runner, worker
+from sana_lab.ablation.pool import WorkerPool
+from sana_lab.ablation.protocol import Job
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.trials import records
 from sana_lab.checkpoints import weights
@@ -103,17 +107,33 @@ def read_back(status: int) -> Road:
     return Road(status, store, trials, store.find("road", {"sana.kind": "sweep"})[0])
 
 
+def run_job(pool: WorkerPool, title: str, job: Job) -> int:
+    """`WorkerPool.run`, but jobs of kind evaluate, two of the three, spare themselves the imports of a new process."""
+    if job.kind != "evaluate":
+        return run_process(pool, title, job)
+    job.write(pool.folder / f"{title}.json")
+    with redirect_stdout(io.StringIO()) as out:
+        worker.evaluate(Store(job.store), job.trials, threads=1)
+    for line in out.getvalue().splitlines(True):
+        pool.show(line)
+    return 0
+
+
+run_process = WorkerPool.run
+
+
 @pytest.fixture(scope="module")
 def road(tmp_path_factory, empty_database) -> Iterator[Road]:
-    """`sana-lab ablate road`, run once, with real worker processes."""
+    """`sana-lab ablate road`, run once; costs are measured in a real worker process, as all is in the slow tests."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkerPool, "run", run_job)
         folder = tmp_path_factory.mktemp("road")
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         write_recipes(folder)
         (folder / "runs").mkdir()
         shutil.copy(empty_database, folder / "runs/mlflow.db")
-        yield read_back(runner.main("road", workers=2))
+        yield read_back(runner.main("road", workers=1))
         sys.modules.pop("guest", None)
 
 

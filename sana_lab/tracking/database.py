@@ -115,6 +115,12 @@ def path_of(location: str) -> Path | None:
     return Path(unquote(location.removeprefix(prefix).partition("?")[0])).absolute() if prefix in location else None
 
 
+def is_own(location: str) -> bool:
+    """Whether `url` wrote this URL: Lightning's logger leaves that of its run in the environment."""
+    path = path_of(location)
+    return path is not None and location == url(path)
+
+
 @contextmanager
 def _connection(path: Path) -> Iterator[sqlite3.Connection]:
     """A transaction on an existing file. ValueError where sqlite cannot read it."""

@@ -275,7 +275,7 @@ def say_what_is_ignored(path: Path) -> None:
     """Name, on stderr, the variables that send MLflow's runs elsewhere and that the lab does not follow."""
     for name in IGNORED:
         value = os.environ.get(name)
-        if value and database.path_of(value) != path:
+        if value and database.path_of(value) != path and not database.is_own(value):
             print(f"sana-lab: {name}={value} is ignored: runs are recorded in {path}", file=sys.stderr, flush=True)
 
 

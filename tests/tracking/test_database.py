@@ -108,6 +108,12 @@ class TestNoDatabase:
         (runs / "mlflow.db").write_bytes(junk)
         self.one_line(verb, words, capsys)
 
+    def test_a_damaged_one_is_one_line(self, runs, capsys):
+        """Its first page can be read."""
+        data = (runs / "mlflow.db").read_bytes()
+        (runs / "mlflow.db").write_bytes(data[: 4096 * 2] + b"\xff" * (len(data) - 4096 * 2))
+        self.one_line(["table", "quickstart"], "database", capsys)
+
     def test_a_foreign_database_is_one_line(self, runs, capsys):
         (runs / "mlflow.db").unlink()
         with closing(sqlite3.connect(runs / "mlflow.db")) as other, other:
