@@ -87,7 +87,7 @@ def check_labels(labels: Sequence[str], recipe: str) -> None:
 
 
 def check_metrics(table: Ablation | EfficiencyTable, known: set[str] | None, title: str) -> None:
-    """SpecError for columns and claims in metrics that nothing measures, or of which neither side is better."""
+    """SpecError for columns and claims in metrics that are not measured or have no better direction."""
     stand_in = table.stand_in if isinstance(table, Ablation) else {}
     claimed = {expectation.metric for expectation in table.expect}
     for metric in [*table.columns, *claimed, *stand_in.values()] if known is not None else []:

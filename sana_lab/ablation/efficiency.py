@@ -1,4 +1,4 @@
-"""Trials of kind efficiency: a probe is counted from its shapes and, where there is a device for it, timed."""
+"""Trials of kind efficiency: a probe is counted from its shapes and, if a device is available, timed."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ UNMEASURED = "sana.unmeasured"
 
 
 def device_of(table: EfficiencyTable | Ablation) -> torch.device | None:
-    """The device that a table's rows are timed on; None where they are counted only."""
+    """The device that a table's rows are timed on; None if they are only counted."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return None if isinstance(table, Ablation) or table.gpu else torch.device("cpu")
@@ -40,7 +40,7 @@ def build_probe(config: Config) -> Probe:
 
 
 def run_probe(config: Config, device: torch.device | None) -> tuple[dict[str, float], str | None]:
-    """Metrics of a trial, and the reason where it could not be timed because it does not fit the memory."""
+    """Metrics of a trial, and the reason if it could not be timed because it exceeds the memory."""
     probe = build_probe(config)
     counts = probe.count()
     if device is None:

@@ -81,7 +81,7 @@ def tabulate(options: EfficiencyTable, records: Sequence[Json], conditions: Cond
 
 
 def plot(options: EfficiencyTable, table: Table, folder: Path) -> list[Path]:
-    """The plot that the table asks for: of latency where it was timed, else of MACs."""
+    """The plot selected by the table's option `plot`: of latency if timed, else of MACs."""
     measured = {name for row in table.rows for name in row.cells}
     if options.plot == "walk":
         metric = "latency_s" if "latency_s" in measured else "tmacs_image"
@@ -114,7 +114,7 @@ def _base(options: EfficiencyTable, records: Sequence[Json], record: Json) -> Js
 
 
 def _ratios(of: str, base: Json, metrics: Json) -> Json:
-    """How many times better than the base: throughput over the base's, costs of the base over these."""
+    """Factor of improvement over the base: throughput over the base's, or the base's cost over this cost."""
     pairs: dict[str, tuple[str, Callable[[float, float], float]]] = {
         "speedup": (of, (lambda a, b: b / a) if of == "images_per_s" else (lambda a, b: a / b)),
         "fewer_macs": ("tmacs_image", lambda a, b: a / b),
@@ -135,7 +135,7 @@ def _pair(table: Table) -> tuple[str, str] | None:
 
 
 def _crossings(options: EfficiencyTable, records: Sequence[Json]) -> list[str]:
-    """Where each scope's ratio passes 1, and which ratios are missing because the machine was busy."""
+    """Crossover of each scope, and ratios that are missing because the machine was too noisy."""
     table = build_table(records, title=options.title)
     names = _pair(table)
     if options.plot != "crossing" or names is None:

@@ -15,14 +15,14 @@ from sana_lab.tracking.store import Store
 
 
 class Jobs:
-    """Run each stage of a sweep in a worker process; one that dies fails the runs that it leaves open."""
+    """Run each stage of a sweep in a worker process; if a worker dies, its open runs are marked as failed."""
 
     def __init__(self, store: Store, pool: WorkerPool, threads: int, device: torch.device | None) -> None:
         self.store, self.pool, self.threads, self.device = store, pool, threads, device
         self.untrainable: dict[str, str] = {}  # experiment -> why it could not be trained
 
     def train(self, experiment: str) -> None:
-        """Train an experiment whose weights trials take; where that fails, those trials are blocked."""
+        """Train an experiment that trials take weights from; if that fails, those trials are blocked."""
         if reason := self._blocked(experiments.load(experiment)):
             self.untrainable[experiment] = reason
             return

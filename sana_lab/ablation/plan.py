@@ -20,7 +20,7 @@ from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.table import load_published
 
 EXAMPLES = {Ablation: "{attention: {softmax: ..., ...}}", EfficiencyTable: "{model: {a: ..., b: ...}}"}
-"""What `axes:` of a kind of ablation may look like, for error messages."""
+"""Example of `axes:` by kind of ablation, for error messages."""
 
 
 class Plan(NamedTuple):
@@ -50,12 +50,12 @@ def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None) -
 
 
 def read(recipe: str) -> Config:
-    """The YAML of an ablation, as it is."""
+    """The YAML of an ablation, unprocessed."""
     return experiments.read(experiments.locate("ablations", recipe))
 
 
 def compares_efficiency(recipe: str) -> bool:
-    """Whether the trials of an ablation are probes, which nothing trains."""
+    """Whether the trials of an ablation are probes, which are not trained."""
     return "probe" in read(recipe)
 
 
@@ -104,7 +104,7 @@ def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
 
 
 def _with_text_labels(axes: Mapping[Any, Mapping[Any, Any]], recipe: str) -> dict[str, dict[str, Any]]:
-    """Axes with numbers among their labels as text. SpecError for YAML's booleans, and for 1 beside '1'."""
+    """Axes with numeric labels converted to text. SpecError for YAML booleans, and for both 1 and '1'."""
     for axis, changes in axes.items():
         for label in (axis, *changes):
             if isinstance(label, bool) or not isinstance(label, str | int | float):
@@ -149,7 +149,7 @@ def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iter
 
 
 def _probes(table: EfficiencyTable, overrides: Sequence[str]) -> Iterable[Trial]:
-    """Each probe is built once, which allocates nothing, so that wrong options show at once."""
+    """Build each probe once, without allocation, to raise errors of options early."""
     for labels, changes in _combinations(table.axes):
         spec: dict[str, Any] = nest(table.probe)
         for change in changes:

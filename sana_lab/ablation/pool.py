@@ -51,7 +51,7 @@ class WorkerPool:
         return (self.folder / f"{title}.log").absolute()
 
     def stop(self) -> None:
-        """Kill at once: checkpoints and weights files are whole or not there, so nothing is lost by it."""
+        """Kill immediately; safe because checkpoints and weights files are written atomically."""
         self.stopped = True
         for process in list(self.processes):
             process.kill()

@@ -13,7 +13,7 @@ SETTLE = 15.0
 """Seconds of work before the time left is shown."""
 
 QUIET = 60.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines if the output is not a terminal."""
 
 
 class TimeLeft(ProgressColumn):
@@ -26,7 +26,7 @@ class TimeLeft(ProgressColumn):
 
 
 def rate(task: Task) -> float | None:
-    """Steps a second since work began; None where that is not known yet."""
+    """Steps per second since work began; None if not known yet."""
     if task.fields["began"] is None or (seconds := task.get_time() - task.fields["began"]) < SETTLE:
         return None
     return max(0.0, task.completed - task.fields["resumed"]) / seconds
@@ -72,7 +72,8 @@ class ProgressBar:
         self.bar.stop()
 
     def advance(self, steps: int, text: str = "", *, resumed: bool = False) -> None:
-        """So many steps more, and what is going on. The first message starts the clock; its own steps came before."""
+        """Advance by a number of steps and show the current activity. The first message starts the clock; its steps are
+        not timed."""
         fields: dict[str, Any] = {"text": text}
         if self.task.fields["began"] is None:
             fields["began"], resumed = self.now(), True

@@ -1,4 +1,4 @@
-"""What the runner and its worker processes tell each other: a job as a JSON file, progress as lines of stdout."""
+"""Protocol between the runner and its worker processes: a job as a JSON file, progress as lines of stdout."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 EVALUATION, MEASUREMENT = 400, 150
-"""What evaluating a trial and measuring its costs count for in the progress bar, in training steps."""
+"""Weight of a trial's evaluation and cost measurement in the progress bar, in training steps."""
 
 Kind = Literal["train", "evaluate", "measure"]
 
@@ -35,10 +35,10 @@ class Progress(NamedTuple):
 
     steps: int
     text: str
-    resumed: bool = False  # steps that were done before a restart, and say nothing of the speed
+    resumed: bool = False  # steps done before a restart, excluded from the speed
 
     def send(self) -> None:
-        """Print the message for the runner. Where nobody listens, the runner was killed: end this process at once."""
+        """Print the message for the runner. On a broken pipe (the runner was killed), end this process immediately."""
         try:
             print(f"{'+' if self.resumed else '@'} {self.steps} {self.text}", flush=True)
         except BrokenPipeError:
@@ -53,8 +53,8 @@ class Progress(NamedTuple):
 
 
 def exit_with_parent(parent: int, seconds: float = 0.5) -> threading.Thread:
-    """End this process soon after its parent's end, at once where it has ended already, so that a killed sweep leaves
-    nothing running."""
+    """End this process soon after its parent ends (immediately if it already has), so that a killed sweep leaves no
+    workers."""
 
     def poll() -> None:
         while os.getppid() == parent:

@@ -28,7 +28,7 @@ class StepReport:
         self.step: int | None = None
 
     def __call__(self, step: int, steps: int) -> None:
-        """The first steps reported may have been done before a resume: they say nothing of the speed."""
+        """Report progress; the first reported steps may precede a resume and are excluded from the speed."""
         text = f"{self.label}: step {step} of {steps}"
         Progress(step - (self.step or 0), text, resumed=self.step is None).send()
         self.step = step

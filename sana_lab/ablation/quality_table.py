@@ -64,7 +64,7 @@ def tabulate(
 
 
 def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
-    """What the numbers mean, from the trials' own settings."""
+    """Definitions of the numbers, from the trials' settings."""
     options = [record.trial.config["eval"] for record in trials]
     metrics = [record.run.metrics for record in trials if record.run is not None]
     notes = equal_rows(trials)
@@ -93,7 +93,7 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
 
 
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
-    """Quality by row, over latency, and over the numeric axis, where they were measured."""
+    """Plots of quality by row, over latency, and over the numeric axis, for measured metrics."""
     measured = {name for row in table.rows for name in row.cells}
     metric = next((m for m in ("geneval", "psnr") if m in measured), None)
     if metric is None:
@@ -107,7 +107,7 @@ def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
 
 
 def curves(store: Store, finished: Sequence[TrialRecord]) -> dict[str, list[tuple[int, float]]]:
-    """label -> training loss by step, of the first seed; trials that reuse a model have none of their own."""
+    """label -> training loss by step, of the first seed; trials that reuse a model have none."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for record in finished:
         history = store.history(record.run_id, "train/loss")

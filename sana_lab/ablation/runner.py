@@ -1,4 +1,4 @@
-"""The verbs `ablate` and `table`: run the trials of an ablation once each, record them in MLflow, show them as a table.
+"""Commands `ablate` and `table`: run each trial of an ablation once, record it in MLflow, and write the table.
 
 A trial is known by the hash of everything that its numbers depend on. A run of that hash that has FINISHED is not run
 again, a model that another trial trained is not trained again, and a failed trial is a hole with its error.
@@ -40,12 +40,12 @@ def main(
     out: Path | None = None,
     scale: str | None = None,
 ) -> int:
-    """Run what is missing of an ablation, then write its table; the exit status is 1 where a trial failed."""
+    """Run the missing trials of an ablation, then write its table; exit status 1 if a trial failed."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
     ablation = plan.load(recipe, overrides, scale)
     for trial in ablation.trials:
-        if trial.kind == "quality" and trial.seed == ablation.trials[0].seed:  # other seeds change nothing else
+        if trial.kind == "quality" and trial.seed == ablation.trials[0].seed:  # other seeds differ only in the seed
             check(trial.config)
     store = Store(weights.HOME)
     if dry_run:
@@ -144,7 +144,7 @@ def sweep_run(store: Store, ablation: Plan) -> str:
 
 
 def trial_run(store: Store, name: str, parent: str, record: TrialRecord) -> Run:
-    """A trial's run; the one that failed or was interrupted, where there is one."""
+    """A trial's run: its failed or interrupted run if there is one, else a new one."""
     if record.run is not None:
         store.resume(record.run.id)
         return store.run(record.run.id)
@@ -223,5 +223,5 @@ def terminable() -> Iterator[None]:
 
 
 def default_workers() -> int:
-    """One process per core, at most two; one where there is a GPU, which two would share badly."""
+    """One process per core, at most two; one with a GPU, which processes share inefficiently."""
     return 1 if torch.cuda.is_available() else min(2, environment.cores())

@@ -1,4 +1,4 @@
-"""Which trials of a plan have been run: each trial's key, and the MLflow run of that key."""
+"""State of a plan's trials: each trial's key and the MLflow run of that key."""
 
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
@@ -34,7 +34,7 @@ def runs_by_key(store: Store, name: str) -> dict[str, Run]:
 
 
 def state(record: TrialRecord) -> str:
-    """What there is of a trial, in words for the dry run."""
+    """State of a trial as text for the dry run."""
     if record.run is None:
         trained = record.trial.kind == "quality" and weights.ready(record.trial.config) is not None
         return "trained, to evaluate" if trained else "to run"

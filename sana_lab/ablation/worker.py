@@ -85,7 +85,7 @@ def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
 
 
 def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) -> bool:
-    """Do the work; where it raises, the trials' runs fail with the error, and others go on."""
+    """Run the job; if it raises, its trials' runs fail with the error and the others continue."""
     try:
         work()
     except Exception as error:

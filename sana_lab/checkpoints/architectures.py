@@ -108,7 +108,7 @@ def _model_name(config: Config) -> str:
 
 
 def expect(config: Config, model: str, **values: Any) -> None:
-    """SpecError where a setting has another value than the one that the lab implements."""
+    """SpecError if a setting differs from the only supported value."""
     for key, value in values.items():
         if config[key] != value:
             raise SpecError(f"{model} has {key} {config[key]!r}; the lab's has {value!r} alone")
@@ -244,7 +244,7 @@ def _batch_norm_stages(config: Config, stages: int, attention: int) -> int:
 
 
 def write_dcae(spec: Spec, supplied: Spec) -> dict[str, Any]:
-    """The configuration of a `dcae`. SpecError where its latents have a shift."""
+    """The configuration of a `dcae`. SpecError if its latents have a shift."""
     if spec["shift"] != 0:
         raise SpecError(
             f"AutoencoderDC has no shift of its latents, and this dcae's is {spec['shift']}; expected shift 0: train "
@@ -335,7 +335,7 @@ CLASSES = {"sana": "SanaTransformer2DModel", "dcae": "AutoencoderDC", "vae": "Au
 
 
 def class_of(spec: Spec) -> tuple[str, Architecture]:
-    """The name and architecture of diffusers' class for a part. SpecError where there is none."""
+    """The name and architecture of diffusers' class for a part. SpecError if there is none."""
     if spec["name"] not in CLASSES:
         raise SpecError(f"diffusers has no class for part {spec['name']!r}; {nearest(spec['name'], CLASSES)}")
     name = CLASSES[spec["name"]]

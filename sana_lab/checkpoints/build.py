@@ -10,7 +10,7 @@ from sana_lab.config import registry, specs
 
 
 def build(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
-    """The part that a spec names, with its weights loaded where the spec says `weights` or is `experiment:NAME`.
+    """Build the part of a spec, with weights loaded if the spec has `weights` or is `experiment:NAME`.
 
     A function gets its options bound. `supplied` are arguments that no spec sets, such as the channels of a DiT. On the
     meta device nothing is loaded. SpecError where the spec is wrong, or the weights are missing or do not fit.
@@ -30,7 +30,7 @@ def build_on_meta(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
 
 
 def without_weights(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec, and every spec in it, without `weights`: parts as they are initialised."""
+    """The spec, and every nested spec, without `weights`: freshly initialised parts."""
     return {k: without_weights(v) if isinstance(v, dict) else v for k, v in spec.items() if k != "weights"}
 
 

@@ -30,7 +30,7 @@ class LazyTensors(Mapping[str, Tensor]):
         self.files = files
 
     def __getitem__(self, name: str) -> Tensor:
-        with open_safetensors(self.files[name]) as file:  # a mapping of its own, freed with the tensor
+        with open_safetensors(self.files[name]) as file:  # a separate memory map, freed with the tensor
             return read_tensor(file, name, self.files[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -44,7 +44,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def open_safetensors(path: Path) -> AbstractContextManager[Any]:
-    """The opened file. SpecError where it is truncated or no safetensors file."""
+    """The opened file. SpecError if it is truncated or not a safetensors file."""
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError) as error:
@@ -71,7 +71,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> LazyTensors:
-    """The tensors of one file, or of the shards that an `.index.json` names. SpecError where a shard is missing."""
+    """The tensors of one file, or of the shards listed in an `.index.json`. SpecError if a shard is missing."""
     if not is_index(path):
         return LazyTensors(dict.fromkeys(tensor_names(path), path))
     names_of = read_json(path).get("weight_map")
@@ -99,7 +99,7 @@ def is_index(path: Path) -> bool:
 
 
 def index_of(path: Path) -> Path:
-    """The index of the shards of which `path` is one; any other path as it is. SpecError where the index is missing."""
+    """The index of which `path` is a shard; any other path unchanged. SpecError if the index is missing."""
     shard = re.fullmatch(r"(\w+)(?:\.(\w+))?-\d{5}-of-(\d{5})\.safetensors", path.name)
     if shard is None:
         return path
@@ -113,7 +113,7 @@ def index_of(path: Path) -> Path:
 
 
 def read_torch(path: Path) -> Any:
-    """The object that `torch.save` wrote, its tensors memory-mapped. SpecError where it is truncated or holds code."""
+    """An object written by `torch.save`, with memory-mapped tensors. SpecError if it is truncated or contains code."""
     _check_archive(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
@@ -155,7 +155,7 @@ def _load(path: Path) -> Any:
 
 
 def _numpy_globals() -> list[Any]:
-    """What rebuilds plain arrays, under both of numpy's module names: NVlabs' .pth hold numpy's random state."""
+    """Functions that rebuild numpy arrays, under both module names: NVlabs' .pth files contain numpy's random state."""
     rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     names = ("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct")
     types = (np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.uint64)))
@@ -170,7 +170,7 @@ def first_line(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping. SpecError where it is none."""
+    """A JSON mapping. SpecError otherwise."""
     try:
         if (size := path.stat().st_size) > JSON_LIMIT:
             raise SpecError(f"{path} has {size:,} bytes, expected a JSON file of at most {JSON_LIMIT:,}")

@@ -34,7 +34,7 @@ class ReleasedWeights(NamedTuple):
     table: Callable[[Spec], key_tables.Table]
     source: str
     unused: tuple[str, ...] = ()  # patterns of tensors without a place here
-    notes: tuple[str, ...] = ()  # what was chosen among several, left out, or assumed
+    notes: tuple[str, ...] = ()  # choices, omissions and assumptions
 
 
 def is_released(reference: str) -> bool:
@@ -153,13 +153,13 @@ def state_for(part: nn.Module, weights: ReleasedWeights) -> dict[str, Tensor]:
 
 
 def check_kind(kind: str, weights: ReleasedWeights, reference: str) -> None:
-    """SpecError where the weights are of another kind of part."""
+    """SpecError if the weights are of another kind of part."""
     if weights.kind != kind:
         raise SpecError(f"{reference!r} holds a {weights.kind}, and the spec is of a {kind}")
 
 
 def check_agree(spec: Spec, weights: ReleasedWeights) -> None:
-    """SpecError where a spec computes something else than these weights were trained for, which no shape shows."""
+    """SpecError if an option that shapes do not determine differs from the one the weights were trained with."""
     released = weights.spec
     for key in CHECKED_OPTIONS:
         if key in released and released[key] != spec.get(key) and _has_effect(key, released):

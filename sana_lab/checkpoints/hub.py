@@ -1,4 +1,4 @@
-"""Local paths of models: files and folders as they are, Hugging Face hub ids from the cache or the hub."""
+"""Local paths of models: files and folders unchanged, Hugging Face hub ids from the cache or the hub."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def _snapshot(name: str) -> Path:
     """The local copy of a hub repository, downloaded if it is not in the cache."""
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except Exception:  # the client raises many classes where the cache has no copy
+    except Exception:  # the client raises many classes if the cache has no copy
         owner = Path(name.split("/")[0])
     if owner.is_dir():  # a path that was mistyped: nobody on the hub is asked for it
         hint = nearest(Path(name).name, (p.name for p in owner.glob("*")))

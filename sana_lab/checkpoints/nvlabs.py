@@ -64,7 +64,7 @@ def choose_state(checkpoint: Any, ema: bool | None, source: str) -> ChosenState:
 
 
 def _tensors(state: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """The tensors under their names without DistributedDataParallel's prefix. SpecError where there is more."""
+    """The tensors by name without DistributedDataParallel's prefix. SpecError for other content."""
     tensors = {state_dicts.unwrapped(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if len(tensors) < len(state):
         others = [str(k) for k in state if state_dicts.unwrapped(str(k)) not in tensors]
@@ -137,7 +137,7 @@ def infer_spec(state: State, source: str, hints: Spec) -> tuple[Spec, Spec]:
 
 
 def notes(state: State, ignored: Iterable[str], hints: Spec) -> list[str]:
-    """What was left out of the file, and what was assumed of it, in sentences."""
+    """Notes on omitted tensors and assumptions."""
     unused = [k for k in state if any(fnmatch(k, pattern) for pattern in key_tables.NVLABS_UNUSED)]
     left_out = [*unused, *ignored]
     sentences = [f"left out: {', '.join(left_out)}"] if left_out else []

@@ -25,7 +25,7 @@ def to_ours(
 
 
 def to_theirs(own: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Our tensors under another format's names and in its shapes; names that are not in the table are left out."""
+    """Our tensors under another format's names and in its shapes; names that are not in the table are omitted."""
     state = {}
     for key, value in own.items():
         if (row := row_of(key, table)) is not None:

@@ -35,7 +35,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str, sour
 
 
 def find(reference: str) -> Path:
-    """The file of a path or of `experiment:NAME`. SpecError says what to run where it is missing."""
+    """The file of a path or of `experiment:NAME`. SpecError with the command to run if it is missing."""
     if not reference.startswith("experiment:"):
         path = Path(reference)
         if not path.is_file():
@@ -48,7 +48,7 @@ def find(reference: str) -> Path:
 
 
 def find_trained(experiment: Config, name: str) -> Path:
-    """The weights of an experiment, trained here or shipped. SpecError says what to run where there are none."""
+    """The weights of an experiment, trained or shipped. SpecError with the command to run if there are none."""
     path = ready(experiment)
     if path is None:
         raise SpecError(
@@ -84,7 +84,7 @@ def shipped(experiment: Config) -> Path | None:
 
 
 def card(path: Path) -> dict[str, Any]:
-    """The metadata of a weights file: experiment, hash, command, commit, measures. Empty where it is not the lab's."""
+    """The metadata of a weights file: experiment, hash, command, commit, measures. Empty if not written by sana_lab."""
     with files.open_safetensors(path) as file:
         text = (file.metadata() or {}).get("card", "{}")
     try:
@@ -97,7 +97,7 @@ def card(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. SpecError where it is none."""
+    """All tensors of a safetensors file. SpecError for other files."""
     with files.open_safetensors(path) as file:
         return {key: files.read_tensor(file, key, path) for key in file.keys()}  # noqa: SIM118  (not a mapping)
 

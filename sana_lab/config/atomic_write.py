@@ -1,4 +1,4 @@
-"""Atomic writes: beside the target, flushed to the disk, then renamed, so that a file is whole or is not there."""
+"""Atomic writes: to a temporary file beside the target, flushed to disk, then renamed; no partial files remain."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 FULL = ("no space left", "os error 28", "disk quota", "os error 122", "file too large", "os error 27", "write failed")
-"""Phrases of libraries that hide the system's error of a full disk in one of their own."""
+"""Phrases in libraries' errors that wrap the system's error of a full disk."""
 
 WRITER_FAILED = ("pytorchstreamwriter failed", "unexpected pos", "failed writing file", "i/o error")
 """Phrases of libraries whose writing failed without a reason."""
@@ -17,10 +17,10 @@ WRITER_FAILED = ("pytorchstreamwriter failed", "unexpected pos", "failed writing
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new path beside `path` to write to; afterwards it replaces `path`, at once and for good.
+    """Context with a temporary path to write to, which atomically replaces `path` at the end.
 
-    Where the block fails the new file is removed and `path` is as it was. OSError of one line with path and free space
-    where the disk is full, also where a library hides that in an error of its own.
+    If the block fails, the temporary file is removed and `path` is unchanged. One-line OSError with path and free
+    space if the disk is full, including when a library wraps that error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
-    """OSError "PATH: no space left ..." with the free space in place of any error of a write that a disk refused."""
+    """Convert errors of a full disk to OSError "PATH: no space left ..." with the free space."""
     try:
         yield
     except Exception as error:
@@ -47,7 +47,7 @@ def explaining_full_disk(path: Path) -> Iterator[None]:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, says that a disk, quota or file-size limit is full."""
+    """Whether an error, or one of its causes, is a full disk, quota or file-size limit."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
     text = str(error).lower()

@@ -17,7 +17,7 @@ CACHE = Path("runs", "digests.json")
 LARGE = 2**26  # bytes from which a digest is cached on disk
 FRESH = 2.0  # seconds in which a file may change again without a new time of change
 MODEL_FILES = (".safetensors", ".json", ".bin", ".pth", ".pt", ".model", ".txt", ".jinja")
-"""What a folder of a model is read for: weights, settings and vocabularies; a note beside them changes nothing."""
+"""Files of a model's folder that enter its digest: weights, settings and vocabularies."""
 
 _memory: dict[str, str] = {}
 
@@ -33,7 +33,7 @@ def model(path: Path) -> str:
 
 
 def folder(path: Path, suffixes: tuple[str, ...] | None = None) -> str:
-    """SHA-256 of the names and bytes of all files below a folder, hidden ones left out. OSError."""
+    """SHA-256 of the names and bytes of all files below a folder, without hidden ones. OSError."""
     inside = [p for p in path.rglob("*") if suffixes is None or p.suffix in suffixes]
     paths = sorted(p for p in inside if p.is_file() and not _is_hidden(p, path))
     names = [p.relative_to(path).as_posix() for p in paths]
@@ -78,7 +78,7 @@ def _on_disk() -> dict[str, str]:
 
 
 def _keep(key: str, digest: str) -> None:
-    """Add to the cache on disk, where the folder of runs can be written."""
+    """Add to the cache on disk, if the folder of runs can be written."""
     draft = CACHE.with_suffix(f".{os.getpid()}")
     cached = _on_disk()
     if key in cached:

@@ -35,7 +35,7 @@ def available(kind: str, folder: str = ".") -> list[str]:
 
 
 def read(path: Path) -> Config:
-    """A YAML mapping as plain data, interpolations unresolved. SpecError where it does not parse."""
+    """A YAML mapping as plain data, interpolations unresolved. SpecError if it cannot be parsed."""
     try:
         raw = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # the YAML parser's own classes are many

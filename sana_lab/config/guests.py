@@ -20,7 +20,7 @@ from sana_lab.config.registry import TABLE
 from sana_lab.config.validation import SpecError, nearest
 
 FREE_TEXT = ("prompts", "negative", "instruction", "title", "notes")
-"""Options that hold sentences, in which a colon names nothing."""
+"""Options with free text, in which a colon is not a reference."""
 
 RECIPE = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 """Name of a recipe in the user's own folders, as opposed to a path."""
@@ -67,7 +67,7 @@ def load(name: str, what: str) -> Any:
 
 
 def locate(module: str) -> ModuleSpec | None:
-    """Where a user's module is, without importing it; None where there is none, and for what a file brings."""
+    """Path of a user's module, without importing it; None if missing or if the name comes from a loaded file."""
     if _source.get() is not None:
         return None
     _add_working_directory()

@@ -22,7 +22,7 @@ MODEL_OPTIONS = ("weights", "model", "lpips_weights")
 """Options of systems and data that may name a folder of a model; files are recognised under any option."""
 
 OUTPUTS = ("worst_picture",)
-"""Options of `eval:` that name a file to write; they enter the hash as they are."""
+"""Options of `eval:` that name an output file; they enter the hash unchanged."""
 
 
 def experiment_hash(config: Config) -> str:
@@ -86,7 +86,7 @@ def _with_contents(value: Any, key: str = "") -> Any:
 
 
 def _existing(text: str) -> Path | None:
-    """The file or folder of that name, where there is one."""
+    """The file or folder of that name, or None."""
     try:
         path = Path(text.removeprefix("file:")).expanduser()
         return path if text and path.exists() else None
@@ -144,7 +144,7 @@ def _referenced(value: str) -> str:
 
 
 def _with_source(name: str) -> str:
-    """A user's `module:attribute` with a digest of the module's file; other names and text as they are."""
+    """A user's `module:attribute` with a digest of the module's file; other names and text unchanged."""
     module, colon, attribute = name.partition(":")
     words = all(word.isidentifier() for word in (*module.split("."), attribute))
     if not colon or not words or module.startswith("sana_lab."):
@@ -155,7 +155,7 @@ def _with_source(name: str) -> str:
 
 
 def _judge(name: str) -> str:
-    """An experiment whose network measures: by its name where it is the one that ships, else by its hash."""
+    """Identity of an experiment whose network is used in a measure: its name if shipped, else its hash."""
     key = experiment_hash(experiments.load(name))
     shipped = (root / "weights" / f"{name}.safetensors" for root in experiments.roots("experiments"))
     return f"experiment:{name if any(_card_hash(path) == key for path in shipped) else key}"

@@ -28,7 +28,7 @@ EVALUATION_MINIMA = {
     "held_out": 1,
     "worst": 0,
 }
-"""Smallest value of each option; null, where it is allowed, is not checked."""
+"""Smallest value of each option; null is not checked."""
 
 FOLDERS = ("captions", "reconstruction_folder")
 """Options of `eval:` that name a folder; those that end in `_weights` name a file."""

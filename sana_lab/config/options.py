@@ -37,8 +37,8 @@ class Row(NamedTuple):
 
     name: str
     type: str
-    default: str  # "required" where it must be given
-    meaning: str  # "" where the source has no comment
+    default: str  # "required" if it must be given
+    meaning: str  # "" if the source has no comment
 
 
 # rows
@@ -109,7 +109,7 @@ def type_words(annotation: Any) -> str:
 
 
 def default_words(option: specs.Option) -> str:
-    """A default as YAML; `required` where there is none, and nothing for a section, which has its own defaults."""
+    """A default as YAML; `required` if there is none; empty for a section, which has its own defaults."""
     return "required" if option.required else "" if is_dataclass(option.default) else yaml_words(option.default)
 
 
@@ -165,7 +165,7 @@ def _spans(node: ast.AST) -> Iterator[tuple[str, int, int]]:
 
 
 def _comment_lines(source: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Comments by line number: those on lines of their own, and those after code."""
+    """Comments by line number: on separate lines, and after code."""
     own: dict[int, str] = {}
     trailing: dict[int, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def check_file(path: Path | None) -> None:
-    """ValueError where a file cannot be written; None is no file. An existing file is left as it is."""
+    """ValueError if a file cannot be written; None is no file. An existing file is not changed."""
     if path is None:
         return
     if path.is_dir():
@@ -22,7 +22,7 @@ def check_file(path: Path | None) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Make a folder. ValueError where it cannot be written to."""
+    """Create a folder. ValueError if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()  # of a name that no file has

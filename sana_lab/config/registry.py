@@ -97,7 +97,7 @@ KINDS: dict[str, str] = {
 """kind -> what its parts do, in words."""
 
 PRESETS: dict[str, str] = {"autoencoder": "sana_lab.models.autoencoders.presets:SPECS"}
-"""kind -> where its known shapes lie: name -> spec. Their names are used like a part's, and options override them."""
+"""kind -> location of its presets (name -> spec). A preset is used like a part's name, and options override it."""
 
 BASES: dict[str, str] = {
     "attention": "sana_lab.models.attention:Attention",
@@ -114,7 +114,7 @@ BASES: dict[str, str] = {
     "measure": "sana_lab.evaluation:Measure",
     "probe": "sana_lab.bench.probes:Probe",
 }
-"""What a part of this kind must subclass. Kinds that are not here are functions, known by their first parameters."""
+"""kind -> required base class. Other kinds are functions, identified by their first parameters."""
 
 LEADING: dict[str, tuple[str, ...]] = {"solver": ("velocity", "x", "times"), "optimizer": ("params",)}
 """Parameters that code supplies although the signature does not say so."""

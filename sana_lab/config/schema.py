@@ -13,11 +13,11 @@ class TrainerOptions:
     """`trainer:` of an experiment. Steps, precision, clipping and accumulation train the model; the rest runs it."""
 
     max_steps: int = 1000  # optimiser steps
-    # Numbers of the forward and backward pass, as in Lightning: true casts the weights, mixed casts the products alone.
+    # Precision of forward and backward, as in Lightning: true casts the weights, mixed only matrix products.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: float = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
     accumulate: int = 1  # batches whose gradients are summed for one step
-    # Device of the training; auto is a GPU where there is one.
+    # Device of the training; auto is a GPU if available.
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
     devices: Annotated[int | str, RUNTIME] = "auto"  # number of devices, or a list such as 0,1; auto is all of them
     threads: Annotated[int | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
@@ -40,12 +40,12 @@ class EvaluationOptions:
     bench_batch: int = 1  # images at a time when latency is timed
     bench_repeats: int = 5  # timed repeats, of which the median counts
     bench_steps: int | None = None  # denoiser evaluations that are timed; null is all of them
-    fid_weights: str | None = None  # file of torch-fidelity's Inception .pth; null leaves out FID
-    held_out: int = 1000  # held-out images and captions, for measures without prompts of their own
-    # Measures beside GenEval on the embedded world and FID, which `fid_weights` adds.
+    fid_weights: str | None = None  # file of torch-fidelity's Inception .pth; null omits FID
+    held_out: int = 1000  # held-out images and captions, for measures without built-in prompts
+    # Measures besides GenEval on the embedded world and FID (see `fid_weights`).
     measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
     captions: Annotated[str | None, AsBefore(None)] = None  # folder of captioned images in place of held-out data
-    lpips_weights: Annotated[str | None, AsBefore(None)] = None  # file of torchvision's .pth; null leaves out LPIPS
+    lpips_weights: Annotated[str | None, AsBefore(None)] = None  # file of torchvision's .pth; null omits LPIPS
     lpips_net: Annotated[Literal["vgg", "alex"], AsBefore("alex")] = "alex"  # network of LPIPS
     rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None  # features of an autoencoder's FID; null is none
     # Folder of images that an autoencoder reconstructs at their own sizes, in place of held-out data.
@@ -56,7 +56,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """`sampling:` of an experiment. It trains nothing, so changing it reuses the trained model."""
+    """`sampling:` of an experiment. It does not affect training, so changing it reuses the trained model."""
 
     solver: Annotated[Spec, "solver"] = "dpmpp"  # name or spec of the ODE solver
     steps: int = 20  # solver steps; one or two evaluations of the network each
@@ -69,7 +69,7 @@ class SamplingOptions:
     # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations.
     quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
     offload: Annotated[bool, RUNTIME] = False  # each network is on the device only while it works; same result
-    # Replay of denoiser steps as CUDA graphs: auto is where that works, always is an error where it does not.
+    # Replay of denoiser steps as CUDA graphs: auto if possible, always is an error if impossible.
     graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"
 
 
@@ -143,5 +143,5 @@ class EfficiencyTable:
     notes: list[str] = field(default_factory=list)  # lines under the table
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
-    plot: Literal["walk", "crossing"] | None = None  # a bar for each row, or two costs over sizes and where they cross
+    plot: Literal["walk", "crossing"] | None = None  # a bar per row, or two costs over sizes with their crossover
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces

@@ -33,7 +33,7 @@ RUNTIME = Runtime()
 
 
 class AsBefore(NamedTuple):
-    """Marks an option added later: at this value it is left out of the hash, so that earlier models keep theirs."""
+    """Marks an option added later: at this value it is omitted from the hash, so that earlier models keep theirs."""
 
     value: Any
 
@@ -42,7 +42,7 @@ class Option(NamedTuple):
     """One parameter of a part that a spec may set."""
 
     annotation: Any
-    default: Any  # inspect.Parameter.empty where it must be given
+    default: Any  # inspect.Parameter.empty if it must be given
 
     @property
     def required(self) -> bool:
@@ -75,7 +75,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def presets(kind: str) -> dict[str, dict[str, Any]]:
-    """The named configurations of a kind: name -> the spec that it stands for."""
+    """The presets of a kind: name -> spec."""
     return _import(PRESETS[kind]) if kind in PRESETS else {}
 
 
@@ -99,7 +99,7 @@ def fields(record: type) -> dict[str, Option]:
 
 
 def name_of(spec: Spec) -> str:
-    """The name in a spec of either form; '' where a mapping has none."""
+    """The name in a spec of either form; '' if a mapping has none."""
     return spec if isinstance(spec, str) else spec.get("name", "")
 
 
@@ -168,7 +168,7 @@ def build(kind: str, spec: Spec, **supplied: Any) -> Any:
 
 
 def canonical(kind: str, spec: Spec) -> dict[str, Any]:
-    """What identifies a part to a hash: resolved, without runtime options and options at their as-before value."""
+    """Identity of a part for hashing: resolved, without runtime options and options at their as-before value."""
     resolved = resolve(kind, spec)
     target = find(kind, resolved["name"])
     settings = _canonical_options(options(kind, target), resolved)
@@ -245,7 +245,7 @@ def _value(key: str, option: Option, values: dict[str, Any]) -> Any:
 
 
 def _weights(kind: str, values: dict[str, Any], where: str) -> dict[str, str]:
-    """The `weights` of a spec, removed from `values`; {} where there are none."""
+    """The `weights` of a spec, removed from `values`; {} if there are none."""
     value = values.pop("weights", None) if kind in WEIGHTED else None
     return {} if value is None else {"weights": validate(value, str, f"{where}.weights")}
 

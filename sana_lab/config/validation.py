@@ -24,7 +24,7 @@ class SpecError(ValueError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """A did-you-mean clause for the closest option, or the list of all options where none is close."""
+    """A did-you-mean clause for the closest option, or the list of all options if none is close."""
     names = sorted(options)
     close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
@@ -81,7 +81,7 @@ def _adapter(annotation: Any) -> TypeAdapter[Any]:
 def _plain(annotation: Any) -> Any:
     """The type that pydantic checks: strict scalars; classes of torch or the user are replaced by Any.
 
-    In a union with scalars (`float | Tensor`) such classes are left out, since no YAML value can be one.
+    In a union with scalars (`float | Tensor`) such classes are ignored, since no YAML value can be one.
     """
     inner = get_args(annotation)
     if annotation in SCALARS:

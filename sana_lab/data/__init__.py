@@ -13,18 +13,18 @@ from sana_lab.types import Batch
 Split = Literal["train", "val"]
 
 Turn = tuple[int, int]
-"""(index of an item, how often it was taken before): the second chooses its caption, crop and flip."""
+"""(index of an item, number of earlier uses): the second selects its caption, crop and flip."""
 
 
 class DataModule(L.LightningDataModule, ABC):
     """`Batch`es of a data set. A subclass sets `size` and implements `len_train`, `len_val`, `digest` and `batch_of`.
 
-    Training batch n is a function of (seed, n), counted over all ranks, so that a resumed run goes on where it stopped:
-    a new permutation in each epoch or, where `len_train` is None, item after item without end.
+    Training batch n, counted over all ranks, is a function of (seed, n), so that a resumed run continues exactly. Each
+    epoch is a new permutation; if `len_train` is None, items are consecutive without end.
     """
 
     size: int
-    """Height and width of the images in pixels, also of those that latents were made of."""
+    """Height and width in pixels of the images, or of the images behind latents."""
 
     def __init__(self, batch: int, seed: int, workers: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class DataModule(L.LightningDataModule, ABC):
         return self.batch_of([(i, draw) for i in indices], split)
 
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
-        """The captions of `batch_at`; a subclass that need not make the images for them overrides it."""
+        """The captions of `batch_at`; override if they are available without the images."""
         return self.batch_at(indices, split, draw).prompts
 
     def train_batch(self, number: int) -> Batch:
@@ -74,7 +74,7 @@ class DataModule(L.LightningDataModule, ABC):
         return Finite(self._val_batch, self.len_val, self.batch, self.trainer, self.workers) if self.len_val else []
 
     def check_least(self, **least: int) -> None:
-        """ValueError where an option with that name is less; None may stand for no number."""
+        """ValueError if an option of that name is below the given minimum; None is allowed."""
         for name, minimum in least.items():
             value = getattr(self, name)
             if value is not None and value < minimum:

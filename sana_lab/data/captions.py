@@ -240,7 +240,7 @@ def _no_caption(files: Files, bare: list[str], total: int, table: Path | None) -
 
 
 def near(name: str, names: Iterable[str]) -> str:
-    """A did-you-mean clause: the same file name in another folder, or a similar name; empty where there is none."""
+    """A did-you-mean clause with the same file name in another folder or a similar name; empty if none."""
     names = list(names)
     same = [n for n in names if Path(n).name == Path(name).name]
     close = same or difflib.get_close_matches(name[:200], names[:10_000], 1)

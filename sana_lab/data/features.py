@@ -22,15 +22,15 @@ from sana_lab.models.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
 
 ENCODER_BATCH = 32
-"""Captions that are encoded at a time; neighbours are of like length."""
+"""Number of captions encoded at a time, sorted by length."""
 
 
 class Features(DataModule):
     """Batches of `source`'s latents with `text` (B, L, D) and `null`, the empty prompt's (1, L0, D).
 
     L is the token count of the longest caption, rounded up to a multiple of `bucket`. Each distinct caption is encoded
-    once. The files lie in `cache` under a fingerprint of the captions and of the encoder's spec and weights: sets of
-    latents with the same captions share them, and a killed encoding goes on where it stopped.
+    once. Files are stored in `cache` under a fingerprint of the captions and of the encoder's spec and weights: sets of
+    latents with the same captions share them, and an interrupted encoding resumes.
     """
 
     version = 1
@@ -40,10 +40,10 @@ class Features(DataModule):
         source: Annotated[Spec, "data"],  # data set of kind `latents`; its own `batch` has no effect
         text_encoder: Annotated[Spec, "text_encoder"],  # frozen encoder, with pretrained or given weights
         batch: int = 64,  # items in a batch, of one device
-        seed: int = 0,  # of order; that of captions is the source's
+        seed: int = 0,  # seed of the order; captions use the source's seed
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded captions; null is runs/features
         shard: Annotated[int, RUNTIME] = 256,  # captions in a file
-        bucket: Annotated[int, RUNTIME] = 1,  # pad text to multiples of so many tokens, to compile for few lengths
+        bucket: Annotated[int, RUNTIME] = 1,  # pad text to multiples of this number of tokens, to compile fewer lengths
         workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)

@@ -1,4 +1,4 @@
-"""`data: folder`: your own images with captions."""
+"""`data: folder`: a folder of images with captions."""
 
 import functools
 import hashlib
@@ -33,9 +33,8 @@ class Index(NamedTuple):
 class Folder(DataModule):
     """Images of any size and mode below `root`, as (B, 3, size, size) in [-1, 1], with one caption each.
 
-    `data.images` states how a file becomes RGB and how `resize` works, `data.captions` where captions come from. A file
-    that cannot be read is reported by name and counted in `skipped`, and the next one takes its place; ValueError if
-    none can be read.
+    See `data.images` for conversion to RGB and `resize`, `data.captions` for the sources of captions. An unreadable
+    file is reported by name, counted in `skipped` and replaced by the next; ValueError if none can be read.
     """
 
     def __init__(
@@ -47,11 +46,11 @@ class Folder(DataModule):
         batch: int = 16,  # images in a batch, of one device
         resize: Resize = "cover",  # cover crops a square, contain pads with white, stretch changes proportions
         crop: Literal["center", "random"] = "center",  # of resize cover; random differs in each epoch, in training only
-        flip: bool = False,  # mirror half of the training images; captions that say left or right stay as they are
-        min_side: int = 1,  # leave out images whose shorter side has fewer pixels
+        flip: bool = False,  # mirror half of the training images; captions with left or right are not changed
+        min_side: int = 1,  # skip images whose shorter side has fewer pixels
         held_out: int | float = 0.05,  # for validation: a share below 1.0, chosen by a hash of each name, or a number
-        check: Literal["headers", "pixels"] = "headers",  # what is read at the start to find broken files
-        seed: int = 0,  # of order, crops, flips and choice of captions
+        check: Literal["headers", "pixels"] = "headers",  # part of each file read at the start to find broken files
+        seed: int = 0,  # seed of order, crops, flips and choice of captions
         workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
@@ -65,7 +64,7 @@ class Folder(DataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files and read their headers, once. ValueError where the folder or its captions cannot be used."""
+        """Find the files and read their headers, once. ValueError if the folder or its captions cannot be used."""
         self.index  # noqa: B018
 
     @property
@@ -80,7 +79,7 @@ class Folder(DataModule):
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Files left out so far -> reason; a worker process counts those that it cannot decode by itself."""
+        """Files skipped so far -> reason; each worker process counts undecodable files separately."""
         return self.index.skipped
 
     def check_content(self) -> None:
@@ -127,7 +126,7 @@ class Folder(DataModule):
                 self._skip(entry, error)
 
     def _entry(self, split: Split, index: int) -> Entry:
-        """The entry with this index or, where that was skipped, the next; the other split's when this one has none."""
+        """The entry with this index or, if skipped, the next; from the other split if this one has none left."""
         train, val, skipped = self.index
         own, other = (train, val) if split == "train" else (val, train)
         if not 0 <= index < len(own):
@@ -165,7 +164,7 @@ class Folder(DataModule):
         return Index(*_split(good, self.held_out), skipped)
 
     def _fault(self, entry: Entry) -> str | None:
-        """Why this file is left out; None where it can be used."""
+        """Reason for skipping this file; None if it can be used."""
         path = self.root / entry.name
         try:
             width, height = dimensions(path) if self.check == "headers" else read(path).size
@@ -189,7 +188,7 @@ def _split(entries: list[Entry], held_out: int | float) -> tuple[list[Entry], li
 
 
 def _share(entry: Entry) -> float:
-    """A number in [0, 1) that depends on the name alone, so that new files move no others."""
+    """A number in [0, 1) that depends only on the name, so that new files do not change the split of others."""
     return int.from_bytes(hashlib.sha256(entry.name.encode()).digest()[:7]) / 2**56
 
 

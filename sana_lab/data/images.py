@@ -46,7 +46,7 @@ def read(path: Path) -> Image.Image:
 
 
 def dimensions(path: Path) -> tuple[int, int]:
-    """Width and height from the header alone, before EXIF rotation. UnreadableError."""
+    """Width and height from the header, before EXIF rotation. UnreadableError."""
     return _robust(path, _size)
 
 
@@ -65,7 +65,7 @@ def _robust(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
             return _retry(path, function)
     except UnreadableError:
         raise
-    except Exception as error:  # decoders raise whatever a broken file provokes: OSError, SyntaxError, struct.error ...
+    except Exception as error:  # decoders raise many types for broken files: OSError, SyntaxError, struct.error ...
         raise UnreadableError(_reason(error, path)) from error
 
 
@@ -165,7 +165,7 @@ def _contain(image: Image.Image, size: int) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Integers are taken as [0, 65535]; floats as [0, 1], or as [0, 255] where one is above 1."""
+    """Integers are read as [0, 65535]; floats as [0, 1], or as [0, 255] if any value is above 1."""
     values = np.nan_to_num(np.asarray(image, np.float64))
     white = 65535 if image.mode.startswith("I") else 255 if values.max() > 1 else 1
     grey = (values.clip(0, white) * (255 / white)).round().astype(np.uint8)

@@ -77,7 +77,7 @@ def _json(path: Path) -> Json:
 
 
 def _written(rows: list[Json], root: Path, manifest: Path | None, absent: float) -> Path:
-    """Write the manifest of the rows whose images exist; ValueError where more than the share `absent` do not."""
+    """Write the manifest of the rows whose images exist; ValueError if more than the share `absent` are missing."""
     present = [row for row in rows if (root / row["file_name"]).is_file()]
     missing = [row["file_name"] for row in rows if row not in present] if len(present) < len(rows) else []
     if missing:

@@ -1,4 +1,4 @@
-"""`data: latents`: the images of another data set, encoded once by a frozen autoencoder and kept on disk."""
+"""`data: latents`: the images of another data set, encoded once by a frozen autoencoder and cached on disk."""
 
 import functools
 import hashlib
@@ -34,12 +34,11 @@ class Stores(NamedTuple):
 
 
 class Latents(DataModule):
-    """Normalised latents (B, C, h, w) of `source`'s images with captions, encoded once and kept on disk.
+    """Normalised latents (B, C, h, w) of `source`'s images with captions, encoded once and cached on disk.
 
-    Item i is image i of the source; beyond its last image comes its next turn (another crop or flip). The files lie in
-    `cache` under a fingerprint of the source's content and options, the autoencoder's spec and weights, and `captions`:
-    a change of any of them makes another set. A killed encoding goes on where it stopped, and several processes share
-    the work.
+    Item i is image i of the source; indices beyond its last image start over with another crop or flip. Files are
+    stored in `cache` under a fingerprint of the source's content and options, the autoencoder's spec and weights, and
+    `captions`. An interrupted encoding resumes, and several processes share the work.
     """
 
     version = 1
@@ -48,10 +47,10 @@ class Latents(DataModule):
         self,
         source: Annotated[Spec, "data"],  # data set whose images are encoded
         autoencoder: Annotated[Spec, "autoencoder"],  # frozen autoencoder that encodes them
-        items: int | None = None,  # training images that are encoded; null is all of the source
-        captions: int = 4,  # captions kept of each image, at most
+        items: int | None = None,  # number of training images to encode; null is all of the source
+        captions: int = 4,  # maximum number of captions kept per image
         batch: int = 64,  # latents in a batch, of one device
-        seed: int = 0,  # of order and choice of captions
+        seed: int = 0,  # seed of order and choice of captions
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded sets; null is runs/latents
         shard: Annotated[int, RUNTIME] = 1024,  # latents in a file
         workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
@@ -62,7 +61,7 @@ class Latents(DataModule):
         self.check_least(items=1, captions=1, shard=1)
 
     def setup(self, stage: str | None = None) -> None:
-        """Encode what is not on disk yet. ValueError for an endless source without `items`, or a cache out of reach."""
+        """Encode missing files. ValueError for an endless source without `items`, or a cache that cannot be used."""
         self.stores  # noqa: B018
 
     @property

@@ -1,4 +1,4 @@
-"""Rows of latents with captions in files that are written atomically, so that a crash leaves whole ones only."""
+"""Rows of latents with captions in files that are written atomically, so that a crash leaves no partial files."""
 
 import hashlib
 import json
@@ -33,9 +33,9 @@ class Shards:
         self._open: dict[int, Tensor] = {}
 
     def fill(self, encode: Encode) -> None:
-        """Encode the shards that are missing, of another fingerprint or cut short; several processes share the work.
+        """Encode shards that are missing, truncated or of another fingerprint; several processes share the work.
 
-        ValueError where the folder cannot be written.
+        ValueError if the folder cannot be written.
         """
         missing = [k for k in range(len(self)) if not self._fits(k)]
         if missing:
@@ -43,7 +43,7 @@ class Shards:
                 self.folder.mkdir(parents=True, exist_ok=True)
         with Progress(console=Console(stderr=True), disable=not missing) as bar:
             task = bar.add_task(f"encoding {self.split}", total=len(missing))
-            for patient in (False, True):  # first those that no process works on, then those that another left undone
+            for patient in (False, True):  # first shards that no process works on, then those abandoned by another
                 missing = [k for k in missing if not self._make(k, encode, patient, partial(bar.advance, task))]
 
     def latents(self, rows: Sequence[int]) -> Tensor:
@@ -70,7 +70,7 @@ class Shards:
         return {**self.__dict__, "_open": {}}
 
     def _make(self, k: int, encode: Encode, patient: bool, advance: Callable[[], None]) -> bool:
-        """Encode shard k; False where another process has its lock."""
+        """Encode shard k; False if another process has its lock."""
         lock = self._claim(k, -1 if patient else 0)
         if lock is None:
             return False

@@ -32,16 +32,16 @@ class Order:
 
 
 def turn(choices: int, draw: int, *key: int) -> int:
-    """The choice, of `choices`, of an item's draw-th turn: in rotation, from a start that is random by `key`."""
+    """Index below `choices` for an item's draw-th turn: in rotation, from a start that is a hash of `key`."""
     start = int(np.random.default_rng(key).integers(choices)) if key else 0
     return (start + draw) % choices
 
 
 class Endless:
-    """Endless training batches `make(0), make(1), ...`, from the one where the trainer is.
+    """Endless training batches `make(0), make(1), ...`, starting at the trainer's position.
 
-    Rank r of R takes every R-th batch, after those that the trainer has processed. Checkpoints keep that number,
-    whatever the accumulation or the number of optimisers, so that a resumed run goes on where it stopped.
+    Rank r of R takes every R-th batch after those already processed. Checkpoints store that number independently of
+    accumulation and number of optimisers, so that a resumed run continues exactly.
     """
 
     def __init__(self, make: Callable[[int], Batch], trainer: L.Trainer | None, workers: int = 0) -> None:
@@ -69,7 +69,7 @@ class Finite:
         return _deliver(rows, self._starts(), self.workers, _pinned(self.trainer))
 
     def _starts(self) -> range:
-        """First row of each batch of this rank; with fewer batches than ranks, each rank takes them all."""
+        """First row of each batch of this rank; with fewer batches than ranks, every rank gets all of them."""
         every = range(0, self.items, self.batch)
         rank, ranks = _place(self.trainer)
         return every[rank::ranks] if len(every) >= ranks else every
@@ -86,7 +86,7 @@ class _Rows:
 
 
 class _Numbered(IterableDataset[Batch]):
-    """`make(n)` for each n of `numbers`; worker w of W makes every W-th, and the loader interleaves them in order."""
+    """`make(n)` for each n of `numbers`; worker w of W computes every W-th, and the loader keeps their order."""
 
     def __init__(self, make: Callable[[int], Batch], numbers: range) -> None:
         self.make, self.numbers = make, numbers

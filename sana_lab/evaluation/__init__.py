@@ -36,7 +36,7 @@ class Measure(ABC):
     """
 
     rows: Sequence[Json] | None = None
-    """Prompts of its own, {"prompt": ..., ...} each; None for the captions of held-out data."""
+    """The measure's prompts, {"prompt": ..., ...} each; None for the captions of held-out data."""
     images_per_prompt: int = 1
     """Number of images to generate per row."""
     needs_reference: bool = False
@@ -63,7 +63,7 @@ class Measure(ABC):
         return
 
     def add_folder(self, folder: Path) -> bool:
-        """Add all images of a folder in a layout of its own. False: it has none and takes them by `add`."""
+        """Add all images of a folder in a measure-specific layout. False if there is none, so that `add` is used."""
         return False
 
 

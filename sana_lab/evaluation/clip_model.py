@@ -15,7 +15,7 @@ from sana_lab.types import Json
 
 
 class PretrainedClip:
-    """Both towers, in fp32. SpecError where the folder holds no CLIP."""
+    """Both towers, in fp32. SpecError if the folder contains no CLIP."""
 
     def __init__(self, folder: str, device: str = "auto") -> None:
         self.network = transformers_models.load(CLIPModel, folder, "clip").to(place(device))

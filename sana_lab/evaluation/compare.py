@@ -65,7 +65,7 @@ def _unpaired_reason(a: Json, b: Json, name: str) -> str:
 
 
 def differing(a: Any, b: Any, where: str = "") -> list[str]:
-    """Where two settings differ, one line each."""
+    """Differences between two settings, one line each."""
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [k for k in {**a, **b} if k not in IGNORED]
         return [line for k in keys for line in differing(a.get(k), b.get(k), f"{where}.{k}".strip("."))]
@@ -92,7 +92,7 @@ def lines(columns: list[Line]) -> list[str]:
 
 
 def main(first: Path, second: Path) -> int:
-    """`sana-lab compare A.json B.json`; exit status 1 where no column can be compared."""
+    """`sana-lab compare A.json B.json`; exit status 1 if no column can be compared."""
     columns = compare(read(first), read(second))
     print("\n".join(lines(columns)))
     return 0 if any(line.difference for line in columns) else 1

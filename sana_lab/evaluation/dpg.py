@@ -185,7 +185,7 @@ def by_prompt(values: Sequence[float], prompts: Sequence[int]) -> list[float]:
 
 
 def split_grid(image: Tensor, side: int) -> list[Tensor]:
-    """The squares of `side` pixels of an image (3, H, W), row by row. ValueError where they do not tile it."""
+    """The squares of `side` pixels of an image (3, H, W), in row-major order. ValueError if they do not tile it."""
     height, width = image.shape[1:]
     if height % side or width % side:
         raise ValueError(f"an image of {width} x {height} pixels is no grid of squares of {side}")

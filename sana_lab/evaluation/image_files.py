@@ -27,7 +27,7 @@ class ImageFile(NamedTuple):
 
 
 class Skipped:
-    """Files that were left out, with reasons."""
+    """Skipped files, with reasons."""
 
     def __init__(self, folder: str | Path, tolerated: float = TOLERATED) -> None:
         self.folder, self.tolerated = str(folder), tolerated

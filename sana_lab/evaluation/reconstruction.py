@@ -36,7 +36,7 @@ SSIM = "of 8-bit RGB, 11 x 11 Gaussian window of deviation 1.5 within the image,
 
 
 class Options(NamedTuple):
-    """Metrics beside PSNR and SSIM, and the picture of the worst cases."""
+    """Metrics besides PSNR and SSIM, and the image of the worst cases."""
 
     lpips: Lpips | None = None
     extractor: Extractor | None = None  # for rFID
@@ -103,7 +103,7 @@ def evaluate_folder(
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of image pairs (B, 3, H, W) in [0, 255]; infinite where they are equal."""
+    """Peak signal-to-noise ratio (B,) in dB of image pairs (B, 3, H, W) in [0, 255]; infinite for equal images."""
     error = (a.double() - b.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(255**2 / error)
 
@@ -244,7 +244,7 @@ def _evaluate(autoencoder: Autoencoder, groups: Iterable[Group], options: Option
 
 
 def _mean(values: Sequence[float]) -> Estimate:
-    """Bootstrap interval; above 5,000 images, where it needs gigabytes and agrees, the normal interval."""
+    """Bootstrap interval; above 5,000 images, for which it needs gigabytes, the (agreeing) normal interval."""
     if len(values) <= 5000:
         return bootstrap_mean(values)
     column = torch.tensor(values, dtype=torch.float64)

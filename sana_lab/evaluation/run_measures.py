@@ -17,7 +17,7 @@ class Source(NamedTuple):
     """A generator of images, with held-out data for measures that need captions or real images."""
 
     generate: Generate
-    captions: Sequence[Json] = ()  # rows {"prompt"}, for measures without prompts of their own
+    captions: Sequence[Json] = ()  # rows {"prompt"}, for measures without built-in prompts
     real_images: Callable[[], Iterable[Tensor]] | None = None  # each call iterates over uint8 batches (B, 3, H, W)
 
 

@@ -1,4 +1,4 @@
-"""Released, imported and trained models in, folders for diffusers out. `load(PATH)` gives the module."""
+"""Loading of released, imported and trained models (`load(PATH)`), and export to diffusers folders."""
 
 from sana_lab.pretrained.loading import load
 

@@ -1,4 +1,4 @@
-"""The verbs `sana-lab import` and `sana-lab export`."""
+"""Commands `sana-lab import` and `sana-lab export`."""
 
 import argparse
 from pathlib import Path

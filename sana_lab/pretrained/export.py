@@ -119,7 +119,7 @@ def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
 
 
 def _check_pipeline(system: TextToImage, components: dict[str, Component]) -> None:
-    """SpecError where a SanaPipeline cannot consist of such parts."""
+    """SpecError if a SanaPipeline does not support these parts."""
     if not isinstance(system.text_encoder, Llm):
         raise SpecError("SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5")
     if components["autoencoder"].config["_class_name"] != "AutoencoderDC":

@@ -1,4 +1,4 @@
-"""Fold the latents' shift and scale per channel into the convolutions beside the latent: the same model without them.
+"""Fold the latents' per-channel shift and scale into the adjacent convolutions: an equivalent model without them.
 
 Computed in float64. With C channels beside the latent and L of the latent, both shortcuts of DC-AE average or repeat
 runs of C / L channels.

@@ -46,7 +46,7 @@ def _load(path: Path, kind: str | None, **options: Any) -> Any:
 
 
 def _part_of(model: Any, kind: str | None, path: Path) -> Any:
-    """The model itself, or its part of that kind. SpecError where it has none."""
+    """The model itself, or its part of that kind. SpecError if it has none."""
     if kind is None or (hasattr(model, "spec") and model.spec["name"] in registry.TABLE.get(kind, ())):
         return model
     part = dict(model.named_children()).get(kind)
@@ -56,7 +56,7 @@ def _part_of(model: Any, kind: str | None, path: Path) -> Any:
 
 
 def open_model(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:
-    """The system of a trained experiment, or whatever `load` reads; `variant` chooses among diffusers' files.
+    """The system of a trained experiment or of any reference that `load` accepts; `variant` selects diffusers' files.
 
     `overrides` ("key=value") apply to an experiment; of a loaded model they can only change sampling, and how a
     pipeline reads its prompts. SpecError.

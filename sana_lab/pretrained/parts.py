@@ -1,4 +1,4 @@
-"""One part from a state dict: built on the meta device, so that nothing is allocated twice, and filled."""
+"""One part from a state dict: built on the meta device to avoid double allocation, then filled."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from sana_lab.models.dit import Dit
 
 
 def from_released(weights: formats.ReleasedWeights, kind: str | None = None) -> nn.Module:
-    """The part of weights in another format. SpecError where it is not of the kind, or the weights do not fit."""
+    """The part of weights in another format. SpecError if it is not of the kind or the weights do not fit."""
     if kind not in (None, weights.kind):
         raise SpecError(f"{weights.source} holds a {weights.kind} ({weights.spec['name']}), and a {kind} was asked for")
     part = build_on_meta(weights.kind, weights.spec, **weights.supplied)

@@ -40,7 +40,7 @@ def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = 
 
 
 def check_pipeline(path: Path) -> None:
-    """SpecError where a pipeline is of another architecture, or lacks a component."""
+    """SpecError if a pipeline is of another architecture or lacks a component."""
     name = files.read_json(path / "model_index.json").get("_class_name")
     if name == "SanaSprintPipeline":
         raise SpecError(f"{path} is a SanaSprintPipeline, whose sampler the lab has not; load its DiT: kind='dit'")
@@ -56,7 +56,7 @@ def check_pipeline(path: Path) -> None:
 
 
 def text_encoder_spec(path: Path, variant: str | None = None) -> Spec:
-    """How a SanaPipeline reads its prompts: lower-cased, with the released instruction."""
+    """Prompt options of a SanaPipeline: lower-cased, with the released instruction."""
     spec = {"name": "llm", "model": str(path.resolve()), **({"variant": variant} if variant else {})}
     if not (path / "text_encoder").is_dir():
         return spec
@@ -64,7 +64,7 @@ def text_encoder_spec(path: Path, variant: str | None = None) -> Spec:
 
 
 def _check_widths(path: Path, dit: formats.ReleasedWeights, autoencoder: formats.ReleasedWeights) -> None:
-    """SpecError where the transformer does not fit the autoencoder's latents or the text encoder's features."""
+    """SpecError if the transformer does not fit the autoencoder's latents or the text encoder's features."""
     channels, text_dim, latent = dit.supplied["channels"], dit.supplied["text_dim"], autoencoder.spec["latent"]
     if channels != latent:
         raise SpecError(f"{path}: the transformer takes latents of {channels} channels, and the vae makes {latent}")

@@ -9,7 +9,7 @@ from sana_lab.pretrained import parts
 
 
 def load_released(path: Path, kind: str | None, text: bool = True, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    """The part or text2image system of a released file or folder, and notes on what was chosen or left out.
+    """The part or text2image system of a released file or folder, and notes on choices and omissions.
 
     Without `text` a pipeline's text encoder stays on the meta device. SpecError.
     """

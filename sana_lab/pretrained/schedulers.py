@@ -32,7 +32,7 @@ GRIDS: Spec = dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use
 """Settings that must have these values for our sampling to be the same."""
 
 DEFAULTS: Spec = {"prediction_type": "epsilon", "use_flow_sigmas": False}
-"""diffusers' defaults where they differ from the required value; any other setting may be left out."""
+"""diffusers' defaults that differ from the required value; other settings may be omitted."""
 
 
 def read_scheduler(config: Mapping[str, Any], path: Path) -> tuple[Spec, Spec]:

@@ -30,7 +30,7 @@ class Sample(Protocol):
 
 
 class Evaluator(Protocol):
-    """What `sana-lab eval` computes for `System.evaluate`. Each method returns a part of the report, as plain data."""
+    """Evaluations available to `System.evaluate`. Each method returns a part of the report as plain data."""
 
     @property
     def options(self) -> Config:
@@ -63,14 +63,15 @@ class System(L.LightningModule, ABC):
     `optimizer` (a spec), `warmup` (steps) and `decay` (share of training) work without further code; a system without
     `optimizer` overrides `configure_optimizers`.
 
-    Noise and times of a training step depend on (seed, step, rank) alone, so that a resumed run equals an unbroken one.
+    Noise and times of a training step depend only on (seed, step, rank), so that a resumed run equals an uninterrupted
+    one.
     """
 
     average: Average
     """Moving average of the parameters that train; `Average(self, decay)`, at the end of the constructor."""
 
     experiment: Any = None
-    """The resolved experiment (`Config`) that the weights come from; None where it is not known."""
+    """The resolved experiment (`Config`) of the weights; None if unknown."""
 
     flow: Process | None = None
     """The process from data to noise, of a system that samples."""
@@ -79,7 +80,7 @@ class System(L.LightningModule, ABC):
     """Child modules that do not train: checkpoints leave them out, and their specs rebuild them."""
 
     auxiliary: tuple[str, ...] = ()
-    """Child modules that serve training alone: checkpoints keep them, `trained` leaves them out."""
+    """Child modules used only in training: kept in checkpoints, omitted by `trained`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class System(L.LightningModule, ABC):
 
     @abstractmethod
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        """The loss of a batch; None where the system has stepped its optimisers itself."""
+        """The loss of a batch; None with manual optimisation."""
 
     def preview(self, experiment: Config) -> Tensor | None:
         """Images (B, 3, H, W) uint8 of the experiment's prompts by the averaged weights; None if it generates none."""
@@ -104,7 +105,7 @@ class System(L.LightningModule, ABC):
         return dict(self.named_children()).get(kind)
 
     def check(self) -> None:
-        """SpecError where the constructor left out what training needs."""
+        """SpecError if the constructor did not set an attribute that training needs."""
         if not isinstance(vars(self).get("average"), Average):
             raise SpecError(
                 f"system {type(self).__name__} has no `average` of its weights; expected self.average = "
@@ -122,7 +123,7 @@ class System(L.LightningModule, ABC):
         return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the step's learning rate, where the system has the option `warmup`."""
+        """Set the step's learning rate, if the system has the option `warmup`."""
         if "warmup" in self.settings:
             set_learning_rate(self.trainer, self.settings.warmup, self.settings.get("decay", 0.0))
 
@@ -139,32 +140,32 @@ class System(L.LightningModule, ABC):
         return self
 
     def averaged(self) -> AbstractContextManager[None]:
-        """The averaged weights in place of the raw ones, within a block; before the first step the weights as they are.
+        """Context with the averaged weights in place of the raw ones; unchanged weights before the first step.
 
         Loaded weights are averages already.
         """
         return self.average.swapped(self.averaged_module) if self.average.updates else nullcontext()
 
     def write_average(self) -> None:
-        """Replace the weights by their average for good."""
+        """Replace the weights by their average permanently."""
         self.average.write(self.averaged_module)
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the raw weights of what trains, and their average."""
+        """Save the raw weights of trainable modules, and their average."""
         own = self._own_state()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in own}
         checkpoint["average"] = self.average.state()
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Restore the average. SpecError where the checkpoint is of another system."""
+        """Restore the average. SpecError if the checkpoint is of another system."""
         expected = mismatch.shapes_of(self._own_state())
         mismatch.check_state(expected, checkpoint["state_dict"], "the checkpoint", type(self).__name__)
         self.average.load(checkpoint["average"])
 
     def trained(self) -> dict[str, Tensor]:
-        """The weights that training leaves: averaged, under the names of their parts (`dit.`, `autoencoder.`, ...)."""
+        """Final averaged weights, with the names of their parts as prefixes (`dit.`, `autoencoder.`, ...)."""
         with self.averaged():
             kept = _without(self._own_state(), self.auxiliary)
             return {k: v.detach().clone() for k, v in kept.items()}

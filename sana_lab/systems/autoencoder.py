@@ -27,9 +27,9 @@ class AutoencoderSystem(System):
     """The loss is l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge.
 
     KL is summed over the latent and divided by the number of image values, as in latent diffusion (arXiv 2112.10752),
-    so that 1e-6 means the same. With the adversarial loss two optimisers step by hand, clipped at norm 1, and the
-    Trainer counts both. Validation uses the averaged weights, and so does the latent normalisation, which is fitted
-    when training ends.
+    so that 1e-6 has the same effect. With the adversarial loss, two optimisers step manually, clipped at norm 1, and
+    the Trainer counts both. Validation and the latent normalisation, fitted at the end of training, use the averaged
+    weights.
     """
 
     frozen, auxiliary = ("lpips",), ("discriminator",)
@@ -89,7 +89,7 @@ class AutoencoderSystem(System):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = images_of(batch).contiguous(memory_format=torch.channels_last)
-        count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, it goes on after a resume
+        count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, continues after a resume
         output, kl = self.compress(images, generator(self.seed, count, self.global_rank))
         loss = self.distance(output, images) + self.kl * kl
         if self.discriminator is not None:
@@ -150,7 +150,7 @@ class AutoencoderSystem(System):
         if started:
             loss = loss + self.adversarial * hinge_generator(critic(output))
         self._step(optimizers[0], loss)
-        self.average.update(self.autoencoder)  # a step by hand does not call `optimizer_step`
+        self.average.update(self.autoencoder)  # manual optimisation does not call `optimizer_step`
         if started:
             self._step(optimizers[1], hinge_discriminator(critic(images), critic(output.detach())))
         return loss
@@ -169,7 +169,7 @@ def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
 
 
 def images_of(batch: Batch) -> Tensor:
-    """The batch's images; ValueError where it has none."""
+    """The batch's images; ValueError if it has none."""
     if batch.images is None:
         raise ValueError(
             "an autoencoder trains on images, and this data gives latents alone; expected shapes or folder"

@@ -1,4 +1,4 @@
-"""`trainer.compile`: the blocks of a DiT compiled in place, so that parameters and state-dict keys stay as they are."""
+"""`trainer.compile`: compile the blocks of a DiT in place, without changing parameters or state-dict keys."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from sana_lab.config.specs import SpecError
 from sana_lab.systems import System
 
 RECOMPILE_LIMIT = 128
-"""Graphs that may be compiled, one for each text length in training and validation; torch's default is 8."""
+"""Limit of compiled graphs, one per text length in training and validation; torch's default is 8."""
 
 
 def check(system: System, device: str) -> None:
-    """SpecError where blocks cannot be compiled: none, an option that excludes it, or no compiler."""
+    """SpecError if blocks cannot be compiled: no blocks, an incompatible option, or no compiler."""
     dit = system.part("dit")
     if not len(getattr(dit, "blocks", ())):
         raise SpecError(
@@ -26,7 +26,7 @@ def check(system: System, device: str) -> None:
 
 
 def missing_compiler(device: str) -> str | None:
-    """What torch.compile needs on a device and does not find; None where nothing is missing."""
+    """Missing requirement of torch.compile on a device; None if it can run."""
     if device == "cpu":
         return None if _cpp_compiler() else "a C++ compiler such as g++"
     from torch.utils._triton import has_triton
@@ -35,10 +35,10 @@ def missing_compiler(device: str) -> str | None:
 
 
 def compile_blocks(dit: Any, backend: str = "inductor") -> None:
-    """Compile each block of a DiT as one graph, which blocks share, since parameters are inputs.
+    """Compile each block of a DiT as one graph, shared by all blocks because parameters are inputs.
 
-    Each text length is compiled anew (`bucket` of cached features and `pad_to_max` keep lengths few): with symbolic
-    lengths the backward of torch 2.14's inductor uses the mask strides of the first length.
+    Each text length is recompiled (`bucket` of cached features and `pad_to_max` limit the number of lengths), because
+    with symbolic lengths the backward of torch 2.14's inductor uses the mask strides of the first length.
     """
     from torch._dynamo import config as dynamo
 

@@ -1,7 +1,7 @@
-"""Denoiser steps as CUDA graphs: about a thousand kernel launches are recorded once and replayed by one launch.
+"""Denoiser steps as CUDA graphs: about a thousand kernel launches are captured once and replayed by one launch.
 
-A graph reads and writes fixed memory, so the inputs of a step are copied there. There is one graph for each kind of
-step, shape of latents and text length; texts are padded to a few lengths, so that graphs are few.
+A graph reads and writes fixed memory, so a step's inputs are copied into it. There is one graph per kind of step, shape
+of latents and text length; texts are padded to a few lengths to limit the number of graphs.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Velocity
 
 Mode = Literal["auto", "never", "always"]
-"""Whether steps are replayed: where that works, never, or always with an error where it does not."""
+"""Replay of steps: if possible, never, or always (with an error if impossible)."""
 
 BUCKETS = (32, 64, 128, 300)
 """Padded text lengths in tokens; beyond the last, multiples of it."""
@@ -40,7 +40,7 @@ class Replay(Protocol):
 
 
 class CudaReplay:
-    """A call recorded as a CUDA graph, warmed up on a stream of its own."""
+    """A call captured in a CUDA graph after warm-up on a side stream."""
 
     def __init__(self, call: Callable[[], Tensor], pool: Any) -> None:
         stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
@@ -100,7 +100,7 @@ class Graphs:
             )
 
     def find(self, key: Any, record: Callable[[], "Recorded"], strict: bool) -> "Recorded | None":
-        """The recorded step of that key, recorded on first use; None where that fails, or the error where `strict`."""
+        """The recorded step of a key, recorded on first use; if that fails, None, or the error if `strict`."""
         if key in self.failed and not strict:
             return None
         if key not in self.recorded:
@@ -146,7 +146,7 @@ class Recorded:
 
     def __init__(self, recorder: Any, model: SamplingDit, x: Tensor, inputs: Sequence[Tensor]) -> None:
         self.x, self.inputs, self.model = x.clone(), [i.clone() for i in inputs], model.map(torch.clone)
-        self.owner: Bound | None = None  # whose captions are in the memory
+        self.owner: Bound | None = None  # the batch whose captions are in the graph's memory
         call = partial(self.model.step, self.x, self.inputs)
         self.replay: Replay = recorder.record(call)
         if not _close(self.replay.run(), call()):
@@ -178,7 +178,7 @@ def device_of(dit: Dit) -> str:
 
 
 def addresses(dit: Dit) -> tuple[int, ...]:
-    """Addresses of the weights, which a graph reads; other addresses need another graph."""
+    """Addresses of the weights read by a graph; other addresses need another graph."""
     return tuple(x.data_ptr() for whole in (*dit.parameters(), *dit.buffers()) for x in inner_tensors(whole))
 
 

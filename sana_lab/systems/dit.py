@@ -1,4 +1,4 @@
-"""The DiT alone, trained on cached latents and text features, so that no frozen part is in memory."""
+"""Training of only the DiT on cached latents and text features, without frozen parts in memory."""
 
 from typing import Annotated, Literal
 
@@ -26,20 +26,20 @@ class DitSystem(System):
     def __init__(
         self,
         dit: Annotated[Spec, "dit"] = "sana",  # denoiser
-        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # that of the latents, for its number of channels
-        text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # that of the features, for their width
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # autoencoder of the latents, for its number of channels
+        text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # text encoder of the features, for their width
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
-        shift: float = 3.0,  # moves times towards noise, in training and sampling; above 0, 1 is none
+        shift: float = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
         start: float = 1.0,  # first sampling time before the shift, in (0, 1]
         text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
-        warmup: int = 100,  # steps in which the learning rate rises linearly
-        decay: float = 0.0,  # last share of training in which the learning rate falls linearly to zero
+        warmup: int = 100,  # steps of linear warm-up of the learning rate
+        decay: float = 0.0,  # final share of training with linear decay of the learning rate to 0
         ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
-        seed: int = 0,  # of noise, times and dropped captions
+        seed: int = 0,  # seed of noise, times and dropped captions
         objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
-        # Time that the network of a flow sees: exact, or rounded to 1000 steps as in the released models.
+        # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times a step for each image; text is read once
+        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -69,7 +69,7 @@ class DitSystem(System):
 
 
 def features(batch: Batch) -> tuple[Tensor, Text, Text]:
-    """The batch's latents, text and empty prompt; ValueError where it has none."""
+    """The batch's latents, text and empty prompt; ValueError if it has none."""
     if batch.latents is None or batch.text is None or batch.null is None:
         raise ValueError(
             "system 'dit' trains on cached latents and text; expected data: features, or system: text2image"

@@ -30,7 +30,7 @@ class Average:
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
-        """Put the averages in place of the parameters within a block."""
+        """Context with the averages in place of the parameters."""
         raw = {name: p.detach().clone() for name, p in trainable(module)}
         self.write(module)
         try:
@@ -39,15 +39,15 @@ class Average:
             _write(module, raw)
 
     def write(self, module: nn.Module) -> None:
-        """Replace the parameters by their averages for good."""
+        """Replace the parameters by their averages permanently."""
         _write(module, self.values)
 
     def state(self) -> dict[str, int | dict[str, Tensor]]:
-        """What a checkpoint keeps."""
+        """State for a checkpoint."""
         return {"updates": self.updates, "values": self.values}
 
     def load(self, state: Mapping[str, int | dict[str, Tensor]]) -> None:
-        """Restore what `state` gave. ValueError where it is of other parameters."""
+        """Restore the result of `state`. ValueError if it is of other parameters."""
         values, updates = state["values"], state["updates"]
         assert isinstance(values, dict)
         assert isinstance(updates, int)

@@ -18,7 +18,7 @@ BINS = 4  # of times, for validation
 TRAIN, HELD_OUT = 1, 2  # streams of random numbers
 
 Objective = Literal["flow", "ddpm"]
-"""What the network predicts: the velocity of a straight flow, or the noise."""
+"""Prediction of the network: the velocity of a straight flow, or the noise."""
 
 
 def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Process:
@@ -36,7 +36,7 @@ def velocity_losses(
 ) -> Tensor:
     """Squared errors (B,) of the velocity, or of the noise that `Ddpm` predicts, mean over a latent (C, h, w).
 
-    Times (B,) are random ones of the process where none are given.
+    Times (B,) are sampled from the process if not given.
     """
     return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times)
 
@@ -44,7 +44,7 @@ def velocity_losses(
 def squared_errors(
     model: Velocity, flow: Process, latents: Tensor, random: torch.Generator, times: Tensor | None = None
 ) -> Tensor:
-    """`velocity_losses` of a model whose text is bound."""
+    """`velocity_losses` of a model that is already bound to its text."""
     noise = to_device(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
     times = flow.sample_times(len(latents), generator=random) if times is None else times
     times = to_device(times, latents.device, latents.dtype)
@@ -68,7 +68,7 @@ def draws_losses(dit: Dit, flow: Process, latents: Tensor, text: Text, random: t
 def validate(
     module: L.LightningModule, dit: Dit, flow: Process, latents: Tensor, text: Text, seed: int, index: int
 ) -> None:
-    """Log val/loss, and val/loss_t0 (nearest to data) to _t3, on noise and times that depend on (seed, index) alone."""
+    """Log val/loss, and val/loss_t0 (nearest to data) to _t3; noise and times depend only on (seed, index)."""
     random, n = generator(seed, HELD_OUT, index), len(latents)
     times = flow.shifted((torch.arange(n) + torch.rand(n, generator=random)) / n)
     losses = velocity_losses(dit, flow, latents, text, random, times)

@@ -1,4 +1,4 @@
-"""Sampling with one network at a time on the device, for systems that do not fit on it whole."""
+"""Sampling with one network at a time on the device, for systems larger than its memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from torch import nn
 
 
 class Offload:
-    """Copy a network to `device` while it works, so that the device holds the largest one and not all of them.
+    """Copy a network to `device` only while it runs, so that at most the largest network is in device memory.
 
-    The originals stay where they are, so that nothing is copied back. Tensors on the device already are not copied.
+    The originals are kept, so nothing is copied back. Tensors already on the device are not copied.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -19,7 +19,7 @@ class Offload:
 
     @contextmanager
     def visit(self, network: nn.Module) -> Iterator[None]:
-        """Have parameters and buffers on the device within the block; changes to the copies are lost."""
+        """Context with parameters and buffers on the device; changes to the copies are lost."""
         places: list[dict[str, Any]] = [d for m in network.modules() for d in (m._parameters, m._buffers)]
         homes = [(place, dict(place)) for place in places]
         moved: dict[int, torch.Tensor] = {}

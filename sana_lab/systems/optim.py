@@ -25,7 +25,7 @@ def optimizer(spec: Spec, parameters: Iterable[nn.Parameter], system: L.Lightnin
 
 
 def fused(parameters: Sequence[nn.Parameter], system: L.LightningModule) -> bool | None:
-    """True where one kernel is to step all parameters (CUDA, no loss scaling); None leaves it to torch."""
+    """True if a fused kernel should step all parameters (CUDA, no loss scaling); None for torch's default."""
     trainer: Any = system._trainer
     scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None) is not None
     return True if all(p.is_cuda for p in parameters) and not scaled else None

@@ -13,11 +13,11 @@ from torch import nn
 from sana_lab.models.dit import Dit, Quantize
 
 NOT_QUANTIZED: dict[Quantize, tuple[str, ...]] = {"int8": (), "w8a8": (".cross.kv",)}
-"""Projections of the blocks that keep their dtype; the paper's W8A8 keeps the caption's keys and values."""
+"""Projections in the blocks that are not quantised; the paper's W8A8 excludes the caption's keys and values."""
 
 
 def check(mode: Quantize) -> None:
-    """ImportError that names the extra where torchao is needed and not installed."""
+    """ImportError naming the extra if torchao is needed but not installed."""
     if mode != "none" and not installed():
         raise ImportError(f"quantize {mode!r} needs torchao: pip install 'sana_lab[quantize]'")
 
@@ -30,7 +30,7 @@ def installed() -> bool:
 def quantize(dit: Dit, mode: Quantize) -> Dit:
     """Quantise the linear layers of the blocks in place; embeddings, norms, convolutions and head keep their dtype.
 
-    A quantised denoiser cannot be trained, nor quantised otherwise: ValueError for another mode than it has.
+    A quantised denoiser cannot be trained or quantised again: ValueError for another mode.
     ImportError without torchao.
     """
     if mode == dit.quantized:
@@ -47,7 +47,7 @@ def quantize(dit: Dit, mode: Quantize) -> Dit:
 
 
 def quantized(dit: Dit, mode: Quantize) -> Dit:
-    """A quantised copy of the denoiser that shares all other tensors; the denoiser itself where it has that mode."""
+    """A quantised copy of the denoiser that shares all other tensors; the denoiser itself if already in that mode."""
     return dit if mode == dit.quantized else quantize(sharing(dit), mode)
 
 
@@ -69,4 +69,4 @@ def _config(mode: Quantize) -> Any:
     from torchao import quantization
 
     configs = {"int8": quantization.Int8WeightOnlyConfig, "w8a8": quantization.Int8DynamicActivationInt8WeightConfig}
-    return configs[mode](set_inductor_config=False)  # torch's own settings stay as they are
+    return configs[mode](set_inductor_config=False)  # do not change torch's global settings

@@ -30,31 +30,31 @@ from sana_lab.types import Batch, Text, Velocity
 
 
 class TextToImage(System):
-    """Flow matching on the latents of a frozen autoencoder; the text encoder trains where it starts from scratch.
+    """Flow matching on the latents of a frozen autoencoder; a text encoder without pretrained weights is trained too.
 
     The loss is the mean squared error of the velocity, or of the noise with `objective: ddpm`.
     """
 
-    offload: Offload | None = None  # moves each network to the device while it works; None leaves them where they are
+    offload: Offload | None = None  # copies each network to the device only while it runs; None disables offload
 
     def __init__(
         self,
         dit: Annotated[Spec, "dit"] = "sana",  # denoiser
-        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # frozen; gives the latents and decodes them
+        autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # frozen; encodes images to latents and decodes them
         text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # features of the captions
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
-        shift: float = 3.0,  # moves times towards noise, in training and sampling; above 0, 1 is none
+        shift: float = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
         start: float = 1.0,  # first sampling time before the shift, in (0, 1]
         text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
-        train_text: bool | None = None,  # train the text encoder; null trains one without pretrained weights
-        warmup: int = 100,  # steps in which the learning rate rises linearly
-        decay: float = 0.0,  # last share of training in which the learning rate falls linearly to zero
+        train_text: bool | None = None,  # train the text encoder; null: only if it has no pretrained weights
+        warmup: int = 100,  # steps of linear warm-up of the learning rate
+        decay: float = 0.0,  # final share of training with linear decay of the learning rate to 0
         ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
-        seed: int = 0,  # of noise, times and dropped captions
+        seed: int = 0,  # seed of noise, times and dropped captions
         objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
-        # Time that the network of a flow sees: exact, or rounded to 1000 steps as in the released models.
+        # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times a step for each image; text is read once
+        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -69,7 +69,7 @@ class TextToImage(System):
         self.graphs = Graphs()
 
     def train(self, mode: bool = True) -> "TextToImage":
-        """Set the mode of what trains; frozen parts stay in evaluation mode."""
+        """Set the mode of trainable parts; frozen parts stay in evaluation mode."""
         super().train(mode)
         self.autoencoder.eval()
         self.text_encoder.train(mode and self.text_trains)
@@ -94,14 +94,14 @@ class TextToImage(System):
 
     @torch.no_grad()
     def latents_of(self, batch: Batch) -> Tensor:
-        """The batch's latents (B, C, h, w), encoded where it has images."""
+        """The batch's latents (B, C, h, w), encoded from its images if necessary."""
         if batch.latents is not None:
             return batch.latents
         assert batch.images is not None
         return self.autoencoder.encode(batch.images)
 
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
-        """Features of prompts, and of the empty prompt where they are dropped."""
+        """Features of prompts; dropped prompts get the features of the empty prompt."""
         with nullcontext() if self.text_trains else torch.no_grad():
             return self.text_encoder(prompts) if dropped is None else self.text_encoder.with_dropout(prompts, dropped)
 
@@ -136,11 +136,11 @@ class TextToImage(System):
         negative: str | Sequence[str] = "",
         batch: int = 64,
     ) -> Tensor:
-        """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends on (seed, indices[i]) alone.
+        """Images (B, 3, H, W) uint8 of `size` pixels. The noise of image i depends only on (seed, indices[i]).
 
-        `negative` is the prompt that guidance leads away from, one for all or one for each. Latents and solver are
-        float32, whatever dtypes the parts have. A denoiser that `prepare_for_sampling` has not quantised is quantised
-        as a copy for this call. Overflow where latents are not finite, OutOfMemory with what was being done.
+        `negative` is the negative prompt of guidance, one for all images or one per image. Latents and solver are in
+        float32 for all dtypes of the parts. A denoiser that `prepare_for_sampling` has not quantised is quantised as a
+        copy for this call. Overflow if latents are not finite; OutOfMemory naming the stage.
         """
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
@@ -156,7 +156,7 @@ class TextToImage(System):
         return torch.cat(images)
 
     def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
-        """(channels, h, w) of images of `size`; ValueError where the autoencoder and the patches do not divide it."""
+        """(channels, h, w) of images of `size`; ValueError if it is not a multiple of downsampling x patch."""
         height, width = (size, size) if isinstance(size, int) else size
         unit = self.autoencoder.downsample * self.dit.patch
         if min(height, width) < 1 or height % unit or width % unit:
@@ -190,7 +190,7 @@ class TextToImage(System):
         return guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times, self._bind(sampling, dit))
 
     def _bind(self, sampling: Sampling, dit: Dit) -> Bind:
-        """How the denoiser is called: CUDA graphs need weights that stay where they are."""
+        """Wrapper of the denoiser's steps: CUDA graphs, which need weights at fixed addresses, or none."""
         moves = self.offload is not None or dit is not self.dit
         if moves and sampling.graph == "always":
             raise ValueError(

@@ -1,1 +1,1 @@
-"""MLflow: the run store, the Lightning logger, the server and the view of the runs that it opens."""
+"""MLflow tracking: run store, Lightning logger, server and view of the runs."""

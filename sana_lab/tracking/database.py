@@ -1,4 +1,4 @@
-"""The sqlite file under a home of runs: its URL, how it is made, what may be wrong with it, where its artifacts lie."""
+"""MLflow's sqlite database in a home folder: URL, creation, checks and artifact locations."""
 
 import logging
 import os
@@ -26,14 +26,14 @@ def url(path: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a database; an empty file is none."""
+    """Whether the database exists; an empty file does not count."""
     return path.exists() and (not path.is_file() or path.stat().st_size > 0)
 
 
 def make(path: Path) -> None:
-    """Make MLflow's tables in another file and move it in place: a kill in these seconds leaves nothing half-made.
+    """Create MLflow's tables in a temporary file and move it in place, so that a kill leaves no partial database.
 
-    One process at a time; the caller holds a lock.
+    The caller must hold the lock of the home.
     """
     draft = path.with_suffix(".new.db")
     for leftover in draft.parent.glob(f"{draft.name}*"):  # with its journal, which sqlite would play back
@@ -43,7 +43,7 @@ def make(path: Path) -> None:
 
 
 def client(path: Path) -> "MlflowClient":
-    """MLflow's client of a database, which MLflow makes where there is none."""
+    """MLflow's client of a database, which is created if missing."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it while it is imported, not later
     from mlflow import MlflowClient
 
@@ -57,7 +57,7 @@ def client(path: Path) -> "MlflowClient":
 
 
 def check(path: Path) -> None:
-    """ValueError, with what to do, for a file that is no database, not MLflow's, half-made or of another version."""
+    """ValueError with instructions if a file is not a database, not MLflow's, incomplete or of another version."""
     if not path.is_file():
         raise ValueError(f"{path} is a folder, expected MLflow's database; move it away and a new one is made")
     with _connection(path) as database:
@@ -94,10 +94,10 @@ def _newest_revision() -> str:
 
 
 def relocate(path: Path, artifacts: Path) -> None:
-    """Write `artifacts` as the place of experiments and runs that another home made: `runs/` was moved or copied.
+    """Set `artifacts` as the artifact location of experiments and runs created before `runs/` was moved or copied.
 
-    MLflow keeps absolute places. Those of experiments that `Store.create` did not make stay. A file that cannot be
-    written is left as it is.
+    MLflow stores absolute locations. Experiments not created by `Store.create` are unchanged, as is a file that cannot
+    be written.
     """
     new = artifacts.as_uri()
     with _connection(path) as database:
@@ -110,7 +110,7 @@ def relocate(path: Path, artifacts: Path) -> None:
 
 
 def path_of(location: str) -> Path | None:
-    """The file of an sqlite URL; None for any other place."""
+    """The file of an sqlite URL; None for other URLs."""
     prefix = "sqlite:///"
     return Path(unquote(location.removeprefix(prefix).partition("?")[0])).absolute() if prefix in location else None
 
@@ -123,7 +123,7 @@ def is_own(location: str) -> bool:
 
 @contextmanager
 def _connection(path: Path) -> Iterator[sqlite3.Connection]:
-    """A transaction on an existing file. ValueError where sqlite cannot read it."""
+    """A transaction on an existing file. ValueError if sqlite cannot read it."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as database, database:
             yield database

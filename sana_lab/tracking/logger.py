@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class RunLogger(MLFlowLogger):
-    """Log curves and images of a LightningModule to a run that somebody else starts, configures and ends.
+    """Log curves and images of a LightningModule to a run that the caller starts, configures and ends.
 
-    What Lightning's logger lacks: points wait and are written in one transaction every `seconds`, since a write to
-    sqlite takes 10 to 25 ms (a process killed with SIGKILL loses that much of its curves and no more); points that the
-    database refuses wait for the next write; images; and `finalize` leaves the run open, `log_hyperparams` alone.
+    Differences from Lightning's logger: points are buffered and written in one transaction every `seconds`, because a
+    write to sqlite takes 10 to 25 ms (SIGKILL loses at most the buffered points); points that the database refuses are
+    retried with the next write; images are supported; `finalize` leaves the run open; `log_hyperparams` does nothing.
     """
 
     def __init__(self, store: Store, run_id: str, *, seconds: float = 10.0) -> None:
@@ -33,7 +33,7 @@ class RunLogger(MLFlowLogger):
         self.written = time.monotonic()  # when a write was last tried
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
-        """Nothing: the run holds the resolved experiment already."""
+        """Do nothing: the run already has the resolved experiment."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -44,12 +44,12 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_image(self, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
-        """Log an image as `Store.log_image` takes it."""
+        """Log an image; types as in `Store.log_image`."""
         assert self._run_id is not None
         self.store.log_image(self._run_id, key, image, step)
 
     def flush(self) -> None:
-        """Write the waiting points; they go on waiting if that fails."""
+        """Write the buffered points; keep them if that fails."""
         self.written = time.monotonic()
         if self.waiting:
             assert self._run_id is not None
@@ -57,7 +57,7 @@ class RunLogger(MLFlowLogger):
         self.waiting = []
 
     def _try_flush(self) -> None:
-        """A busy database or a full disk is no reason to stop training: the next write, or the last, raises."""
+        """Write without stopping the training on a busy database or a full disk; only the final write raises."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -1,6 +1,6 @@
-"""The verb `ui`: MLflow's own server on this machine alone, with links to a view of the runs as a table.
+"""Command `sana-lab ui`: MLflow's server, local only, with links to a table view of the runs.
 
-Every trial is a row of the view, and what was measured its columns.
+The view has one row per trial and one column per metric.
 """
 
 import os
@@ -16,10 +16,10 @@ LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def serve(home: Path | str, host: str = "127.0.0.1", port: int = 5000) -> None:
-    """Print where each experiment's runs will be, then become `mlflow server`, which Ctrl-C and SIGTERM end.
+    """Print a link to each experiment's runs, then exec `mlflow server`, which Ctrl-C and SIGTERM end.
 
-    A busy port gives way to the next free one. ValueError where there are no runs under `home`, or where `host` is not
-    this machine: the server has no password.
+    If the port is busy, the next free one is used. ValueError if there are no runs under `home`, or if `host` is not
+    local, because the server has no password.
     """
     store = Store(home)
     free = free_port(host, port)
@@ -45,7 +45,7 @@ def charts_link(runs: str) -> str:
 
 
 def free_port(host: str, port: int, tries: int = 50) -> int:
-    """`port`, or the first free one after it. ValueError where there is none among `tries`, or for no port's number."""
+    """`port`, or the first free one after it. ValueError if none of `tries` is free, or for an invalid port number."""
     if not 1 <= port <= 65535:
         raise ValueError(f"port {port} is out of range, expected 1 to 65535, such as 5000")
     end = min(port + tries, 65536)
@@ -63,7 +63,7 @@ def command(store: Store, host: str, port: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Without the eight processes that serve agents' jobs (half a gigabyte), and without telemetry."""
+    """Environment that disables MLflow's eight job processes (half a gigabyte) and its telemetry."""
     return os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 

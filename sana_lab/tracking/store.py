@@ -63,8 +63,8 @@ class Point(NamedTuple):
 class Store:
     """The runs under `home`: `home/mlflow.db` and `home/artifacts`.
 
-    Any number of processes and threads may use it at once: a file lock lets one of them make the database. A home that
-    was moved or copied keeps its artifacts, whose places MLflow stores as absolute.
+    It may be used by several processes and threads at once; a file lock protects the creation of the database. The
+    absolute artifact locations that MLflow stores are updated after a home was moved or copied.
     """
 
     def __init__(self, home: Path | str) -> None:
@@ -75,7 +75,7 @@ class Store:
 
     @functools.cached_property
     def client(self) -> "MlflowClient":
-        """MLflow's client; the database is made where there is none. ValueError for a file that is not MLflow's."""
+        """MLflow's client; the database is created if missing. ValueError for a file that is not MLflow's."""
         say_what_is_ignored(self.database)
         self.make_database()
         database.check(self.database)
@@ -92,7 +92,7 @@ class Store:
         return {k: v for k, v in self.__dict__.items() if k not in ("client", "_lock")}
 
     def create(self, experiment: str) -> str:
-        """The id of `experiment`; it is created, with the database, or restored where it was deleted.
+        """The id of `experiment`, which is created (with the database) or restored if it was deleted.
 
         ValueError where `home` cannot be written.
         """
@@ -101,7 +101,7 @@ class Store:
             return self._make_experiment(client, experiment)
 
     def make_database(self) -> None:
-        """Make the database where there is none. ValueError where `home` cannot be written."""
+        """Create the database if missing. ValueError if `home` cannot be written."""
         if not database.exists(self.database):
             with self._writing():
                 if not database.exists(self.database):  # another process may have made it
@@ -109,7 +109,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Under the lock of the home. ValueError where the home cannot be written."""
+        """Context that holds the lock of the home. ValueError if the home cannot be written."""
         try:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             with self._lock:
@@ -202,14 +202,14 @@ class Store:
         log(run_id, str(path), folder)
 
     def file(self, run_id: str, name: str = "") -> Path:
-        """The path of a run's artifact on disk. FileNotFoundError where there is none."""
+        """The path of a run's artifact on disk. FileNotFoundError if missing."""
         path = self.artifacts / run_id / "artifacts" / name
         if not path.exists():
             raise FileNotFoundError(f"run {run_id} has no artifact {name!r} ({path})")
         return path
 
     def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
-        """The curve of a metric as (step, value), by step; the last value where a resumed run repeated a step."""
+        """The curve of a metric as (step, value), by step; the last value if a resumed run repeated a step."""
         points = self.client.get_metric_history(run_id, clean(key))
         latest = {m.step: _number(m.value) for m in sorted(points, key=lambda m: m.timestamp)}
         return sorted(latest.items())
@@ -240,7 +240,7 @@ class Store:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested plain data -> {"a.b": text}; strings as they are, anything else that is not a mapping as JSON."""
+    """Nested plain data -> {"a.b": text}; strings unchanged, other leaves as JSON."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -296,7 +296,7 @@ def _number(value: float) -> float:
 
 
 def _strings(tags: Mapping[str, object]) -> dict[str, str]:
-    """Tags as MLflow stores them: strings as they are, True as "true", None left out."""
+    """Tags as MLflow stores them: strings unchanged, True as "true", None omitted."""
     return {k: v if isinstance(v, str) else json.dumps(v, default=str) for k, v in tags.items() if v is not None}
 
 

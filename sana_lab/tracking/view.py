@@ -1,4 +1,4 @@
-"""A shared view of MLflow's runs page: which columns it shows, in which order, and its pictures."""
+"""A shared view of MLflow's runs page: columns, their order, and images."""
 
 import base64
 import json

@@ -15,7 +15,7 @@ from sana_lab.systems import System
 from sana_lab.training.resume import latest
 
 Progress = Callable[[int, int], None]
-"""Called with the optimiser steps done and those in all."""
+"""Called with the number of finished optimiser steps and the total."""
 
 
 class Diverged(RuntimeError):
@@ -23,7 +23,7 @@ class Diverged(RuntimeError):
 
 
 def silence_lightning() -> None:
-    """Ignore Lightning's warnings about choices that are made here on purpose."""
+    """Ignore Lightning's warnings about intentional settings."""
     for message in (
         ".*does not have many workers.*",
         ".*IterableDataset.*__len__.*",
@@ -41,10 +41,10 @@ def silence_lightning() -> None:
 
 
 class DivergenceGuard(Callback):
-    """Raise `Diverged`, with the step and the last good checkpoint, where loss or weights are NaN or infinite.
+    """Raise `Diverged`, with the step and the last good checkpoint, if loss or weights are NaN or infinite.
 
-    The loss is checked every `every` steps, for which the host waits for the device; the weights before each checkpoint
-    and at the end, so that what is written is finite.
+    The loss is checked every `every` steps, because each check synchronises host and device; the weights are checked
+    before each checkpoint and at the end, so that written weights are finite.
     """
 
     def __init__(self, home: Path, every: int) -> None:
@@ -78,7 +78,7 @@ class DivergenceGuard(Callback):
 
 
 class Timer(Callback):
-    """Seconds of training, with those before a resume as its checkpoint has them."""
+    """Seconds of training, including those before a resume (stored in the checkpoint)."""
 
     state_key = "Clock"  # the key of earlier checkpoints
 
@@ -108,7 +108,7 @@ class ProgressReporter(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, with the loss of every `every`-th step: for each loss the host waits for the device."""
+    """Lightning's bar, with the loss every `every` steps, because reading it synchronises host and device."""
 
     def __init__(self, every: int) -> None:
         super().__init__()

@@ -21,11 +21,11 @@ STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
 
 SHAPE_OPTIONS = {"dim", "depth", "patch", "widths", "latent"}
-"""Options that the shapes of released weights decide."""
+"""Options that are determined by the shapes of released weights."""
 
 
 def check(experiment: schema.Config) -> None:
-    """Build everything on the meta device and raise what training would. SpecError, ImportError for a missing extra."""
+    """Build everything on the meta device to find errors before training. SpecError, ImportError for missing extras."""
     quantize.check(experiment["sampling"]["quantize"])
     limits.check_trainer(experiment["trainer"])
     limits.check_evaluation(experiment["eval"])
@@ -47,14 +47,14 @@ def check(experiment: schema.Config) -> None:
 
 
 def check_accelerator(name: str) -> None:
-    """SpecError where this machine has none of that kind."""
+    """SpecError if this machine has no such accelerator."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name, name != "gpu" or any(available.values())):
         raise SpecError(f"trainer.accelerator is {name!r}, which this machine does not have; expected auto or cpu")
 
 
 def check_trainer(options: schema.Config, system: System, optimizers: Any) -> None:
-    """SpecError for options of the trainer that exclude each other, or that this machine cannot do."""
+    """SpecError for trainer options that exclude each other or that this machine does not support."""
     cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
     check_kernels(torch.device("cuda" if cuda else "cpu"), system)
     if options["compile"]:
@@ -68,14 +68,14 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
 
 
 def check_kernels(device: torch.device, system: nn.Module) -> None:
-    """SpecError where a part has the backend triton and the device cannot run it."""
+    """SpecError if a part has the backend triton and the device cannot run it."""
     for name, module in system.named_modules():
         if getattr(module, "backend", None) == "triton" and (missing := backend.missing_for(device)):
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
 
 
 def check_sizes(experiment: schema.Config, system: System) -> None:
-    """SpecError where autoencoder and patches do not divide the images of training or of `eval.bench_size`."""
+    """SpecError if the size of training images or `eval.bench_size` is not a multiple of downsampling x patch."""
     dit, downsample = system.part("dit"), system.part("autoencoder").downsample
     patch = 1 if dit is None else dit.patch
     check_size(experiments.image_size(experiment["data"]), downsample, patch)
@@ -84,7 +84,7 @@ def check_sizes(experiment: schema.Config, system: System) -> None:
 
 
 def check_size(size: int, downsample: int, patch: int, option: str = "data.size") -> None:
-    """SpecError where images of `size` pixels do not make whole latents and patches."""
+    """SpecError if `size` pixels is not a multiple of `downsample` x `patch`."""
     unit = downsample * patch
     if size % unit:
         nearest = max(1, round(size / unit)) * unit
@@ -112,7 +112,7 @@ def _specs(value: schema.Config) -> Iterator[tuple[str, schema.Config]]:
 
 
 def check_weights(part: nn.Module, reference: str, kind: str) -> None:
-    """SpecError where a file or folder of weights is missing or has other shapes; only its header is read.
+    """SpecError if a file or folder of weights is missing or has other shapes; only its header is read.
 
     Weights of an experiment that is not trained yet, and of a hub, are not checked.
     """
@@ -128,7 +128,7 @@ def check_weights(part: nn.Module, reference: str, kind: str) -> None:
 
 
 def trained_weights(name: str) -> Path | None:
-    """The weights of an experiment; None where it is not trained, or its data, which its hash needs, are missing."""
+    """The weights of an experiment; None if it is not trained, or if its data, needed for its hash, are missing."""
     experiment = experiments.load(name)
     try:
         return weights.ready(experiment)
@@ -137,7 +137,7 @@ def trained_weights(name: str) -> Path | None:
 
 
 def check_released(part: Any, reference: str, kind: str) -> None:
-    """SpecError where released weights are of another kind or shape; a hub id that is no local file is not checked."""
+    """SpecError if released weights are of another kind or shape; a hub id that is not a local file is not checked."""
     if Path(reference).expanduser().exists() or not hub.is_hub_id(reference):
         other = formats.recognise(hub.locate(reference), kind, like=part.spec)
         formats.check_kind(kind, other, reference)

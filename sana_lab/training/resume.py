@@ -14,7 +14,7 @@ def latest(home: Path) -> str | None:
 
 
 def resumable(home: Path) -> str | None:
-    """The newest checkpoint that can be read; SpecError with the files to delete where there are some and none can."""
+    """The newest readable checkpoint; SpecError listing the files to delete if none of the checkpoints is readable."""
     checkpoints = _checkpoints(home)
     for path in checkpoints:
         try:

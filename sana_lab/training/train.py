@@ -1,4 +1,4 @@
-"""The verb `train`: an experiment to the weights file of a folder that its hash names, resumed where it stopped."""
+"""Command `sana-lab train`: train or resume an experiment; its folder is named by its hash."""
 
 import json
 import shlex
@@ -35,17 +35,17 @@ from sana_lab.training.resume import resumable
 
 
 def folder(experiment: Config) -> Path:
-    """The folder of what this experiment trains: checkpoints, weights, the resolved experiment."""
+    """Output folder of an experiment: checkpoints, weights, the resolved experiment."""
     return weights.HOME / "models" / hashing.experiment_hash(experiment)
 
 
 def train(
     experiment: Config, *, name: str = "experiment", logger: Logger | None = None, progress: Progress | None = None
 ) -> Path:
-    """Train an experiment, or finish its training, and return its weights file; at once where it is trained already.
+    """Train an experiment or resume its training, and return its weights file; returns at once if already trained.
 
-    A second process that trains the same model says so and waits for the first. `Diverged` where the loss is no longer
-    finite, `OutOfMemory` with what would need less.
+    A second process that trains the same model prints a message and waits for the first. `Diverged` if the loss is not
+    finite; `OutOfMemory` with advice on options that need less memory.
     """
     home = folder(experiment)
     check_folder(home)
@@ -84,7 +84,7 @@ def _lock(home: Path, name: str) -> AcquireReturnProxy:
 
 
 def memory_advice(experiment: Config) -> list[str]:
-    """Options that lower the memory of training."""
+    """Options that reduce the memory of training."""
     from sana_lab.bench.memory_advice import training_advice
 
     return training_advice(experiment)
@@ -96,13 +96,13 @@ def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str |
         callbacks.silence_lightning()
         try:
             trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # Lightning's answer to Ctrl-C, whose handler it then switches off
+        except SystemExit as error:  # raised by Lightning on Ctrl-C, after it removes its signal handler
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from error
 
 
 def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float]) -> dict[str, Any]:
-    """What a weights file says of its training."""
+    """Metadata of a weights file about its training."""
     command = shlex.join(["sana-lab", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("sana-lab", "__main__") else None
     return {
         "experiment": name,
@@ -153,7 +153,7 @@ def _trainer(
 
 
 def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
-    """`sana-lab train`: train an experiment and those that it takes weights from under MLflow runs, or print it."""
+    """`sana-lab train`: train an experiment and those it takes weights from under MLflow runs, or print it."""
     experiment = experiments.load(name, overrides)
     check(experiment)
     if dry_run:

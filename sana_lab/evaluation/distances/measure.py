@@ -43,7 +43,7 @@ MetricName = Literal[
 Interval = Literal["jackknife", "bootstrap", "none"]
 
 MAX_LEAVE_ONE_OUT = 400
-"""Images up to which, if no more than features, the jackknife leaves out each; beyond, it is infinitesimal."""
+"""Largest number of images (if at most the number of features) for the exact jackknife; the infinitesimal one above."""
 CMMD_SCALE = 1000.0
 
 
@@ -96,7 +96,7 @@ class Comparison:
 
 
 class Metric(NamedTuple):
-    """How a metric is computed and what it needs."""
+    """Definition and requirements of a metric."""
 
     compute: Callable[[Comparison], Result]
     min_images: int  # on either side

@@ -36,7 +36,7 @@ def membership(points: Tensor, centres: Tensor, radius: Tensor, chunk: int = 512
 
 
 def precision(fake: Tensor, real: Tensor, k: int = 3) -> Tensor:
-    """Whether each fake row lies in a real row's ball: (n,) of 0 and 1. Recall is the same with roles exchanged."""
+    """Whether each fake row is in a real row's ball: (n,) of 0 and 1. Recall exchanges the roles."""
     return (membership(fake, real, radii(real, k)).balls > 0).double()
 
 

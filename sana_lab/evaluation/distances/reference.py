@@ -60,7 +60,7 @@ class FeatureSet:
 
     @property
     def features(self) -> Tensor:
-        """(n, D) float32, where they are kept."""
+        """(n, D) float32, if kept."""
         if len(self._features) > 1:
             self._features = [torch.cat(self._features)]
         return self._features[0]

@@ -19,7 +19,7 @@ from sana_lab.types import Json
 
 @final
 class Function(Extractor):
-    """Features (B, D) by a callable of uint8 images (B, 3, H, W); it resizes them itself where it needs to.
+    """Features (B, D) from a callable of uint8 images (B, 3, H, W), which must resize them itself if needed.
 
     It is identified by its name and the SHA-256 of its module's file, not by other files that it reads.
     """

@@ -94,7 +94,7 @@ class Inception(Extractor):
 
 
 def hint() -> str:
-    """Where to get the weights, in one line."""
+    """One line on obtaining the weights."""
     return f"for FID download {WEIGHTS} from github.com/toshas/torch-fidelity/releases (v0.2.0) and give its path"
 
 

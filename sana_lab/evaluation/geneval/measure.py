@@ -33,7 +33,7 @@ class GenEval(Measure):
         clip: str | None = None,  # folder of the CLIP that names colours (GenEval: OpenAI's ViT-L/14), if needed
         # file of GenEval rows, a path or a name in eval/prompts; None: the detector's own rows, else GenEval's 553
         prompts: str | None = None,
-        prompts_per_task: int = 44,  # rows per task where the detector generates them
+        prompts_per_task: int = 44,  # rows per task if the detector generates them
         images_per_prompt: int = 4,  # images per row
         seed: int = 43,  # of generated rows
         allow_missing_exclude: bool = False,  # accept counting rows without an upper limit, under another column
@@ -57,7 +57,7 @@ class GenEval(Measure):
             self.without_exclude |= {i} if lacks_exclude(own_row) else set()
 
     def match(self, row: Json) -> tuple[int, Json]:
-        """Index of a row and the row that its images are judged by. ValueError where the two differ."""
+        """Index of a row and the row used to evaluate its images. ValueError if the two differ."""
         i = self.coverage.index_of(row)
         own = self.rows[i]
         if "include" not in row or all(row.get(key) == own.get(key) for key in ("tag", "include", "exclude")):

@@ -88,7 +88,7 @@ def _count_error(n: int, limit: Json) -> str | None:
 
 
 def _with_colors(image: Tensor, objects: list[Object], row: Json, classify: ColorClassifier) -> list[Object]:
-    """Objects with colours where the row names one: as many per class as the rule compares."""
+    """Objects, with colours if the row names one: as many per class as the rule compares."""
     counts = [(need["class"], need["count"]) for need in row["include"] if "color" in need]
     colored = []
     for label, group in _by_class(objects).items():

@@ -20,7 +20,7 @@ class Detector(ABC):
 
     @abstractmethod
     def detect(self, image: Tensor | Any) -> list[Object]:
-        """Objects in one uint8 (3, H, W) image; those surely below both thresholds may be left out."""
+        """Objects in one uint8 (3, H, W) image; those certainly below both thresholds may be omitted."""
 
     @abstractmethod
     def identity(self) -> Json:
