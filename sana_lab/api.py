@@ -24,7 +24,7 @@ from sana_lab.systems.text2image import TextToImage
 def load(name: str, overrides: Sequence[str] = (), variant: str | None = None) -> Any:
     """The trained system of an experiment (averaged weights), or what a file, folder or hub id holds, for evaluation.
 
-    SpecError where it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.loading.load` reads.
+    SpecError if it is neither trained here nor shipped, or nothing that `sana_lab.pretrained.loading.load` reads.
     `system.experiment` is its resolved configuration, where that is known; `variant` is diffusers', such as fp16.
     """
     return loading.open_model(name, overrides, variant)

@@ -29,7 +29,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str | None]:
-    """The version of each package that computes or records; None where it is not installed."""
+    """Versions of the packages that affect results or records; None if not installed."""
     return {name.replace("-", "_"): _version(name) for name in PACKAGES}
 
 
@@ -48,7 +48,7 @@ def cpu_model() -> str:
 
 
 def commit(root: Path | None = None) -> dict[str, str | bool | None]:
-    """The git commit of the checkout at `root` and whether its code differs from it; None where there is no checkout.
+    """The git commit of the checkout at `root` and whether its code differs from it; None if there is no checkout.
 
     `root` defaults to the folder that holds this package: an installed wheel has no commit, even inside a repository.
     """

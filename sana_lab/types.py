@@ -51,8 +51,8 @@ class Object(NamedTuple):
     label: str  # class name: "circle", or a COCO class
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     score: float = 1.0  # confidence; higher is considered first
-    color: str | None = None  # one of the ten GenEval colours, or None where it was not classified
-    mask: Tensor | None = None  # (H, W) bool, True inside the object; None where only the box is known
+    color: str | None = None  # one of the ten GenEval colours, or None if it was not classified
+    mask: Tensor | None = None  # (H, W) bool, True inside the object; None if only the box is known
 
 
 Json = dict[str, Any]

@@ -71,7 +71,7 @@ def check_seeds(seeds: Sequence[int], title: str) -> None:
 
 
 def check_no_seed(change: Config, words: str, seeds: Sequence[int]) -> None:
-    """SpecError where overrides set the seed, which comes from `seeds:`."""
+    """SpecError if overrides set the seed, which comes from `seeds:`."""
     if "seed" in change:
         value = change["seed"]
         raise SpecError(
@@ -81,7 +81,7 @@ def check_no_seed(change: Config, words: str, seeds: Sequence[int]) -> None:
 
 
 def check_labels(labels: Sequence[str], recipe: str) -> None:
-    """SpecError where two cells of the axes give the same label: the table would take them for replicates."""
+    """SpecError if two cells of the axes have the same label, because the table would treat them as replicates."""
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise SpecError(f"ablation {recipe!r} has two rows with the label {twice!r}, expected a label for each")
 
@@ -103,7 +103,7 @@ def check_metrics(table: Ablation | EfficiencyTable, known: set[str] | None, tit
 
 
 def check_numeric_axis(table: Ablation, title: str) -> None:
-    """SpecError where `x` is no axis, or its labels are no finite numbers."""
+    """SpecError if `x` is not an axis, or its labels are not finite numbers."""
     assert table.x is not None
     _check_name(table.x, table.axes, f"{title} plots over {table.x!r}, which is no axis")
     for label in table.axes[table.x]:

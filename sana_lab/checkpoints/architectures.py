@@ -150,7 +150,7 @@ def read_sana(config: Config) -> tuple[Spec, Spec]:
 
 
 def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
-    """The configuration of a `sana`. SpecError where diffusers cannot run it."""
+    """The configuration of a `sana`. SpecError if diffusers cannot run it."""
     attention, ffn = spec["attention"], spec["ffn"]
     if attention["name"] != "linear" or ffn["name"] != "mix" or ffn.get("kernel", 3) != 3:
         raise SpecError(

@@ -13,7 +13,7 @@ def build(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
     """Build the part of a spec, with weights loaded if the spec has `weights` or is `experiment:NAME`.
 
     A function gets its options bound. `supplied` are arguments that no spec sets, such as the channels of a DiT. On the
-    meta device nothing is loaded. SpecError where the spec is wrong, or the weights are missing or do not fit.
+    meta device nothing is loaded. SpecError if the spec is wrong, or the weights are missing or do not fit.
     """
     from sana_lab.config import experiments  # here, as every system imports this module
 

@@ -52,7 +52,7 @@ def open_safetensors(path: Path) -> AbstractContextManager[Any]:
 
 
 def read_tensor(file: Any, name: str, path: Path) -> Tensor:
-    """A tensor of an opened safetensors file. SpecError where its bytes are damaged."""
+    """A tensor of an opened safetensors file. SpecError if its bytes are damaged."""
     try:
         return file.get_tensor(name)
     except Exception as error:  # of another class for each kind of damage

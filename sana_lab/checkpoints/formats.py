@@ -53,7 +53,7 @@ def _is_nvlabs(names: list[str]) -> bool:
 
 
 def is_nvlabs_checkpoint(path: Path) -> bool:
-    """Whether a file of torch.save holds a DiT of NVlabs, in whatever training framework's checkpoint. SpecError."""
+    """Whether a file of torch.save contains an NVlabs DiT, in any training framework's checkpoint. SpecError."""
     if not path.is_file():
         return False
     return state_dicts.choose(files.read_torch(path), nvlabs.REQUIRED_KEYS, None, str(path)) is not None
@@ -130,7 +130,7 @@ def nvlabs_weights(
 ) -> ReleasedWeights:
     """NVlabs' DiT by its tensors; `ignored` names the other entries of its checkpoint.
 
-    SpecError where it is another model, or an option is needed that the file does not hold.
+    SpecError if it is another model, or an option is needed that the file does not hold.
     """
     nvlabs.check_architecture(state, source)
     hints = nvlabs.with_hints_of(like, state, hints)

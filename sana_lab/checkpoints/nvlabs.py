@@ -45,7 +45,7 @@ WIDTH_1_5 = 2240
 def choose_state(checkpoint: Any, ema: bool | None, source: str) -> ChosenState:
     """The averaged state dict of a checkpoint if it has one, the raw one if not or where `ema` is false. SpecError.
 
-    Of another model it is whatever state there is, for `check_architecture` to name.
+    For another model, its state dict, so that `check_architecture` can name the model.
     """
     if not isinstance(checkpoint, Mapping):
         raise SpecError(f"{source} holds {type(checkpoint).__name__}, expected a state dict")
@@ -152,7 +152,7 @@ def is_time_ambiguous(state: State) -> bool:
 
 
 def _check_hints(dim: int, heads: int | None, source: str, hints: Spec) -> None:
-    """SpecError where heads follow neither from the width nor from `hints`."""
+    """SpecError if heads follow neither from the width nor from `hints`."""
     attention = hints.get("attention")
     if heads is not None and (dim in HEADS_OF_WIDTH or "head_dim" in dict(attention or {})):
         return

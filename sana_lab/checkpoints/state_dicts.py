@@ -74,7 +74,7 @@ def unwrapped(name: str) -> str:
 def choose(checkpoint: Any, anchors: Collection[str], ema: bool | None, source: str) -> ChosenState | None:
     """The averaged state dict that has the anchors, if there is one; the raw one if not, or where `ema` is false.
 
-    Buffers that an average lacks are the raw state's. None where no state dict has all anchors. SpecError where there
+    Buffers that an average lacks are the raw state's. None if no state dict has all anchors. SpecError if there
     are several, or not the one that `ema` wants.
     """
     candidates = _candidates(checkpoint, anchors)
@@ -100,7 +100,7 @@ def choose(checkpoint: Any, anchors: Collection[str], ema: bool | None, source: 
 
 
 def select(state: Any, expected: Collection[str], source: str, ema: bool | None = None) -> State:
-    """The tensors of a model with the names `expected`, whatever prefix and wrappers they have; else `state` itself."""
+    """The tensors of a model with the names `expected`, without any prefix and wrappers; else `state` itself."""
     names = list(expected)
     if not isinstance(state, Mapping) or not names or (len(state) == len(names) and all(n in state for n in names)):
         return state
@@ -202,7 +202,7 @@ def _tensor_lists(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str
 
 
 def _only(candidates: list[_Candidate], source: str) -> _Candidate:
-    """The one candidate, or of several the one nearest to the top. SpecError where two are equally near."""
+    """The one candidate, or of several the one nearest to the top. SpecError if two are equally near."""
     near = sorted(candidates, key=lambda c: (len(c.path), c.prefix.count(".")))
     level = [c for c in near if (len(c.path), c.prefix.count(".")) == (len(near[0].path), near[0].prefix.count("."))]
     if len(level) > 1:

@@ -78,7 +78,7 @@ def locate(module: str) -> ModuleSpec | None:
 
 
 def check(value: Any, source: str, key: str = "") -> None:
-    """SpecError where the specs of a file name code, or a recipe by its path, at any depth, in any form."""
+    """SpecError if the specs of a file name code, or a recipe by its path, at any depth, in any form."""
     if isinstance(value, dict):
         for inner, entry in value.items():
             check(entry, source, str(inner))

@@ -50,7 +50,7 @@ class DataModule(L.LightningDataModule, ABC):
         """The batch of these items. IndexError beyond the end."""
 
     def check_content(self) -> None:
-        """Warn of files that are left out, before any work. ValueError where none can be used."""
+        """Warn of files that are left out, before any work. ValueError if none can be used."""
 
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
         """The items with these indices, each on its `draw`-th turn."""

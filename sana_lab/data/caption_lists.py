@@ -46,7 +46,7 @@ def parse(field: str, *, bare: bool) -> list[str]:
     """The captions of a field: the items of a list, or the field itself.
 
     With `bare`, of a CSV, where a list can only be text: brackets around all of the field must be a list, and a word
-    for no value is no caption. ValueError where a field begins as a list and is none.
+    for no value is no caption. ValueError if a field begins as a list and is none.
     """
     text = field.strip()
     if bare and text in MISSING:
@@ -61,7 +61,7 @@ def parse(field: str, *, bare: bool) -> list[str]:
 
 
 def _items(text: str) -> list[str] | None:
-    """The texts of a list; None where it is no list of texts."""
+    """The texts of a list; None if it is not a list of texts."""
     items = _json(text)
     return _literals(text) if items is None else items
 

@@ -150,7 +150,7 @@ def _listed(files: Files, table: Path) -> dict[str, list[_Caption]]:
 
 
 def _check_quotes(row: dict[str, Any], where: str) -> None:
-    """ValueError where a field over several lines holds the name of an image as a row would."""
+    """ValueError if a field over several lines holds the name of an image as a row would."""
     for value in row.values():
         parts = re.split(r"[,;\t|\n]", value) if isinstance(value, str) and "\n" in value else []
         name = next((part.strip(' "') for part in parts if is_picture_name(part)), None)

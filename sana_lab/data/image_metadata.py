@@ -15,7 +15,7 @@ _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA")  # of the f
 
 
 def orientation(exif: bytes) -> int | None:
-    """The orientation, 1 to 8, of an EXIF block; None where it has none that is one. Nothing else is read."""
+    """The orientation, 1 to 8, of an EXIF block; None if missing or invalid. Other tags are not read."""
     exif = exif.removeprefix(_EXIF)
     order: Literal["little", "big"] | None = {b"II": "little", b"MM": "big"}.get(exif[:2])  # type: ignore[assignment]
     if order is None:

@@ -114,7 +114,7 @@ def _too_large(size: str, name: str) -> str:
 
 
 def _upright(image: Image.Image, exif: bytes) -> Image.Image:
-    """Turned by its orientation; whatever else the metadata hold is ignored."""
+    """Rotate by the EXIF orientation; other metadata are ignored."""
     number = image_metadata.orientation(exif or image.info.get("exif", b"")) or _orientation(image)
     return image.transpose(_UPRIGHT[number]) if number in _UPRIGHT else image
 

@@ -68,7 +68,7 @@ def _csv(path: Path, columns: Collection[str]) -> list[Row]:
 
 
 def _escaped(text: str, delimiter: str, path: Path) -> list[Row] | None:
-    """The rows where quotes and delimiters stand after a backslash; None where they do not."""
+    """The rows if quotes and delimiters are escaped with a backslash; else None."""
     try:
         return list(_rows(text, delimiter, True, path))
     except ValueError:

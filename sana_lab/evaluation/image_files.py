@@ -45,7 +45,7 @@ class Skipped:
 
 
 def find_images(folder: str | Path) -> list[ImageFile]:
-    """All image files below a folder, sorted by path; named by the path inside it. ValueError where there are none.
+    """All image files below a folder, sorted by path; named by the path inside it. ValueError if there are none.
 
     Images that Pillow cannot read, links to nothing and the like are left out with a warning that names them.
     """

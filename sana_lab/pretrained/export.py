@@ -55,7 +55,7 @@ def export(model: str | Path | nn.Module, folder: str | Path) -> list[str]:
 
 
 def _component(part: nn.Module) -> Component:
-    """A part's configuration and tensors in diffusers. SpecError where diffusers has no such model."""
+    """A part's configuration and tensors in diffusers. SpecError if diffusers has no such model."""
     spec, state = _uniform_normalisation(part)
     name, architecture = architectures.class_of(spec)
     config = architecture.write(spec, parts.supplied(part))

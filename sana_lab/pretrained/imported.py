@@ -20,7 +20,7 @@ Spec = dict[str, Any]
 def write_import(reference: str | Path, out: Path, kind: str | None = None, **options: Any) -> Spec:
     """Write a released model as one weights file, in its own dtype; its card, from which the model is rebuilt.
 
-    Of a pipeline, that is the DiT and the autoencoder; the text encoder is read from its folder. SpecError where the
+    Of a pipeline, that is the DiT and the autoencoder; the text encoder is read from its folder. SpecError if the
     file is the lab's already.
     """
     from sana_lab.pretrained.released import load_released

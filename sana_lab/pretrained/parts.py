@@ -20,7 +20,7 @@ def from_released(weights: formats.ReleasedWeights, kind: str | None = None) -> 
 
 
 def fill(part: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
-    """The part in evaluation mode, with these tensors themselves as its parameters. SpecError where one is not
+    """The part in evaluation mode, with these tensors themselves as its parameters. SpecError if one is not
     finite."""
     mismatch.check_finite(state, source)
     part.load_state_dict(state, assign=True)

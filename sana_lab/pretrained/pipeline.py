@@ -23,7 +23,7 @@ COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = None, **options: Any) -> TextToImage:
     """The system of a SanaPipeline's folder; without `text` the text encoder stays on the meta device.
 
-    `text_encoder` changes options of how prompts are read. SpecError where the pipeline is another one or incomplete.
+    `text_encoder` changes options of how prompts are read. SpecError if the pipeline is another one or incomplete.
     """
     check_pipeline(path)
     variant = options.get("variant")

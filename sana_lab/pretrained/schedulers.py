@@ -36,7 +36,7 @@ DEFAULTS: Spec = {"prediction_type": "epsilon", "use_flow_sigmas": False}
 
 
 def read_scheduler(config: Mapping[str, Any], path: Path) -> tuple[Spec, Spec]:
-    """Options of the flow and of sampling. SpecError where diffusers would sample in a way that the lab does not."""
+    """Options of the flow and of sampling. SpecError if diffusers would sample in a way that the lab does not."""
     name = config.get("_class_name")
     released = {"start": 0.999, "model_time": "released"}
     if name == "DPMSolverMultistepScheduler":

@@ -75,7 +75,7 @@ def crossing_of(rows: list[Row], scope: str) -> Crossing | None:
 
 
 def tokens_of(row: Row) -> float:
-    """The number in a row's label. ValueError where it has none."""
+    """The number in a row's label. ValueError if it has none."""
     tokens = tokens_of_label(row.label)
     if tokens is None:
         raise ValueError(f"the row {row.label!r} has no number of tokens")
@@ -83,7 +83,7 @@ def tokens_of(row: Row) -> float:
 
 
 def tokens_of_label(label: str) -> float | None:
-    """The digits of a label as a number; None where it has none."""
+    """The digits of a label as a number; None if it has none."""
     digits = re.sub(r"[^0-9]", "", label)
     return float(digits) if digits else None
 

@@ -94,7 +94,7 @@ class Store:
     def create(self, experiment: str) -> str:
         """The id of `experiment`, which is created (with the database) or restored if it was deleted.
 
-        ValueError where `home` cannot be written.
+        ValueError if `home` cannot be written.
         """
         client = self.client
         with self._writing():
