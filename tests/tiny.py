@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_lab.config import specs
 from sana_lab.types import Text
@@ -28,6 +28,7 @@ TWO_BLOCKS: Spec = {**DIT, "depth": 2, "attention": {"name": "linear", "head_dim
 VAE: Spec = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}  # 8x
 VAE_2X: Spec = {**VAE, "widths": [8, 8]}  # 2x
 DCAE: Spec = {"name": "dcae", "widths": [8, 16, 16], "attention_stages": 1, "latent": 8, "head_dim": 8}  # 4x
+DCAE |= {"encoder_depths": [0, 1, 1], "decoder_depths": [0, 1, 1]}
 LLM: Spec = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}  # random weights, offline tokenizer
 T5: Spec = {**LLM, "name": "t5"}
 
@@ -83,12 +84,30 @@ def autoencoder(spec: Spec = VAE, **options: Any) -> Any:
     return build("autoencoder", {**spec, **options}).eval()
 
 
+def scatter(model: nn.Module) -> None:
+    """Norms' weights, biases and statistics away from one and zero, so that a lost one shows."""
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+        if "norm" in name and p.is_floating_point():
+            nn.init.uniform_(p, 0.5, 1.5) if "var" in name else nn.init.normal_(p, 0.5, 0.3)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest value."""
+    assert a.shape == b.shape
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """The L2 norm of the difference over that of `b`."""
+    return ((a - b).norm() / b.norm()).item()
+
+
 def text2image(**options: Any) -> Any:
     """A text-to-image system of DIT, VAE and LLM; options are those of its constructor."""
     from sana_lab.systems.text2image import TextToImage
 
     torch.manual_seed(0)
-    return TextToImage(**{"dit": DIT, "autoencoder": VAE, "text_encoder": LLM, "warmup": 2, **options})
+    return TextToImage(**{"dit": DIT, "autoencoder": VAE, "text_encoder": LLM, "warmup": 2, "ema": 0.9, **options})
 
 
 def caption(
@@ -109,7 +128,8 @@ def latents(rows: int = 2, size: tuple[int, int] = (4, 6), seed: int = 7, dtype:
 def trainer(steps: int, **options: Any) -> L.Trainer:
     """A Lightning trainer on the CPU that prints and writes nothing, unless the options ask it to."""
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    return L.Trainer(**{"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", **quiet, **options})
+    limits = {"max_steps": steps, "max_epochs": -1, "num_sanity_val_steps": 0}
+    return L.Trainer(**{"accelerator": "cpu", **limits, **quiet, **options})
 
 
 class Losses(Callback):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -50,8 +51,8 @@ class Letters(TextEncoder):
 
 def system(**dit: Any) -> TextToImage:
     return TextToImage(
-        dit={"name": "sana", "dim": DIM, "depth": DEPTH, "cross_heads": 4, **dit},
-        autoencoder={"name": "vae", "widths": [8, 8, 8], "depth": 1, "latent": CHANNELS, "groups": 4},
+        dit={**tiny.DIT, "dim": DIM, "depth": DEPTH, "cross_heads": 4, **dit},
+        autoencoder={**tiny.VAE, "widths": [8, 8, 8], "latent": CHANNELS},
         text_encoder=f"{__name__}:Letters",
     )
 
@@ -294,11 +295,10 @@ def test_what_cannot_be_measured(size: int, batch: int, prompts: Any, message: s
 
 def experiment(**options: Any) -> dict[str, Any]:
     parts = {
-        "dit": {"name": "sana", "dim": DIM, "depth": 1, "cross_heads": 4},
-        "autoencoder": {"name": "dcae", "widths": [8, 16], "encoder_depths": [1, 1], "decoder_depths": [1, 1]},
-        "text_encoder": {"name": "llm", "width": 16, "layers": 1, "max_tokens": 16},
+        "dit": tiny.DIT,
+        "autoencoder": {**tiny.VAE_2X, "weights": "no/such/file.safetensors"},
+        "text_encoder": tiny.LLM,
     }
-    parts["autoencoder"] |= {"attention_stages": 1, "head_dim": 8, "latent": 4, "weights": "no/such/file.safetensors"}
     sampling = {"solver": "euler", "steps": 2, "guidance": 3.0}
     system = {"name": "text2image", **parts}
     return complete(system, sampling=sampling, **options)

@@ -61,10 +61,6 @@ def saved(dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Process, dty
     return guided(dit, prompts, null, how.guidance, how.guidance_interval, how.network_times(flow, dtype))
 
 
-def error(a: Tensor, b: Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
 @torch.no_grad()
 def compare(
     dit: Dit, prompts: Text, null: Text, how: Sampling, flow: Process, dtype: torch.dtype = torch.float64
@@ -72,8 +68,8 @@ def compare(
     runs = plain(dit, prompts, null, how), saved(dit, prompts, null, how, flow, dtype)
     expected, latents = (how.run(velocity, noise(dtype), flow) for velocity in runs)
     assert latents.dtype == dtype
-    assert error(noise(dtype), expected) > 0.1
-    return error(latents, expected)
+    assert tiny.error(noise(dtype), expected) > 0.1
+    return tiny.error(latents, expected)
 
 
 NULLS = {
@@ -185,9 +181,9 @@ def test_a_time_that_was_not_foretold_is_computed():
     dit.time_block.register_forward_hook(lambda _, given, out: calls.append(len(given[0])))
     for t in (0.5, 0.3, 0.25):
         times = torch.full((ROWS,), t, dtype=torch.float64)
-        assert error(velocity(x, times), bare(x, times)) <= 1e-12
+        assert tiny.error(velocity(x, times), bare(x, times)) <= 1e-12
     mixed = torch.tensor([0.5, 0.25, 0.5], dtype=torch.float64)
-    assert error(velocity(x, mixed), bare(x, mixed)) <= 1e-12
+    assert tiny.error(velocity(x, mixed), bare(x, mixed)) <= 1e-12
     assert calls == [6] * 6, "three known to none of `bare`, one unknown, one mixed by both"
 
 
@@ -239,10 +235,10 @@ def test_copies_of_a_prepared_denoiser():
     dit, x, t = make("1.0"), noise(), torch.tensor([0.9, 0.4, 0.1], dtype=torch.float64)
     expected = dit(x, t, PROMPTS)
     for model in (dit.prepare(PROMPTS), Guest().prepare(PROMPTS)):
-        assert error(model.padded(LENGTH + 4)(x, t), expected) <= 1e-12
+        assert tiny.error(model.padded(LENGTH + 4)(x, t), expected) <= 1e-12
         assert torch.equal(model.map(torch.clone)(x, t), expected)
         twice = model.repeat(2)(x.repeat_interleave(2, 0), t.repeat_interleave(2, 0))
-        assert error(twice, expected.repeat_interleave(2, 0)) <= 1e-12
+        assert tiny.error(twice, expected.repeat_interleave(2, 0)) <= 1e-12
 
 
 def test_told_is_what_each_solver_asks_for():

@@ -5,22 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import triton
+from kernel_comparison import DEVICE, INTERPRETED, error
 
 from sana_lab.ops.linear_attention.reference import definition
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import nvlabs_algorithm as peer
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
 # TF32 on a GPU; the interpreter multiplies in float32
 BOUNDS = {torch.float32: 1e-6 if INTERPRETED else 2e-3, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    got, want = got.detach().double(), want.detach()
-    return float((got - want).norm() / want.norm())
 
 
 @pytest.mark.parametrize("config", [peer.Config(32), peer.Config(64)])

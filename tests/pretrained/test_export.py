@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from tiny_peers import close, velocities
@@ -48,12 +49,11 @@ def test_a_model_of_our_own_is_exported(tmp_path: Path):
     """A Gemma from scratch, a DiT with our defaults, an autoencoder with one scale for all channels."""
     from diffusers import SanaPipeline
 
-    tiny = {"widths": [8, 16, 16], "encoder_depths": [1, 1, 1], "decoder_depths": [1, 1, 1], "attention_stages": 1}
     spec: dict[str, Any] = {
         "name": "text2image",
-        "dit": {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2, "base": 8},
-        "autoencoder": {"name": "dcae", **tiny, "latent": 8, "head_dim": 8, "scale": 0.5},
-        "text_encoder": {"name": "llm", "width": 16, "layers": 1, "heads": 1, "max_tokens": 20},
+        "dit": {**tiny.DIT, "base": 8},
+        "autoencoder": {**tiny.DCAE, "scale": 0.5},
+        "text_encoder": {**tiny.LLM, "max_tokens": 20},
     }
     own = specs.build("system", spec).eval()
     notes = export.export(own, tmp_path / "out")
@@ -79,9 +79,7 @@ def test_a_model_of_our_own_is_exported(tmp_path: Path):
     ],
 )
 def test_parts_that_diffusers_lacks(tmp_path: Path, change: dict[str, Any], message: str):
-    dit = specs.build(
-        "dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2, **change}, channels=4, text_dim=8
-    )
+    dit = tiny.dit(tiny.DIT, **change)
     with pytest.raises(SpecError, match=message):
         export.export(dit, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from sana_lab.bench.bench import pair_tmacs
@@ -108,7 +109,7 @@ def test_macs_of_table_8(label: str, name: str, overrides: list[str], expected: 
 def test_tokens(autoencoder: str, patch: int, tokens: dict[int, int]):
     """What the DiT really sees at each size."""
     with torch.device("meta"):
-        dit = {"name": "sana", "dim": 32, "depth": 1, "patch": patch, "cross_heads": 1}
+        dit = {**tiny.DIT, "patch": patch}
         system = TextToImage(dit=dit, autoencoder=autoencoder)
         grids = {size: system.dit.embed(torch.empty(1, *system.latent_shape(size))) for size in tokens}
     assert {size: grid.shape[1] * grid.shape[2] for size, grid in grids.items()} == tokens

@@ -24,8 +24,7 @@ pytestmark = [
 ]
 
 DIT, VAE = tiny.DIT, tiny.VAE_2X
-T5 = {**tiny.T5, "max_tokens": 24}
-LLM = {**T5, "name": "llm"}
+T5, LLM = tiny.T5, tiny.LLM
 FUSED = {"name": "adamw", "fused": True}
 
 
@@ -163,9 +162,8 @@ def test_cuda_sees_no_step_wait(case: str):
         def on_train_end(self, *_: Any) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    options = {"max_epochs": -1, "gradient_clip_val": 1.0, "log_every_n_steps": 1000}
-    run = L.Trainer(max_steps=4, accelerator="gpu", devices=1, callbacks=[Watch()], **options, **quiet)
+    options = {"gradient_clip_val": 1.0, "log_every_n_steps": 1000}
+    run = tiny.trainer(4, accelerator="gpu", devices=1, callbacks=[Watch()], **options)
     loader = torch.utils.data.DataLoader([batch()] * 4, batch_size=None, collate_fn=lambda b: b, pin_memory=True)
     try:
         run.fit(module, loader)

@@ -5,22 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from sana_lab import __main__
 from sana_lab.config import experiments
 from sana_lab.profiler import profile
 from sana_lab.profiler.phases import SAMPLING, TRAINING
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 2, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data: {name: shapes, size: 16, batch: 4}
-sampling: {steps: 2}
-trainer: {accelerator: cpu, threads: 1}
-"""
 CACHED = """
 system:
   name: dit
@@ -39,9 +30,9 @@ trainer: {accelerator: cpu, accumulate: 2}
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    (here / "experiments").mkdir()
-    (here / "experiments/tiny.yaml").write_text(TINY)
-    (here / "experiments/cached.yaml").write_text(CACHED)
+    sizes = {"data.size": 16, "system.dit.depth": 2, "system.autoencoder.widths": [8, 8]}
+    tiny.write_experiment(here, changes=sizes)
+    tiny.write_experiment(here, "cached", CACHED)
     return here
 
 

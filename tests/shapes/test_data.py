@@ -6,6 +6,7 @@ import time
 import lightning as L
 import numpy as np
 import pytest
+import tiny
 import tiny_world
 import torch
 from skimage.color import rgb2lab
@@ -180,11 +181,6 @@ class _Listener(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def _trainer(steps: int, **options: object) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return L.Trainer(max_steps=steps, enable_checkpointing=False, num_sanity_val_steps=0, **(quiet | options))
-
-
 def test_batches_are_images_in_range_with_prompts() -> None:
     batch = Shapes(size=32, batch=5).batch_at([4, 9])
     assert batch.images is not None
@@ -218,12 +214,12 @@ def test_held_out_scenes_are_fixed_and_apart_from_training() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_goes_on_with_the_next_batch(tmp_path, accumulate: int) -> None:
     module, whole = Shapes(size=16, batch=2, held_out=3), _Listener()
-    _trainer(4, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(whole, datamodule=module)
+    tiny.trainer(4, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(whole, datamodule=module)
     first, second = _Listener(), _Listener()
-    trainer = _trainer(2, accumulate_grad_batches=accumulate, limit_val_batches=0)
+    trainer = tiny.trainer(2, accumulate_grad_batches=accumulate, limit_val_batches=0)
     trainer.fit(first, datamodule=Shapes(size=16, batch=2, held_out=3))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    again = _trainer(4, accumulate_grad_batches=accumulate, limit_val_batches=0)
+    again = tiny.trainer(4, accumulate_grad_batches=accumulate, limit_val_batches=0)
     again.fit(second, datamodule=Shapes(size=16, batch=2, held_out=3), ckpt_path=tmp_path / "half.ckpt")
     assert first.seen + second.seen == whole.seen
     assert whole.seen[0] == module.batch_at([0, 1]).prompts
@@ -233,7 +229,7 @@ def test_resume_goes_on_with_the_next_batch(tmp_path, accumulate: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, not ours
 def test_an_epoch_of_limited_length_does_not_repeat_scenes_and_validates_on_all() -> None:
     listener = _Listener()
-    _trainer(4, limit_train_batches=2).fit(listener, datamodule=Shapes(size=16, batch=2, held_out=3))
+    tiny.trainer(4, limit_train_batches=2).fit(listener, datamodule=Shapes(size=16, batch=2, held_out=3))
     assert [p for prompts in listener.seen for p in prompts] == Shapes(size=16).batch_at(range(8)).prompts
     assert listener.shown == [2, 1] * 2
 

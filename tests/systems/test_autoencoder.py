@@ -4,8 +4,9 @@ import math
 
 import lightning as L
 import pytest
+import tiny
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from skimage.metrics import peak_signal_noise_ratio
 
 from sana_lab.shapes.data import Shapes
@@ -15,47 +16,25 @@ from sana_lab.types import Batch
 # Lightning 2.6 asks torch >= 2.13 a deprecated question about pytrees
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
-VAE = {"name": "vae", "widths": [8, 8], "depth": 1, "groups": 2, "latent": 4}
-DCAE = {
-    "name": "dcae",
-    "widths": [8, 8, 8],
-    "encoder_depths": [0, 1, 1],
-    "decoder_depths": [0, 1, 1],
-    "attention_stages": 1,
-    "head_dim": 8,
-    "latent": 8,
-}
-
-
-def trainer(folder, steps: int, **options) -> L.Trainer:
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    return L.Trainer(max_steps=steps, accelerator="cpu", default_root_dir=folder, **quiet, **options)
+VAE = tiny.VAE_2X
 
 
 def world(size: int = 16) -> Shapes:
     return Shapes(size=size, batch=8, held_out=16)
 
 
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer, *_):
-        self.values.append(trainer.callback_metrics["train/loss"].item())
-
-
-def fit(system, folder, steps: int, path=None, size: int = 16, **options) -> tuple[L.Trainer, list[float]]:
-    losses = Losses()
-    run = trainer(folder, steps, callbacks=[losses], **options)
+def fit(system, steps: int, path=None, size: int = 16, **options) -> tuple[L.Trainer, list[float]]:
+    losses = tiny.Losses()
+    run = tiny.trainer(steps, callbacks=[losses], **options)
     run.fit(system, datamodule=world(size), ckpt_path=path)
     return run, losses.values
 
 
-@pytest.mark.parametrize("spec", [VAE, DCAE], ids=["vae", "dcae"])
-def test_learns_and_normalises(spec, tmp_path):
+@pytest.mark.parametrize("spec", [VAE, tiny.DCAE], ids=["vae", "dcae"])
+def test_learns_and_normalises(spec):
     torch.manual_seed(0)
     system = AutoencoderSystem(spec, l1=0.1, l2=1.0, latent_noise=0.02, lr=3e-3, warmup=5, ema=0.9)
-    run, losses = fit(system, tmp_path, 60)
+    run, losses = fit(system, 60)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     run.validate(system, datamodule=world(), verbose=False)
     assert 10 < run.callback_metrics["val/psnr"] < 60
@@ -66,9 +45,9 @@ def test_learns_and_normalises(spec, tmp_path):
     assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.05
 
 
-def test_validation_is_of_the_average(tmp_path):
+def test_validation_is_of_the_average():
     system = AutoencoderSystem(VAE)
-    run = trainer(tmp_path, 1)
+    run = tiny.trainer(1)
     run.validate(system, datamodule=world(), verbose=False)
     expected = run.callback_metrics["val/psnr"].item()
     system.average.updates = 1  # as after a step
@@ -84,14 +63,14 @@ def test_resumes_exactly(tmp_path):
         torch.manual_seed(0)
         return AutoencoderSystem(VAE, latent_noise=0.5, warmup=2)
 
-    _, whole = fit(system(), tmp_path, 6)
+    _, whole = fit(system(), 6)
     half = system()
-    run, first = fit(half, tmp_path, 6, limit_train_batches=3, max_epochs=1)
+    run, first = fit(half, 6, limit_train_batches=3, max_epochs=1)
     run.save_checkpoint(tmp_path / "half.ckpt")
     state = torch.load(tmp_path / "half.ckpt", weights_only=True)
     assert state["average"]["updates"] == 3
     later = system()
-    _, second = fit(later, tmp_path, 6, path=tmp_path / "half.ckpt")
+    _, second = fit(later, 6, path=tmp_path / "half.ckpt")
     assert later.average.updates == 6
     assert first + second == pytest.approx(whole, rel=1e-4)
 
@@ -102,16 +81,7 @@ def test_a_checkpoint_holds_the_average_after_its_step(adversarial, tmp_path):
     """Written by ModelCheckpoint, whose turn comes before the module's own at the end of a batch."""
     system = AutoencoderSystem(VAE, adversarial=adversarial, adversarial_start=100, discriminator_width=4)
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4)
-    run = L.Trainer(
-        max_steps=4,
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        callbacks=[keep],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    run.fit(system, datamodule=world(24))
+    tiny.trainer(4, callbacks=[keep], enable_checkpointing=True).fit(system, datamodule=world(24))
     kept = torch.load(tmp_path / "step=4.ckpt", weights_only=True)["average"]
     assert kept["updates"] == system.average.updates == 4
     assert all(v.equal(system.average.values[k]) for k, v in kept["values"].items())
@@ -119,7 +89,7 @@ def test_a_checkpoint_holds_the_average_after_its_step(adversarial, tmp_path):
 
 def test_a_checkpoint_rebuilds_the_system(tmp_path):
     system = AutoencoderSystem(VAE)
-    run, _ = fit(system, tmp_path, 2)
+    run, _ = fit(system, 2)
     run.save_checkpoint(tmp_path / "a.ckpt")
     again = AutoencoderSystem.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     images = world().batch_at(range(2)).images
@@ -127,19 +97,19 @@ def test_a_checkpoint_rebuilds_the_system(tmp_path):
     assert again.average.state()["updates"] == 2
 
 
-def test_adversarial_training_moves_both_players(tmp_path):
+def test_adversarial_training_moves_both_players():
     system = AutoencoderSystem(VAE, adversarial=0.1, adversarial_start=2, discriminator_width=4)
     names = dict(system.named_parameters())
     before = {k: v.detach().clone() for k, v in names.items()}
-    fit(system, tmp_path, 6, size=24)
+    fit(system, 6, size=24)
     moved = {k.split(".")[0] for k, v in names.items() if not v.equal(before[k])}
     assert moved == {"autoencoder", "discriminator"}
 
 
-def test_the_critic_waits_for_its_start(tmp_path):
+def test_the_critic_waits_for_its_start():
     system = AutoencoderSystem(VAE, adversarial=0.1, adversarial_start=100, discriminator_width=4)
     before = [p.detach().clone() for p in system.discriminator.parameters()]
-    fit(system, tmp_path, 3)
+    fit(system, 3)
     assert all(a.equal(b) for a, b in zip(before, system.discriminator.parameters(), strict=True))
 
 
@@ -148,8 +118,8 @@ def test_lpips_without_a_file_is_refused():
         AutoencoderSystem(VAE, lpips=0.5)
 
 
-def test_cosine_without_an_end_is_refused(tmp_path):
-    run = trainer(tmp_path, -1, max_epochs=1, limit_train_batches=1)
+def test_cosine_without_an_end_is_refused():
+    run = tiny.trainer(-1, max_epochs=1, limit_train_batches=1)
     with pytest.raises(ValueError, match=r"needs trainer\.max_steps"):
         run.fit(AutoencoderSystem(VAE), datamodule=world())
 
@@ -163,7 +133,7 @@ def test_kl_is_counted_per_image_value():
     torch.testing.assert_close(system.compress(images, torch.Generator())[1], expected)
 
 
-def test_latents_alone_are_refused(tmp_path):
+def test_latents_alone_are_refused():
     batch = Batch(None, ["a circle"], torch.zeros(1, 4, 2, 2))
     with pytest.raises(ValueError, match="an autoencoder trains on images"):
         AutoencoderSystem(VAE).validation_step(batch, 0)

@@ -4,36 +4,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
 from sana_lab.bench.record import compile_mode
-from sana_lab.config import experiments, hashing, specs
+from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
 from sana_lab.models.dit import Dit
 from sana_lab.systems import compile
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.training import checks
-from sana_lab.types import Text
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 """Dynamo looks at it of each input, and only hides the warning where warnings are no errors."""
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2}
-data: {name: shapes, size: 16}
-trainer: {accelerator: cpu}
-"""
-
 
 def make(compiled: str | None, **options: Any) -> Dit:
-    torch.manual_seed(0)
-    spec = {"name": "sana", "dim": 32, "depth": 3, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
-    dit = specs.build("dit", {**spec, **options}, channels=4, text_dim=12)
+    dit = tiny.dit(depth=3, **options).train()
     if compiled:
         compile_blocks(dit, compiled)
     return dit
@@ -41,7 +29,7 @@ def make(compiled: str | None, **options: Any) -> Dit:
 
 def step(dit: Dit, length: int) -> tuple[Tensor, list[Tensor | None]]:
     random = torch.Generator().manual_seed(1)
-    text = Text(torch.randn(2, length, 12, generator=random), torch.ones(2, length, dtype=torch.bool))
+    text = tiny.caption([length, length], dtype=torch.float32)
     loss = dit(torch.randn(2, 4, 4, 4, generator=random), torch.tensor([0.2, 0.7]), text).square().mean()
     dit.zero_grad()
     loss.backward()
@@ -73,19 +61,19 @@ def test_inductor_gives_the_same_numbers():
 
 
 @pytest.fixture
-def tiny(here: Path) -> Path:
-    (here / "experiments").mkdir()
-    (here / "experiments/tiny.yaml").write_text(TINY)
+def folder(here: Path) -> Path:
+    """A working directory with one experiment, `tiny`."""
+    tiny.write_experiment(here)
     return here
 
 
-def test_compiling_is_no_other_model(tiny: Path):
+def test_compiling_is_no_other_model(folder: Path):
     assert hashing.experiment_hash(experiments.load("tiny", ["trainer.compile=true"])) == hashing.experiment_hash(
         experiments.load("tiny")
     )
 
 
-def test_without_a_compiler_the_check_says_what_is_missing(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_a_compiler_the_check_says_what_is_missing(folder: Path, monkeypatch: pytest.MonkeyPatch):
     checks.check(experiments.load("tiny"))
     monkeypatch.setattr(compile, "_cpp_compiler", lambda: None)
     with pytest.raises(SpecError, match=r"trainer.compile needs a C\+\+ compiler such as g\+\+ on cpu; install it, or"):
@@ -99,14 +87,14 @@ def test_a_compiler_that_is_not_there_is_not_found(monkeypatch: pytest.MonkeyPat
     assert compile.missing_compiler("cpu") == "a C++ compiler such as g++"
 
 
-def test_what_cannot_be_compiled_is_refused(tiny: Path):
+def test_what_cannot_be_compiled_is_refused(folder: Path):
     with pytest.raises(SpecError, match="exclude each other"):
         checks.check(experiments.load("tiny", ["trainer.compile=true", "system.dit.checkpointing=selective"]))
     with pytest.raises(SpecError, match="for systems with a DiT of blocks, and AutoencoderSystem has none"):
         checks.check(experiments.load("shapes_vae_f8", ["trainer.compile=true"]))
 
 
-def test_fused_steps_and_loss_scaling_exclude_each_other(tiny: Path):
+def test_fused_steps_and_loss_scaling_exclude_each_other(folder: Path):
     given = ["system.optimizer={name: adamw, fused: true}", "trainer.precision=16-mixed"]
     with pytest.raises(SpecError, match="a fused optimizer unscales the gradients of precision 16-mixed"):
         checks.check(experiments.load("tiny", given))

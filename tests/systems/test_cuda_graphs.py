@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
 from sana_lab.bench.bench import bench
-from sana_lab.config.specs import build
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling
@@ -23,7 +23,6 @@ from sana_lab.systems.cuda_graphs import BUCKETS, MAX_GRAPHS, GraphFailed, Graph
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Text, Velocity
 
-TINY = {"name": "sana", "dim": 32, "depth": 2, "cross_heads": 2, "attention": {"name": "linear", "head_dim": 8}}
 FLOW = Flow(start=0.999, model_time="released")
 
 
@@ -64,25 +63,14 @@ class Wrong(Recorder):
 
 @pytest.fixture
 def dit() -> Dit:
-    torch.manual_seed(0)
-    return build("dit", TINY, channels=4, text_dim=12).double().eval()
-
-
-def text(counts: list[int], seed: int = 1) -> Text:
-    random, length = torch.Generator().manual_seed(seed), max(counts)
-    mask = torch.arange(length) < torch.tensor(counts)[:, None]
-    return Text(torch.randn(len(counts), length, 12, generator=random, dtype=torch.float64), mask)
-
-
-def noise(rows: int = 2, seed: int = 7) -> Tensor:
-    return torch.randn(rows, 4, 4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return tiny.dit(dtype=torch.float64)
 
 
 def at(t: float, rows: int = 2) -> Tensor:
     return torch.full((rows,), t, dtype=torch.float64)
 
 
-NULL = text([1], 3)
+NULL = tiny.caption([1], 3)
 
 
 def velocity(
@@ -95,7 +83,7 @@ def velocity(
 
 
 def drawn(dit: Dit, graphs: Graphs | None, prompts: Text, how: Sampling, null: Text = NULL) -> Tensor:
-    return how.run(velocity(dit, graphs, prompts, how, null), noise(len(prompts.tokens)), FLOW)
+    return how.run(velocity(dit, graphs, prompts, how, null), tiny.latents(len(prompts.tokens)), FLOW)
 
 
 def assert_same(a: Tensor, b: Tensor) -> None:
@@ -111,10 +99,10 @@ def test_replayed_steps_are_the_steps(dit: Dit, solver: str, interval: tuple[flo
     """A solver that asks twice before it uses the first answer still has it."""
     graphs, how = Graphs(Recorder()), Sampling(solver, 3, 3.0, guidance_interval=interval)
     for prompts, null in (
-        (text([5, 9]), NULL),
-        (text([32, 32], 4), NULL),
-        (text([5, 9]), text([2, 40], 3)),
-        (text([5, 9]), text([5, 9], 3)),
+        (tiny.caption([5, 9]), NULL),
+        (tiny.caption([32, 32], 4), NULL),
+        (tiny.caption([5, 9]), tiny.caption([2, 40], 3)),
+        (tiny.caption([5, 9]), tiny.caption([5, 9], 3)),
     ):
         assert_same(drawn(dit, graphs, prompts, how, null), drawn(dit, None, prompts, how, null))
 
@@ -122,14 +110,14 @@ def test_replayed_steps_are_the_steps(dit: Dit, solver: str, interval: tuple[flo
 @torch.no_grad()
 def test_without_guidance(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 3, 1.0)
-    assert_same(drawn(dit, graphs, text([5, 9]), how), drawn(dit, None, text([5, 9]), how))
+    assert_same(drawn(dit, graphs, tiny.caption([5, 9]), how), drawn(dit, None, tiny.caption([5, 9]), how))
     assert len(graphs.recorder.made) == 1
 
 
 @torch.no_grad()
 def test_a_time_that_was_not_foretold(dit: Dit):
-    graphs, how, x = Graphs(Recorder()), Sampling("euler", 2, 3.0), noise()
-    replayed, plain = velocity(dit, graphs, text([5, 9]), how), velocity(dit, None, text([5, 9]), how)
+    graphs, how, x = Graphs(Recorder()), Sampling("euler", 2, 3.0), tiny.latents()
+    replayed, plain = velocity(dit, graphs, tiny.caption([5, 9]), how), velocity(dit, None, tiny.caption([5, 9]), how)
     for t in (0.123, 0.456, how.network_times(FLOW, torch.float64)[0].item(), 0.123):
         assert_same(replayed(x, at(t)), plain(x, at(t)))
     mixed = torch.tensor([0.2, 0.7], dtype=torch.float64)
@@ -144,24 +132,24 @@ def test_a_time_that_was_not_foretold(dit: Dit):
 def test_one_recording_for_each_bucket_and_shape(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 4, 3.0)
     made = graphs.recorder.made
-    for prompts in (text([5, 9]), text([7, 3], 4), text([31, 30], 5)):
+    for prompts in (tiny.caption([5, 9]), tiny.caption([7, 3], 4), tiny.caption([31, 30], 5)):
         drawn(dit, graphs, prompts, how)
         assert len(made) == 1
     assert made[0].runs == 3 * 4 + 1, "and one to look whether it is right"
-    drawn(dit, graphs, text([32, 32]), how)
+    drawn(dit, graphs, tiny.caption([32, 32]), how)
     assert len(made) == 2, "nothing is masked"
-    drawn(dit, graphs, text([33, 3]), how)
+    drawn(dit, graphs, tiny.caption([33, 3]), how)
     assert len(made) == 3
-    drawn(dit, graphs, text([5, 9, 4]), how)
+    drawn(dit, graphs, tiny.caption([5, 9, 4]), how)
     assert len(made) == 4
-    drawn(dit, graphs, text([5, 9]), Sampling("euler", 4, 2.0))
+    drawn(dit, graphs, tiny.caption([5, 9]), Sampling("euler", 4, 2.0))
     assert len(made) == 4, "guidance is applied to what is recorded"
 
 
 @torch.no_grad()
 def test_a_text_is_copied_once_and_again_where_another_was_in_between(dit: Dit):
-    graphs, how, x = Graphs(Recorder()), Sampling("euler", 4, 3.0), noise()
-    first, second = text([5, 9]), text([8, 8], 4)
+    graphs, how, x = Graphs(Recorder()), Sampling("euler", 4, 3.0), tiny.latents()
+    first, second = tiny.caption([5, 9]), tiny.caption([8, 8], 4)
     a, b = (velocity(dit, graphs, prompts, how) for prompts in (first, second))
     expected = [velocity(dit, None, prompts, how)(x, at(0.9)) for prompts in (first, second)]
     a(x, at(0.9))
@@ -180,10 +168,10 @@ def test_a_text_is_copied_once_and_again_where_another_was_in_between(dit: Dit):
 @torch.no_grad()
 def test_an_answer_stays_when_the_next_is_given(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 4, 3.0)
-    made = velocity(dit, graphs, text([5, 9]), how)
-    first = made(noise(), at(0.9))
+    made = velocity(dit, graphs, tiny.caption([5, 9]), how)
+    first = made(tiny.latents(), at(0.9))
     held = first.clone()
-    made(noise(seed=8), at(0.5))
+    made(tiny.latents(seed=8), at(0.5))
     assert torch.equal(first, held)
 
 
@@ -192,13 +180,13 @@ def test_the_least_used_is_dropped(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 1, 3.0)
     sizes = [[5, 9], [40, 2], [70, 2], [200, 2], [301, 2]]
     for counts in sizes[:MAX_GRAPHS]:
-        drawn(dit, graphs, text(counts), how)
-    drawn(dit, graphs, text(sizes[0]), how)
-    drawn(dit, graphs, text(sizes[MAX_GRAPHS]), how)
+        drawn(dit, graphs, tiny.caption(counts), how)
+    drawn(dit, graphs, tiny.caption(sizes[0]), how)
+    drawn(dit, graphs, tiny.caption(sizes[MAX_GRAPHS]), how)
     assert (len(graphs.recorded), len(graphs.recorder.made)) == (MAX_GRAPHS, MAX_GRAPHS + 1)
-    drawn(dit, graphs, text(sizes[0]), how)
+    drawn(dit, graphs, tiny.caption(sizes[0]), how)
     assert len(graphs.recorder.made) == MAX_GRAPHS + 1
-    drawn(dit, graphs, text(sizes[1]), how)
+    drawn(dit, graphs, tiny.caption(sizes[1]), how)
     assert len(graphs.recorder.made) == MAX_GRAPHS + 2
 
 
@@ -213,7 +201,7 @@ def test_buckets():
 
 @torch.no_grad()
 def test_weights_that_change_where_they_are_are_read_and_those_that_move_are_recorded_anew(dit: Dit):
-    graphs, how, prompts = Graphs(Recorder()), Sampling("euler", 2, 3.0), text([5, 9])
+    graphs, how, prompts = Graphs(Recorder()), Sampling("euler", 2, 3.0), tiny.caption([5, 9])
     before = drawn(dit, graphs, prompts, how)
     for p in dit.parameters():
         p.mul_(1.1)
@@ -228,8 +216,8 @@ def test_weights_that_change_where_they_are_are_read_and_those_that_move_are_rec
 
 
 def test_gradients_and_autocast_are_launched(dit: Dit):
-    graphs, how, x = Graphs(Recorder()), Sampling("euler", 2, 3.0), noise().requires_grad_()
-    made = velocity(dit, graphs, text([5, 9]), how)
+    graphs, how, x = Graphs(Recorder()), Sampling("euler", 2, 3.0), tiny.latents().requires_grad_()
+    made = velocity(dit, graphs, tiny.caption([5, 9]), how)
     made(x, at(0.5)).sum().backward()
     assert x.grad is not None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -248,13 +236,13 @@ def test_gradients_and_autocast_are_launched(dit: Dit):
 def test_what_cannot_be_recorded_is_launched_and_that_is_said_once(dit: Dit, recorder: type[Recorder], why: str):
     graphs, how = Graphs(recorder()), Sampling("euler", 3, 3.0)
     with pytest.warns(GraphFailed, match=rf"launched kernel by kernel, which is slower: .*{why}") as said:
-        made = drawn(dit, graphs, text([5, 9]), how)
+        made = drawn(dit, graphs, tiny.caption([5, 9]), how)
     assert len(said) == 1
-    assert torch.equal(made, drawn(dit, None, text([5, 9]), how))
+    assert torch.equal(made, drawn(dit, None, tiny.caption([5, 9]), how))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        drawn(dit, graphs, text([7, 8]), how)
-        drawn(dit, graphs, text([40, 8]), how)
+        drawn(dit, graphs, tiny.caption([7, 8]), how)
+        drawn(dit, graphs, tiny.caption([40, 8]), how)
     assert graphs.recorded == {}
 
 
@@ -262,7 +250,7 @@ def test_what_cannot_be_recorded_is_launched_and_that_is_said_once(dit: Dit, rec
 def test_always_never_falls_back(dit: Dit):
     graphs, how = Graphs(Broken()), Sampling("euler", 3, 3.0)
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
-        velocity(dit, graphs, text([5, 9]), how, mode="always")(noise(), at(0.5))
+        velocity(dit, graphs, tiny.caption([5, 9]), how, mode="always")(tiny.latents(), at(0.5))
 
 
 @torch.no_grad()
@@ -270,8 +258,8 @@ def test_never_and_another_device_record_nothing(dit: Dit):
     how, other = Sampling("euler", 3, 3.0), Recorder()
     other.device = "cuda"
     for graphs, mode in ((Graphs(Recorder()), "never"), (Graphs(other), "auto")):
-        made = velocity(dit, graphs, text([5, 9]), how, mode=mode)(noise(), at(0.5))
-        assert torch.equal(made, velocity(dit, None, text([5, 9]), how)(noise(), at(0.5)))
+        made = velocity(dit, graphs, tiny.caption([5, 9]), how, mode=mode)(tiny.latents(), at(0.5))
+        assert torch.equal(made, velocity(dit, None, tiny.caption([5, 9]), how)(tiny.latents(), at(0.5)))
         assert graphs.recorder.made == []
 
 
@@ -279,9 +267,7 @@ def test_never_and_another_device_record_nothing(dit: Dit):
 
 
 def system() -> TextToImage:
-    torch.manual_seed(0)
-    vae = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-    return TextToImage(dit=TINY, autoencoder=vae, text_encoder={"name": "llm", "width": 32, "max_tokens": 16}).eval()
+    return tiny.text2image(dit=tiny.TWO_BLOCKS).eval()
 
 
 def test_a_system_replays_what_it_can(monkeypatch: pytest.MonkeyPatch):
@@ -324,7 +310,7 @@ def test_a_system_on_the_cpu_says_what_always_needs():
 @torch.no_grad()
 def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.dtype):
     dit, graphs, how = dit.to("cuda", dtype), Graphs(), Sampling("dpmpp", 6, 3.0, guidance_interval=(0.3, 0.9))
-    x = noise().to("cuda", torch.float32)
+    x = tiny.latents().to("cuda", torch.float32)
 
     def run(prompts: Text, bind: dict[str, Any]) -> Tensor:
         given, null = (Text(t.tokens.to("cuda", dtype), t.mask.cuda()) for t in (prompts, NULL))
@@ -337,7 +323,12 @@ def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    for prompts in (text([5, 9]), text([32, 20], 4), text([60, 20], 5), text([5, 9], 6)):
+    for prompts in (
+        tiny.caption([5, 9]),
+        tiny.caption([32, 20], 4),
+        tiny.caption([60, 20], 5),
+        tiny.caption([5, 9], 6),
+    ):
         made, expected = run(prompts, {"bind": partial(graphs.velocity, "always")}), run(prompts, {})
         assert ((made - expected).norm() / expected.norm()).item() <= (1e-5 if dtype == torch.float32 else 2e-2)
     assert 0 < len(graphs.recorded) <= MAX_GRAPHS

@@ -6,8 +6,9 @@ from typing import Any
 
 import lightning as L
 import pytest
+import tiny
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,10 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 
-DIT = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
-VAE = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 24}
-
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def frozen(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("frozen")
     torch.manual_seed(1)
     made = {}
-    for kind, spec in (("autoencoder", VAE), ("text_encoder", T5)):
+    for kind, spec in (("autoencoder", tiny.VAE), ("text_encoder", tiny.T5)):
         save_file(specs.build(kind, spec).state_dict(), folder / f"{kind}.safetensors")
         made[kind] = {**spec, "weights": str(folder / f"{kind}.safetensors")}
     return {**made, "folder": folder}
@@ -52,36 +49,20 @@ def data(frozen: dict[str, Any]) -> Features:
     return Features(latents, frozen["text_encoder"], batch=4, cache=str(frozen["folder"] / "features"))
 
 
-def tiny(frozen: dict[str, Any], **options: Any) -> DitSystem:
+def denoiser(frozen: dict[str, Any], **options: Any) -> DitSystem:
     torch.manual_seed(0)
-    given = {"dit": DIT, "warmup": 2, "ema": 0.9, "text_dropout": 0.3, **options}
+    given = {"dit": tiny.DIT, "warmup": 2, "ema": 0.9, "text_dropout": 0.3, **options}
     return DitSystem(autoencoder=frozen["autoencoder"], text_encoder=frozen["text_encoder"], **given)
-
-
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_train_batch_end(self, trainer, module, outputs, *_):
-        self.values.append(float(outputs["loss"]))
 
 
 def fit(
     system: L.LightningModule, source: L.LightningDataModule, folder: Path, path: Path | None = None
 ) -> tuple[Path, list[float]]:
     """Train 12 steps, keeping a checkpoint every six; the folder of checkpoints, and the losses."""
-    keep, losses = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=6, save_top_k=-1), Losses()
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    keep, losses = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=6, save_top_k=-1), tiny.Losses()
     options = {"gradient_clip_val": 1.0, "val_check_interval": 6, "check_val_every_n_epoch": None}
-    run = L.Trainer(
-        max_steps=12,
-        max_epochs=-1,
-        accelerator="cpu",
-        callbacks=[keep, losses],
-        num_sanity_val_steps=0,
-        **quiet,
-        **options,
-    )
+    options |= {"enable_checkpointing": True}
+    run = tiny.trainer(12, callbacks=[keep, losses], **options)
     run.fit(system, datamodule=source, ckpt_path=path, weights_only=True)
     assert "val/loss" in run.callback_metrics
     return folder, losses.values
@@ -90,7 +71,7 @@ def fit(
 @pytest.fixture(scope="module")
 def trained(frozen, tmp_path_factory) -> tuple[DitSystem, Path, list[float]]:
     """A system after 12 steps, its checkpoints of steps 6 and 12, and its losses."""
-    system = tiny(frozen)
+    system = denoiser(frozen)
     return system, *fit(system, data(frozen), tmp_path_factory.mktemp("whole"))
 
 
@@ -101,7 +82,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def test_resumed_training_equals_unbroken_training_to_the_last_bit(frozen, trained, tmp_path):
     whole, folder, losses = trained
-    resumed = tiny(frozen)
+    resumed = denoiser(frozen)
     _, later = fit(resumed, data(frozen), tmp_path, folder / "step=6.ckpt")
     assert later == losses[6:]
     assert_same(resumed.state_dict(), whole.state_dict())
@@ -111,8 +92,10 @@ def test_resumed_training_equals_unbroken_training_to_the_last_bit(frozen, train
 
 def test_trains_as_the_full_system_does_with_frozen_parts(frozen, trained, tmp_path):
     """The same losses, step by step, though one of them encodes pictures and captions as it goes."""
-    full = TextToImage(DIT, frozen["autoencoder"], frozen["text_encoder"], train_text=False, warmup=2, text_dropout=0.3)
-    full.dit.load_state_dict(tiny(frozen).dit.state_dict())
+    full = TextToImage(
+        tiny.DIT, frozen["autoencoder"], frozen["text_encoder"], train_text=False, warmup=2, text_dropout=0.3
+    )
+    full.dit.load_state_dict(denoiser(frozen).dit.state_dict())
     own = data(frozen)
     latents = specs.build("data", own.source | {"batch": 4})
     _, losses = fit(full, latents, tmp_path)
@@ -136,12 +119,12 @@ class TestCheckpoints:
 
     def test_one_of_another_shape_is_refused(self, frozen, trained, tmp_path):
         with pytest.raises(ValueError, match=r"fit DitSystem: dit\.blocks\.1\."):
-            fit(tiny(frozen, dit={**DIT, "depth": 2}), data(frozen), tmp_path, trained[1] / "step=12.ckpt")
+            fit(denoiser(frozen, dit={**tiny.DIT, "depth": 2}), data(frozen), tmp_path, trained[1] / "step=12.ckpt")
 
     def test_a_full_system_takes_the_weights(self, frozen, trained, tmp_path):
         system, _, _ = trained
         weights.write(tmp_path / "dit.safetensors", system.trained(), {})
-        spec = {**DIT, "weights": str(tmp_path / "dit.safetensors")}
+        spec = {**tiny.DIT, "weights": str(tmp_path / "dit.safetensors")}
         full = TextToImage(spec, frozen["autoencoder"], frozen["text_encoder"])
         assert_same({f"dit.{n}": p.detach() for n, p in full.dit.named_parameters()}, system.average.values)
 
@@ -163,7 +146,7 @@ class TestText:
     def test_a_batch_without_text_is_refused(self, frozen):
         batch = Shapes(size=16).batch_at([0])
         with pytest.raises(ValueError, match="expected data: features, or system: text2image"):
-            tiny(frozen).training_step(batch, 0)
+            denoiser(frozen).training_step(batch, 0)
         cached = data(frozen).batch_at([0])
         with pytest.raises(ValueError, match="expected data: features"):
-            tiny(frozen).training_step(cached._replace(text=None), 0)
+            denoiser(frozen).training_step(cached._replace(text=None), 0)

@@ -1,6 +1,7 @@
 """Networks that visit a device: the meta device stands for one, as nothing can be read there by mistake."""
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
@@ -55,11 +56,7 @@ def test_at_home_nothing_moves():
 
 
 def system() -> TextToImage:
-    torch.manual_seed(0)
-    vae = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-    llm = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-    dit = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
-    return TextToImage(dit=dit, autoencoder=vae, text_encoder=llm).eval()
+    return tiny.text2image().eval()
 
 
 class Log(Offload):

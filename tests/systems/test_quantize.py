@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
 from sana_lab.bench.bench import bench
 from sana_lab.config import experiments, hashing, schema
-from sana_lab.config.specs import SpecError, build
+from sana_lab.config.specs import SpecError
 from sana_lab.costs.live_memory import LiveBytes, inner_tensors, module_tensors, tensor_bytes
 from sana_lab.diffusion.sampling import Overflow, Sampling
 from sana_lab.models.dit import Dit
@@ -20,13 +21,12 @@ from sana_lab.types import Text
 
 torchao = pytest.importorskip("torchao")
 
-DIT = {"name": "sana", "dim": 64, "depth": 2, "cross_heads": 2}
+DIT = {**tiny.DIT, "dim": 64, "depth": 2}
 KINDS = ("attention.qkv", "attention.proj", "cross.q", "cross.kv", "cross.proj", "ffn.expand", "ffn.project")
 
 
 def make(**options: Any) -> Dit:
-    torch.manual_seed(0)
-    return build("dit", {**DIT, **options}, channels=4, text_dim=12).eval()
+    return tiny.dit(DIT, **options)
 
 
 def asked() -> tuple[Tensor, Tensor, Text]:
@@ -61,17 +61,13 @@ def by_hand(how: str) -> Dit:
     return dit
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
-
-
 @pytest.mark.parametrize("how", ["int8", "w8a8"])
 @torch.no_grad()
 def test_a_layer_is_what_rounding_by_hand_gives(how: str):
     ours, theirs, random = quantize(make(), how), by_hand(how), torch.Generator().manual_seed(3)
     for name in layers(make(), how):
         x = torch.randn(40, ours.get_submodule(name).in_features, generator=random)
-        assert error(ours.get_submodule(name)(x), theirs.get_submodule(name)(x)) < 1e-6
+        assert tiny.error(ours.get_submodule(name)(x), theirs.get_submodule(name)(x)) < 1e-6
 
 
 @pytest.mark.parametrize(("how", "share"), [("int8", 1e-2), ("w8a8", 0.5)])
@@ -79,9 +75,9 @@ def test_a_layer_is_what_rounding_by_hand_gives(how: str):
 def test_a_velocity_is_as_far_as_rounding_takes_it(how: str, share: float):
     """Of w8a8 both are rounded anew in each layer, so that they part by less than what rounding itself does."""
     exact, expected, found = (dit(*asked()) for dit in (make(), by_hand(how), quantize(make(), how)))
-    step = error(expected, exact)
+    step = tiny.error(expected, exact)
     assert 1e-4 < step < 3e-3
-    assert error(found, expected) < share * step
+    assert tiny.error(found, expected) < share * step
 
 
 @pytest.mark.parametrize(("how", "kept"), [("int8", ()), ("w8a8", ("cross.kv",))])
@@ -106,7 +102,7 @@ def test_half_precision_stays_so(dtype: torch.dtype):
     for how in ("int8", "w8a8"):
         out = quantize(make().to(dtype), how)(x.to(dtype), t.to(dtype), text)
         assert out.dtype == dtype
-        assert error(out.float(), exact) < 3e-2
+        assert tiny.error(out.float(), exact) < 3e-2
 
 
 def test_it_weighs_what_int8_weighs():
@@ -166,10 +162,7 @@ class TestSystem:
 
     @staticmethod
     def system() -> TextToImage:
-        torch.manual_seed(0)
-        vae = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-        llm = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-        return TextToImage(dit=DIT, autoencoder=vae, text_encoder=llm).eval()
+        return tiny.text2image(dit=DIT).eval()
 
     @pytest.mark.parametrize("how", ["int8", "w8a8"])
     def test_settled_or_for_one_call_it_draws_the_same(self, how: str):

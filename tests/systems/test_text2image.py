@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import tiny
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
@@ -28,19 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
 ]
 
-DIT = {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}
-VAE = {"name": "vae", "widths": [8, 8, 8, 8], "groups": 2, "depth": 1}
-LLM = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
 PROMPTS = ["a red circle", "a photo of a blue square", "three stars"]
 FAST = Sampling(solver="euler", steps=2, guidance=3.0)
-
-
-def tiny(**options: Any) -> TextToImage:
-    """The same weights each time, also those that no checkpoint holds."""
-    torch.manual_seed(0)
-    given = {"dit": DIT, "autoencoder": VAE, "text_encoder": LLM, "warmup": 2, "ema": 0.9, **options}
-    return TextToImage(**given)
 
 
 def world(batch: int = 4) -> Shapes:
@@ -48,9 +38,8 @@ def world(batch: int = 4) -> Shapes:
 
 
 def trainer(steps: int, callbacks: list[Callback] | None = None, **options: Any) -> L.Trainer:
-    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     given = {"gradient_clip_val": 1.0, "enable_checkpointing": bool(callbacks), "limit_val_batches": 0, **options}
-    return L.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=callbacks or [], **quiet, **given)
+    return tiny.trainer(steps, callbacks=callbacks, **given)
 
 
 def fit(system: L.LightningModule, folder: Path, steps: int, path: Path | None = None) -> Path:
@@ -74,27 +63,27 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[TextToImage, Path]:
     """A system after 12 steps, and its checkpoints of steps 6 and 12."""
-    system = tiny(decay=0.5)
+    system = tiny.text2image(decay=0.5)
     return system, fit(system, tmp_path_factory.mktemp("whole"), 12)
 
 
 @pytest.fixture(scope="module")
 def still() -> TextToImage:
     """An untrained system to draw with."""
-    return tiny().eval()
+    return tiny.text2image().eval()
 
 
 class TestTraining:
     @pytest.mark.filterwarnings("ignore:The dirpath has changed")
     def test_resumed_training_equals_unbroken_training_to_the_last_bit(self, trained, tmp_path):
         whole, folder = trained
-        resumed = tiny(decay=0.5)
+        resumed = tiny.text2image(decay=0.5)
         fit(resumed, tmp_path, 12, folder / "step=6.ckpt")
         assert resumed.average.updates == whole.average.updates == 12
         assert_same(state(resumed), state(whole))
 
     def test_what_is_frozen_stays_and_what_trains_moves(self, trained):
-        before, after = tiny().state_dict(), trained[0].state_dict()
+        before, after = tiny.text2image().state_dict(), trained[0].state_dict()
         kinds = {name.split(".")[0] for name in before}
         still = {k for k in kinds if all(torch.equal(v, after[n]) for n, v in before.items() if n.startswith(k + "."))}
         assert (kinds, still) == ({"dit", "autoencoder", "text_encoder"}, {"autoencoder"})
@@ -102,13 +91,13 @@ class TestTraining:
 
     @pytest.mark.parametrize("train_text", [None, False])
     def test_the_average_follows_all_that_trains_and_nothing_else(self, train_text):
-        system = tiny(train_text=train_text)
+        system = tiny.text2image(train_text=train_text)
         kinds = {name.split(".")[0] for name in system.average.values}
         assert kinds == ({"dit"} if train_text is False else {"dit", "text_encoder"})
         assert system.train().text_encoder.training == (train_text is None)
 
     def test_the_average_is_that_of_the_steps(self):
-        system, seen = tiny(ema=0.5), []
+        system, seen = tiny.text2image(ema=0.5), []
 
         class Watch(Callback):
             def on_train_batch_start(self, trainer, module, *_):
@@ -123,12 +112,12 @@ class TestTraining:
         torch.testing.assert_close(system.average.values["dit.head.linear.bias"], expected)
 
     def test_the_average_counts_steps_and_not_accumulated_batches(self):
-        system = tiny()
+        system = tiny.text2image()
         trainer(3, accumulate_grad_batches=2).fit(system, datamodule=world(2))
         assert system.average.updates == 3
 
     def test_the_rate_rises_and_falls(self):
-        system, rates = tiny(warmup=4, decay=0.25, optimizer={"name": "sgd", "lr": 0.1}), []
+        system, rates = tiny.text2image(warmup=4, decay=0.25, optimizer={"name": "sgd", "lr": 0.1}), []
 
         class Watch(Callback):
             def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -140,13 +129,13 @@ class TestTraining:
     def test_dropped_captions_are_the_empty_prompt(self):
         images, prompts = world().batch_at(range(4)).images, [*PROMPTS, "a cross"]
         said = [Batch(images, p) for p in (prompts, prompts[::-1], [""] * 4)]
-        kept = [first_loss(tiny(text_dropout=0.0), batch) for batch in said]
-        dropped = [first_loss(tiny(text_dropout=1.0), batch) for batch in said]
+        kept = [first_loss(tiny.text2image(text_dropout=0.0), batch) for batch in said]
+        dropped = [first_loss(tiny.text2image(text_dropout=1.0), batch) for batch in said]
         assert len(set(kept)) == 3
         assert dropped == [kept[2]] * 3
 
     def test_validation_repeats_itself_and_its_bins_make_up_its_loss(self):
-        system = tiny()
+        system = tiny.text2image()
         runs = []
         for _ in range(2):
             run = trainer(1, limit_val_batches=1)
@@ -187,9 +176,11 @@ def test_the_loss_is_the_squared_error_of_noise_minus_data():
 
 
 class TestCheckpoints:
-    @pytest.mark.parametrize(("text", "kinds"), [(LLM, {"dit", "text_encoder"}), (T5, {"dit", "text_encoder"})])
+    @pytest.mark.parametrize(
+        ("text", "kinds"), [(tiny.LLM, {"dit", "text_encoder"}), (tiny.T5, {"dit", "text_encoder"})]
+    )
     def test_frozen_parts_are_left_out(self, text, kinds, tmp_path):
-        system = tiny(text_encoder=text)
+        system = tiny.text2image(text_encoder=text)
         run = trainer(1)
         run.fit(system, datamodule=world())
         run.save_checkpoint(tmp_path / "a.ckpt")
@@ -199,7 +190,7 @@ class TestCheckpoints:
 
     def test_a_frozen_text_encoder_is_left_out_too(self, tmp_path):
         run = trainer(1)
-        run.fit(tiny(train_text=False), datamodule=world())
+        run.fit(tiny.text2image(train_text=False), datamodule=world())
         run.save_checkpoint(tmp_path / "a.ckpt")
         held = torch.load(tmp_path / "a.ckpt", weights_only=True)
         assert {name.split(".")[0] for name in held["state_dict"]} == {"dit"}
@@ -231,16 +222,16 @@ class TestCheckpoints:
         ("options", "words"),
         [
             (
-                {"dit": {**DIT, "dim": 64}},
+                {"dit": {**tiny.DIT, "dim": 64}},
                 r"fit TextToImage: .*dit\.patch_embed\.proj\.weight is \(32, 4, 1, 1\), expected \(64",
             ),
-            ({"dit": {**DIT, "depth": 2}}, r"fit TextToImage: dit\.blocks\.1"),
+            ({"dit": {**tiny.DIT, "depth": 2}}, r"fit TextToImage: dit\.blocks\.1"),
             ({"train_text": False}, "fit TextToImage: text_encoder"),
         ],
     )
     def test_a_checkpoint_of_another_shape_is_refused(self, trained, options, words, tmp_path):
         with pytest.raises(ValueError, match=words):
-            fit(tiny(**options), tmp_path, 12, trained[1] / "step=12.ckpt")
+            fit(tiny.text2image(**options), tmp_path, 12, trained[1] / "step=12.ckpt")
 
 
 class TestSampling:
@@ -267,8 +258,8 @@ class TestSampling:
         """Encoders that pad to their maximum: the same images, and captions cut to what prompts have."""
         images, lengths = [], []
         for options in ({}, {"pad_to_max": True}, {"pad_to_max": True, "cache": False}):
-            system = tiny(
-                text_encoder={**LLM, "null": null, "instruction": "a picture of ", **options}, train_text=False
+            system = tiny.text2image(
+                text_encoder={**tiny.LLM, "null": null, "instruction": "a picture of ", **options}, train_text=False
             )
             system.eval().dit.blocks[0].cross.kv.register_forward_hook(lambda _, x, y: lengths.append(y.shape[1]))
             images.append(system.sample(PROMPTS, size=16, sampling=FAST, seed=5).int())
@@ -315,7 +306,7 @@ class TestSampling:
     )
     def test_sizes_that_do_not_divide(self, size, patch, words):
         with pytest.raises(ValueError, match=words):
-            tiny(dit={**DIT, "patch": patch}).sample(PROMPTS, size=size, sampling=FAST)
+            tiny.text2image(dit={**tiny.DIT, "patch": patch}).sample(PROMPTS, size=size, sampling=FAST)
 
     @pytest.mark.parametrize(
         ("prompts", "options", "words"),
@@ -333,13 +324,13 @@ class TestSampling:
 
 
 def test_hyperparameters_rebuild_the_system():
-    system = tiny()
+    system = tiny.text2image()
     again = specs.build("system", {"name": "text2image", **system.hparams})
     assert again.state_dict().keys() == system.state_dict().keys()
 
 
 def test_several_draws_are_the_pictures_repeated_with_their_text_read_once():
-    system = tiny()
+    system = tiny.text2image()
     latents, text = torch.randn(3, system.autoencoder.channels, 2, 2), system.encode_text(["a", "a red circle", ""])
     losses = draws_losses(system.dit, system.flow, latents, text, generator(3), 4)
     many = Text(text.tokens.repeat_interleave(4, 0), text.mask.repeat_interleave(4, 0))
@@ -347,4 +338,4 @@ def test_several_draws_are_the_pictures_repeated_with_their_text_read_once():
     torch.testing.assert_close(losses, plain)
     assert len(losses.unique()) == 12
     with pytest.raises(ValueError, match="draws is 0, expected at least 1"):
-        tiny(draws=0)
+        tiny.text2image(draws=0)

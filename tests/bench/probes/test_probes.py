@@ -4,6 +4,7 @@ from itertools import cycle
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from sana_lab.bench.probes import ProbeSettings
@@ -45,8 +46,7 @@ def test_macs_of_t5_are_its_closed_form():
 
 
 def test_a_small_text_encoder_is_timed():
-    tiny = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-    found = probe("text", encoder=tiny, batch=2).measure(ProbeSettings(CPU, 2, 1))
+    found = probe("text", encoder=tiny.T5, batch=2).measure(ProbeSettings(CPU, 2, 1))
     assert 0 < found["text_s_low"] <= found["text_s"] <= found["text_s_high"]
     assert found["peak_gib"] > 0
 

@@ -4,16 +4,15 @@ import re
 from typing import Any
 
 import pytest
+import tiny
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sana_lab.config import specs
 from sana_lab.models.autoencoders.dcae import DcAe
 from sana_lab.models.autoencoders.dcae_blocks import average_channels, relu_attention, repeat_channels
 from sana_lab.models.autoencoders.presets import SPECS
-
-TINY = {"widths": (8, 16, 16), "attention_stages": 1, "latent": 8, "head_dim": 8}
 
 
 def renamed(key: str) -> str:
@@ -89,8 +88,8 @@ def test_equals_diffusers(encoder, decoder, down, up, scales, size):
         attention_head_dim=8,
         encoder_block_types=kinds,
         decoder_block_types=kinds,
-        encoder_block_out_channels=TINY["widths"],
-        decoder_block_out_channels=TINY["widths"],
+        encoder_block_out_channels=tuple(tiny.DCAE["widths"]),
+        decoder_block_out_channels=tuple(tiny.DCAE["widths"]),
         encoder_layers_per_block=tuple(encoder),
         decoder_layers_per_block=tuple(decoder),
         encoder_qkv_multiscales=multiscales,
@@ -98,8 +97,9 @@ def test_equals_diffusers(encoder, decoder, down, up, scales, size):
         downsample_block_type="Conv" if down == "conv" else "pixel_unshuffle",
         upsample_block_type="interpolate" if up == "interpolate" else "pixel_shuffle",
     ).eval()
-    scatter(theirs)
-    model = DcAe(**TINY, encoder_depths=encoder, decoder_depths=decoder, multiscales=scales, down=down, up=up)
+    tiny.scatter(theirs)
+    options = {"encoder_depths": encoder, "decoder_depths": decoder, "multiscales": scales, "down": down, "up": up}
+    model = tiny.autoencoder(tiny.DCAE, **options)
     state = ours_from(theirs.state_dict(), model, encoder)
     model.load_state_dict(state)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -108,13 +108,6 @@ def test_equals_diffusers(encoder, decoder, down, up, scales, size):
         z = theirs.encode(images).latent
         torch.testing.assert_close(model.posterior(images)[0], z, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model.reconstruct(z), theirs.decode(z).sample, rtol=1e-4, atol=1e-5)
-
-
-def scatter(model: nn.Module) -> None:
-    """Norm weights, biases and statistics away from one and zero, so that a missing one shows."""
-    for name, p in [*model.named_parameters(), *model.named_buffers()]:
-        if "norm" in name and p.is_floating_point():
-            nn.init.uniform_(p, 0.5, 1.5) if "var" in name else nn.init.normal_(p, 0.5, 0.3)
 
 
 # --- the published configurations
@@ -255,7 +248,7 @@ def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     torch.manual_seed(0)
     config, model = reduced(name, backend)
     theirs = diffusers.AutoencoderDC(**config).to(dtype).eval()
-    scatter(theirs)
+    tiny.scatter(theirs)
     model = model.to(dtype).eval()
     model.load_state_dict(ours_from(theirs.state_dict(), model, config["encoder_layers_per_block"]))
     height, width = (2, 3) if model.downsample == 32 else (1, 2)  # latents
@@ -264,16 +257,11 @@ def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
         z = theirs.encode(images).latent
         image = theirs.decode(z).sample
     with torch.no_grad():
-        assert relative(model.posterior(images)[0], z) <= tolerance
-        assert relative(model.reconstruct(z), image) <= tolerance
+        assert tiny.relative(model.posterior(images)[0], z) <= tolerance
+        assert tiny.relative(model.reconstruct(z), image) <= tolerance
         latents = z * theirs.config.scaling_factor
-        assert relative(model.encode(images), latents) <= tolerance
-        assert relative(model.decode(latents), image) <= tolerance
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest value."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+        assert tiny.relative(model.encode(images), latents) <= tolerance
+        assert tiny.relative(model.decode(latents), image) <= tolerance
 
 
 @pytest.mark.parametrize(("name", "downsample", "latent"), [("dcae_f16c32", 16, 32), ("dcae_f8c16", 8, 16)])
@@ -323,7 +311,7 @@ def test_channel_shortcuts_undo_each_other():
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 24), (64, 32)])
 def test_any_multiple_of_the_downsampling(size):
-    model = DcAe(**TINY, encoder_depths=[0, 1, 1], decoder_depths=[0, 1, 1])
+    model = tiny.autoencoder(tiny.DCAE)
     latents = model.encode(torch.randn(2, 3, *size))
     assert latents.shape == (2, 8, size[0] // 4, size[1] // 4)
     assert model.decode(latents).shape == (2, 3, *size)
@@ -338,7 +326,7 @@ def test_defaults_are_sanas_autoencoder():
 
 
 def test_every_parameter_gets_a_gradient():
-    model = DcAe(**TINY, encoder_depths=[0, 1, 1], decoder_depths=[0, 1, 1])
+    model = tiny.autoencoder(tiny.DCAE)
     model.reconstruct(model.posterior(torch.randn(2, 3, 32, 32))[0]).square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
@@ -348,7 +336,7 @@ def test_every_parameter_gets_a_gradient():
     [
         ({"encoder_depths": [1, 1]}, "encoder_depths has 2 entries"),
         ({"decoder_depths": [1, 0, 1]}, "only the first depth may be 0"),
-        ({"widths": (8, 24, 16)}, "24 does not divide"),
+        ({"widths": [8, 24, 16]}, "24 does not divide"),
         ({"latent": 3}, "not a multiple of latent 3"),
         ({"head_dim": 5}, "not a multiple of head_dim 5"),
         ({"attention_stages": 4}, "attention_stages is 4"),
@@ -359,4 +347,4 @@ def test_every_parameter_gets_a_gradient():
 )
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        DcAe(**{**TINY, "encoder_depths": [1, 1, 1], "decoder_depths": [1, 1, 1], **change})
+        tiny.autoencoder(tiny.DCAE, **{"encoder_depths": [1, 1, 1], "decoder_depths": [1, 1, 1], **change})

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -12,15 +13,7 @@ from sana_lab.config import specs
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.ops.conv import reference as op
 
-DCAE = {
-    "name": "dcae",
-    "widths": [32, 32, 64],
-    "encoder_depths": [1, 1, 1],
-    "decoder_depths": [1, 1, 2],
-    "attention_stages": 1,
-    "latent": 8,
-    "head_dim": 16,
-}
+DCAE = {**tiny.DCAE, "widths": [32, 32, 64], "encoder_depths": [1, 1, 1], "decoder_depths": [1, 1, 2], "head_dim": 16}
 FOLDED = {
     **DCAE,
     "encoder_depths": [0, 1, 1],
@@ -29,7 +22,7 @@ FOLDED = {
     "up": "shuffle",
     "batch_norm_stages": 1,
 }
-VAE = {"name": "vae", "widths": [32, 32, 64], "depth": 1, "groups": 8, "latent": 4}
+VAE = {**tiny.VAE, "widths": [32, 32, 64], "groups": 8}
 SPECS = [DCAE, FOLDED, VAE]
 NAMES = ["dcae", "dcae-folded", "vae"]
 LARGE = 64  # pixels: over 512 tiles of 4 x 4 in two images, enough for `auto` to take Winograd
@@ -37,11 +30,8 @@ LARGE = 64  # pixels: over 512 tiles of 4 x 4 in two images, enough for `auto` t
 
 def built(spec: dict[str, Any], dtype: torch.dtype = torch.float32, **options: Any) -> Autoencoder:
     """With norms away from one and zero, ready for inference; the same for every call."""
-    torch.manual_seed(0)
-    model = specs.build("autoencoder", {**spec, **options}).eval()
-    for name, p in model.named_parameters():
-        if "norm" in name:
-            nn.init.normal_(p, 0.5, 0.3)
+    model = tiny.autoencoder(spec, **options)
+    tiny.scatter(model)
     return model.to(dtype)
 
 
@@ -56,10 +46,6 @@ def both(model: Autoencoder, size: int, dtype: torch.dtype = torch.float32) -> t
         return model.encode(images), model.decode(latents)
 
 
-def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
 @pytest.mark.parametrize("size", [16, LARGE])
@@ -68,7 +54,7 @@ def test_one_result(spec, dtype, tolerance, size):
     for backend in ("torch", "auto", "fast"):
         results = both(built(spec, dtype, backend=backend), size, dtype)
         assert all(x.dtype == dtype for x in results)
-        assert max(relative(x.double(), y) for x, y in zip(results, truth, strict=True)) <= tolerance
+        assert max(tiny.error(x.double(), y) for x, y in zip(results, truth, strict=True)) <= tolerance
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
@@ -112,12 +98,12 @@ def test_weights_that_change_are_seen_at_once(spec):
         for p in model.parameters():
             p.mul_(1.1)
     other.load_state_dict(model.state_dict())
-    assert relative(both(model, 32)[1], both(other, 32)[1]) <= 5e-6
+    assert tiny.error(both(model, 32)[1], both(other, 32)[1]) <= 5e-6
     for m in (model, other):
         for p in m.parameters():
             p.data.mul_(1.1)
-    assert relative(both(model, 32)[1], both(other, 32)[1]) <= 5e-6
-    assert relative(both(model.double(), 32, torch.float64)[1], both(other.double(), 32, torch.float64)[1]) <= 1e-12
+    assert tiny.error(both(model, 32)[1], both(other, 32)[1]) <= 5e-6
+    assert tiny.error(both(model.double(), 32, torch.float64)[1], both(other.double(), 32, torch.float64)[1]) <= 1e-12
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)
@@ -147,7 +133,7 @@ def test_in_inference_mode_and_with_more_threads(backend):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert max(relative(x, y) for x, y in zip(results, expected, strict=True)) <= 5e-6
+    assert max(tiny.error(x, y) for x, y in zip(results, expected, strict=True)) <= 5e-6
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=NAMES)

@@ -1,30 +1,18 @@
 """What every autoencoder promises, whatever it is made of."""
 
 import pytest
+import tiny
 import torch
 
 from sana_lab.config.registry import TABLE
-from sana_lab.config.specs import build
 from sana_lab.models.autoencoders import Autoencoder
 
-TINY = {
-    "vae": {"name": "vae", "widths": [8, 8, 8], "depth": 1, "groups": 4},
-    "dcae": {
-        "name": "dcae",
-        "widths": [8, 8, 8],
-        "encoder_depths": [0, 1, 1],
-        "decoder_depths": [0, 1, 1],
-        "attention_stages": 1,
-        "head_dim": 8,
-        "latent": 8,
-    },
-}
+SPECS = {"vae": {**tiny.VAE, "widths": [8, 8, 8]}, "dcae": tiny.DCAE}  # both 4x
 
 
 @pytest.fixture(params=sorted(TABLE["autoencoder"]))
 def model(request) -> Autoencoder:
-    torch.manual_seed(0)
-    return build("autoencoder", TINY[request.param]).eval()
+    return tiny.autoencoder(SPECS[request.param])
 
 
 def test_latents_are_a_downsampled_grid(model):

@@ -4,14 +4,15 @@ import re
 from typing import Any
 
 import pytest
+import tiny
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_lab.config import specs
 from sana_lab.models.autoencoders.presets import SPECS
 from sana_lab.models.autoencoders.vae import Vae
 
-TINY = {"widths": (8, 16, 16), "depth": 1, "groups": 4, "latent": 4}
+SPEC = {**tiny.VAE, "widths": [8, 16, 16], "groups": 4}
 
 
 def renamed(key: str, depth: int, stages: int) -> str:
@@ -69,19 +70,19 @@ def ours_from(theirs: dict[str, Tensor], model: Vae, depth: int, stages: int) ->
 def test_equals_diffusers(depth, quant):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    stages = len(TINY["widths"])
+    stages = len(SPEC["widths"])
     theirs = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * stages,
         up_block_types=("UpDecoderBlock2D",) * stages,
-        block_out_channels=TINY["widths"],
+        block_out_channels=tuple(SPEC["widths"]),
         layers_per_block=depth,
         latent_channels=4,
         norm_num_groups=4,
         use_quant_conv=quant,
         use_post_quant_conv=quant,
     ).eval()
-    scatter(theirs)
-    model = Vae(**{**TINY, "depth": depth, "quant": quant})
+    tiny.scatter(theirs)
+    model = tiny.autoencoder(SPEC, depth=depth, quant=quant)
     model.load_state_dict(ours_from(theirs.state_dict(), model, depth, stages))
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in theirs.parameters())
     images = torch.randn(2, 3, 16, 24)
@@ -93,17 +94,10 @@ def test_equals_diffusers(depth, quant):
         torch.testing.assert_close(model.reconstruct(mean), theirs.decode(mean).sample, rtol=1e-4, atol=1e-5)
 
 
-def scatter(model: nn.Module) -> None:
-    """Norm weights and biases away from one and zero, so that a missing one shows."""
-    for name, p in model.named_parameters():
-        if "norm" in name:
-            nn.init.normal_(p, 0.5, 0.3)
-
-
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 @pytest.mark.parametrize("attention", [True, False])
 def test_any_multiple_of_the_downsampling(size, attention):
-    model = Vae(**TINY, middle_attention=attention)
+    model = tiny.autoencoder(SPEC, middle_attention=attention)
     latents = model.encode(torch.randn(2, 3, *size))
     assert latents.shape == (2, 4, size[0] // 4, size[1] // 4)
     assert model.decode(latents).shape == (2, 3, *size)
@@ -158,7 +152,7 @@ def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     torch.manual_seed(0)
     config = PUBLISHED[name] | {"block_out_channels": (16, 32, 64, 64), "norm_num_groups": 4}
     theirs = diffusers.AutoencoderKL(**config).to(dtype).eval()
-    scatter(theirs)
+    tiny.scatter(theirs)
     spec = {**specs.resolve("autoencoder", name), "widths": [16, 32, 64, 64], "groups": 4, "backend": backend}
     model = specs.build("autoencoder", spec).to(dtype).eval()
     model.load_state_dict(ours_from(theirs.state_dict(), model, 2, 4))
@@ -166,16 +160,11 @@ def test_published_layouts_equal_diffusers(name, dtype, tolerance, backend):
     with torch.no_grad():
         z = theirs.encode(images).latent_dist.mode()
         image = theirs.decode(z).sample
-        assert relative(model.posterior(images)[0], z) <= tolerance
-        assert relative(model.reconstruct(z), image) <= tolerance
+        assert tiny.relative(model.posterior(images)[0], z) <= tolerance
+        assert tiny.relative(model.reconstruct(z), image) <= tolerance
         latents = (z - (theirs.config.shift_factor or 0.0)) * theirs.config.scaling_factor
-        assert relative(model.encode(images), latents) <= tolerance
-        assert relative(model.decode(latents), image) <= tolerance
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference over the largest value."""
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+        assert tiny.relative(model.encode(images), latents) <= tolerance
+        assert tiny.relative(model.decode(latents), image) <= tolerance
 
 
 def test_the_f16_shape_is_our_own():
@@ -194,7 +183,7 @@ def test_defaults_are_stable_diffusions_autoencoder():
 
 
 def test_every_parameter_gets_a_gradient():
-    model = Vae(**TINY)
+    model = tiny.autoencoder(SPEC)
     mean, log_variance = model.posterior(torch.randn(2, 3, 16, 16))
     (model.reconstruct(mean).square().sum() + log_variance.square().sum()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
@@ -206,4 +195,4 @@ def test_every_parameter_gets_a_gradient():
 )
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Vae(**{**TINY, **change})
+        tiny.autoencoder(SPEC, **change)

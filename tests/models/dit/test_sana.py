@@ -295,10 +295,6 @@ def ours(dit: Dit, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in results.items()}
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
 def answers(model: nn.Module, dit: Dit, size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
     """(latents' gradient, velocity) by diffusers and by us; captions of 1, 5 and 12 tokens, times that are no integers.
 
@@ -333,10 +329,10 @@ def test_numbers_and_gradients_are_diffusers(case: str):
     dit = ours_of(model)
     (their_pull, theirs), (our_pull, out) = answers(model, dit, size)
     assert theirs.norm() > 0.1 * theirs.numel() ** 0.5
-    assert error(out, theirs) <= 1e-5
-    assert error(our_pull, their_pull) <= 1e-5
+    assert tiny.error(out, theirs) <= 1e-5
+    assert tiny.error(our_pull, their_pull) <= 1e-5
     gradients = ours(dit, {k: p.grad for k, p in model.named_parameters()})
-    errors = {k: error(p.grad, gradients[k]) for k, p in dit.named_parameters()}
+    errors = {k: tiny.error(p.grad, gradients[k]) for k, p in dit.named_parameters()}
     assert {k: e for k, e in errors.items() if e > 1e-5} == {}
 
 
@@ -391,7 +387,7 @@ def test_float16_is_cut_where_diffusers_cuts_it():
     wide = ours_of(hot(False))
     wide.blocks[0].attention.proj.register_forward_hook(lambda m, i, o: inside.append(o))
     expected = drawn_by(hot(False), x, t, text)
-    assert error(wide(x, t, text), expected) <= 1e-5
+    assert tiny.error(wide(x, t, text), expected) <= 1e-5
     assert inside[0].abs().max() > 1e5
     halves = x.half(), t.half(), Text(text.tokens.half(), text.mask)
     half = ours_of(hot(True))
@@ -400,7 +396,7 @@ def test_float16_is_cut_where_diffusers_cuts_it():
     theirs, out = drawn_by(hot(True), *halves), half(*halves)
     assert [x.abs().max().item() for x in inside[1:]] == [torch.inf, 65504]
     assert theirs.isfinite().all()
-    assert error(out.float(), theirs.float()) <= 5e-3
+    assert tiny.error(out.float(), theirs.float()) <= 5e-3
 
 
 def test_only_float16_is_cut():

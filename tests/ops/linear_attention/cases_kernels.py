@@ -1,14 +1,14 @@
 """Cases for the Triton kernel, run by `kernel_cases`.
 
-Triton decides when it is imported whether it interprets, so one process cannot do both. Here the device follows from
-that: the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64.
+Errors are against the definition in float64. The interpreter multiplies bfloat16 in float32;
+`test_bfloat16_before_it_is_rounded` holds a GPU's bars to what it has before it truncates the result.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
-import triton
+from kernel_comparison import BARS, BOUNDS, BRAIN, DEVICE, FULL, HALF, error
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,16 +20,9 @@ from sana_lab.ops.linear_attention import launch as kernel
 from sana_lab.ops.linear_attention.reference import definition, normed_definition
 from sana_lab.ops.linear_attention.tiling import Tiling, group, plan, single, split
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.usefixtures("poison")
 EPS = 1e-8
-HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
 
-# (output, gradients): the bars. Rounding the result alone costs 2.1e-4 in float16 and 1.7e-3 in bfloat16. The
-# interpreter truncates to bfloat16 where a GPU rounds, and multiplies it in float32, so there it is allowed two units
-# in the last place; `test_bfloat16_before_it_is_rounded` holds a GPU's bars to what it has before that truncation.
-BARS = {FULL: (1e-6, 1e-6), HALF: (4e-4, 4e-4), BRAIN: (2.5e-3, 4e-3)}
-BOUNDS = {**BARS, BRAIN: (8e-3, 8e-3)} if INTERPRETED else BARS
 
 SMALL = [
     (FULL, (2, 45, 3, 32)),
@@ -61,15 +54,6 @@ LARGE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    """NaN in whatever `empty` returns, so that an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.zeros(1, device=DEVICE).new_empty(99).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def qkv(dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int = 0) -> Tensor:
     """A fused projection (B, N, 3, H, D)."""
     b, n, h, d = shape
@@ -78,11 +62,6 @@ def qkv(dtype: torch.dtype, shape: tuple[int, int, int, int], seed: int = 0) -> 
 
 def keep(shape: tuple[int, int, int, int]) -> Tensor:
     return torch.rand(shape[:2], generator=torch.Generator().manual_seed(9)).to(DEVICE) < 0.7
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    got, want = got.detach().double(), want.detach().double()
-    return float((got - want).norm() / want.norm())
 
 
 def both(

@@ -1,14 +1,11 @@
 """Cases for the Mix-FFN kernel, run by `kernel_cases`.
 
-The device is the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64. The
-kernel widens bfloat16 as it loads, so that the interpreter, whose bfloat16 arithmetic is wrong, computes in float32.
+Errors are against the definition in float64.
 """
-
-from collections.abc import Iterator
 
 import pytest
 import torch
-import triton
+from kernel_comparison import BOUNDS, BRAIN, DEVICE, FULL, HALF, error
 from torch import Tensor
 
 from sana_lab.models.layers import MixFfn
@@ -16,14 +13,9 @@ from sana_lab.ops.mix_ffn import kernels as kernel
 from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.mix_ffn.closed_form import definition
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+pytestmark = pytest.mark.usefixtures("poison")
 Shape = tuple[int, int, int, int]
 
-# (output, gradients). Rounding the result alone costs 2.1e-4 in float16 and 1.7e-3 in bfloat16. The interpreter
-# truncates to bfloat16 where a GPU rounds, so it is allowed two units in the last place.
-BOUNDS = {FULL: (1e-6, 1e-6), HALF: (4e-4, 4e-4), BRAIN: (8e-3, 8e-3) if INTERPRETED else (2.5e-3, 4e-3)}
 
 SMALL = [  # (B, h, w, M): one and two columns of programs, rows that end in mid-run, blocks of channels
     (FULL, (1, 5, 3, 10)),
@@ -40,15 +32,6 @@ LARGE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    """NaN in whatever `empty` returns, so that an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.zeros(1, device=DEVICE).new_empty(99).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def tensors(dtype: torch.dtype, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, weight, bias and a gradient of the result."""
     *grid, m = shape
@@ -56,11 +39,6 @@ def tensors(dtype: torch.dtype, shape: Shape) -> tuple[Tensor, Tensor, Tensor, T
     shapes = (*grid, 2 * m), (2 * m, 1, 3, 3), (2 * m,), (*grid, m)
     x, weight, bias, dout = (torch.randn(s, generator=random).to(DEVICE, dtype) for s in shapes)
     return x, weight / 2, bias, dout
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    got, want = got.detach().double(), want.detach().double()
-    return float((got - want).norm() / want.norm())
 
 
 def compare(x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor) -> None:

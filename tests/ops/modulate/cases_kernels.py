@@ -1,14 +1,11 @@
 """Cases for the kernel between layers, run by `kernel_cases`.
 
-The device is the CPU under the interpreter, else CUDA. Errors are relative L2 against the definition in float64. The
-kernel widens bfloat16 as it loads, so that the interpreter, whose bfloat16 arithmetic is wrong, computes in float32.
+Errors are against the definition in float64.
 """
-
-from collections.abc import Iterator
 
 import pytest
 import torch
-import triton
+from kernel_comparison import BOUNDS, BRAIN, DEVICE, FULL, HALF, error
 from torch import Tensor
 
 from sana_lab.config.specs import build
@@ -18,15 +15,10 @@ from sana_lab.ops.modulate import kernels as kernel
 from sana_lab.ops.modulate.closed_form import definition
 from sana_lab.types import Text
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-HALF, BRAIN, FULL = torch.float16, torch.bfloat16, torch.float32
+pytestmark = pytest.mark.usefixtures("poison")
 Shape = tuple[int, int, int, int]
 Inputs = list[Tensor | None]
 
-# (outputs, gradients). Rounding a result alone costs 2.1e-4 in float16 and 1.7e-3 in bfloat16; the norm is of a rounded
-# sum. The interpreter truncates to bfloat16 where a GPU rounds, so it is allowed two units in the last place.
-BOUNDS = {FULL: (1e-6, 1e-6), HALF: (4e-4, 4e-4), BRAIN: (8e-3, 8e-3) if INTERPRETED else (2.5e-3, 4e-3)}
 
 KINDS = {"modulate": (0, 3, 4), "add": (0, 1, 2), "add_modulate": (0, 1, 2, 3, 4), "without a gate": (0, 1, 3, 4)}
 SMALL = [(FULL, (2, 1, 5, 20)), (FULL, (1, 1, 2, 600)), (HALF, (1, 1, 3, 80)), (BRAIN, (1, 2, 2, 16))]
@@ -35,15 +27,6 @@ LARGE = [
     for dtype in (FULL, HALF, BRAIN)
     for shape in [(2, 32, 32, 1152), (2, 16, 16, 2240), (3, 45, 19, 100), (1, 128, 128, 2240), (1, 3, 5, 8192)]
 ]
-
-
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    """NaN in whatever `empty` returns, so that an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.zeros(1, device=DEVICE).new_empty(99).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def tensors(kind: str, dtype: torch.dtype, shape: Shape) -> Inputs:
@@ -75,11 +58,6 @@ def gradients(outs: list[Tensor], inputs: Inputs, seed: int = 1) -> tuple[Tensor
     random = torch.Generator().manual_seed(seed)
     douts = [torch.randn(out.shape, generator=random).to(DEVICE, HALF).to(out.dtype) for out in outs]
     return torch.autograd.grad(outs, [t for t in inputs if t is not None], douts)
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    got, want = got.detach().double(), want.detach().double()
-    return float((got - want).norm() / want.norm())
 
 
 def compare(given: Inputs, bounds: tuple[float, float]) -> None:

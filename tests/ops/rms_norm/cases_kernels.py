@@ -1,30 +1,19 @@
 """Cases for the Triton kernel of RMSNorm, run by `kernel_cases`."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import triton
+from kernel_comparison import DEVICE, INTERPRETED
 from torch import Tensor
 
 from sana_lab.ops.rms_norm import kernels as kernel
 from sana_lab.ops.rms_norm import rms_norm_2d
 from sana_lab.ops.rms_norm.reference import definition
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = pytest.mark.usefixtures("poison")
 EPS = 1e-5
 
 # relative L2; the interpreter truncates to bfloat16 where a GPU rounds
 BOUNDS = {torch.float32: 3e-7, torch.float16: 4e-4, torch.bfloat16: 6e-3 if INTERPRETED else 2.5e-3}
-
-
-@pytest.fixture(autouse=True)
-def _poison() -> Iterator[None]:
-    """NaN in whatever `empty` returns, so that an output left unwritten shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(dtype: torch.dtype, shape: tuple[int, ...]) -> list[Tensor]:
