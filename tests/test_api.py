@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from torch.nn.utils import parameters_to_vector
@@ -18,23 +19,6 @@ from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.training import resume, train
 
-AUTOENCODER = """
-system:
-  name: autoencoder
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 64, held_out: 4}
-trainer: {max_steps: 2, accelerator: cpu, threads: 1}
-"""
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: experiment:squeeze
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
-sampling: {solver: euler, steps: 2, guidance: 2.0}
-trainer: {max_steps: 3, accelerator: cpu, threads: 1, checkpoint_every: 2}
-"""
 PROMPTS = ["a red circle", "Zwei blaue Quadrate — 2 = 1 + 1!"]
 
 
@@ -43,9 +27,11 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """A working directory with `squeeze` and `tiny`, both trained."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        Path("experiments").mkdir()
-        for name, text in (("squeeze", AUTOENCODER), ("tiny", TINY)):
-            Path(f"experiments/{name}.yaml").write_text(text)
+        changes = {"system.autoencoder": "experiment:squeeze", "data.size": 16, "sampling.guidance": 2.0}
+        changes |= {"trainer.max_steps": 3, "trainer.validate_every": 3}
+        tiny.write_experiment(Path(), "squeeze", tiny.SQUEEZE)
+        tiny.write_experiment(Path(), changes=changes)
+        for name in ("squeeze", "tiny"):
             train.train(experiments.load(name), name=name)
         yield Path.cwd()
 

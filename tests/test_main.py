@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -14,15 +15,6 @@ from sana_lab import __main__
 from sana_lab.config import experiments, hashing
 
 VERBS = tuple(__main__.VERBS)
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
-  text_encoder: {name: llm, width: 16, layers: 1, heads: 1}
-data: {name: shapes, size: 16, batch: 4}
-trainer: {max_steps: 2, accelerator: cpu}
-"""
 TWO = "title: Two\nbase: tiny\naxes: {attention: {softmax: {system.dit.attention: softmax}, linear: }}\n"
 HELP = """
 import sys, time
@@ -38,10 +30,8 @@ print(json.dumps([time.process_time(), sorted(name for name in sys.modules if ".
 
 @pytest.fixture
 def folder(here: Path) -> Path:
-    (here / "experiments").mkdir()
-    (here / "experiments/tiny.yaml").write_text(TINY)
-    (here / "ablations").mkdir()
-    (here / "ablations/two.yaml").write_text(TWO)
+    tiny.write_experiment(here, changes={"data.size": 16, "trainer.max_steps": 2})
+    tiny.write(here, "ablations/two.yaml", TWO)
     return here
 
 
@@ -179,7 +169,7 @@ def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
         (["train", "tiny", "system.dit.attention=os:system"], ("'os:system' is no attention",)),
         (["train", "tiny", "trainer.max_steps=few"], ("trainer.max_steps is 'few'", "expected int")),
         (["train", "tiny", "seed"], ("override 'seed'", "key=value")),
-        (["train", "tiny", "data.size=15"], ("15 is not a multiple of 2", "the nearest is 16")),
+        (["train", "tiny", "data.size=15"], ("15 is not a multiple of 8", "the nearest is 16")),
         (["train", "tiny", "system.dit.dim=30"], ("30 is not a multiple",)),
         (["train", "tiny", "system.autoencoder=experiment:tny"], ("there is no experiment 'tny'",)),
         (["ablate", "nothing_of_that_name"], ("there is no ablation 'nothing_of_that_name'",)),

@@ -33,7 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
 )
 
-TINY = tiny.EXPERIMENT.replace("groups: 2}", "groups: 2, weights: vae.safetensors}")
 ROAD = """
 title: A short road
 base: tiny
@@ -81,9 +80,9 @@ class Slow(Attention):
 
 def write_recipes(folder: Path) -> None:
     """Everything that the ablation `road` needs, in the working directory."""
-    for path, text in (("experiments/tiny.yaml", TINY), ("ablations/road.yaml", ROAD), ("guest.py", GUEST)):
-        (folder / path).parent.mkdir(exist_ok=True)
-        (folder / path).write_text(text)
+    tiny.write_experiment(folder, changes={"system.autoencoder.weights": "vae.safetensors"})
+    tiny.write(folder, "ablations/road.yaml", ROAD)
+    tiny.write(folder, "guest.py", GUEST)
     save_file(tiny.autoencoder().state_dict(), folder / "vae.safetensors")
 
 

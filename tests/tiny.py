@@ -155,4 +155,4 @@ def write_experiment(root: Path, name: str = "tiny", text: str = EXPERIMENT, cha
     config = OmegaConf.create(text)
     for key, value in changes.items():
         OmegaConf.update(config, key, value, merge=False)
-    return write(root, f"experiments/{name}.yaml", OmegaConf.to_yaml(config))
+    return write(root, f"experiments/{name}.yaml", OmegaConf.to_yaml(config) if changes else text)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 
 from sana_lab import __main__
@@ -36,15 +37,6 @@ BY_SCALE = [
 ]
 CPU = torch.device("cpu")
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
-sampling: {steps: 2}
-"""
 TABLE = """
 title: Two backends
 probe: {name: image, experiment: tiny, size: 32}
@@ -71,9 +63,8 @@ scales:
 
 @pytest.fixture
 def folder(here: Path, runs: Path) -> Path:
-    for path, text in (("experiments/tiny", TINY), ("ablations/two", TABLE)):
-        Path(f"{path}.yaml").parent.mkdir(exist_ok=True)
-        Path(f"{path}.yaml").write_text(text)
+    tiny.write_experiment(here, changes={"data.size": 16})
+    tiny.write(here, "ablations/two.yaml", TABLE)
     return here
 
 

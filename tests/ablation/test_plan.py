@@ -4,33 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
+from tiny import write
 
 from sana_lab.ablation import plan
 from sana_lab.config import hashing, schema
 from sana_lab.config.specs import SpecError
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {name: linear, eps: 1.0e-6}}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
-  text_encoder: {name: llm, width: 16, layers: 1}
-  seed: ${seed}
-data: {name: shapes, size: 16, batch: 4}
-trainer: {max_steps: 2}
-seed: 3
-"""
-
 
 @pytest.fixture(autouse=True)
 def recipes(here: Path) -> None:
     """An experiment, `tiny`, in an empty working directory."""
-    write(here, "experiments/tiny.yaml", TINY)
-
-
-def write(root: Path, name: str, text: str) -> None:
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
+    tiny.write_experiment(here, text=tiny.SEEDED)
 
 
 def message_of(*arguments: Any, **options: Any) -> str:

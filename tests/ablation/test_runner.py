@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from rich.console import Console
 
 from sana_lab import __main__
@@ -32,22 +33,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning"  # mlflow 3.17 with sqlalchemy 2.1
 )
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
-trainer: {max_steps: 0, accelerator: cpu, threads: 1}
-"""
-SQUEEZE = """
-system:
-  name: autoencoder
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 64, held_out: 4}
-trainer: {max_steps: 5, accelerator: cpu, threads: 1}
-"""
 GRID = """
 title: Solvers and steps
 base: tiny
@@ -66,9 +51,9 @@ def folder(tmp_path_factory, empty_database) -> Iterator[Path]:
     """A working directory with two experiments, an ablation and an empty store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        for path, text in (("experiments/tiny", TINY), ("experiments/squeeze", SQUEEZE), ("ablations/grid", GRID)):
-            Path(f"{path}.yaml").parent.mkdir(exist_ok=True)
-            Path(f"{path}.yaml").write_text(text)
+        tiny.write_experiment(Path(), changes={"data.size": 16, "trainer.max_steps": 0})
+        tiny.write_experiment(Path(), "squeeze", tiny.SQUEEZE, {"trainer.max_steps": 5})
+        tiny.write(Path(), "ablations/grid.yaml", GRID)
         Path("runs").mkdir()
         shutil.copy(empty_database, "runs/mlflow.db")
         yield Path.cwd()

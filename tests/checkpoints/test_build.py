@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import tiny
 import torch
 from safetensors.torch import save_file
 
@@ -9,7 +10,7 @@ import sana_lab
 from sana_lab.checkpoints.build import build
 from sana_lab.config import specs
 
-VAE = {"name": "vae", "widths": [8, 8], "depth": 1, "latent": 4, "groups": 2}
+VAE = tiny.VAE_2X
 
 
 def test_weights_are_loaded_and_only_where_the_spec_names_them(here: Path):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from tiny import write
 
 from sana_lab.ablation import plan
@@ -11,23 +12,11 @@ from sana_lab.config import experiments
 from sana_lab.config.experiments import apply, complete, compose, load, merge, nest
 from sana_lab.config.specs import SpecError
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {name: linear, eps: 1.0e-6}}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
-  text_encoder: {name: llm, width: 16, layers: 1}
-  seed: ${seed}
-data: {name: shapes, size: 16, batch: 4}
-trainer: {max_steps: 2}
-seed: 3
-"""
-
 
 @pytest.fixture
 def folder(here: Path) -> Path:
     """A working directory with one experiment, `tiny`."""
-    write(here, "experiments/tiny.yaml", TINY)
+    tiny.write_experiment(here, text=tiny.SEEDED)
     return here
 
 
@@ -149,7 +138,7 @@ def test_a_ring_of_bases_is_named(folder: Path):
 
 
 def test_a_path_is_taken_as_it_is(folder: Path):
-    path = write(folder, "elsewhere/own.yaml", TINY)
+    path = write(folder, "elsewhere/own.yaml", tiny.SEEDED)
     assert load(str(path)) == load("tiny")
     assert experiments.locate("experiments", str(path)) == path
 
@@ -215,8 +204,8 @@ def test_what_is_missing_is_asked_for(folder: Path):
 
 
 def test_a_part_is_taken_from_an_experiment_with_its_weights(folder: Path):
-    write(folder, "experiments/user.yaml", TINY.replace("{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}",
-                                                        "experiment:tiny"))  # fmt: skip
+    changes = {"system.autoencoder": "experiment:tiny"}
+    tiny.write_experiment(folder, "user", tiny.SEEDED, changes)
     encoder = load("user")["system"]["autoencoder"]
     assert (encoder["name"], encoder["widths"], encoder["weights"]) == ("vae", [8, 8], "experiment:tiny")
     assert experiments.referenced(load("user")["system"]) == ["tiny"]
@@ -240,7 +229,7 @@ def test_a_ring_of_experiments_is_told(folder: Path):
 def test_a_suite_is_named_wherever_evaluation_is_set(folder: Path):
     """In an experiment, on the command line, and in an ablation's common part and labels."""
     write(folder, "eval/own.yaml", "prompts_per_task: 7\nbatch: 3\n")
-    write(folder, "experiments/judged.yaml", TINY + "eval: own\n")
+    write(folder, "experiments/judged.yaml", tiny.SEEDED + "eval: own\n")
     assert load("judged")["eval"]["prompts_per_task"] == 7
     assert load("judged", ["eval.batch=5"])["eval"]["prompts_per_task"] == 7
     assert load("tiny", ["eval=own", "eval.batch=5"])["eval"]["batch"] == 5

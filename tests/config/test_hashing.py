@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 from PIL import Image
 from tiny import write
 
@@ -17,23 +18,11 @@ from sana_lab.config.hashing import experiment_hash
 from sana_lab.config.schema import Trial
 from sana_lab.tracking.store import Run
 
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {name: linear, eps: 1.0e-6}}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}
-  text_encoder: {name: llm, width: 16, layers: 1}
-  seed: ${seed}
-data: {name: shapes, size: 16, batch: 4}
-trainer: {max_steps: 2}
-seed: 3
-"""
-
 
 @pytest.fixture
 def folder(here: Path) -> Path:
     """A working directory with one experiment, `tiny`."""
-    write(here, "experiments/tiny.yaml", TINY)
+    tiny.write_experiment(here, text=tiny.SEEDED)
     return here
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -15,9 +16,7 @@ from sana_lab.data.features import Features
 from sana_lab.data.latents import Latents
 from sana_lab.systems.dit import without
 
-VAE = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2, "middle_attention": False}
-T5 = {"name": "t5", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16}
-LLM = {"name": "llm", "width": 32, "layers": 1, "heads": 2, "max_tokens": 16, "instruction": "draw this: "}
+VAE, T5, LLM = {**tiny.VAE, "middle_attention": False}, tiny.T5, {**tiny.LLM, "instruction": "draw this: "}
 LONG = " and a small blue square" * 3
 
 
@@ -113,7 +112,7 @@ def test_buckets_make_lengths_few_and_change_no_loss(make):
     plain, rounded = make(), make(bucket=8)
     lengths = {b.text.tokens.shape[1] for b, _ in zip(rounded.train_dataloader(), range(7), strict=False)}
     assert lengths <= {8, 16}
-    dit = specs.build("dit", {"name": "sana", "dim": 32, "depth": 1, "cross_heads": 2}, channels=4, text_dim=32)
+    dit = specs.build("dit", tiny.DIT, channels=4, text_dim=32)
     for step in range(3):
         a, b = plain.train_batch(step), rounded.train_batch(step)
         n = a.text.tokens.shape[1]

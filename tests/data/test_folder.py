@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -643,13 +644,7 @@ class Recorder(L.LightningModule):
 
 
 def fit(data: Folder, steps: int, checkpoint: Path | None = None, **options) -> tuple[Recorder, L.Trainer]:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = L.Trainer(max_steps=steps, accelerator="cpu", num_sanity_val_steps=0, **quiet, **options)
+    trainer = tiny.trainer(steps, **options)
     module = Recorder()
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     return module, trainer

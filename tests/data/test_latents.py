@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from sana_lab.config import specs
 from sana_lab.data.latents import Latents, state_digest
 from sana_lab.data.shards import Shards
 
-VAE = {"name": "vae", "widths": [8, 8, 8], "depth": 1, "groups": 4, "middle_attention": False}
+VAE = {**tiny.VAE, "widths": [8, 8, 8], "middle_attention": False}
 
 
 @pytest.fixture(scope="module")
@@ -341,11 +342,9 @@ class Recorder(L.LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning's, not ours
 def test_a_resumed_run_goes_on_where_it_stopped(make, tmp_path):
-    noisy = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-
     def fit(steps: int, checkpoint: Path | None = None) -> tuple[list[list[str]], L.Trainer]:
         module = Recorder()
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", **dict.fromkeys(noisy, False))
+        trainer = tiny.trainer(steps)
         trainer.fit(module, datamodule=make(), ckpt_path=checkpoint)
         return module.seen, trainer
 

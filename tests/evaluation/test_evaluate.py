@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
@@ -27,35 +28,18 @@ from sana_lab.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow's
 
-AUTOENCODER = """
-system:
-  name: autoencoder
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 64, held_out: 12}
-trainer: {max_steps: 2, accelerator: cpu, threads: 1}
-eval: {reconstructions: 10}
-"""
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: experiment:squeeze
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 24}
-data: {name: shapes, size: 32, batch: 4, held_out: 4}
-sampling: {solver: euler, steps: 1, guidance: 1.0}
-trainer: {max_steps: 0, accelerator: cpu, threads: 1}
-eval: {prompts_per_task: 2, images_per_prompt: 2, batch: 5}
-"""
-
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory) -> Iterator[Path]:
     """A working directory with `squeeze`, trained, and `tiny`, untrained but there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("here"))
-        Path("experiments").mkdir()
-        for name, text in (("squeeze", AUTOENCODER), ("tiny", TINY)):
-            Path(f"experiments/{name}.yaml").write_text(text)
+        counts = {"data.held_out": 12, "eval.reconstructions": 10}
+        tiny.write_experiment(Path(), "squeeze", tiny.SQUEEZE, counts)
+        changes = {"system.autoencoder": "experiment:squeeze", "sampling.steps": 1, "sampling.guidance": 1.0}
+        changes |= {"trainer.max_steps": 0, "eval": {"prompts_per_task": 2, "images_per_prompt": 2, "batch": 5}}
+        tiny.write_experiment(Path(), changes=changes)
+        for name in ("squeeze", "tiny"):
             train.train(experiments.load(name), name=name)
         yield Path.cwd()
 

@@ -39,8 +39,7 @@ def folder(here: Path) -> Path:
     """A working directory with a module that leaves a trace where it is imported."""
     sys.modules.pop("evil_guest", None)
     (here / "evil_guest.py").write_text(CODE)
-    (here / "experiments").mkdir()
-    (here / "experiments" / "tiny.yaml").write_text(tiny.EXPERIMENT)
+    tiny.write_experiment(here)
     return here
 
 

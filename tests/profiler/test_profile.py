@@ -12,27 +12,21 @@ from sana_lab.config import experiments
 from sana_lab.profiler import profile
 from sana_lab.profiler.phases import SAMPLING, TRAINING
 
-CACHED = """
-system:
-  name: dit
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2, checkpointing: selective}
-  autoencoder: {name: vae, widths: [8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data:
-  name: features
-  source: {name: latents, source: {name: folder, root: data/none, size: 16, held_out: 1}, items: 1000, batch: 4,
-    autoencoder: {name: vae, widths: [8, 8], depth: 1, groups: 2}}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-  batch: 4
-trainer: {accelerator: cpu, accumulate: 2}
-"""
+PARTS = {"autoencoder": tiny.VAE_2X, "text_encoder": tiny.T5}
+PICTURES = {"name": "folder", "root": "data/none", "size": 16, "held_out": 1}
+LATENTS = {"name": "latents", "source": PICTURES, "items": 1000, "batch": 4, "autoencoder": tiny.VAE_2X}
+CACHED = {
+    "system": {"name": "dit", "dit": {**tiny.DIT, "checkpointing": "selective"}, **PARTS},
+    "data": {"name": "features", "source": LATENTS, "text_encoder": tiny.T5, "batch": 4},
+    "trainer": {"accelerator": "cpu", "accumulate": 2},
+}
 
 
 @pytest.fixture
 def folder(here: Path) -> Path:
     sizes = {"data.size": 16, "system.dit.depth": 2, "system.autoencoder.widths": [8, 8]}
     tiny.write_experiment(here, changes=sizes)
-    tiny.write_experiment(here, "cached", CACHED)
+    tiny.write_experiment(here, "cached", changes=CACHED)
     return here
 
 

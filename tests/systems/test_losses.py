@@ -1,6 +1,9 @@
 """The objectives: what is compared with what, and what the network is told of the time."""
 
+import json
+
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -17,9 +20,9 @@ from sana_lab.types import Text
 
 TEXT = Text(torch.zeros(5, 1, 8), torch.ones(5, 1, dtype=torch.bool))
 SMALL = [  # a head of zeros would hide what the network read
-    "system.dit={name: sana, dim: 32, depth: 1, cross_heads: 2, zero_head: false}",
-    "system.autoencoder={name: vae, widths: [8, 8, 8, 8], groups: 2, depth: 1}",
-    "system.text_encoder={name: llm, width: 32, layers: 1, heads: 2, max_tokens: 16}",
+    f"system.dit={json.dumps({**tiny.DIT, 'zero_head': False})}",
+    f"system.autoencoder={json.dumps(tiny.VAE)}",
+    f"system.text_encoder={json.dumps(tiny.LLM)}",
 ]
 
 

@@ -176,16 +176,14 @@ def test_the_loss_is_the_squared_error_of_noise_minus_data():
 
 
 class TestCheckpoints:
-    @pytest.mark.parametrize(
-        ("text", "kinds"), [(tiny.LLM, {"dit", "text_encoder"}), (tiny.T5, {"dit", "text_encoder"})]
-    )
-    def test_frozen_parts_are_left_out(self, text, kinds, tmp_path):
+    @pytest.mark.parametrize("text", [tiny.LLM, tiny.T5])
+    def test_frozen_parts_are_left_out(self, text, tmp_path):
         system = tiny.text2image(text_encoder=text)
         run = trainer(1)
         run.fit(system, datamodule=world())
         run.save_checkpoint(tmp_path / "a.ckpt")
         held = torch.load(tmp_path / "a.ckpt", weights_only=True)
-        assert {name.split(".")[0] for name in held["state_dict"]} == kinds
+        assert {name.split(".")[0] for name in held["state_dict"]} == {"dit", "text_encoder"}
         assert held["average"]["values"].keys() == {n for n, p in system.named_parameters() if p.requires_grad}
 
     def test_a_frozen_text_encoder_is_left_out_too(self, tmp_path):

@@ -3,40 +3,22 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import save_file
 
-from sana_lab.config import experiments, specs
+from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.training import checks, train
-
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
-trainer: {max_steps: 2, accelerator: cpu, threads: 1}
-"""
-SQUEEZE = """
-system:
-  name: autoencoder
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 64, held_out: 4}
-trainer: {max_steps: 2, accelerator: cpu, threads: 1}
-"""
 
 
 @pytest.fixture
 def folder(here: Path) -> Path:
     """Two experiments, `tiny` and `squeeze`, and weights of the autoencoder, right, narrow and cut short."""
-    (here / "experiments").mkdir()
-    (here / "experiments/tiny.yaml").write_text(TINY)
-    (here / "experiments/squeeze.yaml").write_text(SQUEEZE)
-    spec = {"name": "vae", "widths": [8, 8, 8, 8], "depth": 1, "groups": 2}
-    save_file(specs.build("autoencoder", spec).state_dict(), here / "right.safetensors")
-    save_file(specs.build("autoencoder", {**spec, "latent": 2}).state_dict(), here / "narrow.safetensors")
+    tiny.write_experiment(here, changes={"data.size": 16})
+    tiny.write_experiment(here, "squeeze", tiny.SQUEEZE)
+    save_file(tiny.autoencoder().state_dict(), here / "right.safetensors")
+    save_file(tiny.autoencoder(latent=2).state_dict(), here / "narrow.safetensors")
     (here / "cut.safetensors").write_bytes((here / "right.safetensors").read_bytes()[:3000])
     return here
 

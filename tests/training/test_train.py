@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -19,32 +20,13 @@ from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
 from sana_lab.training import callbacks, resume, train
 
-AUTOENCODER = """
-system:
-  name: autoencoder
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-data: {name: shapes, size: 16, batch: 64, held_out: 4}
-trainer: {max_steps: 2, accelerator: cpu, threads: 1}
-"""
-TINY = """
-system:
-  name: text2image
-  dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
-  autoencoder: {name: vae, widths: [8, 8, 8, 8], depth: 1, groups: 2}
-  text_encoder: {name: t5, width: 32, layers: 1, heads: 2, max_tokens: 16}
-  warmup: 2
-data: {name: shapes, size: 16, batch: 4, held_out: 4}
-sampling: {solver: euler, steps: 2}
-trainer: {max_steps: 12, accelerator: cpu, threads: 1, log_every: 1, checkpoint_every: 4, validate_every: 4}
-"""
-
 
 @pytest.fixture
 def folder(here: Path) -> Path:
     """Two experiments, `tiny` and `squeeze`."""
-    (here / "experiments").mkdir()
-    (here / "experiments/tiny.yaml").write_text(TINY)
-    (here / "experiments/squeeze.yaml").write_text(AUTOENCODER)
+    every = {"trainer.max_steps": 12, "trainer.checkpoint_every": 4, "trainer.validate_every": 4}
+    tiny.write_experiment(here, changes={"data.size": 16, **every})
+    tiny.write_experiment(here, "squeeze", tiny.SQUEEZE)
     return here
 
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
@@ -205,22 +206,11 @@ class Cosine(Attention):
         return self.gain * normalize(q, dim=-1) * state
 '''
 
-EXPERIMENT = """
-system:
-  name: text2image
-  dit: {{name: sana, dim: 32, depth: 1, cross_heads: 2, attention: {attention}}}
-  autoencoder: {{name: vae, widths: [8, 8], depth: 1, latent: 4, groups: 2}}
-  text_encoder: {{name: llm, width: 16, layers: 1, heads: 1}}
-data: {{name: shapes, size: 16, batch: 4}}
-trainer: {{max_steps: 2, accelerator: cpu}}
-"""
-
 
 @pytest.fixture
 def cosine(here: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """One file, beside the user's experiments."""
     (here / "own_attention.py").write_text(NEW)
-    (here / "experiments").mkdir()
     monkeypatch.syspath_prepend(here)
     return "own_attention:Cosine"
 
@@ -240,7 +230,7 @@ def run(dit: torch.nn.Module) -> Tensor:
 
 def test_a_new_attention_in_one_file(here: Path, cosine: str):
     """From YAML by `module:Class`, its options checked like anyone's."""
-    (here / "experiments/mine.yaml").write_text(EXPERIMENT.format(attention=f'{{name: "{cosine}", gain: 2}}'))
+    tiny.write_experiment(here, "mine", changes={"system.dit.attention": {"name": cosine, "gain": 2}})
     experiment = experiments.load("mine")
     train.check(experiment)
     dit = dit_of(experiment)
@@ -255,7 +245,7 @@ def test_a_new_attention_in_one_file(here: Path, cosine: str):
 def test_a_new_attention_in_one_line(here: Path, cosine: str, monkeypatch):
     """With a line in the table it has a name, and the same weights, keys and results as by its path."""
     monkeypatch.setitem(registry.TABLE["attention"], "cosine", cosine)
-    (here / "experiments/mine.yaml").write_text(EXPERIMENT.format(attention="cosine"))
+    tiny.write_experiment(here, "mine", changes={"system.dit.attention": "cosine"})
     named, softmax = experiments.load("mine"), experiments.load("mine", ["system.dit.attention=softmax"])
     by_path = experiments.load("mine", [f"system.dit.attention={cosine}"])
     assert torch.equal(run(dit_of(named)), run(dit_of(by_path)))
