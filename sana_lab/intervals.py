@@ -48,16 +48,38 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
     Student's t with the cluster-robust standard error, which equals the ordinary one if every cluster has one value;
     `n` is the number of clusters. A single cluster has no interval. ValueError without values.
     """
+    mean, error, n = _clustered(values, clusters)
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def clustered_share(values: Sequence[float], clusters: Sequence[Hashable], whole: float = 1.0) -> Estimate:
+    """The same of a share in [0, whole], with an interval inside it: Wilson's with Student's quantile.
+
+    The sample size in it is the one whose binomial standard error is the cluster-robust one; of shares without any
+    spread, the number of clusters.
+    """
+    mean, error, n = _clustered(values, clusters)
+    if n == 1:
+        return Estimate(mean, None, None, 1)
+    p, t = min(max(mean / whole, 0.0), 1.0), float(stats.t.ppf(0.975, n - 1))
+    size = p * (1 - p) / (error / whole) ** 2 if error > 0 and 0 < p < 1 else n
+    centre, half = p + t**2 / (2 * size), t * np.sqrt(p * (1 - p) / size + (t / (2 * size)) ** 2)
+    low, high = ((centre + sign * half) / (1 + t**2 / size) for sign in (-1, 1))
+    return Estimate(mean, whole * float(max(0.0, low)), whole * float(min(1.0, high)), n)
+
+
+def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, int]:
+    """Mean, its cluster-robust standard error (0 for one cluster), number of clusters. ValueError without values."""
     if not values:
         raise ValueError("no images came, so there is no mean")
     x, index = np.asarray(values, np.float64), {c: i for i, c in enumerate(dict.fromkeys(clusters))}
     mean, n = x.mean(), len(index)
-    if n == 1:
-        return Estimate(float(mean), None, None, 1)
     sums = np.bincount([index[c] for c in clusters], x - mean)
-    error = np.sqrt((sums**2).sum() * n / (n - 1)) / len(x)
-    half = stats.t.ppf(0.975, n - 1) * error
-    return Estimate(float(mean), float(mean - half), float(mean + half), n)
+    error = np.sqrt((sums**2).sum() * n / (n - 1)) / len(x) if n > 1 else 0.0
+    return float(mean), float(error), n
 
 
 def normal(value: float, error: float, n: int, *, level: float = 0.95) -> Estimate:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sana_lab.config import specs
+from sana_lab.config import limits, specs
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
 from sana_lab.config.specs import SpecError, nearest
 
@@ -68,7 +68,9 @@ def complete(config: Config, title: str = "experiment") -> Config:
     assert isinstance(plain, dict)
     for name in referenced([plain.get(key) for key in ("system", "data", "eval")]):
         _check_ring(name)
-    return specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
+    full = specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
+    limits.check_evaluation_numbers(full["eval"])
+    return full
 
 
 def from_card(config: Config, source: str) -> Config:

@@ -15,20 +15,20 @@ TRAINER_MINIMA = {
     "validate_every": 1,
     "checkpoint_every": 1,
 }
-EVALUATION_MINIMA = {
-    "prompts_per_task": 1,
-    "images_per_prompt": 1,
-    "batch": 1,
-    "seed": 0,
-    "reconstructions": 1,
-    "bench_size": 1,
-    "bench_batch": 1,
-    "bench_repeats": 1,
-    "bench_steps": 1,
-    "held_out": 1,
-    "worst": 0,
+EVALUATION_RANGES = {
+    "prompts_per_task": (1, 100_000),
+    "images_per_prompt": (1, 10_000),
+    "batch": (1, 65_536),
+    "seed": (0, 2**63 - 1),
+    "reconstructions": (1, 10_000_000),
+    "bench_size": (1, 65_536),
+    "bench_batch": (1, 65_536),
+    "bench_repeats": (1, 100_000),
+    "bench_steps": (1, 100_000),
+    "held_out": (1, 10_000_000),
+    "worst": (0, 10_000),
 }
-"""Smallest value of each option; null is not checked."""
+"""Smallest and largest value of each option of `eval:`, and of options of its measures with the same names."""
 
 FOLDERS = ("captions", "reconstruction_folder")
 """Options of `eval:` that name a folder; those that end in `_weights` name a file."""
@@ -45,12 +45,30 @@ def check_trainer(options: Mapping[str, Any]) -> None:
 
 def check_evaluation(options: Mapping[str, Any]) -> None:
     """SpecError for a number out of range, or a missing file or folder."""
-    _check_minima("eval", options, EVALUATION_MINIMA)
+    check_evaluation_numbers(options)
     for key, value in options.items():
         if key.endswith("_weights") and value is not None and not Path(value).expanduser().is_file():
             raise SpecError(f"eval.{key} is {value!r}, which is no file here; {_nearest_file(value)}")
         if key in FOLDERS and value is not None and not Path(value).expanduser().is_dir():
             raise SpecError(f"eval.{key} is {value!r}, which is no folder here; {_nearest_file(value)}")
+
+
+def check_evaluation_numbers(options: Mapping[str, Any]) -> None:
+    """SpecError for a number out of range, of `eval:` or of one of the lab's measures in it."""
+    _check_ranges("eval", options)
+    for measure in options["measures"]:
+        if isinstance(measure, dict) and ":" not in measure["name"]:
+            _check_ranges(f"eval.measures: {measure['name']}", measure)
+
+
+def _check_ranges(title: str, options: Mapping[str, Any]) -> None:
+    for key, (least, most) in EVALUATION_RANGES.items():
+        value = options.get(key)
+        if isinstance(value, int | float) and not least <= value <= most:
+            nearest_value = least if value < least else most
+            raise SpecError(
+                f"{title}.{key} is {value}, expected {least} ... {most}; the nearest is {nearest_value}"
+            )
 
 
 def _check_minima(title: str, options: Mapping[str, Any], minima: Mapping[str, int]) -> None:

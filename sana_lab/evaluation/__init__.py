@@ -41,6 +41,8 @@ class Measure(ABC):
     """Number of images to generate per row."""
     needs_reference: bool = False
     """Whether it compares with real images."""
+    needs_captions: bool = True
+    """Whether it scores images against the prompts of their rows, which must then have one."""
 
     def refer(self, images: Tensor) -> None:
         """Add real images (B, 3, H, W) uint8 to compare with."""

@@ -68,6 +68,8 @@ def lines(report: Json) -> list[str]:
     for name, measure in report.get("measures", {}).items():
         shown = {k: v for k, v in measure["values"].items() if name != "geneval" or "correct" in k or "partial" in k}
         out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
+    if reference := report.get("reference"):
+        out += [_reference_line(reference, report["measures"])]
     out += [f"skipped {name}: {why}" for name, why in report.get("skipped", {}).items()]
     if r := report.get("reconstruction"):
         out += _reconstruction_lines(r)
@@ -77,8 +79,28 @@ def lines(report: Json) -> list[str]:
 
 
 def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:
-    interval = f"  [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-    return f"  {name:<24}{value:.3f}{interval}{f'  n {n}' if n else ''}"
+    interval = f"  [{low:z.3f}, {high:z.3f}]" if low is not None and high is not None else ""
+    return f"  {name:<24}{value:z.3f}{interval}{f'  n {n}' if n else ''}"
+
+
+def _reference_line(reference: Json, measures: Json) -> str:
+    """How the real images of distances and the judged ones were prepared, and how many of each were compared."""
+    size = reference["size"]
+    prepared = f"as squares of {size} px, as the generated ones" if size else "at their own sizes, as the judged ones"
+    extractors = (m["settings"].get("extractor") for m in measures.values())
+    resizes = [
+        f"resized to {e['side']} px ({e['resize']}) by {e['extractor']}"
+        for e in extractors
+        if isinstance(e, dict) and e.keys() >= {"side", "resize"}
+    ]
+    counts = _first(reference["n"], reference["of"], f"real pictures of {reference['origin']}")
+    if reference.get("judged_of", 0) > reference.get("judged", 0):
+        counts += f", {_first(reference['judged'], reference['judged_of'], 'judged ones')}"
+    return "  " + "; ".join([f"compared with {counts}, {prepared}", *dict.fromkeys(resizes)])
+
+
+def _first(n: int, total: int, what: str) -> str:
+    return f"{n} {what}" if n == total else f"{n} of {total} {what} (eval.held_out)"
 
 
 def _reconstruction_lines(report: Json) -> list[str]:

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
+
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
@@ -25,34 +28,88 @@ class Line(NamedTuple):
     reason: str = ""  # why there is no difference
 
 
+class _Value(TypedDict):
+    """A number; its interval and sample size are not read."""
+
+    value: FiniteFloat
+
+
+class _Measured(TypedDict):
+    """One measure of a report."""
+
+    values: dict[str, _Value]
+    settings: Json
+
+
+class _PerImage(TypedDict):
+    """One column's numbers per image."""
+
+    values: list[FiniteFloat]
+    drawn: str | None
+    images_per_prompt: PositiveInt
+
+
+class _Report(TypedDict):
+    """What is read of a report."""
+
+    measures: dict[str, _Measured]
+    per_image: dict[str, _PerImage]
+
+
 def read(path: Path) -> Json:
-    """Read a report that `sana-lab eval --json` wrote. SpecError for another file."""
+    """Read a report that `sana-lab eval --json` wrote. SpecError for another file, and for numbers that are none."""
     if not path.is_file():
         beside = path.parent.glob("*.json") if path.parent.is_dir() else ()
         raise SpecError(f"there is no file {str(path)!r}; {nearest(path.name, (p.name for p in beside))}")
     try:
-        report = json.loads(path.read_text())
-    except ValueError as error:
+        report = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{path} is no JSON: {error}") from error
     if not isinstance(report, dict) or not {"measures", "per_image"} <= report.keys():
-        raise SpecError(
-            f"{path} holds no evaluation with measures; expected what `sana-lab eval NAME --json FILE` writes"
-        )
+        raise SpecError(f"{path} holds no evaluation with measures; {_EXPECTED}")
+    try:
+        TypeAdapter(_Report).validate_python(report)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SpecError(f"{path}: {where} is {first['input']!r:.60}: {first['msg']}; {_EXPECTED}") from None
+    if _depth(report["measures"]) > MAX_DEPTH:
+        raise SpecError(f"{path} nests its settings more than {MAX_DEPTH} deep; {_EXPECTED}")
     return report
 
 
+_EXPECTED = "expected what `sana-lab eval NAME --json FILE` writes"
+
+MAX_DEPTH = 50
+"""Levels of nested settings; the lab writes fewer than ten."""
+
+
+def _depth(value: Any) -> int:
+    """Levels of nesting, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        nested = (v for v in level if isinstance(v, dict | list))
+        level = [inner for v in nested for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
+
+
 def compare(a: Json, b: Json) -> list[Line]:
-    """Each column that both reports have. SpecError without common measures."""
-    common = [name for name in a["measures"] if name in b["measures"]]
-    if not common:
-        raise SpecError(f"they share no measure: {', '.join(a['measures'])}, and {', '.join(b['measures'])}")
-    return [line for name in common for line in _lines(name, a, b)]
+    """Each column that both reports have, in the order of the first. SpecError without common columns."""
+    columns = [line for name in a["measures"] if name in b["measures"] for line in _lines(name, a, b)]
+    if not columns:
+        raise SpecError(f"they share no measure: {_names(a)}, and {_names(b)}")
+    return columns
+
+
+def _names(report: Json) -> str:
+    return ", ".join(report["measures"]) or "none"
 
 
 def _lines(measure: str, a: Json, b: Json) -> Iterator[Line]:
     first, second = a["measures"][measure], b["measures"][measure]
     changes = differing(first["settings"], second["settings"])
-    for name in first["values"].keys() & second["values"].keys():
+    for name in (name for name in first["values"] if name in second["values"]):
         difference = None if changes else paired(b, a, name)
         reason = "; ".join(changes) if changes else "" if difference else _unpaired_reason(a, b, name)
         yield Line(measure, name, first["values"][name]["value"], second["values"][name]["value"], difference, reason)
@@ -80,7 +137,7 @@ def _short(value: Any) -> str:
 def lines(columns: list[Line]) -> list[str]:
     """A comparison as text; ▲ and ▼ mark a second that is better or worse at the 5 % level."""
     out = []
-    for line in sorted(columns, key=lambda line: line.measure):
+    for line in columns:
         head = f"{column(line.name).heading:<28}{line.a:>10.4g}{line.b:>10.4g}"
         if line.difference is None:
             out.append(f"{head}  not compared: {line.reason}")

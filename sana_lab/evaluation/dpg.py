@@ -24,7 +24,7 @@ from sana_lab.data.images import UnreadableError, read
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.per_prompt import Coverage
 from sana_lab.evaluation.vqa import Vqa
-from sana_lab.intervals import Estimate, clustered_mean
+from sana_lab.intervals import Estimate, clustered_share
 from sana_lab.types import Json
 
 COLUMNS = (
@@ -135,7 +135,7 @@ class Dpg(Measure):
             raise ValueError("no images came, so there is no score")
         name = "dpg" + "_partial" * self.coverage.partial
         influences = by_prompt([100 * _share(holding) for _, holding in self.results], self._owners())
-        values = {name: clustered_mean(influences, self._owners())}
+        values = {name: clustered_share(influences, self._owners(), 100.0)}
         values |= {f"{name}_{_identifier(broad)}": value for broad, value in self.categories(detailed=False).items()}
         return Report(values, self._settings(), {name: influences})
 
@@ -164,7 +164,7 @@ class Dpg(Measure):
         sums, sizes = (np.array([f(holding) for holding in images.values()], np.float64) for f in (sum, len))
         value = sums.sum() / sizes.sum()
         influences = value + (sums - value * sizes) / sizes.mean()
-        return clustered_mean((100 * influences).tolist(), [self.results[n][0] for n in images])
+        return clustered_share((100 * influences).tolist(), [self.results[n][0] for n in images], 100.0)
 
     def _settings(self) -> Json:
         return {

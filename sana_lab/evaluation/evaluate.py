@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab import environment
-from sana_lab.config import experiments, hashing, schema
+from sana_lab.checkpoints import files
+from sana_lab.config import experiments, hashing, limits, schema
 from sana_lab.config.specs import Spec, SpecError, build, complete, fields, name_of
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
@@ -23,16 +24,25 @@ from sana_lab.systems import Sample, System
 from sana_lab.types import Json
 
 
-def evaluate(model: str | Any, overrides: Sequence[str] = ()) -> Json:
+def evaluate(
+    model: str | Any,
+    overrides: Sequence[str] = (),
+    *,
+    may_be_empty: bool = False,  # accept an experiment without measures, as a trial that is measured otherwise
+) -> Json:
     """All measures that `eval:` names, as plain data, with everything that they depend on.
 
     `model` is an experiment's name, a system that `load` returned, a diffusers pipeline's folder, or a folder of
     images; for the last two `eval.*`, `sampling.*` and `size` can be overridden. The report has `measures` (values with
     intervals, settings), `per_image` (numbers for paired tests), `geneval` (tasks, overall, per prompt) for a
-    text2image system of the embedded world, and `reconstruction` for an autoencoder. SpecError, ValueError.
+    text2image system of the embedded world, and `reconstruction` for an autoencoder. SpecError, also where nothing
+    is measured; ValueError.
     """
     start = time.perf_counter()
-    report = _evaluate_name(model, overrides) if isinstance(model, str) else _evaluate_system(model)
+    if isinstance(model, str):
+        report = _evaluate_name(model, overrides, may_be_empty)
+    else:
+        report = _evaluate_system(model, may_be_empty)
     return {
         **report,
         "seconds": round(time.perf_counter() - start, 1),
@@ -40,15 +50,17 @@ def evaluate(model: str | Any, overrides: Sequence[str] = ()) -> Json:
     }
 
 
-def _evaluate_name(name: str, overrides: Sequence[str]) -> Json:
+def _evaluate_name(name: str, overrides: Sequence[str], may_be_empty: bool) -> Json:
     if not loading.is_model(name):
-        return _evaluate_system(loading.open_model(name, overrides))
+        limits.check_evaluation(experiments.load(name, overrides)["eval"])
+        return _evaluate_system(loading.open_model(name, overrides), may_be_empty)
     given = experiments.apply({}, overrides)
     if unknown := given.keys() - {"eval", "sampling", "size"}:
         raise SpecError(
             f"{name!r} is no experiment: eval.*, sampling.* and size can be given, not {', '.join(unknown)}"
         )
     options = complete(fields(schema.EvaluationOptions), given.get("eval", {}), "eval", "eval")
+    limits.check_evaluation(options)
     if image_folder.is_image_folder(Path(name)):
         return _evaluate_folder(Path(name), options)
     if is_pipeline(name) and not _is_sana(Path(name)):
@@ -57,51 +69,74 @@ def _evaluate_name(name: str, overrides: Sequence[str]) -> Json:
     if isinstance(system, System) and system.experiment is not None:
         data = {**system.experiment["data"], **({"size": given["size"]} if "size" in given else {})}
         system.experiment = {"seed": None, **system.experiment, "eval": options, "data": data}
-    return _evaluate_system(system)
+    return _evaluate_system(system, may_be_empty)
 
 
 def _is_sana(folder: Path) -> bool:
     """Whether a pipeline is loaded as the lab's own system."""
     index = folder / "model_index.json"
-    return index.is_file() and json.loads(index.read_text()).get("_class_name") == "SanaPipeline"
+    return index.is_file() and files.read_json(index).get("_class_name") == "SanaPipeline"
 
 
 def _evaluate_folder(folder: Path, options: Json) -> Json:
     measures, skipped = build_measures(options), Skipped(folder)
     if not measures:
-        raise SpecError(f"nothing to measure of {folder}; expected a suite with measures, such as eval=shapes_full")
-    reports = image_folder.measure_folder(folder, measures, options, skipped)
-    return {**as_json(reports, measures), "settings": {"eval": options}, "skipped": skipped.reasons}
+        raise SpecError(_nothing(str(folder)))
+    reports, reference = image_folder.measure_folder(folder, measures, options, skipped)
+    report = {**as_json(reports, measures), "settings": {"eval": options}, "skipped": skipped.reasons}
+    return {**report, "reference": reference} if reference else report
+
+
+def _nothing(name: str) -> str:
+    return (
+        f"nothing to measure of {name}; expected a suite with measures, such as eval=shapes_full, "
+        "or eval.measures='[{name: ...}]' or eval.fid_weights=FILE (`sana-lab parts measure` lists them)"
+    )
 
 
 def _evaluate_pipeline(peer: Peer, options: Json, given: Json) -> Json:
     if "size" not in given:
         raise SpecError(f"{peer.name} generates images of any size; expected pixels a side, such as size=1024")
     sampling, size = given.get("sampling", {}), given["size"]
-    measures, source = build_measures(options), sources.pipeline_source(peer, options, sampling, size)
-    report = as_json(run_measures.run(measures, source, options["batch"]), measures, source.captions, options["seed"])
+    measures = build_measures(options)
+    if not measures:
+        raise SpecError(_nothing(peer.name))
+    source = sources.pipeline_source(peer, options, sampling, size)
+    report = measure_source(measures, source, options)
     settings = {"eval": options, "sampling": sampling, "size": size}
     return {**report, "settings": settings, "model": peer.identity()}
 
 
-def _evaluate_system(system: Any) -> Json:
+def _evaluate_system(system: Any, may_be_empty: bool) -> Json:
     experiment = getattr(system, "experiment", None)
     if experiment is None or not isinstance(system, System):
         raise SpecError(
             f"model is a {type(system).__name__}{' without' if experiment is None else ' with'} an experiment; "
             "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
         )
-    report = system.evaluate(Evaluator(system))
+    skip = may_be_empty and not system.evaluates
+    report = {} if skip else system.evaluate(Evaluator(system, may_be_empty))
+    if not isinstance(report, dict):
+        kind = type(system).__name__
+        raise SpecError(f"system {kind}: evaluate returned a {type(report).__name__}, expected plain data in a dict")
+    if not may_be_empty and not is_measured(report):
+        raise SpecError(_nothing(f"a {type(system).__name__}"))
     settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}
     model = hashing.experiment_hash(experiment) if "trainer" in experiment else experiment["system"]
     return {**report, "settings": settings, "model": model}
 
 
+def is_measured(report: Json) -> bool:
+    """Whether a report holds a number: a value of a measure, or an entry of the system's own."""
+    own = [value for key, value in report.items() if key not in ("measures", "per_image")]
+    return any(own) or any(measure["values"] for measure in report.get("measures", {}).values())
+
+
 class Evaluator:
     """`sana_lab.systems.Evaluator` of one system."""
 
-    def __init__(self, system: System) -> None:
-        self.system, self.experiment = system, system.experiment
+    def __init__(self, system: System, may_be_empty: bool = False) -> None:
+        self.system, self.experiment, self.may_be_empty = system, system.experiment, may_be_empty
         self.options: Json = self.experiment["eval"]
         self.device = place("auto")
 
@@ -109,10 +144,12 @@ class Evaluator:
         """All measures of generated images."""
         data = self.experiment["data"].get("source", self.experiment["data"])
         measures = build_measures(self.options, shapes=data.get("name") == "shapes")
-        source = sources.system_source(sample, self.experiment)
+        if not measures and not self.may_be_empty:
+            raise SpecError(_nothing(f"a {type(self.system).__name__}"))
+        if not measures:
+            return as_json({}, {})
         with advise_on_out_of_memory(self._memory_advice):
-            reports = run_measures.run(measures, source, self.options["batch"]) if measures else {}
-        return as_json(reports, measures, source.captions, self.options["seed"])
+            return measure_source(measures, sources.system_source(sample, self.experiment), self.options)
 
     def reconstructed(self, autoencoder: Autoencoder) -> Json:
         """Reconstruction quality on held-out images, or on `eval.reconstruction_folder`."""
@@ -144,6 +181,13 @@ class Evaluator:
             return ["try eval.batch=1"]
         size, sampling = experiments.image_size(self.experiment["data"]), Sampling(**self.experiment["sampling"])
         return SamplingPass(self.system, size, min(self.options["batch"], 64), sampling, "eval.batch").advice()
+
+
+def measure_source(measures: dict[str, Measure], source: run_measures.Source, options: Json) -> Json:
+    """All measures of a generator's images as plain data."""
+    reports = run_measures.run(measures, source, options["batch"])
+    report = as_json(reports, measures, source.captions, options["seed"])
+    return {**report, "reference": source.reference} if any(m.needs_reference for m in measures.values()) else report
 
 
 def build_measures(options: Json, shapes: bool = False) -> dict[str, Measure]:

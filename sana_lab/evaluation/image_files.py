@@ -60,10 +60,14 @@ def find_images(folder: str | Path) -> list[ImageFile]:
 
 
 def batches(
-    files: Sequence[ImageFile], batch: int, skipped: Skipped, min_side: int = 1
+    files: Sequence[ImageFile], batch: int, skipped: Skipped, min_side: int = 1, total: int | None = None
 ) -> Iterator[tuple[Tensor, list[ImageFile]]]:
-    """Images (B, 3, H, W) uint8, B at most `batch`, and their files; neighbours of one size share a batch."""
-    for _, same_size in groupby(_readable(files, skipped, min_side), key=lambda pair: pair[0].shape):
+    """Images (B, 3, H, W) uint8, B at most `batch`, and their files; neighbours of one size share a batch.
+
+    `total` is the number of files of which a share may be skipped, where these are a part of them.
+    """
+    readable = _readable(files, skipped, min_side, total or len(files))
+    for _, same_size in groupby(readable, key=lambda pair: pair[0].shape):
         while part := list(islice(same_size, batch)):
             yield torch.stack([image for image, _ in part]), [file for _, file in part]
 
@@ -73,15 +77,17 @@ def read_uint8(path: Path) -> Tensor:
     return torch.from_numpy(np.array(read(path))).permute(2, 0, 1)
 
 
-def _readable(files: Sequence[ImageFile], skipped: Skipped, min_side: int) -> Iterator[tuple[Tensor, ImageFile]]:
+def _readable(
+    files: Sequence[ImageFile], skipped: Skipped, min_side: int, total: int
+) -> Iterator[tuple[Tensor, ImageFile]]:
     for file in files:
         try:
             image = read_uint8(file.path)
         except UnreadableError as error:
-            skipped.add(file.name, str(error), len(files))
+            skipped.add(file.name, str(error), total)
             continue
         height, width = image.shape[1:]
         if min(height, width) < min_side:
-            skipped.add(file.name, f"{width}x{height}, below the {min_side} pixels a side needed", len(files))
+            skipped.add(file.name, f"{width}x{height}, below the {min_side} pixels a side needed", total)
         else:
             yield image, file

@@ -1,18 +1,21 @@
 """Measures of images that are already in a folder: any layout with captions, GenEval's, or DPG-Bench's grids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from torch import Tensor
+from typing import NamedTuple
 
 from sana_lab.data import captions
 from sana_lab.evaluation import Measure, Report
-from sana_lab.evaluation.held_out import folder_data
 from sana_lab.evaluation.image_files import ImageFile, Skipped, batches
-from sana_lab.evaluation.run_measures import Source, refer
+from sana_lab.evaluation.run_measures import some
 from sana_lab.types import Json
 
-REFERENCE_SIZE = 256  # pixels a side of the real images of `eval.captions`
+
+class FolderReport(NamedTuple):
+    """Result of all measures on a folder."""
+
+    reports: dict[str, Report]
+    reference: Json  # number and origin of the real images; empty where no measure compares with any
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -20,21 +23,65 @@ def is_image_folder(folder: Path) -> bool:
     return folder.is_dir() and not (folder / "model_index.json").is_file() and not (folder / "config.json").is_file()
 
 
-def measure_folder(folder: Path, measures: Mapping[str, Measure], options: Json, skipped: Skipped) -> dict[str, Report]:
+def measure_folder(folder: Path, measures: Mapping[str, Measure], options: Json, skipped: Skipped) -> FolderReport:
     """Each measure's report on the images of a folder, at their own sizes; each file is read once.
 
-    A measure may read a layout of its own (`Measure.add_folder`). ValueError for too many unreadable files, or a
-    measure that cannot use the folder.
+    A measure may read a layout of its own (`Measure.add_folder`). One that compares with real images takes the first
+    `eval.held_out` pictures on both sides. ValueError for too many unreadable files, pictures without the captions
+    that a measure needs, or a measure that cannot use the folder.
     """
-    refer(measures, Source(_generate, (), folder_data(options, REFERENCE_SIZE).real_images))
+    files = _files(folder) if any(m.rows is None for m in measures.values()) else []
+    _check_captions(folder, files, measures)
+    reference = _refer(measures, options, skipped)
     others = [m for m in measures.values() if not m.add_folder(folder)]
-    files = _files(folder) if others else []
+    files = files or (_files(folder) if others else [])
     for measure in others:
         measure.check_rows([file.row for file in files])
-    for images, part in batches(files, options["batch"], skipped):
-        for measure in others:
+    limit = options["held_out"] if reference else len(files)
+    whole = [m for m in others if not m.needs_reference]
+    for part, users in ((files[:limit], others), (files[limit:] if whole else [], whole)):
+        _add(users, part, options["batch"], skipped, len(files))
+    counts = {"judged": min(limit, len(files)), "judged_of": len(files)}
+    reports = {name: measure.report() for name, measure in measures.items()}
+    return FolderReport(reports, {**reference, **counts} if reference else {})
+
+
+def _add(measures: Sequence[Measure], files: Sequence[ImageFile], batch: int, skipped: Skipped, total: int) -> None:
+    for images, part in batches(files, batch, skipped, total=total):
+        for measure in measures:
             measure.add(images, [file.row for file in part])
-    return {name: measure.report() for name, measure in measures.items()}
+
+
+def _refer(measures: Mapping[str, Measure], options: Json, skipped: Skipped) -> Json:
+    """Pass the real pictures of `eval.captions` to the measures that compare, read as the judged ones are."""
+    comparing = {name: m for name, m in measures.items() if m.needs_reference}
+    if not comparing:
+        return {}
+    if not options["captions"]:
+        raise ValueError(
+            f"measure {next(iter(comparing))!r} needs real images to compare with: eval.captions=FOLDER, or a file of "
+            "`sana-lab stats` as its `reference`"
+        )
+    folder = Path(options["captions"])
+    files, own = _files(folder), Skipped(folder)
+    real = files[: options["held_out"]]
+    for images, _ in batches(real, options["batch"], own):
+        for measure in comparing.values():
+            measure.refer(images)
+    skipped.reasons |= {f"{folder / name}": reason for name, reason in own.reasons.items()}
+    return {"origin": str(folder), "n": len(real) - len(own.reasons), "of": len(files), "size": None}
+
+
+def _check_captions(folder: Path, files: Sequence[ImageFile], measures: Mapping[str, Measure]) -> None:
+    """ValueError that names and counts the pictures without a caption, where a measure scores against captions."""
+    scoring = [name for name, m in measures.items() if m.rows is None and m.needs_captions]
+    bare = [Path(file.name).relative_to(folder).as_posix() for file in files if not file.row["prompt"]]
+    if scoring and bare:
+        raise ValueError(
+            f"measure {scoring[0]!r} scores images against captions, and {len(bare)} of {len(files)} pictures in "
+            f"{str(folder)!r} have none: {some(bare)}; expected a .txt beside each, or a captions.jsonl of the pictures "
+            "to measure"
+        )
 
 
 def captioned_files(folder: Path) -> list[ImageFile]:
@@ -54,7 +101,3 @@ def _files(folder: Path) -> list[ImageFile]:
     from sana_lab.evaluation.geneval.folder import is_geneval
 
     return geneval_files(folder) if is_geneval(folder) else captioned_files(folder)
-
-
-def _generate(prompts: list[str], noise_indices: list[int]) -> Tensor:
-    raise AssertionError("a folder generates no images")

@@ -19,6 +19,7 @@ class Source(NamedTuple):
     generate: Generate
     captions: Sequence[Json] = ()  # rows {"prompt"}, for measures without built-in prompts
     real_images: Callable[[], Iterable[Tensor]] | None = None  # each call iterates over uint8 batches (B, 3, H, W)
+    reference: Json = {}  # noqa: RUF012 - never written to; what the real images are
 
 
 class Pass(NamedTuple):
@@ -93,5 +94,24 @@ def _generate(generate: Generate, prompts: list[str], noise_indices: list[int]) 
 def _check_source(name: str, measure: Measure, source: Source) -> None:
     if measure.rows is None and not source.captions:
         raise ValueError(f"measure {name!r} has no prompts of its own, and there are no captions of held-out data")
+    if measure.rows is None:
+        _check_captions(name, measure, source.captions)
     if measure.needs_reference and source.real_images is None:
         raise ValueError(f"measure {name!r} needs real images to compare with: held-out data, or a file as `reference`")
+
+
+def _check_captions(name: str, measure: Measure, rows: Sequence[Json]) -> None:
+    """ValueError for missing captions. Data that are trained on without captions (`caption: ""`) generate from ""."""
+    bare = [row for row in rows if not row["prompt"]]
+    images = [row["image"] for row in bare if "image" in row]
+    if images or (bare and measure.needs_captions):
+        what = "scores images against captions" if measure.needs_captions else "has images generated from captions"
+        raise ValueError(
+            f"measure {name!r} {what}, and {len(bare)} of {len(rows)} held-out pictures have none"
+            f"{': ' + some(images) if images else ''}; expected a .txt beside each, or measures with prompts of their own"
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")

@@ -126,6 +126,21 @@ ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
 """(ending of a metric's name, unit, better direction), for metrics not in `COLUMNS`."""
 
 
+COUNTS = frozenset(
+    {
+        *("params_m", "dit_params_m", "dit_params_b", "text_params_m", "params_b", "gmacs", "tmacs", "tmacs_pair"),
+        *("tmacs_image", "text_gmacs", "fewer_macs", "tokens", "text_tokens", "steps", "evaluations"),
+        *("prompts", "images"),
+    }
+)
+"""Metrics that are counted, not measured: two values differ or they do not, and no test applies."""
+
+
+def is_count(name: str) -> bool:
+    """Whether a metric is counted, also one that `COLUMNS` does not have."""
+    return name in COUNTS or name.endswith(("_params_m", "_gmacs"))
+
+
 def column(name: str) -> Column:
     """The registered column of a metric, or one derived from the ending of its name."""
     registered = {c.name: c for c in COLUMNS}

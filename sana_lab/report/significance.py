@@ -14,7 +14,7 @@ from scipy import stats
 
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.intervals import clustered_mean
-from sana_lab.report.columns import Column, column
+from sana_lab.report.columns import Column, column, is_count
 from sana_lab.report.table import Cell, Row
 from sana_lab.types import Json
 
@@ -49,7 +49,7 @@ def best(rows: Sequence[Row], column: Column) -> frozenset[int]:
 def mark(name: str, difference: Difference) -> str:
     """▲ better, ▼ worse, ≠ different without a better direction; empty if not significant."""
     better = column(name).better
-    if not difference.significant:
+    if is_count(name) or not difference.significant:
         return ""
     if better is None:
         return "≠"
@@ -112,6 +112,8 @@ def _row(row: Row, base: Row, reports: Mapping[str, Json]) -> dict[str, Differen
 
 def _cell(name: str, row: Row, base: Row, reports: Mapping[str, Json]) -> Difference | None:
     a, b = row.cells[name], base.cells[name]
+    if is_count(name):
+        return None
     if a.std is not None and b.std is not None:
         half, value = half_width(a, b), a.mean - b.mean
         return None if half is None else Difference(value, value - half, value + half, SEEDS)

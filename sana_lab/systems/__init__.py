@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import mismatch
@@ -100,16 +101,26 @@ class System(L.LightningModule, ABC):
         """The report of `sana-lab eval` on the trained system. SpecError for a system without an evaluation."""
         raise SpecError(f"system {type(self).__name__} has no method `evaluate`, so there is nothing to measure of it")
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether the system has an evaluation of its own."""
+        return type(self).evaluate is not System.evaluate
+
     def part(self, kind: str) -> Any:
         """The child module of that name (`dit`, `autoencoder`, `text_encoder`), or None."""
         return dict(self.named_children()).get(kind)
 
     def check(self) -> None:
-        """SpecError if the constructor did not set an attribute that training needs."""
+        """SpecError where the constructor left out what training needs; a line on what evaluation will lack."""
         if not isinstance(vars(self).get("average"), Average):
             raise SpecError(
                 f"system {type(self).__name__} has no `average` of its weights; expected self.average = "
                 "Average(self, decay) at the end of its constructor, from sana_lab.systems.ema"
+            )
+        if not self.evaluates:
+            rank_zero_info(
+                f"system {type(self).__name__} has no method `evaluate`: `sana-lab eval` has nothing to measure of it, "
+                "and tables show its losses and costs alone"
             )
 
     # Optimisation

@@ -25,7 +25,7 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)); the trace of the root from eigenvalues of B^(1/2) A B^(1/2)."""
     shared = _roots(b.root @ a.covariance @ b.root).sum()
     apart = (a.mean - b.mean).square().sum()
-    return float(apart + a.covariance.trace() + b.covariance.trace() - 2 * shared)
+    return max(0.0, float(apart + a.covariance.trace() + b.covariance.trace() - 2 * shared))
 
 
 def frechet_rows(rows: Tensor, reference: Gaussian) -> float:
@@ -40,7 +40,8 @@ def low_rank(rows: Tensor, reference: Gaussian) -> float:
     away = rows - mean
     shared = _roots(away @ reference.covariance @ away.T / (len(rows) - 1)).sum()
     own = away.square().sum() / (len(rows) - 1)
-    return float((mean - reference.mean).square().sum() + own + reference.covariance.trace() - 2 * shared)
+    apart = (mean - reference.mean).square().sum()
+    return max(0.0, float(apart + own + reference.covariance.trace() - 2 * shared))
 
 
 def influence(rows: Tensor, reference: Gaussian, chunk: int = 2048) -> Tensor:

@@ -89,6 +89,11 @@ class Comparison:
         """Fréchet distance by the moments."""
         return frechet.frechet(self.fake.moments.gaussian(), self.real.gaussian)
 
+    @cached_property
+    def same(self) -> bool:
+        """Whether both sides are the same images, which have the distance 0."""
+        return self.fake.sha256() == self.real.record["images_sha256"]
+
     @property
     def real_features(self) -> Tensor:
         assert self.real.features is not None
@@ -122,12 +127,13 @@ def _fid_infinity(c: Comparison) -> Result:
 
 
 def _kid(c: Comparison) -> Result:
-    return _discrepancy(mmd.discrepancy(c.fake.features, c.real_features, mmd.polynomial), c.fake.n)
+    return _discrepancy(mmd.discrepancy(c.fake.features, c.real_features, mmd.polynomial, same=c.same), c.fake.n)
 
 
 def _cmmd(c: Comparison, biased: bool = False) -> Result:
     fake, real = F.normalize(c.fake.features), F.normalize(c.real_features)
-    return _discrepancy(mmd.discrepancy(fake, real, mmd.gaussian, biased=biased).scaled(CMMD_SCALE), c.fake.n)
+    discrepancy = mmd.discrepancy(fake, real, mmd.gaussian, biased=biased, same=c.same)
+    return _discrepancy(discrepancy.scaled(CMMD_SCALE), c.fake.n)
 
 
 def _cmmd_biased(c: Comparison) -> Result:
@@ -188,6 +194,8 @@ class Distances(Measure):
     cannot give; ValueError for too few images.
     """
 
+    needs_captions = False
+
     def __init__(
         self,
         extractor: Annotated[Spec, "extractor"],  # feature extractor, such as inception, dinov2 or clip
@@ -198,6 +206,8 @@ class Distances(Measure):
         batch: Annotated[int, RUNTIME] = 64,  # images at a time
         seed: int = 0,  # of bootstrap, of FID-infinity's subsets and of the Inception Score's splits
     ) -> None:
+        if batch < 1 or seed < 0:
+            raise SpecError(f"distances has batch {batch} and seed {seed}; expected at least 1 and at least 0")
         self.extractor: Extractor = specs.build("extractor", extractor)
         self.metrics, self.interval, self.batch, self.seed = tuple(metrics), interval, batch, seed
         self._check_metrics()

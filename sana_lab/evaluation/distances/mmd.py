@@ -51,16 +51,21 @@ def gaussian(x: Tensor, y: Tensor, sigma: float = 10.0) -> Tensor:
     return torch.expm1(-apart / (2 * sigma**2))
 
 
-def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False) -> Discrepancy:
+def discrepancy(
+    x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False, same: bool = False
+) -> Discrepancy:
     """Discrepancy of rows x (n, D) and the reference's y (m, D). ValueError below four rows on either side.
 
     `biased` gives the V-statistic, which includes the kernel's diagonal, with the U-statistic's error and influences.
+    `same`: y holds the rows of x in any order. A row is then not paired with itself across the sides either, as it is
+    not within one, so that the discrepancy is 0.
     """
     if min(len(x), len(y)) < MIN_IMAGES:
         raise ValueError(f"a discrepancy needs at least {MIN_IMAGES} images on a side; given {len(x)} and {len(y)}")
-    own, other, across = _own(x, kernel), _own(y, kernel), _across(x, y, kernel)
+    own = _own(x, kernel)
+    other, across = (own, _with_itself(own)) if same else (_own(y, kernel), _across(x, y, kernel))
     terms, other_terms = own.means - across.means, other.means - across.column_means
-    v_statistic = own.with_itself + other.with_itself - 2 * across.means.mean()
+    v_statistic = own.with_itself + other.with_itself - 2 * across.mean
     value = v_statistic if biased else terms.mean() + other_terms.mean()
     errors = _errors(own, other, across, terms, other_terms)
     return Discrepancy(float(value), *errors, 2 * (terms - terms.mean()))
@@ -80,6 +85,7 @@ class _Across(NamedTuple):
     means: Tensor  # (n,) row means
     column_means: Tensor  # (m,)
     interaction: float
+    mean: Tensor  # () over all pairs
 
 
 def _own(x: Tensor, kernel: Kernel) -> _Own:
@@ -96,7 +102,12 @@ def _across(x: Tensor, y: Tensor, kernel: Kernel) -> _Across:
     rows, columns, squares, _ = _sums(x, y, kernel)
     means, column_means = rows / m, columns / n
     spread = squares / (n * m) - means.square().mean() - column_means.square().mean() + means.mean() ** 2
-    return _Across(means, column_means, max(0.0, float(spread / (1 - 1 / n - 1 / m))))
+    return _Across(means, column_means, max(0.0, float(spread / (1 - 1 / n - 1 / m))), means.mean())
+
+
+def _with_itself(own: _Own) -> _Across:
+    """Of a sample and its own rows, each paired with the others."""
+    return _Across(own.means, own.means, own.interaction, own.with_itself)
 
 
 def _errors(own: _Own, other: _Own, across: _Across, terms: Tensor, other_terms: Tensor) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from sana_lab.evaluation.geneval.color import ClipColors
 from sana_lab.evaluation.geneval.detectors import Detector
 from sana_lab.evaluation.geneval.prompts import find_prompts, lacks_exclude, read_rows, rows_sha256
 from sana_lab.evaluation.per_prompt import Coverage
-from sana_lab.intervals import Estimate, clustered_mean, wilson
+from sana_lab.intervals import Estimate, clustered_share, wilson
 from sana_lab.types import Json
 
 
@@ -95,7 +95,7 @@ class GenEval(Measure):
         correct = [float(correct) for _, correct, _ in self.verdicts]
         values = {name: _estimate(scores["overall"], scores)}
         values |= {f"{name}_{task}": _estimate(part["value"], part) for task, part in scores["tasks"].items()}
-        values[f"{name}_correct_images"] = clustered_mean(correct, [i for i, _, _ in self.verdicts])
+        values[f"{name}_correct_images"] = clustered_share(correct, [i for i, _, _ in self.verdicts])
         values[f"{name}_correct_prompts"] = wilson([float(any(each["correct"])) for each in outcomes])
         tasks = [self.rows[i]["tag"] for i, _, _ in self.verdicts]
         per_image = {name: summary.influences(correct, tasks), f"{name}_correct_images": correct}

@@ -21,7 +21,7 @@ def measure(**options: bool) -> GenEval:
 
 def score_folder(folder: Path, geneval: GenEval) -> Report:
     options = {"captions": None, "batch": 64}
-    return measure_folder(folder, {"geneval": geneval}, options, Skipped(folder))["geneval"]
+    return measure_folder(folder, {"geneval": geneval}, options, Skipped(folder)).reports["geneval"]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_is_broken_is_named(images: Path, how: str, message: str) -> None:
 def test_a_few_unreadable_images_are_skipped(images: Path) -> None:
     spoil(images, "cut image")
     skipped = Skipped(images)
-    report = measure_folder(images, {"geneval": measure()}, {"captions": None, "batch": 64}, skipped)["geneval"]
+    report = measure_folder(images, {"geneval": measure()}, {"captions": None, "batch": 64}, skipped).reports["geneval"]
     assert [Path(name).name for name in skipped.reasons] == ["0001.png"]
     assert "geneval_partial" in report.values
     assert report.settings["images"] == 23
