@@ -196,6 +196,7 @@ def _import(options: Namespace) -> None:
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt, weights file or trained experiment")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--part", choices=("dit", "autoencoder"), help="export one part of a text2image system")
 
 
 def _export(options: Namespace) -> None:

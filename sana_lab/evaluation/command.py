@@ -86,7 +86,7 @@ def _line(name: str, value: float, low: float | None, high: float | None, n: int
 def _reference_line(reference: Json, measures: Json) -> str:
     """How the real images of distances and the judged ones were prepared, and how many of each were compared."""
     size = reference["size"]
-    prepared = f"as squares of {size} px, as the generated ones" if size else "at their own sizes, as the judged ones"
+    prepared = f"both sides squares of {size} px" if size else "both sides at their own sizes"
     extractors = (m["settings"].get("extractor") for m in measures.values())
     resizes = [
         f"resized to {e['side']} px ({e['resize']}) by {e['extractor']}"

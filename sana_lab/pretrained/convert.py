@@ -40,5 +40,5 @@ def main_export(options: argparse.Namespace) -> None:
     """`sana-lab export CHECKPOINT FOLDER`: write a folder for diffusers and print the notes."""
     from sana_lab.pretrained.export import export
 
-    notes = export(options.checkpoint, options.folder)
+    notes = export(options.checkpoint, options.folder, options.part)
     print("\n".join([str(options.folder), *(f"note: {note}" for note in notes)]))

@@ -33,25 +33,38 @@ class Component(NamedTuple):
     state: Mapping[str, Tensor]  # under diffusers' names
 
 
-def export(model: str | Path | nn.Module, folder: str | Path) -> list[str]:
+def export(
+    model: str | Path | nn.Module,
+    folder: str | Path,
+    part: str | None = None,  # dit or autoencoder: that part of a system alone
+) -> list[str]:
     """Write a system or part, or the model of that name, to a new or empty folder for diffusers.
 
     A text2image system becomes a SanaPipeline, a part (also the only one of another system) its component. Returned are
     sentences on what runs differently in diffusers. SpecError, before anything is written, where diffusers has no such
     model.
     """
+    name = "CHECKPOINT" if isinstance(model, nn.Module) else str(model)
     model = model if isinstance(model, nn.Module) else loading.open_model(str(model))
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} exists and is not empty; expected a new folder")
-    if isinstance(model, TextToImage):
-        return _write_pipeline(model, folder)
+    if isinstance(model, TextToImage) and part is None:
+        return _write_pipeline(model, folder, f"sana-lab export {name} {folder} --part")
+    network = _part(model, part)
+    _write_component(_component(network), folder)
+    return export_notes.dit_notes(network) if isinstance(network, Dit) else []
+
+
+def _part(model: nn.Module, kind: str | None) -> Dit | Autoencoder:
+    """The part of that kind, or the only one. SpecError where there is none."""
     children = dict(model.named_children())
-    part = next((children[kind] for kind in formats.FOLDERS if kind in children), model)
+    part = next((children[k] for k in formats.FOLDERS if k in children and kind in (None, k)), None)
+    part = model if part is None and kind is None else part
     if not isinstance(part, Dit | Autoencoder):
-        raise SpecError(f"a {type(part).__name__} cannot be exported; expected a text2image system, dit or autoencoder")
-    _write_component(_component(part), folder)
-    return export_notes.dit_notes(part) if isinstance(part, Dit) else []
+        what = type(model).__name__ + (f" without {kind}" if kind else "")
+        raise SpecError(f"{what} cannot be exported; expected a text2image system, dit or autoencoder")
+    return part
 
 
 def _component(part: nn.Module) -> Component:
@@ -89,12 +102,12 @@ def _write_component(component: Component, folder: Path) -> None:
     save_torch_state_dict(state, folder, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
 
 
-def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
+def _write_pipeline(system: TextToImage, folder: Path, part_command: str) -> list[str]:
     """Write all components and the index; the notes that `export` returns."""
+    _check_system(system, part_command)
     components = {kind: _component(getattr(system, kind)) for kind in ("dit", "autoencoder")}
     if system.dit.spec["position"] == "none":  # else sample_size is the grid of the position embedding
         components["dit"].config["sample_size"] = latent_side(system)
-    _check_pipeline(system, components)
     text, flow, sampling = system.text_encoder, system.flow, sampling_of(system)
     assert isinstance(text, Llm)
     assert isinstance(flow, Flow)
@@ -118,18 +131,21 @@ def _write_pipeline(system: TextToImage, folder: Path) -> list[str]:
     return notes
 
 
-def _check_pipeline(system: TextToImage, components: dict[str, Component]) -> None:
-    """SpecError if a SanaPipeline does not support these parts."""
+def _check_system(system: TextToImage, part_command: str) -> None:
+    """SpecError where a SanaPipeline cannot consist of such parts, with the command that exports them alone."""
+    alone = f"export a part alone: {part_command} dit (or autoencoder)"
     if not isinstance(system.text_encoder, Llm):
-        raise SpecError("SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5")
-    if components["autoencoder"].config["_class_name"] != "AutoencoderDC":
         raise SpecError(
-            "SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; export its parts alone"
+            f"SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5; {alone}"
         )
+    if system.autoencoder.spec["name"] != "dcae":
+        raise SpecError(f"SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; {alone}")
     if system.dit.spec["guidance"] is not None:
-        raise SpecError("SanaPipeline gives its DiT no guidance, and this one was distilled with it; export it alone")
+        raise SpecError(f"SanaPipeline gives its DiT no guidance, and this one was distilled with it; {alone}")
     if not isinstance(system.flow, Flow):
-        raise SpecError("SanaPipeline's schedulers are for flow matching, and this system predicts noise (ddpm)")
+        raise SpecError(
+            f"SanaPipeline's schedulers are for flow matching, and this system predicts noise (ddpm); {alone}"
+        )
 
 
 def sampling_of(system: TextToImage) -> Spec:

@@ -5,18 +5,11 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from sana_lab.config.schema import Expectation
-from sana_lab.report.columns import column
+from sana_lab.report.columns import column, is_count
 from sana_lab.report.significance import half_width
 from sana_lab.report.table import Cell, Row
 
 Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
-
-COUNTED = (
-    *("params_m", "params_b", "dit_params_m", "dit_params_b", "text_params_m", "tokens"),
-    *("gmacs", "gmacs_image", "text_gmacs", "tmacs", "tmacs_pair", "tmacs_image"),
-)
-"""Metrics that are counted exactly, so that any difference is significant."""
-
 
 class Verdict(NamedTuple):
     """The outcome of a claim for one pair of its order."""
@@ -46,11 +39,11 @@ def outcome_of(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
     """The outcome of one pair, and the difference with its 95 % interval; positive is better."""
     sign = _direction(metric)
     difference = sign * (better.mean - worse.mean)
-    half = 0.0 if metric in COUNTED else half_width(better, worse)
+    half = 0.0 if is_count(metric) else half_width(better, worse)
     if half is None:
         return "not significant", f"a difference of {difference:+.3g}, but one seed and no interval"
     interval = f"95 % interval {difference - half:.3g} to {difference + half:.3g}"
-    why = f"difference {difference:+.3g}, {'counted' if metric in COUNTED else interval}"
+    why = f"difference {difference:+.3g}, {'counted' if is_count(metric) else interval}"
     if abs(difference) <= half:
         return "not significant", why
     return ("reproduced" if difference > 0 else "not reproduced"), why
