@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sana_lab.intervals import bootstrap_mean, cluster_bootstrap, clustered_mean, jackknife, wilson
+from sana_lab.intervals import bootstrap_mean, cluster_bootstrap, clustered_mean, clustered_share, jackknife, wilson
 
 
 def test_mean_interval_is_that_of_the_normal_law_for_many_values() -> None:
@@ -118,3 +118,29 @@ def test_one_prompt_has_no_interval_and_none_no_mean() -> None:
     assert clustered_mean([1.0, 2.0], ["a", "a"]) == (1.5, None, None, 1)
     with pytest.raises(ValueError, match="no images came"):
         clustered_mean([], [])
+
+
+class TestClusteredShare:
+    """Intervals of shares lie in [0, whole], have a width at both ends, and are Wilson's up to the quantile."""
+
+    @pytest.mark.parametrize("right", range(7))
+    def test_it_stays_inside(self, right):
+        estimate = clustered_share([1.0] * right + [0.0] * (6 - right), range(6))
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.high - estimate.low > 0.1
+
+    def test_of_many_independent_outcomes_it_is_wilsons(self):
+        outcomes = [1.0] * 700 + [0.0] * 300
+        ours, theirs = clustered_share(outcomes, range(1000)), wilson(outcomes)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=2e-4)
+
+    def test_copies_of_an_outcome_tell_nothing_new(self):
+        outcomes = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+        once = clustered_share(outcomes, range(8))
+        thrice = clustered_share([x for x in outcomes for _ in range(3)], [i for i in range(8) for _ in range(3)])
+        assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+
+    def test_per_cent_and_one_cluster(self):
+        share, percent = clustered_share([1, 0.5, 1], "abc"), clustered_share([100, 50, 100], "abc", 100)
+        assert (percent.low, percent.high) == pytest.approx((100 * share.low, 100 * share.high))
+        assert clustered_share([1.0, 0.0], "aa").low is None

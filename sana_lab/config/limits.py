@@ -65,10 +65,8 @@ def _check_ranges(title: str, options: Mapping[str, Any]) -> None:
     for key, (least, most) in EVALUATION_RANGES.items():
         value = options.get(key)
         if isinstance(value, int | float) and not least <= value <= most:
-            nearest_value = least if value < least else most
-            raise SpecError(
-                f"{title}.{key} is {value}, expected {least} ... {most}; the nearest is {nearest_value}"
-            )
+            bound, expected = (least, "at least") if value < least else (most, "at most")
+            raise SpecError(f"{title}.{key} is {value}, expected {expected} {bound}; the nearest is {bound}")
 
 
 def _check_minima(title: str, options: Mapping[str, Any], minima: Mapping[str, int]) -> None:

@@ -62,7 +62,8 @@ def _part(model: nn.Module, kind: str | None) -> Dit | Autoencoder:
     part = next((children[k] for k in formats.FOLDERS if k in children and kind in (None, k)), None)
     part = model if part is None and kind is None else part
     if not isinstance(part, Dit | Autoencoder):
-        what = type(model).__name__ + (f" without {kind}" if kind else "")
+        name = type(model).__name__
+        what = f"{'an' if name[0] in 'AEIOU' else 'a'} {name}" + (f" without {kind}" if kind else "")
         raise SpecError(f"{what} cannot be exported; expected a text2image system, dit or autoencoder")
     return part
 
@@ -138,7 +139,8 @@ def _check_system(system: TextToImage, part_command: str) -> None:
         raise SpecError(
             f"SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5; {alone}"
         )
-    if system.autoencoder.spec["name"] != "dcae":
+    autoencoder: Any = system.autoencoder.spec
+    if autoencoder["name"] != "dcae":
         raise SpecError(f"SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; {alone}")
     if system.dit.spec["guidance"] is not None:
         raise SpecError(f"SanaPipeline gives its DiT no guidance, and this one was distilled with it; {alone}")

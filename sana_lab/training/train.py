@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from sana_lab import environment
-from sana_lab.checkpoints import weights
+from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, specs
 from sana_lab.config.paths import check_folder
+from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
@@ -166,9 +167,28 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         if weights.ready(experiments.load(prerequisite)) is None:
             main(prerequisite, [], False)
     if (path := weights.trained(experiment)) is not None:
-        print(f"{name} is trained already: {path}")
+        print(f"{name} is trained already: {path}\n{_further(name, overrides, path)}")
         return
+    if (path := _with_other_steps(name, overrides)) is not None:
+        print(f"{name} is trained with other steps: {path}; this trains it anew\n{_further(name, overrides, path)}")
     print(f"trained: {_tracked(experiment, name)}")
+
+
+def _with_other_steps(name: str, overrides: Sequence[str]) -> Path | None:
+    """The weights of the same experiment without an override of its steps, where it is trained."""
+    others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
+    return weights.trained(experiments.load(name, others)) if len(others) < len(overrides) else None
+
+
+def _further(name: str, overrides: Sequence[str], path: Path) -> str:
+    """How to train on from finished weights: another experiment, whose trained parts begin with them."""
+    trained = {tensor.partition(".")[0] for tensor in files.tensor_names(path)}
+    starts = [f"system.{kind}.weights={path}" for kind in WEIGHTED if kind in trained]
+    if not starts:
+        return "more steps train it anew: trainer.max_steps=N"
+    others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
+    command = shlex.join(["sana-lab", "train", name, *others, *starts, "trainer.max_steps=N"])
+    return f"to train N steps more from these weights: {command}"
 
 
 def _tracked(experiment: Config, name: str) -> Path:

@@ -73,3 +73,37 @@ def test_wrong_files(files):
         compare.read(Path("d.json"))
     with pytest.raises(SpecError, match="share no measure"):
         compare.compare(A, {**B, "measures": {"geneval": {}}})
+
+
+ODD = {
+    "nothing": "",
+    "list": "[1]",
+    "deep": "[" * 100_000,
+    "no measures": '{"per_image": {}}',
+    "measures of a list": '{"measures": [1], "per_image": {}}',
+    "a measure of a number": '{"measures": {"a": 1}, "per_image": {}}',
+    "numbers as text": '{"measures": {"a": {"values": {"x": {"value": "much"}}, "settings": {}}}, "per_image": {}}',
+    "NaN": '{"measures": {"a": {"values": {"x": {"value": NaN}}, "settings": {}}}, "per_image": {}}',
+    "deep settings": json.dumps(A)[:-1].replace('"features_mib": 60', '"b": ' + '{"c": ' * 200 + "1" + "}" * 200) + "}",
+    "NaN per image": json.dumps(A).replace('"values": [', '"values": [NaN, '),
+    "no images per prompt": json.dumps(A).replace('"images_per_prompt": 1', '"images_per_prompt": 0'),
+}
+
+
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD.keys())
+def test_odd_files_are_one_line(files, capsys, content):
+    Path("odd.json").write_text(content)
+    for names in (["odd.json", "a.json"], ["a.json", "odd.json"]):
+        assert __main__.main(["compare", *names]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("sana-lab: odd.json")
+        assert error.count("\n") == 1
+
+
+def test_rows_come_in_the_order_of_the_first(capsys):
+    names = ["zeta", "fid", "alpha", "clip", "kid", "beta"]
+    values = {name: {"value": 1.0, "low": None, "high": None, "n": 1} for name in names}
+    measures = {"z": {"values": values, "settings": {}}, "a": {"values": {"last": values["fid"]}, "settings": {}}}
+    lines = compare.compare({"measures": measures, "per_image": {}}, {"measures": measures, "per_image": {}})
+    assert [line.name for line in lines] == [*names, "last"]
+    assert [line.split()[0] for line in compare.lines(lines)[1:]] == ["Zeta", "FID", "Alpha", "CLIP", "KID", "Beta", "Last"]

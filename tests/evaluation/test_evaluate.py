@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
@@ -138,6 +139,18 @@ class TestVerb:
     def test_a_file_that_cannot_be_written_is_said_before_the_work(self, capsys):
         assert __main__.main(["eval", "tiny", "--json", "nowhere/a.json"]) == 1
         assert "cannot write nowhere/a.json: there is no folder" in capsys.readouterr().err
+
+
+def test_an_experiment_without_measures_is_an_error_and_a_trial_without_them_none():
+    Path("photos").mkdir()
+    for i in range(2):
+        Image.new("RGB", (40, 32), (i, 0, 0)).save(f"photos/{i}.png")
+        Path(f"photos/{i}.txt").write_text("a photo")
+    system = api.load("tiny")
+    system.experiment = {**system.experiment, "data": {"name": "folder", "root": "photos", "size": 32}}
+    with pytest.raises(SpecError, match=r"nothing to measure of a TextToImage; expected .*eval.measures="):
+        sana_lab.evaluate(system)
+    assert evaluate.evaluate(system, may_be_empty=True)["measures"] == {}
 
 
 def test_what_has_no_experiment_is_refused():

@@ -34,6 +34,12 @@ class Seen(Measure):
         return Report({"n": Estimate(len(self.images), None, None, len(self.images))}, {})
 
 
+class Generated(Seen):
+    """Needs images, whatever they were generated from."""
+
+    needs_captions = False
+
+
 class Drawer:
     """Image i is filled with its noise index; counts calls."""
 
@@ -80,6 +86,8 @@ def test_real_images_are_read_once_for_all_that_compare():
         ({}, CAPTIONS, "at least one measure"),
         ({"a": Seen()}, [], "'a' has no prompts of its own"),
         ({"a": Seen(reference=True)}, CAPTIONS, "'a' needs real images"),
+        ({"a": Seen()}, [*CAPTIONS, {"prompt": ""}], "scores images against captions, and 1 of 6 held-out"),
+        ({"a": Generated()}, [{"prompt": "", "image": "b.png"}], "generated from captions, and 1 of 1 .*: 'b.png'"),
     ],
 )
 def test_what_a_subject_cannot_give_is_said_before_it_draws(measures, captions, words):
@@ -92,3 +100,9 @@ def test_what_a_subject_cannot_give_is_said_before_it_draws(measures, captions, 
 def test_images_of_another_kind_are_refused():
     with pytest.raises(ValueError, match="expected 5 uint8 images"):
         run({"a": Seen()}, Source(lambda prompts, indices: torch.zeros(5, 3, 4, 4), CAPTIONS), batch=8)
+
+
+def test_data_without_text_generate_from_the_empty_prompt():
+    measure = Generated()
+    run({"a": measure}, Source(Drawer(), [{"prompt": ""}] * 3), batch=2)
+    assert measure.prompts == [""] * 3

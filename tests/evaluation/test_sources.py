@@ -60,6 +60,74 @@ def test_a_folder_of_real_captions_stands_for_held_out_data(photos, here):
     assert sana_lab.evaluate(str(other), asked)["measures"]["distances"]["values"]["fd_means"]["value"] > 100
 
 
+SHAPES_CLIP = "eval.measures=[{name: clip_shapes}]"
+
+
+def plain_copy(photos: Path, name: str, captioned: int = 0) -> Path:
+    """The photos in another folder, the first ones with a caption beside them."""
+    folder = photos.parent / name
+    folder.mkdir()
+    for i, path in enumerate(sorted(photos.glob("*.png"))):
+        (folder / path.name).write_bytes(path.read_bytes())
+        if i < captioned:
+            (folder / path.name).with_suffix(".txt").write_text("a red circle")
+    return folder
+
+
+def test_pictures_without_a_caption_are_named_and_counted_where_a_measure_reads_it(photos):
+    bare, half = plain_copy(photos, "bare"), plain_copy(photos, "half", 18)
+    with pytest.raises(ValueError, match=r"'clip_shapes' scores images against captions, and 20 of 20 pictures .*bare"):
+        sana_lab.evaluate(str(bare), [SHAPES_CLIP])
+    with pytest.raises(ValueError, match=r"2 of 20 pictures in '.*half' have none: '18.png', '19.png'; expected a .txt"):
+        sana_lab.evaluate(str(half), [SHAPES_CLIP])
+    assert sana_lab.evaluate(str(photos), [SHAPES_CLIP])["measures"]["clip_shapes"]["settings"]["images"] == 20
+
+
+METRICS = ("fid", "kid", "cmmd", "cmmd_biased", "precision", "recall")
+
+
+@pytest.mark.parametrize("held_out", [1000, 15])
+def test_a_folder_is_no_distance_from_itself_captions_or_not(photos, held_out, capsys):
+    """Pictures of two sizes, neither of them the reference's former 256 px; the cut is that of both sides."""
+    bare = plain_copy(photos, "bare")
+    measure = f"{{name: distances, extractor: shapes, metrics: [{', '.join(METRICS)}]}}"
+    options = [f"eval.measures=[{measure}]", f"eval.captions={bare}", f"eval.held_out={held_out}"]
+    assert __main__.main(["eval", str(bare), *options, "--json", "a.json"]) == 0
+    report, n = json.loads(Path("a.json").read_text()), min(held_out, 20)
+    values = {name: value["value"] for name, value in report["measures"]["distances"]["values"].items()}
+    assert values.pop("precision_shapes") == values.pop("recall_shapes") == 1.0
+    assert list(values.values()) == pytest.approx([0.0] * 4, abs=1e-6)
+    settings = report["measures"]["distances"]["settings"]
+    assert (settings["images"], settings["reference"]["n"]) == (n, n)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "compared with" in line)
+    assert "both sides at their own sizes; resized to 64 px (clean) by shapes" in line
+    counts = "15 of 20 real pictures of" if held_out < 20 else "20 real pictures of"
+    assert f"compared with {counts}" in line
+    assert ("15 of 20 judged ones (eval.held_out)" in line) == (held_out < 20)
+
+
+def test_a_cut_for_distances_leaves_the_other_measures_whole(photos):
+    measures = f"eval.measures=[{{name: distances, extractor: {MEANS}}}, {{name: clip_shapes}}]"
+    report = sana_lab.evaluate(str(photos), [measures, f"eval.captions={photos}", "eval.held_out=8"])
+    assert report["measures"]["clip_shapes"]["settings"]["images"] == 20
+    assert report["measures"]["distances"]["settings"]["images"] == 8
+
+
+def test_options_out_of_range_are_refused_for_a_folder_too(photos):
+    with pytest.raises(SpecError, match=r"eval.batch is 0, expected at least 1; the nearest is 1"):
+        sana_lab.evaluate(str(photos), [SHAPES_CLIP, "eval.batch=0"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000])
+def test_a_broken_index_is_one_line(here, capsys, content):
+    (here / "odd").mkdir()
+    (here / "odd" / "model_index.json").write_text(content)
+    assert __main__.main(["eval", "./odd", SHAPES_CLIP, "size=64"]) == 1
+    error = capsys.readouterr().err
+    assert "model_index.json" in error
+    assert error.count("\n") == 1
+
+
 def test_broken_pictures_are_named_and_counted_and_too_many_are_an_error(photos):
     asked = [f"eval.measures=[{{name: distances, extractor: {MEANS}}}]", f"eval.captions={photos}"]
     other = photos.parent / "mixed"

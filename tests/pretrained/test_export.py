@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from tiny_peers import close, velocities
 from torch import nn
 
+from sana_lab import __main__
 from sana_lab.config import specs
 from sana_lab.config.validation import SpecError
+from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.pretrained import export, loading
 from sana_lab.systems.text2image import TextToImage
@@ -83,6 +85,22 @@ def test_parts_that_diffusers_lacks(tmp_path: Path, change: dict[str, Any], mess
     with pytest.raises(SpecError, match=message):
         export.export(dit, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_alone_by_the_command_that_the_refusal_gives(tmp_path: Path, system: TextToImage, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(system, "flow", Ddpm())
+    monkeypatch.setattr(loading, "open_model", lambda name: system)
+    assert __main__.main(["export", "mine", "out"]) == 1
+    refusal = capsys.readouterr().err
+    command = refusal.partition("export a part alone: sana-lab ")[2].partition(" (")[0].split()
+    assert command == ["export", "mine", "out", "--part", "dit"]
+    assert __main__.main(command) == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["_class_name"] == "SanaTransformer2DModel"
+    assert __main__.main([*command[:2], "vae", "--part", "autoencoder"]) == 0
+    assert json.loads((tmp_path / "vae/config.json").read_text())["_class_name"] == "AutoencoderDC"
+    with pytest.raises(SpecError, match="a Linear without dit cannot be exported"):
+        export.export(nn.Linear(1, 1), tmp_path / "new", "dit")
 
 
 def test_export_does_not_write_over_anything(tmp_path: Path, system: TextToImage):

@@ -64,6 +64,17 @@ def test_several_seeds_are_compared_as_seeds():
     assert (better.test, better.significant, tests["same"]["geneval"].significant) == (SEEDS, True, False)
 
 
+@pytest.mark.parametrize("name", ["params_m", "gmacs", "tokens", "images", "prompts", "head_params_m"])
+def test_counts_have_no_test_and_no_mark(name):
+    """Counts of several seeds are equal, so that any difference would pass for significant."""
+    cells = {"plain": [4.0, 4.0], "wide": [8.0, 8.0]}
+    rows = build_table(
+        [{**r, "metrics": {name: r["metrics"]["geneval"]}} for r in records(cells)], title="t"
+    ).rows
+    assert differences(rows, {}, "plain") == {"wide": {}}
+    assert significance.mark(name, significance.Difference(1.0, 1.0, 1.0, SEEDS)) == ""
+
+
 def test_a_table_shows_marks_and_names_the_test():
     values = {"plain": [0.50, 0.52, 0.51], "better": [0.60, 0.63, 0.61], "worse": [0.1, 0.12, 0.11]}
     table = build_table(records(values), title="t")

@@ -10,6 +10,7 @@ from torch import nn
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.specs import Spec, SpecError
+from sana_lab.evaluation import evaluate
 from sana_lab.systems import System
 from sana_lab.systems.ema import Average
 from sana_lab.training import checks, train
@@ -98,6 +99,31 @@ def test_what_a_guest_lacks_is_named_in_one_line_before_training(here, system: t
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (here / "runs").exists()
+
+
+def test_without_an_evaluation_it_trains_and_is_a_trial_with_its_losses_alone(here, caplog):
+    """Named before training; `eval` is an error, and a trial of an ablation loses nothing."""
+    given = experiment(here, Guest, **{"trainer.max_steps": 0})
+    with caplog.at_level("INFO"):
+        checks.check(given)
+    assert "Guest has no method `evaluate`" in caplog.text
+    system = Guest()
+    system.experiment = given
+    with pytest.raises(SpecError, match="Guest has no method `evaluate`, so there is nothing to measure"):
+        evaluate.evaluate(system)
+    assert "measures" not in evaluate.evaluate(system, may_be_empty=True)
+
+
+@pytest.mark.parametrize(("report", "words"), [({}, "nothing to measure of a Judged"), ([1], "returned a list")])
+def test_an_evaluation_without_a_number_is_an_error(here, report: Any, words: str):
+    class Judged(Guest):
+        def evaluate(self, evaluator: Any) -> Any:
+            return report
+
+    system = Judged()
+    system.experiment = experiment(here, Guest)
+    with pytest.raises(SpecError, match=words):
+        evaluate.evaluate(system)
 
 
 def test_weights_as_they_are_before_the_first_step_and_averages_after():

@@ -64,6 +64,26 @@ def test_a_bad_setting_is_said_in_one_line_before_any_work(folder: Path, overrid
 
 
 @pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("eval.seed=-1", "eval.seed is -1, expected at least 0; the nearest is 0"),
+        ("eval.seed=99999999999999999999", "expected at most 9223372036854775807"),
+        ("eval.prompts_per_task=1000000000", "eval.prompts_per_task is 1000000000, expected at most 100000"),
+        ("eval.images_per_prompt=-3", "eval.images_per_prompt is -3, expected at least 1"),
+        ("eval.held_out=0", "eval.held_out is 0, expected at least 1"),
+        ("eval.worst=-1", "eval.worst is -1, expected at least 0"),
+        ("eval.measures=[{name: geneval, seed: -1}]", "eval.measures: geneval.seed is -1, expected at least 0"),
+        ("eval.measures=[{name: distances, extractor: shapes, batch: 0}]", "eval.measures: distances.batch is 0"),
+    ],
+)
+def test_an_evaluation_out_of_range_is_found_while_the_experiment_loads(folder: Path, override: str, words: str):
+    with pytest.raises(SpecError) as caught:
+        experiments.load("tiny", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "override",
     [
         "trainer.max_steps=0",

@@ -18,7 +18,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing, schema
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks, resume, train
+from sana_lab.training import callbacks, checks, resume, train
 
 
 @pytest.fixture
@@ -274,8 +274,16 @@ def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, ca
     assert len(store.history(run.id, "train/loss")) == 12
     capsys.readouterr()
     assert __main__.main(words) == 0
-    assert "tiny is trained already: runs/models/" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tiny is trained already: runs/models/" in said
     assert len(store.find("training")) == 2
+    command = said.partition("from these weights: sana-lab ")[2].replace("max_steps=N", "max_steps=1").split()
+    further = experiments.load("tiny", command[2:])
+    assert command[:2] == ["train", "tiny"]
+    assert Path(further["system"]["dit"]["weights"]).is_file()
+    checks.check(further)
+    assert __main__.main([*words, "trainer.max_steps=0"]) == 0
+    assert "tiny is trained with other steps: runs/models/" in capsys.readouterr().out
     assert __main__.main([*words, f"system.optimizer={__name__}:Poison"]) == 1
     failed = store.find("training")[0]
     assert failed.status == "FAILED"
