@@ -79,8 +79,8 @@ def _check_captions(folder: Path, files: Sequence[ImageFile], measures: Mapping[
     if scoring and bare:
         raise ValueError(
             f"measure {scoring[0]!r} scores images against captions, and {len(bare)} of {len(files)} pictures in "
-            f"{str(folder)!r} have none: {some(bare)}; expected a .txt beside each, or a captions.jsonl of the pictures "
-            "to measure"
+            f"{str(folder)!r} have none: {some(bare)}; expected a .txt beside each, a captions.jsonl of the pictures "
+            "to measure, or `needs_captions = False` in a class that reads no prompts"
         )
 
 

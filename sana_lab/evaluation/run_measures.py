@@ -108,7 +108,7 @@ def _check_captions(name: str, measure: Measure, rows: Sequence[Json]) -> None:
         what = "scores images against captions" if measure.needs_captions else "has images generated from captions"
         raise ValueError(
             f"measure {name!r} {what}, and {len(bare)} of {len(rows)} held-out pictures have none"
-            f"{': ' + some(images) if images else ''}; expected a .txt beside each, or measures with prompts of their own"
+            f"{': ' + some(images) if images else ''}; expected a .txt beside each, or measures with own prompts"
         )
 
 

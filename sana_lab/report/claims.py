@@ -11,6 +11,7 @@ from sana_lab.report.table import Cell, Row
 
 Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
 
+
 class Verdict(NamedTuple):
     """The outcome of a claim for one pair of its order."""
 

@@ -129,8 +129,8 @@ ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
 COUNTS = frozenset(
     {
         *("params_m", "dit_params_m", "dit_params_b", "text_params_m", "params_b", "gmacs", "gmacs_image"),
-        *("tmacs", "tmacs_pair", "tmacs_image", "text_gmacs", "fewer_macs", "tokens", "text_tokens", "steps", "evaluations"),
-        *("prompts", "images"),
+        *("tmacs", "tmacs_pair", "tmacs_image", "text_gmacs", "fewer_macs", "tokens", "text_tokens"),
+        *("steps", "evaluations", "prompts", "images"),
     }
 )
 """Metrics that are counted, not measured: any difference is real, and no test applies."""

@@ -68,9 +68,7 @@ def test_several_seeds_are_compared_as_seeds():
 def test_counts_have_no_test_and_no_mark(name):
     """Counts of several seeds are equal, so that any difference would pass for significant."""
     cells = {"plain": [4.0, 4.0], "wide": [8.0, 8.0]}
-    rows = build_table(
-        [{**r, "metrics": {name: r["metrics"]["geneval"]}} for r in records(cells)], title="t"
-    ).rows
+    rows = build_table([{**r, "metrics": {name: r["metrics"]["geneval"]}} for r in records(cells)], title="t").rows
     assert differences(rows, {}, "plain") == {"wide": {}}
     assert significance.mark(name, significance.Difference(1.0, 1.0, 1.0, SEEDS)) == ""
 

@@ -51,9 +51,7 @@ def gaussian(x: Tensor, y: Tensor, sigma: float = 10.0) -> Tensor:
     return torch.expm1(-apart / (2 * sigma**2))
 
 
-def discrepancy(
-    x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False, same: bool = False
-) -> Discrepancy:
+def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False, same: bool = False) -> Discrepancy:
     """Discrepancy of rows x (n, D) and the reference's y (m, D). ValueError below four rows on either side.
 
     `biased` gives the V-statistic, which includes the kernel's diagonal, with the U-statistic's error and influences.
