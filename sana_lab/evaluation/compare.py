@@ -41,12 +41,10 @@ class _Measured(TypedDict):
     settings: Json
 
 
-class _PerImage(TypedDict):
-    """One column's numbers per image."""
-
-    values: list[FiniteFloat]
-    drawn: str | None
-    images_per_prompt: PositiveInt
+_PerImage = TypedDict(  # noqa: UP013 - "drawn" is a key of the file
+    "_PerImage", {"values": list[FiniteFloat], "drawn": str | None, "images_per_prompt": PositiveInt}
+)
+"""One column's numbers per image."""
 
 
 class _Report(TypedDict):
