@@ -36,6 +36,29 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, which must be new or empty, to write to; afterwards it takes that place whole.
+
+    Where the block fails nothing is left. OSError of one line where the disk is full.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
+    with explaining_full_disk(folder):
+        try:
+            partial.mkdir()
+            yield partial
+            for path in partial.rglob("*"):
+                synchronise(path)
+            if folder.is_dir():
+                folder.rmdir()
+            partial.replace(folder)
+            synchronise(folder.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
     """Convert errors of a full disk to OSError "PATH: no space left ..." with the free space."""
     try:

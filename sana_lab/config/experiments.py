@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sana_lab.config import limits, specs
+from sana_lab.config import limits, secrets, specs
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
 from sana_lab.config.specs import SpecError, nearest
 
@@ -60,7 +60,8 @@ def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
 
 
 def complete(config: Config, title: str = "experiment") -> Config:
-    """Resolve interpolations, check every option and fill in every default. SpecError."""
+    """Resolve interpolations, check every option and fill in every default. SpecError, also for a secret."""
+    secrets.check(config, title)
     try:
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:

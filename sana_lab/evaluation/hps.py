@@ -7,6 +7,7 @@ from typing import Annotated, Literal, final
 import torch
 from torch import Tensor
 
+from sana_lab.checkpoints import files, weights
 from sana_lab.config import digests
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
@@ -45,7 +46,7 @@ class Scorer:
         check_file(model, "HPS_v2_compressed.pt or HPS_v2.1_compressed.pt from the hub's xswu/HPSv2")
         package = import_package("open_clip", "open_clip_torch")
         network, _, self.preprocess = package.create_model_and_transforms("ViT-H-14")
-        network.load_state_dict(torch.load(model, map_location="cpu", weights_only=True)["state_dict"])
+        weights.load_state(network, files.read_torch(Path(model)), "", model)
         self.device, self.version = place(device), version
         self.network, self.tokenizer = network.float().eval().to(self.device), package.get_tokenizer("ViT-H-14")
         self.weights_sha256 = digests.sha256(Path(model))

@@ -10,7 +10,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from sana_lab.checkpoints import architectures, formats, rename_keys
-from sana_lab.config import experiments
+from sana_lab.config import atomic_write, experiments
 from sana_lab.config.validation import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.models.autoencoders import Autoencoder
@@ -49,11 +49,12 @@ def export(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SpecError(f"{folder} exists and is not empty; expected a new folder")
-    if isinstance(model, TextToImage) and part is None:
-        return _write_pipeline(model, folder, f"sana-lab export {name} {folder} --part")
-    network = _part(model, part)
-    _write_component(_component(network), folder)
-    return export_notes.dit_notes(network) if isinstance(network, Dit) else []
+    with atomic_write.replacing_folder(folder.absolute()) as partial:
+        if isinstance(model, TextToImage) and part is None:
+            return _write_pipeline(model, partial, f"sana-lab export {name} {folder} --part")
+        network = _part(model, part)
+        _write_component(_component(network), partial)
+        return export_notes.dit_notes(network) if isinstance(network, Dit) else []
 
 
 def _part(model: nn.Module, kind: str | None) -> Dit | Autoencoder:

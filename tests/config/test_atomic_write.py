@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sana_lab.config.atomic_write import replacing, write_text
+from sana_lab.config.atomic_write import replacing, replacing_folder, write_text
 
 
 @contextmanager
@@ -65,3 +65,18 @@ def test_a_full_disk_is_one_line_with_path_and_room(tmp_path: Path, writer: str)
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("a")
+        assert not (tmp_path / "out").exists()
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "a"]
+    with pytest.raises(ValueError, match="half"), replacing_folder(tmp_path / "other") as partial:
+        interrupted_folder(partial)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def interrupted_folder(path: Path) -> None:
+    (path / "a").write_text("a")
+    raise ValueError("half")

@@ -76,7 +76,12 @@ class Lpips(nn.Module):
 
     def _load_features(self, path: Path) -> None:
         """Load torchvision's weights, whose `features` layers are numbered consecutively, into the stages."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # on other bytes the reader raises anything
+            raise SpecError(
+                f"{path} is no file of torchvision's {self.net} weights: it is cut short or no .pth"
+            ) from error
         layers = [layer for stage in self.features for layer in stage.children()]
         for i, layer in enumerate(layers):
             for name, parameter in layer.named_parameters():
