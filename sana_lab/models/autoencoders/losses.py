@@ -79,9 +79,8 @@ class Lpips(nn.Module):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # on other bytes the reader raises anything
-            raise SpecError(
-                f"{path} is no file of torchvision's {self.net} weights: it is cut short or no .pth"
-            ) from error
+            raise ValueError(f"{path} is cut short or is no file of torchvision's {self.net} weights") from error
+        state = state if isinstance(state, dict) else {}
         layers = [layer for stage in self.features for layer in stage.children()]
         for i, layer in enumerate(layers):
             for name, parameter in layer.named_parameters():
