@@ -140,7 +140,7 @@ def _json(parser: ArgumentParser) -> None:
 def _table_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("ablation", metavar="ABLATION", help="name in ablations/, or a YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="option to change in every trial; makes a sweep of its own"
+        "overrides", nargs="*", metavar="key=value", help="option to change in every trial; makes a separate sweep"
     )
     parser.add_argument("--scale", help="scale that the ablation offers, such as toy (full size)")
     parser.add_argument(

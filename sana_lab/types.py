@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t, t) -> dx/dt; x_t is (B, C, h, w), t is (B,) in [0, 1] and 1 is noise; a solver's t lies on the host."""
+"""(x_t, t) -> dx/dt; x_t is (B, C, h, w), t is (B,) in [0, 1] and 1 is noise; a solver's t is on the host."""
 
 
 class Text(NamedTuple):

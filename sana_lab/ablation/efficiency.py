@@ -24,11 +24,11 @@ def device_of(table: EfficiencyTable | Ablation) -> torch.device | None:
 
 
 def device_words(device: torch.device | None) -> str:
-    return f"timed on {device_name(device)}" if device else "counted alone, for there is no CUDA device"
+    return f"timed on {device_name(device)}" if device else "counted only, because there is no CUDA device"
 
 
 def trial_hash(trial: Trial, device: torch.device | None) -> str:
-    """The name of a finished trial: all options of its probe, those that change speed alone included, and the device
+    """The name of a finished trial: all options of its probe, including those that change only speed, and the device
     that timed it, so that another machine times it again."""
     settings = {"row": trial.config, "on": device_name(device) if device else None}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

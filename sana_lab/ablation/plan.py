@@ -60,7 +60,7 @@ def compares_efficiency(recipe: str) -> bool:
 
 
 def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = ()) -> str:
-    """The name of an ablation's runs: recipe, scale, and a hash of the overrides, which make it a sweep of its own.
+    """The name of an ablation's runs: recipe, scale, and a hash of the overrides, which make it a separate sweep.
 
     Of a path, its folders below the working directory and the file's name without ending.
     """

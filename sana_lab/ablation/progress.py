@@ -18,7 +18,7 @@ QUIET = 60.0
 
 class TimeLeft(ProgressColumn):
     """Remaining work over the mean rate since the first message: processes take seconds to start, and steps that were
-    done before a restart are no work of now. Rich's own estimate looks at the last 30 seconds alone."""
+    done before a restart are no work of now. Rich's estimate uses only the last 30 seconds."""
 
     def render(self, task: Task) -> Text:
         seconds = seconds_left(task)

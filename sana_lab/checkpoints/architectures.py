@@ -111,7 +111,7 @@ def expect(config: Config, model: str, **values: Any) -> None:
     """SpecError if a setting differs from the only supported value."""
     for key, value in values.items():
         if config[key] != value:
-            raise SpecError(f"{model} has {key} {config[key]!r}; the lab's has {value!r} alone")
+            raise SpecError(f"{model} has {key} {config[key]!r}; only {value!r} is supported")
 
 
 # SanaTransformer2DModel
@@ -158,7 +158,7 @@ def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
             f"{attention['name']} and ffn {ffn['name']} of kernel {ffn.get('kernel', 'none')}"
         )
     if spec["cross_norm"] != attention["qk_norm"]:
-        raise SpecError("diffusers norms q and k of self- and cross-attention or of neither; this DiT of one alone")
+        raise SpecError("diffusers norms q and k of self- and cross-attention or of neither; this DiT norms only one")
     is_sprint = spec["guidance"] is not None
     return {
         **SANA,

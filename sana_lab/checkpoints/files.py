@@ -123,7 +123,7 @@ def read_torch(path: Path) -> Any:
         reason = f"it names {match[1]}" if match else "torch's safe reader refuses it"
         raise SpecError(
             f"{path} is refused: a pickle that holds more than tensors and plain data can run any code ({reason}); "
-            "ask for a safetensors file, or a .pth of tensors alone"
+            "ask for a safetensors file, or a .pth that contains only tensors"
         ) from error
     except Exception as error:  # on other bytes the reader raises anything
         raise SpecError(f"{path} is cut short or is no file of torch.save: {first_line(error)}") from error

@@ -107,7 +107,7 @@ def infer_spec(state: State, source: str, hints: Spec) -> tuple[Spec, Spec]:
     """The spec of `sana`, and (channels, text_dim) as `supplied`. SpecError names the options that `hints` must give.
 
     Heads follow from the two released widths only. The network reads 1000 t without norms of q and k (SANA 1.0) and t
-    with a guidance embedding (Sprint). With norms alone it may be SANA-1.5 (1000 t) or a teacher of Sprint (t): 1000 t
+    with a guidance embedding (Sprint). With norms only it may be SANA-1.5 (1000 t) or a teacher of Sprint (t): 1000 t
     is assumed at the width of SANA-1.5, and at any other width `hints` must give `time_scale`.
     """
     dim, channels, patch, _ = state["x_embedder.proj.weight"].shape

@@ -86,7 +86,7 @@ def choose(checkpoint: Any, anchors: Collection[str], ema: bool | None, source: 
         entries = ", ".join(map(str, checkpoint))[:200]
         raise SpecError(f"{source} holds no state_dict_ema or other average, only {entries}; expected ema=False")
     if ema is False and not raw:
-        raise SpecError(f"{source} holds averaged weights alone, {averaged[0].title}; expected them, without --raw")
+        raise SpecError(f"{source} has only averaged weights, {averaged[0].title}; expected them, without --raw")
     chosen = _only(averaged if averaged and ema is not False else raw, source)
     tensors = chosen.tensors
     if chosen.is_averaged and raw:

@@ -2,8 +2,8 @@
 
 A hash is of the resolved configuration. What the configuration names enters by what it is: files and folders by
 content, other experiments by their hash. A part enters by name, options and `version`, an attribute that counts changes
-of its mathematics; a guest that evaluates also by its module's file, which only costs an evaluation anew. Hub ids enter
-as they are.
+of its mathematics; a guest that evaluates also by its module's file, at the cost of a repeated evaluation. Hub ids
+enter unchanged.
 """
 
 import hashlib

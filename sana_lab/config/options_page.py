@@ -13,7 +13,7 @@ HEAD = """# Options
 Every part and every section of an experiment. This page is generated from the comments in the source by `make docs`;
 `sana-lab parts KIND NAME` shows the same in a terminal.
 
-An option that is marked *in no hash* changes how a run is computed, not what: runs that differ in it alone are the same
+An option that is marked *in no hash* changes how a run is computed, not what: runs that differ only in it are the same
 run. One that is marked *in no hash at X* was added later: at X, hashes are those from before it existed.
 """
 

@@ -1,4 +1,4 @@
-"""Arithmetic operations and parameters of a model, counted from shapes alone.
+"""Arithmetic operations and parameters of a model, counted from shapes.
 
 FLOPs = 2 MACs. Matrix products, convolutions and attention products are counted, forward and backward; elementwise
 operations, norms, softmaxes and table look-ups are not. Causal and masked attention counts as dense.

@@ -2,7 +2,7 @@
 
 A proposition holds if its answer is yes and all propositions that it depends on hold. The score is the original
 script's: the mean over questions, over images, over prompts. Differences, where the script is wrong: its category
-scores use the last image alone and ignore dependence, it drops the file's first question, and it skips images that
+scores use only the last image and ignore dependence, it drops the file's first question, and it skips images that
 raise.
 """
 

@@ -244,7 +244,7 @@ def _check_index(folder: Path) -> None:
     entries = files.read_json(index)
     name = entries.get("_class_name")
     if not isinstance(name, str):
-        raise SpecError(f"{folder} brings a pipeline class of its own ({name}), and code from a folder is not run")
+        raise SpecError(f"{folder} has a custom pipeline class ({name}), and code from a folder is not run")
     for component, entry in entries.items():
         is_class = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
         if is_class and not _is_library(entry[0]):

@@ -28,7 +28,7 @@ def _instruction_note(text: Llm) -> str:
     if text.instruction_option == "released":
         return "Prompts were read with an instruction, SanaPipeline's own default of complex_human_instruction."
     instruction = [text.instruction] if text.instruction else None
-    return f"Prompts were read with an instruction of their own: pass complex_human_instruction={instruction!r}."
+    return f"Prompts were encoded with a custom instruction: pass complex_human_instruction={instruction!r}."
 
 
 def _sampling_notes(flow: Flow, sampling: Spec) -> list[str]:

@@ -74,7 +74,7 @@ def open_model(name: str, overrides: Sequence[str] = (), variant: str | None = N
     if getattr(system, "experiment", None) is None or any(not o.startswith("sampling.") for o in changes):
         raise SpecError(
             f"{' '.join(overrides)} changes an experiment, and {name!r} is a checkpoint, which is as it is: of a "
-            "system, sampling.* alone can change, and of a pipeline text_encoder.*"
+            "system, only sampling.* can change, and of a pipeline text_encoder.*"
         )
     sampling = experiments.apply({"sampling": system.experiment["sampling"]}, changes)["sampling"]
     system.experiment = {**system.experiment, "sampling": experiments.check_sampling(sampling)}

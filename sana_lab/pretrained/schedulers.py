@@ -53,7 +53,7 @@ def _check_settings(config: Mapping[str, Any], path: Path, required: Spec) -> No
     for key, value in {**required, **GRIDS}.items():
         setting = config.get(key, DEFAULTS.get(key, value))
         if setting != value and (setting or value):  # null is false
-            raise SpecError(f"{path}: the scheduler has {key} {setting!r}; the lab's has {value!r} alone")
+            raise SpecError(f"{path}: the scheduler has {key} {setting!r}; only {value!r} is supported")
 
 
 def write_scheduler(flow: Flow, sampling: Spec, version: str) -> Spec:

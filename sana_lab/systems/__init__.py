@@ -129,7 +129,7 @@ class System(L.LightningModule, ABC):
         """The optimiser of the option `optimizer`, over all parameters that train."""
         if "optimizer" not in self.settings:
             raise SpecError(
-                f"system {type(self).__name__} has no option `optimizer` and no `configure_optimizers` of its own"
+                f"system {type(self).__name__} has no option `optimizer` and no method `configure_optimizers`"
             )
         return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
 

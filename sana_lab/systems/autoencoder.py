@@ -172,7 +172,7 @@ def images_of(batch: Batch) -> Tensor:
     """The batch's images; ValueError if it has none."""
     if batch.images is None:
         raise ValueError(
-            "an autoencoder trains on images, and this data gives latents alone; expected shapes or folder"
+            "an autoencoder trains on images, but this data has only latents; expected shapes or folder"
         )
     return batch.images
 

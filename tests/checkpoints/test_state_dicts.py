@@ -98,7 +98,7 @@ def test_the_average_is_taken_where_there_is_one(tmp_path: Path, layout: str):
     assert all(torch.equal(chosen.tensors[name], ema[name]) for name in raw)
     assert "the averaged weights" in chosen.notes[0]
     if layout == "only":
-        with pytest.raises(SpecError, match="averaged weights alone"):
+        with pytest.raises(SpecError, match="only averaged weights"):
             loading.formats.recognise(tmp_path / "a.pth", ema=False, **NVLABS_HINTS)
         return
     chosen = loading.formats.recognise(tmp_path / "a.pth", ema=False, **NVLABS_HINTS)
