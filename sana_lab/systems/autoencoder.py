@@ -171,9 +171,7 @@ def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
 def images_of(batch: Batch) -> Tensor:
     """The batch's images; ValueError if it has none."""
     if batch.images is None:
-        raise ValueError(
-            "an autoencoder trains on images, but this data has only latents; expected shapes or folder"
-        )
+        raise ValueError("an autoencoder trains on images, but this data has only latents; expected shapes or folder")
     return batch.images
 
 
