@@ -103,9 +103,14 @@ def _bench(options: Namespace) -> None:
     if loading.is_model(options.experiment):
         if options.memory:
             raise specs.SpecError(f"memory is computed for an experiment, and {options.experiment!r} is a model")
+        if options.overrides:
+            raise specs.SpecError(f"{' '.join(options.overrides)} changes an experiment, not {options.experiment!r}")
         pipeline = {"size": options.size or 1024, "steps": options.steps, "guidance": options.guidance}
         bench.main_peer(options.experiment, **{**shared, **timed, **pipeline})
         return
+    for name in ("steps", "guidance"):
+        if (value := getattr(options, name)) is not None:
+            raise specs.SpecError(f"--{name} is for a diffusers pipeline; expected sampling.{name}={value}")
     experiment = experiments.load(options.experiment, options.overrides)
     train.check(experiment)
     if options.memory:
@@ -307,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     _silence_torchao()
     try:
+        _check_numbers(options)
         _check_names(options)
         return _run(options) or 0
     except OSError as error:  # wherever it was raised: a file, a disk, a network
@@ -334,6 +340,21 @@ def _is_of_mlflow(error: BaseException) -> bool:
 
 def _run(options: Namespace) -> int | None:
     return VERBS[options.verb].run(options)
+
+
+def _check_numbers(options: Namespace) -> None:
+    """SpecError for a number out of range, with the nearest in it."""
+    from sana_lab.config import ranges
+    from sana_lab.config.validation import validate
+
+    limits: dict[str, Any] = {
+        **{"size": ranges.Pixels, "batch": ranges.BatchSize, "sweep": ranges.BatchSize, "seed": ranges.Seed},
+        **{"repeats": ranges.Count, "steps": ranges.Count, "warmup": ranges.Number, "top": ranges.Count},
+        **{"workers": ranges.Threads, "guidance": ranges.Real},
+    }
+    for name, annotation in limits.items():
+        if (value := getattr(options, name, None)) is not None:
+            validate(value, annotation, f"--{name}")
 
 
 def _check_names(options: Namespace) -> None:

@@ -186,13 +186,35 @@ def test_dry_run_of_an_ablation_lists_its_trials(folder: Path, capsys):
         (["bench", "tiny", "--json", "experiments"], ("cannot write experiments: it is a folder",)),
         (["table", "two", "--out", "/proc/x"], ("cannot write to /proc/x",)),
         (["ablate", "two", "--out", "/proc/x"], ("cannot write to /proc/x",)),
-        (["train", "tiny", "trainer.max_steps=-1"], ("trainer.max_steps is -1, expected at least 0",)),
+        (["train", "tiny", "trainer.max_steps=-1"], ("trainer.max_steps is -1 (int), expected int in [0, ",)),
         (["ui"], ("runs",)),
     ],
 )
 def test_mistakes_end_in_one_line(folder: Path, arguments: list[str], words: tuple[str, ...], capsys):
     output = failing(arguments, capsys)
     assert not [w for w in words if w not in output], output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "x", "--out", "o", "--size", "0"], "--size is 0 (int), expected int in [1, 32768]; the nearest"),
+        (["sample", "x", "--out", "o", "--seed", "-1"], "--seed is -1 (int)"),
+        (["sample", "x", "--out", "o", "--model", "tiny", "--variant", "nope"], "chooses among the files"),
+        (["bench", "tiny", "--size", "-8"], "--size is -8 (int)"),
+        (["bench", "tiny", "--guidance", "nan"], "--guidance is nan (float)"),
+        (["bench", "tiny", "--steps", "5"], "--steps is for a diffusers pipeline; expected sampling.steps=5"),
+        (["ablate", "two", "--workers", "0"], "--workers is 0 (int), expected int in [1, 1024]; the nearest is 1"),
+        (["profile", "tiny", "--top", "0"], "--top is 0 (int)"),
+        (["train", "tiny", "system.warmup=-1"], "tiny.system.warmup is -1 (int), expected int in [0, 100000000]"),
+        (["train", "tiny", "seed=4294967296"], "tiny.seed is 4294967296 (int)"),
+        (["train", "tiny", "system.dit.ffn.ratio=.nan"], "ratio is nan (float), expected float in (0, 1024]"),
+        (["train", "tiny", "system.dit.dim=1000000000"], "dim is 1000000000 (int), expected int in [1, 65536]"),
+        (["train", "tiny", "system.autoencoder.widths=[]"], "widths is [] (list)"),
+    ],
+)
+def test_numbers_out_of_range_and_options_of_others(folder: Path, arguments: list[str], words: str, capsys):
+    assert words in failing(arguments, capsys)
 
 
 def test_ctrl_c_is_no_error_of_ours(folder: Path, monkeypatch, capsys):

@@ -92,6 +92,8 @@ def at_scale(raw: Config, scale: str | None, recipe: str) -> Config:
 def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
     schema = EfficiencyTable if "probe" in raw else Ablation
     options = specs.complete(specs.fields(schema), raw, f"ablation {recipe!r}", recipe)
+    written = {k: raw[k] for k in ("axes", "common", "probe") if raw.get(k) is not None}  # types are those of parts
+    options = {**options, **written}
     axes = _with_text_labels(options["axes"], recipe)
     for change in (options.get("common"), options.get("probe"), *(c for axis in axes.values() for c in axis.values())):
         _check_keys(change or {}, recipe)

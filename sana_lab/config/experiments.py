@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sana_lab.config import limits, secrets, specs
+from sana_lab.config import secrets, specs
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
 from sana_lab.config.specs import SpecError, nearest
+from sana_lab.config.validation import Written, opened, plain
+from sana_lab.config.yaml_text import read_file, read_value
 
 
 def roots(kind: str) -> list[Path]:
@@ -35,14 +37,13 @@ def available(kind: str, folder: str = ".") -> list[str]:
 
 
 def read(path: Path) -> Config:
-    """A YAML mapping as plain data, interpolations unresolved. SpecError if it cannot be parsed."""
-    try:
-        raw = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # the YAML parser's own classes are many
-        raise SpecError(f"{path} cannot be read as YAML: {str(error).strip()}") from error
+    """A YAML mapping, interpolations unresolved and scalars `Written`. SpecError where it does not parse."""
+    raw = read_file(path)
+    if raw is None:
+        return {}
     if not isinstance(raw, dict):
-        raise SpecError(f"{path} holds {type(raw).__name__}, expected a mapping")
-    return {str(k): v for k, v in raw.items()}
+        raise SpecError(f"{path} holds {type(plain(raw)).__name__}, expected a mapping")
+    return raw
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -56,22 +57,56 @@ def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
         raise SpecError(f"experiments name each other as base: {' -> '.join([*ancestors, name])}")
     config = with_suite(read(locate("experiments", name)))
     base = config.pop("base", None)
-    return merge(compose(base, (*ancestors, name)), config) if base else config
+    if base is None or base == "":
+        return config
+    if not isinstance(base, str | Written):
+        raise SpecError(f"base of {name!r} is {base!r}, expected the name of an experiment, or a path")
+    return cast(Config, merge(compose(str(base), (*ancestors, name)), config))
 
 
 def complete(config: Config, title: str = "experiment") -> Config:
     """Resolve interpolations, check every option and fill in every default. SpecError, also for a secret."""
-    secrets.check(config, title)
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-    except OmegaConfBaseException as error:
-        raise SpecError(f"{title}: {str(error).splitlines()[0]}") from error
-    assert isinstance(plain, dict)
-    for name in referenced([plain.get(key) for key in ("system", "data", "eval")]):
+    secrets.check(plain(config), title)
+    values = interpolated(config, title)
+    for name in referenced(plain([values.get(key) for key in ("system", "data", "eval")])):
         _check_ring(name)
-    full = specs.complete(specs.fields(Experiment), {str(k): v for k, v in plain.items()}, title, title, part_of)
-    limits.check_evaluation_numbers(full["eval"])
-    return full
+    return specs.complete(specs.fields(Experiment), values, title, title, part_of)
+
+
+def interpolated(config: Config, title: str) -> Config:
+    """`${key}` replaced by the value of that key; all else as it is. SpecError."""
+    if not _has_interpolation(config):
+        return config
+    try:
+        tree = OmegaConf.create(_leaves(config), flags={"allow_objects": True})
+        resolved = OmegaConf.to_container(tree, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise SpecError(f"{title}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+    return cast(Config, _replaced(config, resolved))
+
+
+def _has_interpolation(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_has_interpolation, value.values() if isinstance(value, dict) else value))
+    return "${" in str(value) if isinstance(value, str | Written) else False
+
+
+def _leaves(value: Any) -> Any:
+    """The configuration with the lists and mappings of `key=value` opened, as OmegaConf reads it."""
+    value = opened(value)
+    if isinstance(value, dict):
+        return {k: _leaves(v) for k, v in value.items()}
+    return [_leaves(v) for v in value] if isinstance(value, list) else value
+
+
+def _replaced(value: Any, resolved: Any) -> Any:
+    """Interpolated parts of `value` from `resolved`, which has the same shape."""
+    if not _has_interpolation(value):
+        return value
+    inner = opened(value)
+    if isinstance(inner, dict):
+        return {k: _replaced(v, resolved[k]) for k, v in inner.items()}
+    return [_replaced(v, r) for v, r in zip(inner, resolved, strict=True)] if isinstance(inner, list) else resolved
 
 
 def from_card(config: Config, source: str) -> Config:
@@ -85,17 +120,12 @@ def resolve(kind: str, spec: specs.Spec) -> Config:
 
 
 def apply(config: Config, overrides: Iterable[str]) -> Config:
-    """Apply `key=value` strings in order; keys are dotted paths, values YAML. SpecError."""
+    """Apply `key=value` strings in order; keys are dotted paths, values YAML, for text options text. SpecError."""
     for item in overrides:
-        key, sign, _ = item.partition("=")
+        key, sign, text = item.partition("=")
         if not sign or not key:
             raise SpecError(f"override {item!r} is not of the form key=value, such as trainer.max_steps=100")
-        try:
-            nested = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
-        except Exception as error:
-            raise SpecError(f"override {item!r} cannot be read: {error}") from error
-        assert isinstance(nested, dict)
-        config = merge(config, with_suite({str(k): v for k, v in nested.items()}))
+        config = merge(config, with_suite(nest({key: read_value(text)})))
     return config
 
 
@@ -117,6 +147,10 @@ def nest(flat: Config) -> Config:
 
 def merge(base: Any, over: Any) -> Any:
     """Merge `over` onto `base`. A spec with another name replaces the base's; one without a name edits its options."""
+    base = opened(base)
+    if isinstance(over, Written) and isinstance(over.value, dict):  # on text, it is text until the type is known
+        merged = merge(base, over.value)
+        return merged if isinstance(base, dict) else Written(over.text, merged)
     if isinstance(base, str) and isinstance(over, dict) and "name" not in over:
         base = {"name": base}
     if isinstance(base, dict) and isinstance(over, str) and "name" in base:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from sana_lab.config import registry, schema, specs
-from sana_lab.config.validation import SpecError, kind_of, nearest
+from sana_lab.config.validation import SpecError, kind_of, nearest, range_words
 
 SECTIONS: dict[str, type] = {
     "experiment": schema.Experiment,
@@ -93,7 +93,7 @@ def type_words(annotation: Any) -> str:
         optional = " | null" if type(None) in get_args(inner[0]) else ""
         return kind + optional
     if origin is Annotated:
-        return type_words(inner[0])
+        return f"{type_words(inner[0])} {range_words(annotation)}".rstrip()
     if origin is Literal:
         return " | ".join(map(str, inner))
     if origin in (Union, types.UnionType):

@@ -3,6 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
+from sana_lab.config.ranges import (
+    BatchSize,
+    Count,
+    Evaluations,
+    Interval,
+    Nonnegative,
+    Number,
+    Pixels,
+    Positive,
+    Real,
+    Seed,
+    Share,
+    Steps,
+    Threads,
+)
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec
 
 Config = dict[str, Any]
@@ -12,18 +27,18 @@ Config = dict[str, Any]
 class TrainerOptions:
     """`trainer:` of an experiment. Steps, precision, clipping and accumulation train the model; the rest runs it."""
 
-    max_steps: int = 1000  # optimiser steps
+    max_steps: Steps = 1000  # optimiser steps
     # Precision of forward and backward, as in Lightning: true casts the weights, mixed only matrix products.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
-    gradient_clip: float = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
-    accumulate: int = 1  # batches whose gradients are summed for one step
+    gradient_clip: Nonnegative = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
+    accumulate: Count = 1  # batches whose gradients are summed for one step
     # Device of the training; auto is a GPU if available.
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
     devices: Annotated[int | str, RUNTIME] = "auto"  # number of devices, or a list such as 0,1; auto is all of them
-    threads: Annotated[int | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
-    log_every: Annotated[int, RUNTIME] = 25  # steps between logged losses
-    validate_every: Annotated[int, RUNTIME] = 500  # steps between validations and sample grids
-    checkpoint_every: Annotated[int, RUNTIME] = 250  # steps between checkpoints that training resumes from
+    threads: Annotated[Threads | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
+    log_every: Annotated[Interval, RUNTIME] = 25  # steps between logged losses
+    validate_every: Annotated[Interval, RUNTIME] = 500  # steps between validations and sample grids
+    checkpoint_every: Annotated[Interval, RUNTIME] = 250  # steps between checkpoints that training resumes from
     compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of the DiT
 
 
@@ -31,17 +46,17 @@ class TrainerOptions:
 class EvaluationOptions:
     """`eval:` of an experiment: what quality and costs are measured on. Files and folders enter hashes by content."""
 
-    prompts_per_task: int = 20  # prompts drawn for each GenEval task of the embedded world
-    images_per_prompt: int = 2  # images sampled for each prompt of GenEval
-    batch: int = 64  # images sampled at a time
-    seed: int = 43  # of the noise, and of the prompts of the embedded world
-    reconstructions: int = 1000  # held-out images that an autoencoder is measured on
-    bench_size: int | None = None  # pixels a side of timed images; null is the training size
-    bench_batch: int = 1  # images at a time when latency is timed
-    bench_repeats: int = 5  # timed repeats, of which the median counts
-    bench_steps: int | None = None  # denoiser evaluations that are timed; null is all of them
+    prompts_per_task: Count = 20  # prompts drawn for each GenEval task of the embedded world
+    images_per_prompt: Count = 2  # images sampled for each prompt of GenEval
+    batch: BatchSize = 64  # images sampled at a time
+    seed: Seed = 43  # of the noise, and of the prompts of the embedded world
+    reconstructions: Count = 1000  # held-out images that an autoencoder is measured on
+    bench_size: Pixels | None = None  # pixels a side of timed images; null is the training size
+    bench_batch: BatchSize = 1  # images at a time when latency is timed
+    bench_repeats: Count = 5  # timed repeats, of which the median counts
+    bench_steps: Evaluations | None = None  # denoiser evaluations that are timed; null is all of them
     fid_weights: str | None = None  # file of torch-fidelity's Inception .pth; null omits FID
-    held_out: int = 1000  # held-out images and captions, for measures without built-in prompts
+    held_out: Count = 1000  # held-out images and captions, for measures without built-in prompts
     # Measures besides GenEval on the embedded world and FID (see `fid_weights`).
     measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
     captions: Annotated[str | None, AsBefore(None)] = None  # folder of captioned images in place of held-out data
@@ -50,7 +65,7 @@ class EvaluationOptions:
     rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None  # features of an autoencoder's FID; null is none
     # Folder of images that an autoencoder reconstructs at their own sizes, in place of held-out data.
     reconstruction_folder: Annotated[str | None, AsBefore(None)] = None
-    worst: Annotated[int, AsBefore(0)] = 0  # worst reconstructions to list and to show in `worst_picture`
+    worst: Annotated[Number, AsBefore(0)] = 0  # worst reconstructions to list and to show in `worst_picture`
     worst_picture: Annotated[str | None, AsBefore(None)] = None  # .png to write them to; null writes none
 
 
@@ -59,11 +74,11 @@ class SamplingOptions:
     """`sampling:` of an experiment. It does not affect training, so changing it reuses the trained model."""
 
     solver: Annotated[Spec, "solver"] = "dpmpp"  # name or spec of the ODE solver
-    steps: int = 20  # solver steps; one or two evaluations of the network each
-    guidance: float = 4.5  # scale of classifier-free guidance; 1 is none, in half the work
-    shift: float | None = None  # shift of the flow's times towards noise; None is that of training
+    steps: Evaluations = 20  # solver steps; one or two evaluations of the network each
+    guidance: Real = 4.5  # scale of classifier-free guidance; 1 is none, in half the work
+    shift: Positive | None = None  # shift of the flow's times towards noise; None is that of training
     # Times [low, high] from 0 (data) to 1 (noise), ends included, of guidance (arXiv 2404.07724); None is all.
-    guidance_interval: Annotated[tuple[float, float] | None, AsBefore(None)] = None
+    guidance_interval: Annotated[tuple[Share, Share] | None, AsBefore(None)] = None
     # Spacing of times: even before the shift, or that of diffusers' FlowMatch schedulers.
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
     # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations.
@@ -83,14 +98,14 @@ class Experiment:
     trainer: TrainerOptions = field(default_factory=TrainerOptions)  # steps, precision, devices, logging
     eval: EvaluationOptions = field(default_factory=EvaluationOptions)  # measures; or the name of a suite in eval/
     prompts: list[str] = field(default_factory=list)  # sampled as a grid at each validation
-    seed: int = 0  # of the weights, the data's order and the training noise
+    seed: Seed = 0  # of the weights, the data's order and the training noise
 
 
 class Trial(NamedTuple):
     """One cell of an ablation: labels on its axes, and all that is run under them."""
 
     labels: dict[str, str]  # axis -> label
-    seed: int
+    seed: Seed
     config: Config  # of kind quality: a complete experiment; of efficiency: a probe, repeats and warm-up calls
     kind: Literal["quality", "efficiency"] = "quality"
 
@@ -114,7 +129,7 @@ class Ablation:
     title: str  # heading of the table and of its plots
     base: str  # experiment that every row starts from: a name in experiments/ or a path
     axes: dict[str, dict[str, Config | None]]  # axis -> label -> overrides such as {system.dit.attention: linear}
-    seeds: list[int] = field(default_factory=lambda: [0])  # each row is trained once with each of them
+    seeds: list[Seed] = field(default_factory=lambda: [0])  # each row is trained once with each of them
     columns: list[str] = field(default_factory=list)  # metrics in the order to show; empty shows all
     common: dict[str, Any] = field(default_factory=dict)  # overrides of every row, before those of its labels
     notes: list[str] = field(default_factory=list)  # lines under the table
@@ -136,8 +151,8 @@ class EfficiencyTable:
     axes: dict[str, dict[str, Config | None]]  # axis -> label -> overrides of the probe
     columns: list[str]  # metrics in the order to show
     gpu: bool = False  # rows too large for a CPU: without a CUDA device they are counted, not timed
-    repeats: int = 5  # timed calls, of which the median is shown
-    warmup: int = 1  # calls before them
+    repeats: Count = 5  # timed calls, of which the median is shown
+    warmup: Number = 1  # calls before them
     over: str | None = None  # base of `speedup` and `fewer_macs`: a label of the first axis, or `before`
     of: Literal["images_per_s", "latency_s"] = "images_per_s"  # metric that `speedup` is the ratio of
     notes: list[str] = field(default_factory=list)  # lines under the table

@@ -17,7 +17,18 @@ from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
-from sana_lab.config.validation import SpecError, describe, is_optional, kind_of, nearest, validate
+from sana_lab.config.validation import (
+    SpecError,
+    Written,
+    bare,
+    describe,
+    is_optional,
+    kind_of,
+    nearest,
+    opened,
+    typed,
+    validate,
+)
 
 Spec = str | dict[str, Any]
 
@@ -138,11 +149,10 @@ def check(value: Any, annotation: Any, where: str, part_of: PartOf | None = None
     """`value` of the annotated type as plain data, specs resolved and dataclasses completed. SpecError."""
     if kind := kind_of(annotation):
         return None if value is None and is_optional(annotation) else resolve(kind, value, where, part_of)
-    if get_origin(annotation) is Annotated:
-        return check(value, get_args(annotation)[0], where, part_of)
-    if is_dataclass(annotation):
-        return _check_record(value, annotation, where, part_of)
-    value, inner = validate(value, annotation, where), get_args(annotation)
+    if is_dataclass(bare(annotation)):
+        return _check_record(opened(value), bare(annotation), where, part_of)
+    value, annotation = validate(value, annotation, where), bare(annotation)
+    inner = get_args(annotation)
     if get_origin(annotation) is list:
         return [check(v, inner[0], f"{where}[{i}]", part_of) for i, v in enumerate(value)]
     if get_origin(annotation) is dict:
@@ -223,10 +233,11 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _as_mapping(kind: str, spec: Any, where: str) -> dict[str, Any]:
+    spec = typed(spec, Annotated[Spec, kind])
     if isinstance(spec, str) and spec:
         return {"name": spec}
-    if isinstance(spec, dict) and isinstance(spec.get("name"), str):
-        given = dict(spec)
+    if isinstance(spec, dict) and isinstance(spec.get("name"), str | Written):
+        given = {**spec, "name": str(spec["name"])}
         for old in given.keys() & RENAMED.get(kind, {}).keys():
             given[RENAMED[kind][old]] = given.pop(old)
         return given
@@ -239,6 +250,7 @@ def _value(key: str, option: Option, values: dict[str, Any]) -> Any:
     """The given value, or the default; a mapping without a name holds options of the default part."""
     default = deepcopy(option.default)
     value = values.get(key, default)
+    value = opened(value) if option.kind else value
     if option.kind and isinstance(value, dict) and "name" not in value and isinstance(default, str | dict):
         return {**({"name": default} if isinstance(default, str) else default), **value}
     return value

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
+from sana_lab.config.ranges import BatchSize, Count, Seed, Width, Workers
 from sana_lab.config.specs import RUNTIME, Spec, SpecError, canonical, name_of
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.latents import Latents, state_digest
@@ -39,12 +40,12 @@ class Features(DataModule):
         self,
         source: Annotated[Spec, "data"],  # data set of kind `latents`; its own `batch` has no effect
         text_encoder: Annotated[Spec, "text_encoder"],  # frozen encoder, with pretrained or given weights
-        batch: int = 64,  # items in a batch, of one device
-        seed: int = 0,  # seed of the order; captions use the source's seed
+        batch: BatchSize = 64,  # items in a batch, of one device
+        seed: Seed = 0,  # seed of the order; captions use the source's seed
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded captions; null is runs/features
-        shard: Annotated[int, RUNTIME] = 256,  # captions in a file
-        bucket: Annotated[int, RUNTIME] = 1,  # pad text to multiples of this number of tokens, to compile fewer lengths
-        workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
+        shard: Annotated[Count, RUNTIME] = 256,  # captions in a file
+        bucket: Annotated[Width, RUNTIME] = 1,  # pad text to multiples of so many tokens, to compile fewer lengths
+        workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
         self.source, self.text_encoder, self.shard, self.bucket = source, text_encoder, shard, bucket

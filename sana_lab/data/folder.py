@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from sana_lab.config.ranges import BatchSize, Pixels, Seed, ShareOrNumber, Workers
 from sana_lab.config.specs import RUNTIME
 from sana_lab.data import DataModule, Split, Turn, captions
 from sana_lab.data.captions import Entry
@@ -42,16 +43,16 @@ class Folder(DataModule):
         root: Annotated[str, RUNTIME],  # folder of images, at any depth
         manifest: Annotated[str | None, RUNTIME] = None,  # .jsonl or .csv of files and captions; null looks in the root
         caption: str | None = None,  # caption of images without one, "" for none; null is an error
-        size: int = 256,  # height and width, pixels
-        batch: int = 16,  # images in a batch, of one device
+        size: Pixels = 256,  # height and width, pixels
+        batch: BatchSize = 16,  # images in a batch, of one device
         resize: Resize = "cover",  # cover crops a square, contain pads with white, stretch changes proportions
         crop: Literal["center", "random"] = "center",  # of resize cover; random differs in each epoch, in training only
         flip: bool = False,  # mirror half of the training images; captions with left or right are not changed
-        min_side: int = 1,  # skip images whose shorter side has fewer pixels
-        held_out: int | float = 0.05,  # for validation: a share below 1.0, chosen by a hash of each name, or a number
+        min_side: Pixels = 1,  # skip images whose shorter side has fewer pixels
+        held_out: ShareOrNumber = 0.05,  # for validation: a share below 1.0, chosen by a hash of each name, or a number
         check: Literal["headers", "pixels"] = "headers",  # part of each file read at the start to find broken files
-        seed: int = 0,  # seed of order, crops, flips and choice of captions
-        workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
+        seed: Seed = 0,  # seed of order, crops, flips and choice of captions
+        workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
         self.root, self.manifest, self.caption, self.size = Path(root), manifest, caption, size

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
+from sana_lab.config.ranges import BatchSize, Count, Seed, Workers
 from sana_lab.config.specs import RUNTIME, Spec, canonical
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.shards import Captions, Shards
@@ -47,13 +48,13 @@ class Latents(DataModule):
         self,
         source: Annotated[Spec, "data"],  # data set whose images are encoded
         autoencoder: Annotated[Spec, "autoencoder"],  # frozen autoencoder that encodes them
-        items: int | None = None,  # number of training images to encode; null is all of the source
-        captions: int = 4,  # maximum number of captions kept per image
-        batch: int = 64,  # latents in a batch, of one device
-        seed: int = 0,  # seed of order and choice of captions
+        items: Count | None = None,  # number of training images to encode; null is all of the source
+        captions: Count = 4,  # maximum number of captions kept per image
+        batch: BatchSize = 64,  # latents in a batch, of one device
+        seed: Seed = 0,  # seed of order and choice of captions
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded sets; null is runs/latents
-        shard: Annotated[int, RUNTIME] = 1024,  # latents in a file
-        workers: Annotated[int, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
+        shard: Annotated[Count, RUNTIME] = 1024,  # latents in a file
+        workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
         self.source, self.autoencoder, self.items, self.captions = source, autoencoder, items, captions

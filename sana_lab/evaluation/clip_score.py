@@ -7,6 +7,7 @@ from typing import Annotated, Literal, final
 import torch
 from torch import Tensor
 
+from sana_lab.config.ranges import BatchSize
 from sana_lab.config.specs import RUNTIME
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.clip_model import PretrainedClip
@@ -28,7 +29,7 @@ class ClipScore(Measure):
     def __init__(
         self,
         model: str,  # transformers folder of a CLIP; SANA's numbers are of openai/clip-vit-large-patch14
-        batch: int = 64,  # images at a time
+        batch: BatchSize = 64,  # images at a time
         # of prompts that CLIP cannot read whole: their beginning, or the mean cosine over chunks of whole sentences
         long: LongPrompt = "truncate",
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.config import digests, specs, text_files
+from sana_lab.config.ranges import Count
 from sana_lab.config.specs import Spec, nearest
 from sana_lab.data import tables
 from sana_lab.data.image_formats import is_image
@@ -109,7 +110,7 @@ class Dpg(Measure):
         self,
         questions: str,  # path of dpg_bench.csv
         vqa: Annotated[Spec, "vqa"],  # model that answers its questions
-        images_per_prompt: int = 4,  # images per prompt
+        images_per_prompt: Count = 4,  # images per prompt
     ) -> None:
         self.items = read_items(questions)
         self.rows = [{"prompt": item.prompt, "item_id": item.item_id} for item in self.items]

@@ -10,7 +10,8 @@ from typing import Any
 from sana_lab import environment
 from sana_lab.checkpoints import files
 from sana_lab.config import experiments, hashing, limits, schema
-from sana_lab.config.specs import Spec, SpecError, build, complete, fields, name_of
+from sana_lab.config.specs import Spec, SpecError, build, check, name_of
+from sana_lab.config.validation import plain
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
@@ -59,7 +60,8 @@ def _evaluate_name(name: str, overrides: Sequence[str], may_be_empty: bool) -> J
         raise SpecError(
             f"{name!r} is no experiment: eval.*, sampling.* and size can be given, not {', '.join(unknown)}"
         )
-    options = complete(fields(schema.EvaluationOptions), given.get("eval", {}), "eval", "eval")
+    options = check(given.pop("eval", {}), schema.EvaluationOptions, "eval")
+    given = plain(given)
     limits.check_evaluation(options)
     if image_folder.is_image_folder(Path(name)):
         return _evaluate_folder(Path(name), options)

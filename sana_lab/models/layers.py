@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sana_lab.config.ranges import Ratio, Width
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.ops.cpu_linear import product
 from sana_lab.ops.mix_ffn import mix_ffn
@@ -46,8 +47,8 @@ class MixFfn(nn.Module):
 
     def __init__(
         self,
-        ratio: float = 2.5,  # hidden width as a multiple of the model's
-        kernel: int = 3,  # side of the depthwise convolution; odd
+        ratio: Ratio = 2.5,  # hidden width as a multiple of the model's
+        kernel: Width = 3,  # side of the depthwise convolution; odd
         # Implementation; does not change results. auto is Triton on CUDA (3 x 3 only), torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
@@ -73,7 +74,7 @@ class Mlp(nn.Module):
 
     def __init__(
         self,
-        ratio: float = 4.0,  # hidden width as a multiple of the model's
+        ratio: Ratio = 4.0,  # hidden width as a multiple of the model's
         *,
         dim: int,
     ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sana_lab.config import experiments, specs
-from sana_lab.config.validation import SpecError
+from sana_lab.config.validation import SpecError, plain
 
 Spec = dict[str, Any]
 
@@ -19,7 +19,7 @@ def main_import(options: argparse.Namespace) -> None:
     out = options.out or Path(f"{Path(options.path).stem}.safetensors")
     if out.exists():
         raise SpecError(f"{out} exists already; expected another --out")
-    hints = experiments.apply({}, options.set)
+    hints = plain(experiments.apply({}, options.set))
     ema = False if options.raw else None
     card = write_import(options.path, out, options.part, variant=options.variant, ema=ema, **hints)
     print("\n".join([str(out), *card["notes"]]))

@@ -29,6 +29,8 @@ def load(
     is frozen: to train it, name it as `weights:` in an experiment. SpecError for anything else.
     """
     path = files.index_of(hub.locate(str(reference)))
+    if variant is not None and not path.is_dir():
+        raise SpecError(f"variant {variant!r} chooses among the files of a diffusers folder, and {path} is a file")
     model = _load(path, kind, ema=ema, variant=variant, **hints)
     return model if dtype is None else model.to(dtype)
 
@@ -64,6 +66,8 @@ def open_model(name: str, overrides: Sequence[str] = (), variant: str | None = N
     if not is_model(name):
         from sana_lab.pretrained.restore import restore
 
+        if variant is not None:
+            raise SpecError(f"variant {variant!r} chooses among the files of a diffusers folder; {name!r} has none")
         experiment = experiments.load(name, overrides)
         return restore(experiment, weights.find_trained(experiment, name))
     text_options = experiments.apply({}, (o for o in overrides if o.startswith("text_encoder.")))

@@ -6,6 +6,7 @@ from typing import Annotated, final
 import torch
 from torch import Tensor
 
+from sana_lab.config.ranges import BatchSize
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report
@@ -27,7 +28,7 @@ class ClipShapes(Measure):
     def __init__(
         self,
         weights: str = "experiment:shapes_clip",  # experiment:NAME or the weights file of such an experiment
-        batch: Annotated[int, RUNTIME] = 64,  # images at a time
+        batch: Annotated[BatchSize, RUNTIME] = 64,  # images at a time
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.batch, self.device = batch, place(device)

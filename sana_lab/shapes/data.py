@@ -6,8 +6,10 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
+from sana_lab.config.ranges import BatchSize, Nonnegative, Number, Seed, Workers
 from sana_lab.config.specs import RUNTIME, AsBefore
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.shapes import scenes as world
@@ -33,13 +35,13 @@ class Shapes(DataModule):
 
     def __init__(
         self,
-        size: int = 64,  # height and width, pixels, at least 8
-        batch: int = 64,  # images in a batch, of one device
-        seed: int = 0,  # seed of the training scenes
-        held_out: int = 1000,  # scenes for validation
+        size: Annotated[int, Ge(8), Le(2**15)] = 64,  # height and width, pixels, at least 8
+        batch: BatchSize = 64,  # images in a batch, of one device
+        seed: Seed = 0,  # seed of the training scenes
+        held_out: Number = 1000,  # scenes for validation
         # weights of single, pair, count and mixed training scenes; null is 0.25, 0.40, 0.27, 0.08
-        shares: Annotated[list[float] | None, AsBefore(None)] = None,
-        workers: Annotated[int, RUNTIME] = 0,  # processes that render batches; 0 renders in the main process
+        shares: Annotated[list[Nonnegative] | None, AsBefore(None)] = None,
+        workers: Annotated[Workers, RUNTIME] = 0,  # processes that render batches; 0 renders in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
         self.size, self.held_out = size, held_out

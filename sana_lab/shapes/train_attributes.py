@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sana_lab.config import specs
+from sana_lab.config.ranges import Decay, Share, Steps, Widths
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.data import DataModule
@@ -26,11 +27,11 @@ class AttributesSystem(System):
 
     def __init__(
         self,
-        widths: tuple[int, ...] = (16, 48, 96),  # channels of each stage of stride 2
+        widths: Widths = (16, 48, 96),  # channels of each stage of stride 2
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # over all parameters
-        warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.5,  # final fraction of training over which the learning rate decays to 0
-        ema: float = 0.998,  # decay of the moving average of weights, per step
+        warmup: Steps = 100,  # steps of linear warm-up of the learning rate
+        decay: Share = 0.5,  # final fraction of training over which the learning rate decays to 0
+        ema: Decay = 0.998,  # decay of the moving average of weights, per step
     ) -> None:
         super().__init__()
         self.network = Attributes(widths)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sana_lab.config.ranges import Decay, Depth, Nonnegative, Number, Seed, Share, Steps, Tokens, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.evaluation import Report
@@ -34,20 +35,20 @@ class ClipSystem(System):
 
     def __init__(
         self,
-        width: int = 64,  # hidden size of both towers
-        layers: int = 4,  # transformer blocks of the image tower
-        text_layers: int = 2,  # transformer blocks of the text tower
-        heads: int = 4,  # attention heads of both towers
-        patch: int = 8,  # pixels a side of the image tower's patches; divides 64
-        dim: int = 64,  # number of features
-        max_tokens: int = 32,  # length to which prompts are truncated
-        negatives: int = 2,  # wrong captions per caption of the batch, from 0
-        attributes: float = 1.0,  # weight of the attribute loss
+        width: Width = 64,  # hidden size of both towers
+        layers: Depth = 4,  # transformer blocks of the image tower
+        text_layers: Depth = 2,  # transformer blocks of the text tower
+        heads: Width = 4,  # attention heads of both towers
+        patch: Width = 8,  # pixels a side of the image tower's patches; divides 64
+        dim: Width = 64,  # number of features
+        max_tokens: Tokens = 32,  # length to which prompts are truncated
+        negatives: Number = 2,  # wrong captions per caption of the batch, from 0
+        attributes: Nonnegative = 1.0,  # weight of the attribute loss
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # over all parameters
-        warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.5,  # final fraction of training over which the learning rate decays to 0
-        ema: float = 0.998,  # decay of the moving average of weights, per step
-        seed: int = 0,  # seed of the wrong captions
+        warmup: Steps = 100,  # steps of linear warm-up of the learning rate
+        decay: Share = 0.5,  # final fraction of training over which the learning rate decays to 0
+        ema: Decay = 0.998,  # decay of the moving average of weights, per step
+        seed: Seed = 0,  # seed of the wrong captions
     ) -> None:
         super().__init__()
         if negatives < 0:

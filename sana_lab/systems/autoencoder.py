@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab.checkpoints.build import build
+from sana_lab.config.ranges import Decay, Nonnegative, Seed, Steps, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.diffusion.sampling import generator
@@ -37,21 +38,21 @@ class AutoencoderSystem(System):
     def __init__(
         self,
         autoencoder: Annotated[Spec, "autoencoder"],  # what is trained
-        l1: float = 1.0,  # weight of the absolute error
-        l2: float = 0.0,  # weight of the squared error
-        kl: float = 1e-6,  # weight of the KL divergence from a standard normal
-        latent_noise: float = 0.0,  # Gaussian noise before the decoder, as a share of each channel's deviation
-        lpips: float = 0.0,  # weight of LPIPS; 0 needs no weights of it
+        l1: Nonnegative = 1.0,  # weight of the absolute error
+        l2: Nonnegative = 0.0,  # weight of the squared error
+        kl: Nonnegative = 1e-6,  # weight of the KL divergence from a standard normal
+        latent_noise: Nonnegative = 0.0,  # Gaussian noise before the decoder, as a share of each channel's deviation
+        lpips: Nonnegative = 0.0,  # weight of LPIPS; 0 needs no weights of it
         lpips_weights: str | None = None,  # torchvision's VGG-16 .pth, for LPIPS
-        adversarial: float = 0.0,  # weight of the hinge loss of a patch discriminator; 0 is none
-        adversarial_start: int = 0,  # optimiser step at which the adversarial loss begins
-        discriminator_width: int = 64,  # channels of the discriminator's first layer
-        lr: float = 1e-3,  # learning rate of AdamW
-        betas: tuple[float, float] = (0.9, 0.99),  # of AdamW
-        warmup: int = 100,  # steps in which the learning rate rises linearly
+        adversarial: Nonnegative = 0.0,  # weight of the hinge loss of a patch discriminator; 0 is none
+        adversarial_start: Steps = 0,  # optimiser step at which the adversarial loss begins
+        discriminator_width: Width = 64,  # channels of the discriminator's first layer
+        lr: Nonnegative = 1e-3,  # learning rate of AdamW
+        betas: tuple[Decay, Decay] = (0.9, 0.99),  # of AdamW
+        warmup: Steps = 100,  # steps in which the learning rate rises linearly
         schedule: Schedule = "cosine",  # learning rate after the warm-up: constant, or half a cosine down to zero
-        ema: float = 0.999,  # decay of the average of weights, in [0, 1)
-        seed: Annotated[int, AsBefore(0)] = 0,  # of the noise
+        ema: Decay = 0.999,  # decay of the average of weights, in [0, 1)
+        seed: Annotated[Seed, AsBefore(0)] = 0,  # of the noise
         # Of each latent channel, fitted at the end: by mean and deviation (affine), or by root mean square (scale).
         normalise: Annotated[Normalise, AsBefore("affine")] = "affine",
     ) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.checkpoints.build import build, build_on_meta
+from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.sampling import generator
@@ -29,17 +30,17 @@ class DitSystem(System):
         autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # autoencoder of the latents, for its number of channels
         text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # text encoder of the features, for their width
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
-        shift: float = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
-        start: float = 1.0,  # first sampling time before the shift, in (0, 1]
-        text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
-        warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.0,  # final share of training with linear decay of the learning rate to 0
-        ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
-        seed: int = 0,  # seed of noise, times and dropped captions
+        shift: Positive = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
+        start: PositiveShare = 1.0,  # first sampling time before the shift, in (0, 1]
+        text_dropout: Share = 0.1,  # share of captions replaced by the empty prompt, for guidance
+        warmup: Steps = 100,  # steps of linear warm-up of the learning rate
+        decay: Share = 0.0,  # final share of training with linear decay of the learning rate to 0
+        ema: Decay = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
+        seed: Seed = 0,  # seed of noise, times and dropped captions
         objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
         # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
+        draws: Annotated[Width, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
     ) -> None:
         super().__init__()
         check_draws(draws)

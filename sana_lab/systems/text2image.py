@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config.experiments import image_size
+from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import describe_out_of_memory
@@ -43,18 +44,18 @@ class TextToImage(System):
         autoencoder: Annotated[Spec, "autoencoder"] = "vae",  # frozen; encodes images to latents and decodes them
         text_encoder: Annotated[Spec, "text_encoder"] = "llm",  # features of the captions
         optimizer: Annotated[Spec, "optimizer"] = "adamw",  # optimiser and its options, such as the learning rate
-        shift: float = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
-        start: float = 1.0,  # first sampling time before the shift, in (0, 1]
-        text_dropout: float = 0.1,  # share of captions replaced by the empty prompt, for guidance
+        shift: Positive = 3.0,  # shifts times towards noise, in training and sampling; above 0, 1 is no shift
+        start: PositiveShare = 1.0,  # first sampling time before the shift, in (0, 1]
+        text_dropout: Share = 0.1,  # share of captions replaced by the empty prompt, for guidance
         train_text: bool | None = None,  # train the text encoder; null: only if it has no pretrained weights
-        warmup: int = 100,  # steps of linear warm-up of the learning rate
-        decay: float = 0.0,  # final share of training with linear decay of the learning rate to 0
-        ema: float = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
-        seed: int = 0,  # seed of noise, times and dropped captions
+        warmup: Steps = 100,  # steps of linear warm-up of the learning rate
+        decay: Share = 0.0,  # final share of training with linear decay of the learning rate to 0
+        ema: Decay = 0.999,  # decay of the average of weights, in [0, 1); the average is what is sampled and kept
+        seed: Seed = 0,  # seed of noise, times and dropped captions
         objective: Annotated[Objective, AsBefore("flow")] = "flow",  # predict the flow's velocity, or the noise (ddpm)
         # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
-        draws: Annotated[int, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
+        draws: Annotated[Width, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -131,7 +132,7 @@ class TextToImage(System):
         *,
         size: int | tuple[int, int],
         sampling: Sampling,
-        seed: int = 0,
+        seed: Seed = 0,
         indices: Sequence[int] | None = None,
         negative: str | Sequence[str] = "",
         batch: int = 64,

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import tiny
+from omegaconf import OmegaConf
 from tiny import write
 
 from sana_lab.ablation import plan
@@ -89,8 +90,105 @@ def test_overrides_without_a_value(item: str):
     assert "key=value" in text
 
 
-def test_overrides_that_are_no_yaml():
-    assert "a=[1" in error_of(apply, {}, ["a=[1"])
+def test_overrides_that_are_no_yaml(folder: Path):
+    assert "prompts is '[1' (str), expected list[str]" in error_of(load, "tiny", ["prompts=[1"])
+    assert "is no UTF-8 text" in error_of(apply, {}, ["a=\udcff"])
+
+
+# --- text
+
+
+TYPED = (
+    *(
+        "good #1",
+        "#1",
+        "a cat #cute",
+        "0012",
+        "10_1",
+        "12:30",
+        "no",
+        "Yes",
+        "1e3",
+        "2024-01-01",
+        "0x10",
+        "3",
+        "-7",
+        ".5",
+    ),
+    *("true", "[a, b]", "{a: b}", "{a: 1, a: 2}", "a: b", "- a", "[1", "'tis", '"a" and "b"', "*a", "!x", "%x", "a=b"),
+    *("a\nb", " a ", "| a", "--- a", "?", "1_0.5", ".inf"),
+)
+"""What people type for text, which YAML 1.1 cuts, reads as something else or refuses."""
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_text_options_take_what_is_typed(folder: Path, text: str):
+    """At every depth, in an optional one, and where the override before it was another."""
+    changes = [f"system.text_encoder.instruction={text}", "data=folder", "data.root=first", f"data.root={text}"]
+    experiment = load("tiny", changes)
+    assert experiment["system"]["text_encoder"]["instruction"] == text
+    assert experiment["data"]["root"] == text
+
+
+@pytest.mark.parametrize(("text", "value"), [("null", None), ("", None), ("'0012'", "0012"), ('"null"', "null")])
+def test_null_and_quotes(folder: Path, text: str, value: str | None):
+    assert load("tiny", [f"system.text_encoder.instruction={text}"])["system"]["text_encoder"]["instruction"] == value
+
+
+def test_an_option_of_text_or_numbers_takes_both(folder: Path):
+    assert load("tiny", ["trainer.devices=2"])["trainer"]["devices"] == 2
+    assert load("tiny", ["trainer.devices=0,1"])["trainer"]["devices"] == "0,1"
+
+
+def test_items_of_a_list_of_text_are_text(folder: Path):
+    assert load("tiny", ["prompts=[0012, no, 1e3, a cat]"])["prompts"] == ["0012", "no", "1e3", "a cat"]
+
+
+@pytest.mark.parametrize("text", ["2 # two", "0012", "12:30", "[2"])
+def test_numbers_are_refused_where_yaml_reads_another(folder: Path, text: str):
+    assert f"trainer.max_steps is {text!r} (str), expected int" in error_of(load, "tiny", [f"trainer.max_steps={text}"])
+
+
+def test_text_in_files_is_text(folder: Path):
+    """In an experiment, and in the labels and overrides of an ablation."""
+    write(folder, "experiments/own.yaml",
+          "base: tiny\ndata: {name: folder, root: 0012, caption: no}\n"
+          "system: {text_encoder: {instruction: '${data.root}'}}\n"
+          "prompts: [12:30, 1e3, on]\n")  # fmt: skip
+    experiment = load("own")
+    assert (experiment["data"]["root"], experiment["data"]["caption"]) == ("0012", "no")
+    assert experiment["system"]["text_encoder"]["instruction"] == "0012"
+    assert experiment["prompts"] == ["12:30", "1e3", "on"]
+    write(folder, "ablations/own.yaml",
+          "title: t\nbase: own\naxes: {a: {0012: {data.root: 10_1}, no: {data.root: off}}}\n")  # fmt: skip
+    assert [(t.label, t.config["data"]["root"]) for t in plan.load("own").trials] == [("0012", "10_1"), ("no", "off")]
+
+
+def test_a_resolved_experiment_reads_back(folder: Path):
+    texts = ["0012", "no", "12:30", "1e3", "10_1", "2024-01-01", "good #1", "null", "~", "0x1"]
+    experiment = {**load("tiny"), "prompts": texts}
+    path = write(folder, "experiments/again.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment)))
+    assert load(str(path)) == experiment
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: &a [*a]\n", "holds itself"),
+        ("a: 1\na: 2\n", "duplicate key"),
+        ("a: !!binary aGk=\n", "no plain value"),
+        ("a: " + "[" * 5000, "cannot be read as YAML"),
+        ("? [1]\n: 2\n", "expected text"),
+        ("a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
+         + "".join(f"{y}: &{y} [{', '.join([f'*{x}'] * 10)}]\n" for x, y in zip("abcdef", "bcdefg", strict=True)),
+         "more than"),
+        ("base: [tiny]\n", "expected the name of an experiment"),
+        ("base: 12\n", "there is no experiment '12'"),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_no_experiment(folder: Path, content: str, words: str):
+    path = write(folder, "odd.yaml", content)
+    assert words in error_of(load, str(path))
 
 
 # --- experiments

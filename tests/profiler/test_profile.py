@@ -88,8 +88,8 @@ def test_compiled_blocks_are_one_phase(folder: Path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tiny", "--steps", "0"], "--steps is 0, expected at least 1; the nearest is 1"),
-        (["tiny", "--warmup", "-1"], "--warmup is -1, expected at least 0"),
+        (["tiny", "--steps", "0"], "--steps is 0 (int), expected int in [1, 10000000]; the nearest is 1"),
+        (["tiny", "--warmup", "-1"], "--warmup is -1 (int), expected int in [0, 10000000]"),
         (["tiny", "--json", "none/out.json"], "cannot write none/out.json: there is no folder"),
         (["tiny", "--trace", "experiments"], "cannot write experiments: it is a folder"),
         (["tyny"], "there is no experiment 'tyny'; did you mean 'tiny'?"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sana_lab.bench.probes import Dtype, Probe, ProbeSettings
 from sana_lab.config import specs
+from sana_lab.config.ranges import BatchSize, Count, Depth, Width
 from sana_lab.config.specs import Spec, SpecError, build
 from sana_lab.costs.flops import count_macs, count_parameters
 from sana_lab.costs.timing import (
@@ -63,11 +64,11 @@ class AttentionPair(Probe):
         self,
         first: Annotated[Spec, "attention"] = "softmax",  # numerator of the ratio
         second: Annotated[Spec, "attention"] = "linear",  # denominator; differs from `first`
-        tokens: int = 1024,  # number of image tokens, a square number
-        dim: int = 128,  # width of the layer and the DiT
-        depth: int = 2,  # blocks of the DiT in scope `step`
-        cross_heads: int = 4,  # heads of its cross-attention
-        batch: int = 1,  # images
+        tokens: Count = 1024,  # number of image tokens, a square number
+        dim: Width = 128,  # width of the layer and the DiT
+        depth: Depth = 2,  # blocks of the DiT in scope `step`
+        cross_heads: Width = 4,  # heads of its cross-attention
+        batch: BatchSize = 1,  # images
         dtype: Dtype = "float32",  # of weights and activations
     ) -> None:
         side = round(tokens**0.5)

@@ -13,6 +13,7 @@ from sana_lab.bench.stages import components, evaluation_times
 from sana_lab.bench.untrained import untrained_system, with_random_text_encoder
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
+from sana_lab.config.ranges import BatchSize, Evaluations, Pixels
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import count_macs, count_pair_macs, count_parameters, expanded_masks
 from sana_lab.diffusion.sampling import Sampling
@@ -34,11 +35,11 @@ class Image(Probe):
         experiment: str,  # name of an experiment whose system is text2image
         system: dict[str, Any] | None = None,  # options merged over the experiment's `system`
         sampling: dict[str, Any] | None = None,  # options merged over its `sampling`
-        size: int = 1024,  # pixels a side
-        batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
+        size: Pixels = 1024,  # pixels a side
+        batch: BatchSize = 1,  # images of the throughput and memory measurement; latency is at 1
         dtype: Dtype = "float32",  # of weights and activations
         # number of denoiser evaluations to time and extrapolate from; None times all steps
-        measured_steps: int | None = None,
+        measured_steps: Evaluations | None = None,
     ) -> None:
         changes = {"system": system or {}, "sampling": sampling or {}}
         complete = experiments.complete(experiments.merge(experiments.compose(experiment), changes), experiment)

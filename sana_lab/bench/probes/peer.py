@@ -8,6 +8,7 @@ import torch
 from sana_lab.bench.peer_stages import PeerSettings, two_steps
 from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.record import Latency
+from sana_lab.config.ranges import BatchSize, Evaluations, Pixels, Real
 from sana_lab.costs.timing import Samples, collect_samples
 from sana_lab.peers import random_init
 from sana_lab.peers.pipeline import Peer
@@ -29,13 +30,13 @@ class PeerImage(Probe):
     def __init__(
         self,
         pipeline: str = "flux_dev",  # name in `sana_lab.peers.configs`, such as sd3_medium
-        size: int = 1024,  # pixels a side
-        steps: int | None = None,  # solver steps; None is the model card's value
-        guidance: float | None = None,  # guidance scale; None is the model card's value
-        batch: int = 1,  # images of the throughput and memory measurement; latency is at 1
+        size: Pixels = 1024,  # pixels a side
+        steps: Evaluations | None = None,  # solver steps; None is the model card's value
+        guidance: Real | None = None,  # guidance scale; None is the model card's value
+        batch: BatchSize = 1,  # images of the throughput and memory measurement; latency is at 1
         dtype: Dtype = "float32",  # of weights and activations
         # extrapolate the time from runs of 2 and of 2 + measured_steps steps; None times all steps
-        measured_steps: int | None = None,
+        measured_steps: Evaluations | None = None,
         toy: bool = False,  # small networks of the same classes, for tests
     ) -> None:
         spec = random_init.config_of(pipeline)

@@ -8,6 +8,7 @@ import torch
 from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.record import Latency
 from sana_lab.config import experiments
+from sana_lab.config.ranges import BatchSize
 from sana_lab.config.specs import Spec, SpecError, build
 from sana_lab.costs.flops import count_macs, count_parameters, expanded_masks
 from sana_lab.costs.live_memory import module_tensors, peak_memory
@@ -25,7 +26,7 @@ class TextProbe(Probe):
     def __init__(
         self,
         encoder: Annotated[Spec, "text_encoder"],  # the text encoder
-        batch: int = 32,  # prompts encoded at a time, at least 1
+        batch: BatchSize = 32,  # prompts encoded at a time, at least 1
         dtype: Dtype = "float32",  # of weights and activations
     ) -> None:
         spec = {"name": encoder} if isinstance(encoder, str) else encoder

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sana_lab.config import specs
+from sana_lab.config.ranges import BatchSize, Seed
 from sana_lab.config.specs import RUNTIME, Spec, SpecError
 from sana_lab.evaluation import Extractor, Measure, Report
 from sana_lab.evaluation.distances import frechet, mmd, precision_recall
@@ -203,8 +204,8 @@ class Distances(Measure):
         metrics: tuple[MetricName, ...] = ("fid",),
         reference: str | None = None,  # file of statistics by `sana-lab stats`; None: the held-out real images
         interval: Interval = "jackknife",  # method of `fid`'s interval; with none, no features are kept
-        batch: Annotated[int, RUNTIME] = 64,  # images at a time
-        seed: int = 0,  # of bootstrap, of FID-infinity's subsets and of the Inception Score's splits
+        batch: Annotated[BatchSize, RUNTIME] = 64,  # images at a time
+        seed: Seed = 0,  # of bootstrap, of FID-infinity's subsets and of the Inception Score's splits
     ) -> None:
         if batch < 1 or seed < 0:
             raise SpecError(f"distances has batch {batch} and seed {seed}; expected at least 1 and at least 0")

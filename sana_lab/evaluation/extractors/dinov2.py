@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Model
 
+from sana_lab.config.ranges import Pixels
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize, transformers_models
@@ -25,7 +26,7 @@ class Dinov2(Extractor):
         self,
         model: str,  # transformers folder of a DINOv2; FD-DINOv2 uses facebook/dinov2-large
         resize: Resize = "clean",  # to the network's input size: clean (antialiased bicubic), tf1, torch or none
-        size: int = 224,  # pixels a side of the network's input
+        size: Pixels = 224,  # pixels a side of the network's input
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         self.resize: Resize = resize

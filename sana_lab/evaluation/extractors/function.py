@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.config import digests, guests
+from sana_lab.config.ranges import Count
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor
@@ -27,7 +28,7 @@ class Function(Extractor):
     def __init__(
         self,
         function: str,  # module:attribute of the callable
-        dim: int | None = None,  # number of features D; None calls it once on a black image of 64 x 64
+        dim: Count | None = None,  # number of features D; None calls it once on a black image of 64 x 64
         version: str = "",  # of weights that it reads from elsewhere; part of its identity
         device: Annotated[str, RUNTIME] = "auto",  # where images are: auto, cpu, cuda, cuda:1 ...
     ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, final
 from torch import Tensor
 
 from sana_lab.config import specs
+from sana_lab.config.ranges import Count, Seed
 from sana_lab.config.specs import RUNTIME, Spec, SpecError, nearest
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.geneval import rule, summary
@@ -33,9 +34,9 @@ class GenEval(Measure):
         clip: str | None = None,  # folder of the CLIP that names colours (GenEval: OpenAI's ViT-L/14), if needed
         # file of GenEval rows, a path or a name in eval/prompts; None: the detector's own rows, else GenEval's 553
         prompts: str | None = None,
-        prompts_per_task: int = 44,  # rows per task if the detector generates them
-        images_per_prompt: int = 4,  # images per row
-        seed: int = 43,  # of generated rows
+        prompts_per_task: Count = 44,  # rows per task if the detector generates them
+        images_per_prompt: Count = 4,  # images per row
+        seed: Seed = 43,  # of generated rows
         allow_missing_exclude: bool = False,  # accept counting rows without an upper limit, under another column
         device: Annotated[str, RUNTIME] = "auto",  # of that CLIP
     ) -> None:

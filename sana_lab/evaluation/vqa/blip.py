@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BlipForQuestionAnswering, PreTrainedTokenizerFast
 
+from sana_lab.config.ranges import BatchSize
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
@@ -26,7 +27,7 @@ class Blip(Vqa):
     def __init__(
         self,
         model: str,  # transformers folder, such as a copy of Salesforce/blip-vqa-base
-        batch: int = 32,  # questions at a time
+        batch: BatchSize = 32,  # questions at a time
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
         if batch < 1:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, final
 
 from torch import Tensor, nn
 
+from sana_lab.config.ranges import Positive, Width
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.models.attention import Attention
 from sana_lab.models.layers import RmsNorm
@@ -17,9 +18,9 @@ class LinearAttention(Attention):
 
     def __init__(
         self,
-        head_dim: int = 32,  # width of a head; divides the model's width
+        head_dim: Width = 32,  # width of a head; divides the model's width
         qk_norm: bool = False,  # RMSNorm of q and k over the full width (SANA-1.5)
-        eps: float = 1e-8,  # added to the normaliser; above 0
+        eps: Positive = 1e-8,  # added to the normaliser; above 0
         # Implementation; does not change results. auto is the fused Triton kernel on CUDA, plain torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,

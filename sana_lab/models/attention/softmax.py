@@ -5,6 +5,7 @@ from typing import final
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from sana_lab.config.ranges import Width
 from sana_lab.models.attention import Attention
 
 
@@ -14,7 +15,7 @@ class SoftmaxAttention(Attention):
 
     def __init__(
         self,
-        head_dim: int = 32,  # width of a head; divides the model's width
+        head_dim: Width = 32,  # width of a head; divides the model's width
         qk_norm: bool = False,  # RMSNorm of q and k over the full width (SANA-1.5)
         *,
         dim: int,

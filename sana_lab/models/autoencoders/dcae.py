@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from sana_lab.config.ranges import Depths, Number, Pixels, Positive, Real, Width, Widths
 from sana_lab.config.specs import RUNTIME, AsBefore
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.dcae_blocks import (
@@ -44,26 +45,26 @@ class DcAe(Autoencoder):
     def __init__(
         self,
         # channels of each stage, full resolution first; 4 x a width is a multiple of the next
-        widths: tuple[int, ...] = (128, 256, 512, 512, 1024, 1024),
+        widths: Widths = (128, 256, 512, 512, 1024, 1024),
         # blocks of each encoder stage; a first 0 replaces that stage by a strided stem (its width is then unused)
-        encoder_depths: tuple[int, ...] = (2, 2, 2, 3, 3, 3),
+        encoder_depths: Depths = (2, 2, 2, 3, 3, 3),
         # blocks of each decoder stage, full resolution first; a first 0 as in the encoder
-        decoder_depths: tuple[int, ...] = (3, 3, 3, 3, 3, 3),
-        attention_stages: int = 3,  # stages with attention, counted from the coarsest; 0 to the number of widths
-        multiscales: tuple[int, ...] = (5,),  # kernel sizes of extra attention branches, odd; [] for one scale
-        latent: int = 32,  # latent channels; divides the last width
-        head_dim: int = 32,  # width of an attention head; divides the widths of attention stages
+        decoder_depths: Depths = (3, 3, 3, 3, 3, 3),
+        attention_stages: Number = 3,  # stages with attention, counted from the coarsest; 0 to the number of widths
+        multiscales: tuple[Width, ...] = (5,),  # kernel sizes of extra attention branches, odd; [] for one scale
+        latent: Width = 32,  # latent channels; divides the last width
+        head_dim: Width = 32,  # width of an attention head; divides the widths of attention stages
         down: Down = "conv",  # downsampling: conv (stride 2) or unshuffle (convolution, then space to channels)
         up: Up = "interpolate",  # upsampling: interpolate (nearest, then convolution) or shuffle (channels to space)
         # attention stages of the decoder; null: as the encoder
-        decoder_attention_stages: Annotated[int | None, AsBefore(None)] = None,
+        decoder_attention_stages: Annotated[Number | None, AsBefore(None)] = None,
         # finest decoder stages whose residual blocks have batch norm and ReLU instead of RMSNorm and SiLU
-        batch_norm_stages: Annotated[int, AsBefore(0)] = 0,
+        batch_norm_stages: Annotated[Number, AsBefore(0)] = 0,
         last: Annotated[Activation, AsBefore("relu")] = "relu",  # activation before the decoder's last convolution
-        shift: Annotated[float, AsBefore(0.0)] = 0.0,  # mean of raw latents; normalised ones are (z - shift) x scale
-        scale: Annotated[float, AsBefore(1.0)] = 1.0,  # 1 / standard deviation of raw latents, above 0
+        shift: Annotated[Real, AsBefore(0.0)] = 0.0,  # mean of raw latents; normalised ones are (z - shift) x scale
+        scale: Annotated[Positive, AsBefore(1.0)] = 1.0,  # 1 / standard deviation of raw latents, above 0
         # latents on a side of a tile; larger images are encoded and decoded in tiles: same result in less memory
-        tile: Annotated[int | None, RUNTIME] = None,
+        tile: Annotated[Pixels | None, RUNTIME] = None,
         # inference: torch (as defined), fast (fewer operations, no gradients; relative L2 error about 5e-6 in
         # float32) or auto (fast where it pays)
         backend: Annotated[Fast, RUNTIME] = "auto",
@@ -96,7 +97,7 @@ class Blocks:
         head_dim: int,
         multiscales: Sequence[int],
         backend: Fast = "auto",
-        batch_norm_stages: int = 0,
+        batch_norm_stages: Number = 0,
     ) -> None:
         self.first_attention, self.head_dim, self.multiscales = first_attention, head_dim, multiscales
         self.backend, self.batch_norm_stages = backend, batch_norm_stages

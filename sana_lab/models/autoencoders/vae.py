@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_lab.config.ranges import Depth, Pixels, Positive, Real, Width, Widths
 from sana_lab.config.specs import RUNTIME, AsBefore
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.fast_inference import apply_conv3x3, channels_last
@@ -38,16 +39,16 @@ class Vae(Autoencoder):
 
     def __init__(
         self,
-        widths: tuple[int, ...] = (128, 256, 512, 512),  # channels of each stage, full resolution first
-        depth: int = 2,  # residual blocks per encoder stage, at least 1; a decoder stage has one more
-        latent: int = 4,  # latent channels
-        groups: int = 32,  # groups of the group norms; divides every width
+        widths: Widths = (128, 256, 512, 512),  # channels of each stage, full resolution first
+        depth: Depth = 2,  # residual blocks per encoder stage, at least 1; a decoder stage has one more
+        latent: Width = 4,  # latent channels
+        groups: Width = 32,  # groups of the group norms; divides every width
         middle_attention: bool = True,  # self-attention on the coarsest grid, in encoder and decoder
         quant: bool = True,  # 1x1 convolutions on both sides of the latents: SD 1 and SDXL have them, SD3 and FLUX not
-        shift: Annotated[float, AsBefore(0.0)] = 0.0,  # mean of raw latents; normalised ones are (z - shift) x scale
-        scale: Annotated[float, AsBefore(1.0)] = 1.0,  # 1 / standard deviation of raw latents, above 0
+        shift: Annotated[Real, AsBefore(0.0)] = 0.0,  # mean of raw latents; normalised ones are (z - shift) x scale
+        scale: Annotated[Positive, AsBefore(1.0)] = 1.0,  # 1 / standard deviation of raw latents, above 0
         # latents on a side of a tile; larger images are encoded and decoded in tiles: same result in less memory
-        tile: Annotated[int | None, RUNTIME] = None,
+        tile: Annotated[Pixels | None, RUNTIME] = None,
         # inference: torch (as defined), fast (fewer operations, no gradients; relative L2 error about 5e-6 in
         # float32) or auto (fast where it pays)
         backend: Annotated[Fast, RUNTIME] = "auto",

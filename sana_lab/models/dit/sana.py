@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from sana_lab.config.ranges import Depth, Positive, Real, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build
 from sana_lab.models.dit import Dit
 from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
@@ -75,23 +76,23 @@ class Sana(Dit):
 
     def __init__(
         self,
-        dim: int = 1152,  # width of tokens; a multiple of the attention's head_dim and of cross_heads
-        depth: int = 28,  # number of blocks
-        patch: int = 1,  # side of a patch, in cells of the latent grid
+        dim: Width = 1152,  # width of tokens; a multiple of the attention's head_dim and of cross_heads
+        depth: Depth = 28,  # number of blocks
+        patch: Width = 1,  # side of a patch, in cells of the latent grid
         attention: Annotated[Spec, "attention"] = "linear",  # self-attention of each block
         ffn: Annotated[Spec, "ffn"] = "mix",  # feed-forward layer of each block
-        cross_heads: int = 16,  # heads of cross-attention
+        cross_heads: Width = 16,  # heads of cross-attention
         cross_norm: bool = False,  # RMSNorm of q and k in cross-attention (SANA-1.5)
-        caption_scale: float = 0.01,  # initial weight of the caption's RMSNorm
+        caption_scale: Real = 0.01,  # initial weight of the caption's RMSNorm
         position: Literal["none", "sincos"] = "none",  # position embedding of patches; sincos in the 2K and 4K models
-        base: int = 32,  # tokens a side that the position embedding is defined for
-        interpolation: float = 1.0,  # divides positions; 2 in the 4K model
+        base: Width = 32,  # tokens a side that the position embedding is defined for
+        interpolation: Positive = 1.0,  # divides positions; 2 in the 4K model
         # Activations kept for the backward pass: false all, true the blocks' inputs, selective also matrix products.
         checkpointing: Annotated[Checkpointing, RUNTIME] = False,
-        cross_norm_eps: Annotated[float, AsBefore(1e-6)] = 1e-6,  # 1e-6 in NVlabs' code, 1e-5 in diffusers'
-        time_scale: Annotated[float, AsBefore(1000.0)] = 1000.0,  # factor on t before embedding; 1 in SANA-Sprint
+        cross_norm_eps: Annotated[Positive, AsBefore(1e-6)] = 1e-6,  # 1e-6 in NVlabs' code, 1e-5 in diffusers'
+        time_scale: Annotated[Positive, AsBefore(1000.0)] = 1000.0,  # factor on t before embedding; 1 in SANA-Sprint
         # Scale of the guidance input of guidance-distilled models (0.1 in SANA-Sprint); None has no guidance input.
-        guidance: Annotated[float | None, AsBefore(None)] = None,
+        guidance: Annotated[Positive | None, AsBefore(None)] = None,
         # Zero the last layer at initialisation, as in DiT (arXiv 2212.09748) but not in SANA's released code.
         zero_head: Annotated[bool, AsBefore(False)] = False,
         # Kernels of norms, modulation and gates; do not change results. auto is Triton on CUDA, torch elsewhere.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, GemmaConfig, GemmaModel
 
+from sana_lab.config.ranges import Depth, Tokens, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
@@ -42,13 +43,13 @@ class Llm(TextEncoder):
     def __init__(
         self,
         model: str | None = None,  # folder or hub id of a decoder; null builds a tiny Gemma to train
-        max_tokens: int = 300,  # features kept per prompt, BOS included; at least 2, longer prompts are truncated
+        max_tokens: Tokens = 300,  # features kept per prompt, BOS included; at least 2, longer prompts are truncated
         # text before each prompt: sana_lab, released (of SanaPipeline), file:PATH or the text itself; null for none
         instruction: str | None = None,
         dtype: Dtype = "auto",  # dtype of weights and features; auto: as stored, float32 for the tiny Gemma
-        width: int = 64,  # channels of the tiny Gemma, a multiple of 2 x `heads`
-        layers: int = 2,  # transformer blocks of the tiny Gemma
-        heads: int = 2,  # attention heads of the tiny Gemma
+        width: Width = 64,  # channels of the tiny Gemma, a multiple of 2 x `heads`
+        layers: Depth = 2,  # transformer blocks of the tiny Gemma
+        heads: Width = 2,  # attention heads of the tiny Gemma
         pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
         # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",

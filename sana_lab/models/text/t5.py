@@ -6,6 +6,7 @@ from typing import Annotated, Any, final
 from torch import nn
 from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
+from sana_lab.config.ranges import Depth, Tokens, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
@@ -32,11 +33,11 @@ class T5(TextEncoder):
     def __init__(
         self,
         model: str | None = None,  # folder or hub id of a T5, mT5 or UMT5; null builds a tiny T5 to train
-        max_tokens: int = 300,  # tokens read per prompt, EOS included; at least 2, longer prompts are truncated
+        max_tokens: Tokens = 300,  # tokens read per prompt, EOS included; at least 2, longer prompts are truncated
         dtype: Dtype = "auto",  # dtype of weights and features; auto: as stored, float32 for the tiny T5
-        width: int = 64,  # channels of the tiny T5, a multiple of `heads`
-        layers: int = 2,  # transformer blocks of the tiny T5
-        heads: int = 2,  # attention heads of the tiny T5
+        width: Width = 64,  # channels of the tiny T5, a multiple of `heads`
+        layers: Depth = 2,  # transformer blocks of the tiny T5
+        heads: Width = 2,  # attention heads of the tiny T5
         pad_to_max: Annotated[bool, RUNTIME] = False,  # pad to `max_tokens`, not to the batch's longest prompt
         # attention mask of the null condition: diffusers (its own, one token for "") or nvlabs (the prompt's)
         null: Annotated[Null, AsBefore("diffusers")] = "diffusers",

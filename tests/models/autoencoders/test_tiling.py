@@ -160,5 +160,5 @@ def test_small_images_and_training_go_through_whole():
 
 @pytest.mark.parametrize("name", ["vae", "dcae"])
 def test_a_tile_of_nothing_is_refused(name):
-    with pytest.raises(ValueError, match="tile is 0, expected null or at least 1"):
+    with pytest.raises(ValueError, match=r"tile is 0 \(int\), expected int in \[1, 32768\] \| None; the nearest is 1"):
         specs.build("autoencoder", {"name": name, "tile": 0})

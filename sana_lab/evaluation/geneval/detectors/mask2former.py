@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import Mask2FormerForUniversalSegmentation
 
+from sana_lab.config.ranges import Share
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
@@ -47,8 +48,8 @@ class Mask2Former(Detector):
     def __init__(
         self,
         model: str,  # transformers folder, such as a copy of facebook/mask2former-swin-small-coco-instance
-        threshold: float = 0.3,  # score in [0, 1] that an object must exceed
-        counting_threshold: float = 0.9,  # the same for the task `counting`
+        threshold: Share = 0.3,  # score in [0, 1] that an object must exceed
+        counting_threshold: Share = 0.9,  # the same for the task `counting`
         # scaling of images: as the folder says, or as mmdet does, the shorter side to 800 pixels
         size: Literal["folder", "mmdet"] = "folder",
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...

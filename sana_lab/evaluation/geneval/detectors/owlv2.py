@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import Owlv2ForObjectDetection
 
+from sana_lab.config.ranges import Share
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import transformers_models
@@ -33,9 +34,9 @@ class Owlv2(Detector):
     def __init__(
         self,
         model: str,  # transformers folder, such as a copy of google/owlv2-base-patch16-ensemble
-        threshold: float = 0.2,  # score in [0, 1] that an object must exceed
-        counting_threshold: float = 0.3,  # the same for the task `counting`
-        overlap: float = 0.5,  # intersection over union above which only the best box of a class stays
+        threshold: Share = 0.2,  # score in [0, 1] that an object must exceed
+        counting_threshold: Share = 0.3,  # the same for the task `counting`
+        overlap: Share = 0.5,  # intersection over union above which only the best box of a class stays
         labels: list[str] | None = None,  # classes to detect; None: GenEval's 80
         device: Annotated[str, RUNTIME] = "auto",  # auto, cpu, cuda, cuda:1 ...
     ) -> None:
