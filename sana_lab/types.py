@@ -45,6 +45,31 @@ class Batch(NamedTuple):
     null: Text | None = None  # with them, those of the empty prompt (1, L, D), for text dropout
 
 
+class Part(NamedTuple):
+    """The share of every batch that one of several processes trains on: rows in the order of ranks."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @classmethod
+    def of_trainer(cls, trainer: Any) -> "Part":
+        """The share of this process, under a Lightning Trainer or None."""
+        return WHOLE if trainer is None else cls(trainer.global_rank, trainer.world_size)
+
+    def of(self, positions: range) -> range:
+        """This rank's positions of a batch, whose size the ranks divide."""
+        rows = len(positions) // self.ranks
+        return positions[self.rank * rows : (self.rank + 1) * rows]
+
+    def draw(self, draw: Callable[[int], Tensor], rows: int) -> Tensor:
+        """This rank's `rows` random numbers of those that `draw(n)` makes for the n rows of all ranks."""
+        return draw(rows * self.ranks)[self.rank * rows : (self.rank + 1) * rows]
+
+
+WHOLE = Part()
+"""All of a batch, for a process that trains alone."""
+
+
 class Object(NamedTuple):
     """One object in an image, detected or drawn in a scene; the unit that GenEval counts."""
 

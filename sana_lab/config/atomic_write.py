@@ -8,8 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
-FULL = ("no space left", "os error 28", "disk quota", "os error 122", "file too large", "os error 27", "write failed")
-"""Phrases in libraries' errors that wrap the system's error of a full disk."""
+FULL = (
+    "no space left",
+    "database or disk is full",
+    "os error 28",
+    "disk quota",
+    "os error 122",
+    "file too large",
+    "os error 27",
+    "write failed",
+)
+"""Phrases of libraries that hide the system's error of a full disk in one of their own."""
 
 WRITER_FAILED = ("pytorchstreamwriter failed", "unexpected pos", "failed writing file", "i/o error")
 """Phrases of libraries whose writing failed without a reason."""
@@ -60,13 +69,20 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def explaining_full_disk(path: Path) -> Iterator[None]:
-    """Convert errors of a full disk to OSError "PATH: no space left ..." with the free space."""
+    """DiskFull "PATH: the disk has no room ..." in place of any error of a write that a disk refused.
+
+    Blocks may be nested: the innermost names the file.
+    """
     try:
         yield
     except Exception as error:
-        if not is_full_disk(error):
+        if not is_full_disk(error) or isinstance(error, DiskFull):
             raise
-        raise OSError(errno.ENOSPC, f"the disk has no room for it: {free_space(path)}", str(path)) from error
+        raise DiskFull(errno.ENOSPC, f"the disk has no room for it: {free_space(path)}", str(path)) from error
+
+
+class DiskFull(OSError):
+    """A disk, quota or file-size limit is full: the file, and the room that is left."""
 
 
 def is_full_disk(error: BaseException) -> bool:

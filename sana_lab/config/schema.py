@@ -34,11 +34,14 @@ class TrainerOptions:
     accumulate: Count = 1  # batches whose gradients are summed for one step
     # Device of the training; auto is a GPU if available.
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
-    devices: Annotated[int | str, RUNTIME] = "auto"  # number of devices, or a list such as 0,1; auto is all of them
+    # Number of devices, which share each batch, or a list such as 0,1; auto is all of them that can.
+    devices: Annotated[int | str, RUNTIME] = "auto"
     threads: Annotated[Threads | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
-    log_every: Annotated[Interval, RUNTIME] = 25  # steps between logged losses
-    validate_every: Annotated[Interval, RUNTIME] = 500  # steps between validations and sample grids
-    checkpoint_every: Annotated[Interval, RUNTIME] = 250  # steps between checkpoints that training resumes from
+    log_every: Annotated[Interval, RUNTIME] = 25  # optimiser steps between logged losses
+    validate_every: Annotated[Interval, RUNTIME] = 500  # optimiser steps between validations and sample grids
+    checkpoint_every: Annotated[Interval, RUNTIME] = (
+        250  # optimiser steps between checkpoints that training resumes from
+    )
     compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of the DiT
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 import lightning as L
 
 from sana_lab.data.stream import Endless, Finite, Order
-from sana_lab.types import Batch
+from sana_lab.types import WHOLE, Batch, Part
 
 Split = Literal["train", "val"]
 
@@ -19,8 +19,8 @@ Turn = tuple[int, int]
 class DataModule(L.LightningDataModule, ABC):
     """`Batch`es of a data set. A subclass sets `size` and implements `len_train`, `len_val`, `digest` and `batch_of`.
 
-    Training batch n, counted over all ranks, is a function of (seed, n), so that a resumed run continues exactly. Each
-    epoch is a new permutation; if `len_train` is None, items are consecutive without end.
+    Training batch n is a function of (seed, n), so that a resumed run continues exactly. Each epoch is a new
+    permutation; if `len_train` is None, items are consecutive without end. Ranks train on equal parts of each batch.
     """
 
     size: int
@@ -60,14 +60,15 @@ class DataModule(L.LightningDataModule, ABC):
         """The captions of `batch_at`; override if they are available without the images."""
         return self.batch_at(indices, split, draw).prompts
 
-    def train_batch(self, number: int) -> Batch:
-        """Training batch `number`, counted over all ranks."""
-        positions = range(number * self.batch, (number + 1) * self.batch)
+    def train_batch(self, number: int, part: Part = WHOLE) -> Batch:
+        """Training batch `number`, or a rank's part of it."""
+        positions = part.of(range(number * self.batch, (number + 1) * self.batch))
         return self.batch_of([(p, 0) for p in positions] if self._order is None else self._order.at(positions), "train")
 
     def train_dataloader(self) -> Endless:
         """Endless batches, starting after those that the trainer has processed."""
-        return Endless(self.train_batch, self.trainer, self.workers)
+        make = functools.partial(self.train_batch, part=Part.of_trainer(self.trainer))
+        return Endless(make, self.trainer, self.workers)
 
     def val_dataloader(self) -> Finite | list[Finite]:
         """The held-out items in order, each on its first turn."""

@@ -40,7 +40,7 @@ class Features(DataModule):
         self,
         source: Annotated[Spec, "data"],  # data set of kind `latents`; its own `batch` has no effect
         text_encoder: Annotated[Spec, "text_encoder"],  # frozen encoder, with pretrained or given weights
-        batch: BatchSize = 64,  # items in a batch, of one device
+        batch: BatchSize = 64,  # items in a batch, which devices share
         seed: Seed = 0,  # seed of the order; captions use the source's seed
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded captions; null is runs/features
         shard: Annotated[Count, RUNTIME] = 256,  # captions in a file

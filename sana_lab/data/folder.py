@@ -44,7 +44,7 @@ class Folder(DataModule):
         manifest: Annotated[str | None, RUNTIME] = None,  # .jsonl or .csv of files and captions; null looks in the root
         caption: str | None = None,  # caption of images without one, "" for none; null is an error
         size: Pixels = 256,  # height and width, pixels
-        batch: BatchSize = 16,  # images in a batch, of one device
+        batch: BatchSize = 16,  # images in a batch, which devices share
         resize: Resize = "cover",  # cover crops a square, contain pads with white, stretch changes proportions
         crop: Literal["center", "random"] = "center",  # of resize cover; random differs in each epoch, in training only
         flip: bool = False,  # mirror half of the training images; captions with left or right are not changed

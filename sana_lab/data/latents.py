@@ -50,7 +50,7 @@ class Latents(DataModule):
         autoencoder: Annotated[Spec, "autoencoder"],  # frozen autoencoder that encodes them
         items: Count | None = None,  # number of training images to encode; null is all of the source
         captions: Count = 4,  # maximum number of captions kept per image
-        batch: BatchSize = 64,  # latents in a batch, of one device
+        batch: BatchSize = 64,  # latents in a batch, which devices share
         seed: Seed = 0,  # seed of order and choice of captions
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded sets; null is runs/latents
         shard: Annotated[Count, RUNTIME] = 1024,  # latents in a file

@@ -40,21 +40,20 @@ def turn(choices: int, draw: int, *key: int) -> int:
 class Endless:
     """Endless training batches `make(0), make(1), ...`, starting at the trainer's position.
 
-    Rank r of R takes every R-th batch after those already processed. Checkpoints store that number independently of
-    accumulation and number of optimisers, so that a resumed run continues exactly.
+    Checkpoints store the number of processed batches, independently of accumulation and number of optimisers, so that
+    a resumed run continues exactly.
     """
 
     def __init__(self, make: Callable[[int], Batch], trainer: L.Trainer | None, workers: int = 0) -> None:
         self.make, self.trainer, self.workers = make, trainer, workers
 
     def __iter__(self) -> Iterator[Batch]:
-        rank, ranks = _place(self.trainer)
-        numbers = range(_processed(self.trainer) * ranks + rank, sys.maxsize, ranks)
+        numbers = range(_processed(self.trainer), sys.maxsize)
         return _deliver(self.make, numbers, self.workers, _pinned(self.trainer))
 
 
 class Finite:
-    """Held-out batches: `make(rows)` over `items` items in order, `batch` at a time, shared among the ranks."""
+    """Held-out batches: `make(rows)` over `items` items in order, `batch` at a time; every rank takes them all."""
 
     def __init__(
         self, make: Callable[[range], Batch], items: int, batch: int, trainer: L.Trainer | None = None, workers: int = 0
@@ -69,10 +68,8 @@ class Finite:
         return _deliver(rows, self._starts(), self.workers, _pinned(self.trainer))
 
     def _starts(self) -> range:
-        """First row of each batch of this rank; with fewer batches than ranks, every rank gets all of them."""
-        every = range(0, self.items, self.batch)
-        rank, ranks = _place(self.trainer)
-        return every[rank::ranks] if len(every) >= ranks else every
+        """First row of each batch."""
+        return range(0, self.items, self.batch)
 
 
 class _Rows:
@@ -105,10 +102,6 @@ def _deliver(make: Callable[[int], Batch], numbers: range, workers: int, pinned:
 def _pinned(trainer: L.Trainer | None) -> bool:
     """Whether batches go to a CUDA device: the host does not wait for copies from pinned memory."""
     return trainer is not None and trainer.strategy.root_device.type == "cuda"
-
-
-def _place(trainer: L.Trainer | None) -> tuple[int, int]:
-    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _processed(trainer: L.Trainer | None) -> int:

@@ -29,14 +29,14 @@ _HELD_OUT = World(-1, world.SHARES)  # training seeds are not negative, so no tr
 class Shapes(DataModule):
     """Flat shapes on grey with captions, (B, 3, size, size) in [-1, 1]; nothing to download.
 
-    Training batch n, counted over all ranks, has scenes n * batch to (n + 1) * batch - 1. The held-out scenes are the
+    Training batch n has scenes n * batch to (n + 1) * batch - 1. The held-out scenes are the
     same for every seed, and always have the default `shares`.
     """
 
     def __init__(
         self,
         size: Annotated[int, Ge(8), Le(2**15)] = 64,  # height and width, pixels, at least 8
-        batch: BatchSize = 64,  # images in a batch, of one device
+        batch: BatchSize = 64,  # images in a batch, which devices share
         seed: Seed = 0,  # seed of the training scenes
         held_out: Number = 1000,  # scenes for validation
         # weights of single, pair, count and mixed training scenes; null is 0.25, 0.40, 0.27, 0.08

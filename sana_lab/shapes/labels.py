@@ -11,7 +11,7 @@ from torch import Tensor
 from sana_lab.shapes import scenes as world
 from sana_lab.shapes.data import Shapes
 from sana_lab.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES, Scenes
-from sana_lab.types import Batch
+from sana_lab.types import Batch, Part
 
 HELD_OUT = -1  # seed of the held-out scenes; training seeds are not negative
 
@@ -20,8 +20,10 @@ def training_scenes(trainer: L.Trainer, batch: Batch) -> Scenes:
     """The scenes of the current training batch. ValueError if the images do not match them."""
     data = _shapes(trainer)
     loop: Any = trainer.fit_loop.epoch_loop
-    n = loop.total_batch_idx * trainer.world_size + trainer.global_rank  # as `data.stream.Endless` counts
-    rows = world.scenes(data.seed, range(n * data.batch, (n + 1) * data.batch), data.shares)
+    n = loop.total_batch_idx  # as `data.stream.Endless` counts
+    rows = world.scenes(
+        data.seed, Part.of_trainer(trainer).of(range(n * data.batch, (n + 1) * data.batch)), data.shares
+    )
     if loop.batch_idx == 0:
         check(rows, batch)
     return rows
@@ -35,12 +37,8 @@ def held_out_scenes(indices: Sequence[int], batch: Batch) -> Scenes:
 
 
 def validation_scenes(trainer: L.Trainer, batch: Batch, batch_idx: int) -> Scenes:
-    """The scenes of this rank's validation batch `batch_idx`."""
-    data = _shapes(trainer)
-    starts = range(0, data.held_out, data.batch)
-    first = (starts[trainer.global_rank :: trainer.world_size] if len(starts) >= trainer.world_size else starts)[
-        batch_idx
-    ]
+    """The scenes of validation batch `batch_idx`."""
+    first = batch_idx * _shapes(trainer).batch
     return held_out_scenes(range(first, first + len(batch.prompts)), batch)
 
 

@@ -41,7 +41,7 @@ class AttributesSystem(System):
         rows = training_scenes(self.trainer, batch)
         cells, counts = self.network(images_of(batch).contiguous(memory_format=torch.channels_last))
         loss = attribute_loss(cells, counts, rows)
-        self.log("train/loss", loss.detach(), batch_size=len(batch.prompts))
+        self.log("train/loss", loss.detach(), batch_size=len(batch.prompts), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -32,6 +32,7 @@ class ClipSystem(System):
     """
 
     auxiliary = ("cells", "counts")
+    divisible = False  # each image is compared with the captions of all others
 
     def __init__(
         self,

@@ -64,8 +64,8 @@ class System(L.LightningModule, ABC):
     `optimizer` (a spec), `warmup` (steps) and `decay` (share of training) work without further code; a system without
     `optimizer` overrides `configure_optimizers`.
 
-    Noise and times of a training step depend only on (seed, step, rank), so that a resumed run equals an uninterrupted
-    one.
+    Noise and times of a training step depend only on (seed, step), and each rank takes those of its rows, so that a
+    resumed run equals an uninterrupted one, and several devices equal one.
     """
 
     average: Average
@@ -79,6 +79,12 @@ class System(L.LightningModule, ABC):
 
     frozen: tuple[str, ...] = ()
     """Child modules that do not train: checkpoints leave them out, and their specs rebuild them."""
+
+    divisible: bool = True
+    """Whether the loss is a mean over the items of a batch, so that several devices may each train on a part of it."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient, 0 is no clipping, of a system that steps by hand: `trainer.gradient_clip`."""
 
     auxiliary: tuple[str, ...] = ()
     """Child modules used only in training: kept in checkpoints, omitted by `trained`."""

@@ -19,7 +19,7 @@ from sana_lab.ops.transfer import to_device
 from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.optim import fused
-from sana_lab.types import Batch
+from sana_lab.types import Batch, Part
 
 Schedule = Literal["constant", "cosine"]
 
@@ -28,9 +28,9 @@ class AutoencoderSystem(System):
     """The loss is l1 |r - x| + l2 (r - x)^2, means over image values, + kl KL + lpips LPIPS + adversarial hinge.
 
     KL is summed over the latent and divided by the number of image values, as in latent diffusion (arXiv 2112.10752),
-    so that 1e-6 has the same effect. With the adversarial loss, two optimisers step manually, clipped at norm 1, and
-    the Trainer counts both. Validation and the latent normalisation, fitted at the end of training, use the averaged
-    weights.
+    so that 1e-6 has the same effect. With the adversarial loss, two optimisers step manually, clipped at
+    `trainer.gradient_clip`, and the Trainer counts the autoencoder's steps. Validation and the latent normalisation,
+    fitted at the end of training, use the averaged weights.
     """
 
     frozen, auxiliary = ("lpips",), ("discriminator",)
@@ -91,12 +91,12 @@ class AutoencoderSystem(System):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = images_of(batch).contiguous(memory_format=torch.channels_last)
         count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, continues after a resume
-        output, kl = self.compress(images, generator(self.seed, count, self.global_rank))
+        output, kl = self.compress(images, generator(self.seed, count, 0))
         loss = self.distance(output, images) + self.kl * kl
         if self.discriminator is not None:
             loss = self._adversarial_step(self.discriminator, images, output, loss)
-        self.log("train/loss", loss.detach())
-        self.log("train/kl", kl.detach())
+        self.log("train/loss", loss.detach(), sync_dist=True)
+        self.log("train/kl", kl.detach(), sync_dist=True)
         return loss if self.automatic_optimization else None
 
     def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,9 @@ class AutoencoderSystem(System):
         if self.latent_noise:
             spread = mean.detach().std((0, 2, 3), keepdim=True)
             deviation = (deviation.square() + (self.latent_noise * spread).square()).sqrt()
-        noise = to_device(torch.randn(mean.shape, generator=random), mean.device, mean.dtype)
+        n, *shape = mean.shape
+        noise = Part.of_trainer(self._trainer).draw(lambda k: torch.randn(k, *shape, generator=random), n)
+        noise = to_device(noise, mean.device, mean.dtype)
         output = self.autoencoder.reconstruct(mean + deviation * noise)
         return output, kl_divergence(mean, log_variance).sum() / images.numel()
 
@@ -139,7 +141,8 @@ class AutoencoderSystem(System):
         latents: list[Tensor] = []
         trainer: Any = self.trainer  # Lightning does not annotate `datamodule`
         for batch in trainer.datamodule.train_dataloader():
-            latents.append(self.autoencoder.posterior(images_of(batch).to(self.device))[0])
+            part = self.autoencoder.posterior(images_of(batch).to(self.device))[0]
+            latents.append(torch.cat(list(self.all_gather(part))) if trainer.world_size > 1 else part)
             if sum(map(len, latents)) >= images:
                 break
         return latents
@@ -153,14 +156,20 @@ class AutoencoderSystem(System):
         self._step(optimizers[0], loss)
         self.average.update(self.autoencoder)  # manual optimisation does not call `optimizer_step`
         if started:
-            self._step(optimizers[1], hinge_discriminator(critic(images), critic(output.detach())))
+            self._step(uncounted(optimizers[1]), hinge_discriminator(critic(images), critic(output.detach())))
         return loss
 
     def _step(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
+        self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
         optimizer.step()
+
+
+def uncounted(optimizer: Any) -> Any:
+    """An optimiser of Lightning whose next step does not count as one of the training's."""
+    optimizer._on_before_step = optimizer._on_after_step = lambda: None  # Lightning sets both before each batch
+    return optimizer
 
 
 def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:

@@ -15,7 +15,7 @@ from sana_lab.ops.transfer import to_device
 from sana_lab.systems import System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
-from sana_lab.types import Batch, Text
+from sana_lab.types import Batch, Part, Text
 
 
 class DitSystem(System):
@@ -57,10 +57,11 @@ class DitSystem(System):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         latents, text, null = features(batch)
-        random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
-        text = without(text, torch.rand(len(latents), generator=random) < self.settings.text_dropout, null)
-        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
-        self.log("train/loss", loss.detach(), batch_size=len(latents))
+        random, part = generator(self.settings.seed, TRAIN, batch_idx, 0), Part.of_trainer(self._trainer)
+        dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
+        text = without(text, dropped, null)
+        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws, part).mean()
+        self.log("train/loss", loss.detach(), batch_size=len(latents), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

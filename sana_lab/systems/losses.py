@@ -12,7 +12,7 @@ from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
 from sana_lab.ops.transfer import to_device
-from sana_lab.types import Text, Velocity
+from sana_lab.types import WHOLE, Part, Text, Velocity
 
 BINS = 4  # of times, for validation
 TRAIN, HELD_OUT = 1, 2  # streams of random numbers
@@ -33,20 +33,27 @@ def velocity_losses(
     text: Text,
     random: torch.Generator,
     times: Tensor | None = None,
+    part: Part = WHOLE,
 ) -> Tensor:
     """Squared errors (B,) of the velocity, or of the noise that `Ddpm` predicts, mean over a latent (C, h, w).
 
-    Times (B,) are sampled from the process if not given.
+    Times (B,) are sampled from the process if not given. Random numbers are those of this part of a batch.
     """
-    return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times)
+    return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times, part)
 
 
 def squared_errors(
-    model: Velocity, flow: Process, latents: Tensor, random: torch.Generator, times: Tensor | None = None
+    model: Velocity,
+    flow: Process,
+    latents: Tensor,
+    random: torch.Generator,
+    times: Tensor | None = None,
+    part: Part = WHOLE,
 ) -> Tensor:
-    """`velocity_losses` of a model that is already bound to its text."""
-    noise = to_device(torch.randn(latents.shape, generator=random), latents.device, latents.dtype)
-    times = flow.sample_times(len(latents), generator=random) if times is None else times
+    """`velocity_losses` of a model whose text is bound."""
+    (n, *shape), device = latents.shape, latents.device
+    noise = to_device(part.draw(lambda k: torch.randn(k, *shape, generator=random), n), device, latents.dtype)
+    times = part.draw(lambda k: flow.sample_times(k, generator=random), n) if times is None else times
     times = to_device(times, latents.device, latents.dtype)
     predicted = model(flow.mix(latents, noise, times), flow.network_times(times))
     return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
@@ -58,11 +65,20 @@ def check_draws(draws: int) -> None:
         raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each image of a step")
 
 
-def draws_losses(dit: Dit, flow: Process, latents: Tensor, text: Text, random: torch.Generator, draws: int) -> Tensor:
+def draws_losses(
+    dit: Dit,
+    flow: Process,
+    latents: Tensor,
+    text: Text,
+    random: torch.Generator,
+    draws: int,
+    part: Part = WHOLE,
+) -> Tensor:
     """`velocity_losses` (B draws,) of `draws` noises and times for each latent; its text is prepared once."""
     if draws == 1:
-        return velocity_losses(dit, flow, latents, text, random)
-    return squared_errors(dit.prepare(text).repeat(draws), flow, latents.repeat_interleave(draws, 0), random)
+        return velocity_losses(dit, flow, latents, text, random, part=part)
+    model = dit.prepare(text).repeat(draws)
+    return squared_errors(model, flow, latents.repeat_interleave(draws, 0), random, part=part)
 
 
 def validate(

@@ -27,7 +27,7 @@ from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
 from sana_lab.systems.offload import Offload
 from sana_lab.systems.quantize import quantize, quantized
-from sana_lab.types import Batch, Text, Velocity
+from sana_lab.types import Batch, Part, Text, Velocity
 
 
 class TextToImage(System):
@@ -79,12 +79,12 @@ class TextToImage(System):
     # Training
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        random = generator(self.settings.seed, TRAIN, batch_idx, self.global_rank)
+        random, part = generator(self.settings.seed, TRAIN, batch_idx, 0), Part.of_trainer(self._trainer)
         latents = self.latents_of(batch)
-        dropped = torch.rand(len(latents), generator=random) < self.settings.text_dropout
+        dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
         text = self.encode_text(batch.prompts, dropped.tolist())
-        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws).mean()
-        self.log("train/loss", loss.detach(), batch_size=len(latents))
+        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws, part).mean()
+        self.log("train/loss", loss.detach(), batch_size=len(latents), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

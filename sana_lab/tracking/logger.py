@@ -40,7 +40,7 @@ class RunLogger(MLFlowLogger):
         now = time.time()
         self.waiting += [Point(key, float(value), step or 0, now) for key, value in metrics.items() if key != "epoch"]
         if time.monotonic() - self.written >= self.seconds:
-            self._try_flush()
+            self.try_flush()
 
     @rank_zero_only
     def log_image(self, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
@@ -56,15 +56,24 @@ class RunLogger(MLFlowLogger):
             self.store.log_points(self._run_id, self.waiting)
         self.waiting = []
 
-    def _try_flush(self) -> None:
+    @rank_zero_only
+    def try_flush(self) -> None:
         """Write without stopping the training on a busy database or a full disk; only the final write raises."""
         from mlflow.exceptions import MlflowException
 
         try:
             self.flush()
         except MlflowException as error:
-            warnings.warn(f"{len(self.waiting)} points of curves wait, MLflow did not take them: {error}", stacklevel=2)
+            first_line = next(iter(str(error).splitlines()), "")
+            warnings.warn(
+                f"{len(self.waiting)} points of curves wait, MLflow did not take them: {first_line}", stacklevel=2
+            )
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        self.flush()
+        """Write the waiting points; after a failure without an error that would hide its cause."""
+        self.flush() if status == "success" else self.try_flush()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, for another process."""
+        return type(self), (self.store, self._run_id)

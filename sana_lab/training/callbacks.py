@@ -1,5 +1,7 @@
 """Lightning callbacks: divergence guard, training time, progress, sample grids."""
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -35,7 +37,9 @@ def silence_lightning() -> None:
         ".*isinstance.treespec.*",
         ".*in eval mode at the start of training.*",
         ".*have no `validation_step`.*",
-        ".*no pre-optimization state was saved.*",
+        ".*callbacks used to create the checkpoint.*",
+        ".*Grad strides do not match.*",
+        ".*all_gather is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
@@ -55,9 +59,11 @@ class DivergenceGuard(Callback):
     ) -> None:
         if index % self.every and trainer.global_step < trainer.max_steps:
             return
-        loss = outputs["loss"] if isinstance(outputs, dict) else trainer.callback_metrics.get("train/loss")
-        if isinstance(loss, Tensor) and not loss.isfinite().all():
-            raise self._diverged(f"the loss is {float(loss)}", trainer)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        loss = trainer.callback_metrics.get("train/loss") if loss is None else loss  # of steps by hand
+        finite = not isinstance(loss, Tensor) or bool(loss.isfinite().all())
+        if not trainer.strategy.reduce_boolean_decision(finite):  # all ranks stop, where one must
+            raise self._diverged(f"the loss is {_number(loss)}", trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._check_weights(trainer, module)
@@ -75,6 +81,22 @@ class DivergenceGuard(Callback):
             f"{cause} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
             "try a lower learning rate or gradient clip"
         )
+
+
+def _number(loss: Any) -> float:
+    """This rank's loss; NaN where it is that of another rank that stops the training."""
+    return float("nan") if loss is None else float(loss)
+
+
+class Termination(Callback):
+    """Keep what SIGTERM does in this process, where Lightning would end the batch first, with all other ranks."""
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if callable(self.handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class Timer(Callback):
@@ -103,7 +125,8 @@ class ProgressReporter(Callback):
         self.progress = progress
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps:
+        due = trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps
+        if due and trainer.is_global_zero:
             self.progress(trainer.global_step, trainer.max_steps)
 
 

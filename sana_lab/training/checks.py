@@ -14,8 +14,10 @@ from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
+from sana_lab.training import ranks
 
 STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
@@ -40,6 +42,7 @@ def check(experiment: schema.Config) -> None:
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
+    ranks.count(experiment)
     if system.part("autoencoder") is not None:
         check_sizes(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
@@ -60,6 +63,11 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
     if options["compile"]:
         compile.check(system, "cuda" if cuda else "cpu")
     groups = [g for o in (optimizers if isinstance(optimizers, list) else [optimizers]) for g in o.param_groups]
+    if options["accumulate"] > 1 and not system.automatic_optimization:
+        raise SpecError(
+            f"trainer.accumulate is {options['accumulate']}, and this system (an autoencoder with adversarial loss) "
+            "steps its optimisers by hand at every batch; expected 1"
+        )
     if options["precision"] == "16-mixed" and options["gradient_clip"] and any(g.get("fused") for g in groups):
         raise SpecError(
             "a fused optimizer unscales the gradients of precision 16-mixed itself, after they should be clipped; "
@@ -78,7 +86,10 @@ def check_sizes(experiment: schema.Config, system: System) -> None:
     """SpecError if the size of training images or `eval.bench_size` is not a multiple of downsampling x patch."""
     dit, downsample = system.part("dit"), system.part("autoencoder").downsample
     patch = 1 if dit is None else dit.patch
-    check_size(experiments.image_size(experiment["data"]), downsample, patch)
+    size = experiments.image_size(experiment["data"])
+    check_size(size, downsample, patch)
+    if system.part("discriminator") is not None and size < LEAST_SIZE:
+        raise SpecError(f"data.size {size} is too small for the discriminator; expected at least {LEAST_SIZE}")
     if dit is not None and experiment["eval"]["bench_size"]:
         check_size(experiment["eval"]["bench_size"], downsample, patch, "eval.bench_size")
 

@@ -4,35 +4,42 @@ import json
 import shlex
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
 from sana_lab import environment
 from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, specs
+from sana_lab.config.atomic_write import explaining_full_disk, write_text
 from sana_lab.config.paths import check_folder
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
-from sana_lab.costs.out_of_memory import advise_on_out_of_memory
+from sana_lab.costs.out_of_memory import advise_on_out_of_memory, first_line
 from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks
+from sana_lab.training import callbacks, ranks
 from sana_lab.training.callbacks import Progress
+from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check
 from sana_lab.training.resume import resumable
+
+Record = Callable[[], AbstractContextManager[Logger | None]]
+"""Opens the record of a training: a logger for as long as it lasts."""
 
 
 def folder(experiment: Config) -> Path:
@@ -45,43 +52,81 @@ def train(
 ) -> Path:
     """Train an experiment or resume its training, and return its weights file; returns at once if already trained.
 
-    A second process that trains the same model prints a message and waits for the first. `Diverged` if the loss is not
-    finite; `OutOfMemory` with advice on options that need less memory.
+    Several devices are several processes, of which the first alone has the lock and the logger. A second process that
+    trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite; `OutOfMemory`
+    with advice on options that need less memory; `DiskFull` with the room that is left.
     """
+    return _train_alone(experiment, name, lambda: nullcontext(logger), progress)
+
+
+def _train_alone(experiment: Config, name: str, record: Record, progress: Progress | None) -> Path:
+    """Train under the folder's lock and `record`, unless it is trained already."""
     home = folder(experiment)
     check_folder(home)
-    with _lock(home, name), advise_on_out_of_memory(lambda: memory_advice(experiment)):
-        return weights.trained(experiment) or _train(experiment, name, home, logger, progress)
+    with _lock(home, name):
+        path = ranks.first(lambda: weights.trained(experiment))
+        if path is None:
+            with (
+                record() as logger,
+                advise_on_out_of_memory(lambda: memory_advice(experiment)),
+                explaining_full_disk(home),
+            ):
+                _train(experiment, name, home, logger, progress)
+                path = ranks.first(lambda: weights.trained(experiment))
+        assert path is not None
+        return path
 
 
-def _train(experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None) -> Path:
+def _train(experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None) -> None:
+    count = ranks.count(experiment)
+    if count > 1 and not ranks.launched():
+        ranks.start(count, _train_rank, count, experiment, name, home, logger, progress)
+    else:
+        _train_rank(count, experiment, name, home, logger, progress)
+
+
+def _train_rank(
+    count: int, experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None
+) -> None:
+    """The work of one of `count` processes; the first writes the weights."""
     options, timer = experiment["trainer"], callbacks.Timer()
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     L.seed_everything(experiment["seed"], verbose=False)
-    (home / "experiment.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(experiment)))
+    if ranks.is_first():
+        write_text(home / "experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment)))
     data: DataModule = specs.build("data", experiment["data"])
     system: System = specs.build("system", experiment["system"])
+    system.clip = options["gradient_clip"]
     if options["compile"]:
         compile_blocks(system.part("dit"))
-    metrics: dict[str, float] = {}
+    measures: dict[str, float] = {}
     if options["max_steps"] > 0:
-        trainer = _trainer(experiment, system, home, logger, [timer, *_progress(options, progress)])
+        checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
+        trainer = _trainer(experiment, count, system, logger, [checkpoints, timer, *_progress(options, progress)])
         _fit(trainer, system, data, resumable(home))
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    path = home / "weights.safetensors"
-    weights.write(path, system.trained(), card(experiment, name, timer.seconds, metrics))
-    return path
+        measures = checkpoints.final(trainer)
+    if ranks.is_first():
+        path = home / "weights.safetensors"
+        weights.write(path, system.trained(), card(experiment, name, timer.seconds, measures))
 
 
-def _lock(home: Path, name: str) -> AcquireReturnProxy:
-    """The lock of the folder, once it is free."""
+@contextmanager
+def _lock(home: Path, name: str) -> Iterator[None]:
+    """The lock of the folder, once it is free, for the first rank; the others wait for what it decides."""
+    if not ranks.is_first():
+        yield
+        return
     lock = FileLock(home / "lock")
     try:
-        return lock.acquire(blocking=False)
+        lock.acquire(blocking=False)
     except Timeout:
         print(f"another process trains {name} in {home.absolute()}; waiting for it", file=sys.stderr, flush=True)
-        return lock.acquire()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def memory_advice(experiment: Config) -> list[str]:
@@ -124,29 +169,27 @@ def _progress(options: Config, progress: Progress | None) -> list[Callback]:
 
 
 def _trainer(
-    experiment: Config, system: System, home: Path, logger: Logger | None, reporters: list[Callback]
+    experiment: Config, count: int, system: System, logger: Logger | None, reporters: list[Callback]
 ) -> L.Trainer:
-    options = experiment["trainer"]
-    checkpoints = ModelCheckpoint(
-        home, filename="{step}", every_n_train_steps=options["checkpoint_every"], enable_version_counter=False
-    )
+    options, home = experiment["trainer"], folder(experiment)
     grid = [callbacks.SampleGrid(experiment)] if experiment["prompts"] else []
     guard = callbacks.DivergenceGuard(home, options["log_every"])
     bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
+        **ranks.placement(options, count),
+        plugins=[CheckpointFiles(), *ranks.plugins(count)],
         max_steps=options["max_steps"],
         max_epochs=-1,
         precision=options["precision"],
         gradient_clip_val=options["gradient_clip"] if system.automatic_optimization else None,
         accumulate_grad_batches=options["accumulate"],
         accelerator=options["accelerator"],
-        devices=options["devices"],
         log_every_n_steps=options["log_every"],
-        val_check_interval=options["validate_every"],
+        val_check_interval=options["validate_every"] * options["accumulate"],  # Lightning counts batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=logger or False,
-        callbacks=[checkpoints, guard, *grid, *reporters],
+        callbacks=[guard, *grid, callbacks.Termination(), *reporters],
         enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=home,
@@ -164,14 +207,22 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         return
     for prerequisite in experiments.prerequisites(experiment):
-        if weights.ready(experiments.load(prerequisite)) is None:
+        if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
             main(prerequisite, [], False)
-    if (path := weights.trained(experiment)) is not None:
-        print(f"{name} is trained already: {path}\n{_further(name, overrides, path)}")
-        return
-    if (path := _with_other_steps(name, overrides)) is not None:
+    path = ranks.first(lambda: weights.trained(experiment))
+    if path is not None:
+        text = f"{name} is trained already: {path}\n{_further(name, overrides, path)}"
+    else:
+        _say_other_steps(name, overrides)
+        text = f"trained: {_tracked(experiment, name)}"
+    if ranks.is_first():
+        print(text)
+
+
+def _say_other_steps(name: str, overrides: Sequence[str]) -> None:
+    """Print how to go on from the same experiment with other steps, where it is trained."""
+    if ranks.is_first() and (path := _with_other_steps(name, overrides)) is not None:
         print(f"{name} is trained with other steps: {path}; this trains it anew\n{_further(name, overrides, path)}")
-    print(f"trained: {_tracked(experiment, name)}")
 
 
 def _with_other_steps(name: str, overrides: Sequence[str]) -> Path | None:
@@ -193,21 +244,73 @@ def _further(name: str, overrides: Sequence[str], path: Path) -> str:
 
 def _tracked(experiment: Config, name: str) -> Path:
     """Train under an MLflow run, which ends as FINISHED, KILLED or FAILED."""
-    check_folder(folder(experiment))
     store = Store(weights.HOME)
-    run = store.start_run(
-        "training", name, {"sana.model": hashing.experiment_hash(experiment), **environment.environment()}
-    )
-    store.log_params(run, experiment)
+    with interrupt_on_sigterm():
+        path = _train_alone(experiment, name, lambda: _recorded(store, experiment, name), None)
+    if ranks.is_first():
+        print(json.dumps(weights.card(path)["measured"]))
+    return path
+
+
+@contextmanager
+def _recorded(store: Store, experiment: Config, name: str) -> Iterator[Logger | None]:
+    """The logger of the first rank, on the run that the model's training began, or on a new one."""
+    if not ranks.is_first():
+        yield None
+        return
+    with explaining_full_disk(store.database):
+        run = _run(store, experiment, name)
     tracker = RunLogger(store, run)
     try:
-        path = train(experiment, name=name, logger=tracker)
+        yield tracker
+        with explaining_full_disk(store.database):
+            tracker.finalize("success")
+            store.finish(run)
     except BaseException as error:
-        tracker.finalize("failed")
-        store.set_tags(run, {"sana.error": f"{type(error).__name__}: {error}"})
-        store.finish(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with suppress_storage_errors():
+            tracker.finalize("failed")
+            store.set_tags(run, {"sana.error": f"{type(error).__name__}: {error}"})
+            store.finish(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    tracker.finalize("success")
-    store.finish(run)
-    print(json.dumps(weights.card(path)["measured"]))
-    return path
+
+
+def _run(store: Store, experiment: Config, name: str) -> str:
+    """The id of the model's newest run that is not finished, resumed, or of a new run."""
+    model = {"sana.model": hashing.experiment_hash(experiment)}
+    store.create("training")
+    run = next((r.id for r in store.find("training", model) if r.status != "FINISHED"), None)
+    if run is None:
+        run = store.start_run("training", name, {**model, **environment.environment()})
+    else:
+        store.resume(run)
+        store.set_tags(run, {"sana.error": "", **environment.environment()})
+    store.log_params(run, experiment)
+    return run
+
+
+@contextmanager
+def suppress_storage_errors() -> Iterator[None]:
+    """Warn where a failure cannot be recorded, so that it is not hidden by the one of the record."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        warnings.warn(f"the run keeps its status, as MLflow cannot write: {first_line(error)}", stacklevel=3)
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM within the block, as on Ctrl-C. Signals are those of the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,6 +1,8 @@
 """Training: one model to a folder that its hash names; resumed after a kill, stopped at NaN, recorded in MLflow."""
 
+import errno
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -11,14 +13,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 
 from sana_lab import __main__, api
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing, schema
+from sana_lab.config.atomic_write import DiskFull
 from sana_lab.config.specs import SpecError
+from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import callbacks, checks, resume, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
 
 
 @pytest.fixture
@@ -107,31 +114,81 @@ def test_no_steps_are_an_untrained_model(folder):
 KILLED = """
 import sys, time
 from sana_lab.config import experiments
+from sana_lab.tracking.logger import RunLogger
+from sana_lab.tracking.store import Store
 from sana_lab.training import train
 
 def wait(step, steps):
     print("step", step, flush=True)
     time.sleep(600)
 
-train.train(experiments.load("tiny"), progress=wait)
+train.train(experiments.load("tiny", sys.argv[2:]), progress=wait, logger=RunLogger(Store("runs"), sys.argv[1]))
 """
 
 
-def test_a_killed_training_ends_as_an_unbroken_one(folder, monkeypatch):
-    """kill -9 at step 10, after the checkpoint of step 8."""
-    with subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True) as process:
+@pytest.mark.parametrize("validate", [3, pytest.param(4, marks=pytest.mark.slow)])  # at 4 the checkpoint waits for it
+def test_a_killed_training_ends_as_an_unbroken_one(folder, runs, monkeypatch, validate):
+    """kill -9 at step 10, after the checkpoint of step 8: the same weights and measures, and no point lost."""
+    store, every = Store(runs), f"trainer.validate_every={validate}"
+    run = store.start_run("training", "tiny")
+    command = [sys.executable, "-c", KILLED, run, every]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "step 10\n"
         process.kill()
-    experiment = experiments.load("tiny")
+    experiment = experiments.load("tiny", [every])
     home = train.folder(experiment)
     assert [p.name for p in home.glob("*.ckpt")] == ["step=8.ckpt"]
     assert weights.trained(experiment) is None
     began: list[int] = []
-    resumed = weights.read(train.train(experiment, progress=lambda step, _: began.append(step)))
+    resumed = train.train(experiment, progress=lambda step, _: began.append(step), logger=RunLogger(store, run))
     monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
-    assert same(resumed, weights.read(train.train(experiment)))
+    whole = train.train(experiment)
+    assert same(weights.read(resumed), weights.read(whole))
+    assert weights.card(resumed)["measured"] == weights.card(whole)["measured"]
     assert began == [10, 12]
+    assert [step for step, _ in store.history(run, "train/loss")] == list(range(12))
+    assert [step for step, _ in store.history(run, "val/loss")] == list(range(validate - 1, 12, validate))
+    assert [p.name for p in home.glob("*.ckpt")] == ["step=12.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "squeeze"])
+def test_a_kill_before_the_weights_are_written_loses_no_measure(folder, monkeypatch, name):
+    """Nothing is trained again, and what the end of training adds to a model is in the last checkpoint."""
+    experiment = experiments.load(name, ["trainer.validate_every=2", "trainer.checkpoint_every=2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "write", stop)
+        with pytest.raises(Stop):
+            train.train(experiment)
+    steps: list[int] = []
+    resumed = train.train(experiment, progress=lambda step, _: steps.append(step))
+    monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
+    whole = train.train(experiment)
+    assert steps == []
+    assert same(weights.read(resumed), weights.read(whole))
+    assert weights.card(resumed)["measured"] == weights.card(whole)["measured"]
+    assert any(key.startswith("val/") for key in weights.card(resumed)["measured"])
+
+
+def test_steps_are_those_of_the_optimiser_in_every_option(folder):
+    """With two batches for a step: validations, checkpoints and points of curves."""
+    log = Points()
+    steps = ["trainer.max_steps=5", "trainer.accumulate=2", "trainer.validate_every=2", "trainer.checkpoint_every=3"]
+    home = train.train(experiments.load("tiny", steps), logger=log).parent
+    assert [step for step, names in log.steps if "val/loss" in names] == [1, 3]
+    assert [step for step, names in log.steps if "train/loss" in names] == [0, 1, 2, 3, 4]
+    assert torch.load(home / "step=5.ckpt", weights_only=True)["global_step"] == 5
+
+
+class Points(DummyLogger):
+    """Steps and names of what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int | None, set[str]]] = []
+
+    def log_metrics(self, metrics, step=None):
+        self.steps.append((step, set(metrics)))
 
 
 def unfinished() -> tuple[schema.Config, Path]:
@@ -146,7 +203,7 @@ class Stop(Exception):
     """Power is cut."""
 
 
-def stop(step: int, steps: int) -> None:
+def stop(*_: Any) -> None:
     raise Stop
 
 
@@ -234,6 +291,61 @@ class TestNan:
             assert kept is None
 
 
+def test_a_terminated_run_is_killed_and_goes_on_as_the_same_run(folder, runs, capsys):
+    """SIGTERM at the fifth step of the verb; the next command goes on from the fourth."""
+    words = ["train", "tiny", f"system.optimizer={__name__}:Terminate", "trainer.gradient_clip=2.0"]
+    Terminate.at = 5
+    assert __main__.main(words) == 130
+    store = Store("runs")
+    (killed,) = store.find("training")
+    assert killed.status == "KILLED"
+    Terminate.at = 0
+    assert __main__.main(words) == 0
+    (run,) = store.find("training")
+    assert (run.id, run.status) == (killed.id, "FINISHED")
+    assert [step for step, _ in store.history(run.id, "train/loss")] == list(range(12))
+    home = train.folder(experiments.load("tiny", words[2:]))
+    assert [p.name for p in home.glob("*.ckpt*")] == ["step=12.ckpt"]
+
+
+class Terminate(torch.optim.SGD):
+    """SIGTERM at the step `at`, if it is not 0."""
+
+    at = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().step(closure)
+
+
+def test_a_full_disk_is_one_line_and_a_rerun_goes_on(folder, monkeypatch, capsys):
+    """No room for the second checkpoint: the first is whole, and nothing else is left."""
+    experiment = experiments.load("tiny")
+    home, save, calls = train.folder(experiment), torch.save, []
+
+    def full(content: Any, path: Path) -> None:
+        calls.append(path)
+        save(content, path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(
+            DiskFull, match=r"the disk has no room for it: [\d,.]+ MiB are free in .*; free some and run it again"
+        ) as error:
+            train.train(experiment)
+    assert error.value.filename == str(home / "step=8.ckpt")
+    assert [p.name for p in home.glob("*.ckpt*")] == ["step=4.ckpt"]
+    steps: list[int] = []
+    resumed = weights.read(train.train(experiment, progress=lambda step, _: steps.append(step)))
+    assert steps == [10, 12]
+    monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
+    assert same(resumed, weights.read(train.train(experiment)))
+
+
 def test_ctrl_c_is_a_keyboard_interrupt_and_may_be_pressed_again(folder, ctrl_c):
     experiment = experiments.load("tiny", [f"system.optimizer={__name__}:Interrupt", "trainer.gradient_clip=2.0"])
     with pytest.raises(KeyboardInterrupt):
@@ -259,10 +371,7 @@ def test_sizes_that_do_not_divide_are_refused_before_any_work(folder, size, near
             train.check({**(e := experiments.load(name)), "data": {**e["data"], "size": int(size)}})
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The ``noload`` loader strategy:DeprecationWarning"
-)  # mlflow 3.17 with sqlalchemy 2.1
-def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, capsys):
+def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, runs, capsys):
     words = ["train", "tiny", "system.autoencoder=experiment:squeeze"]
     assert __main__.main(words) == 0
     store = Store("runs")

@@ -4,11 +4,14 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+LEAST_SIZE = 24
+"""Height and width of the smallest images at depth 3."""
+
 
 class PatchDiscriminator(nn.Module):
     """Images (B, 3, H, W) -> logits (B, 1, h, w).
 
-    At depth 3 the receptive field is 70 x 70 pixels, and H and W are at least 24.
+    At depth 3 the receptive field is 70 x 70 pixels, and H and W are at least `LEAST_SIZE`.
     """
 
     def __init__(self, width: int = 64, depth: int = 3) -> None:

@@ -91,8 +91,8 @@ class Lpips(nn.Module):
 
         path = Path(lpips.__file__).parent / "lpips_models" / f"{self.net}.pth"
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for i, layer in enumerate(self.heads):
-            layer.load_state_dict({"weight": state[f"lin{i}.model.1.weight"]})
+        for i, weight in enumerate(self.heads.parameters()):
+            weight.data.copy_(state[f"lin{i}.model.1.weight"])  # nothing on the meta device
 
 
 def vgg_stages(stages: tuple[tuple[int, ...], ...]) -> list[nn.Sequential]:
