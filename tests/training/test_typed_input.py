@@ -138,7 +138,7 @@ def quick(examples: int) -> Callable[[Any], Any]:
 
 
 @given(places())
-@quick(250)
+@quick(200)
 def test_any_value_is_accepted_or_one_line(folder: Path, case: tuple[str, list[str]]):
     dry_run(*case)
 
