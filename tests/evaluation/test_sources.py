@@ -114,7 +114,7 @@ def test_a_cut_for_distances_leaves_the_other_measures_whole(photos):
 
 
 def test_options_out_of_range_are_refused_for_a_folder_too(photos):
-    with pytest.raises(SpecError, match=r"eval.batch is 0, expected at least 1; the nearest is 1"):
+    with pytest.raises(SpecError, match=r"eval.batch is 0 .int., expected int in .1, 65536.; the nearest is 1"):
         sana_lab.evaluate(str(photos), [SHAPES_CLIP, "eval.batch=0"])
 
 
