@@ -118,10 +118,10 @@ def test_components_of_another_architecture(tmp_path: Path, name: str | None):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attention_bias": True}, "attention_bias True; the lab's has False"),
+        ({"attention_bias": True}, "attention_bias True; only False"),
         ({"qk_norm": "layer_norm"}, "has qk_norm 'layer_norm'; expected rms_norm_across_heads"),
         ({"out_channels": 16}, "turns 8 channels into 16"),
-        ({"cross_attention_dim": 64}, "cross_attention_dim 64; the lab's has 32"),
+        ({"cross_attention_dim": 64}, "cross_attention_dim 64; only 32"),
     ],
 )
 def test_settings_that_are_not_implemented(tmp_path: Path, change: dict[str, Any], message: str):

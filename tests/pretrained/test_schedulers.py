@@ -26,7 +26,7 @@ def test_options_of_a_scheduler(tmp_path: Path, name: str, solver: str, grid: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_flow_sigmas": False}, "use_flow_sigmas False; the lab's has True"),
+        ({"use_flow_sigmas": False}, "use_flow_sigmas False; only True"),
         ({"algorithm_type": "sde-dpmsolver++"}, "algorithm_type 'sde-dpmsolver\\+\\+'"),
         ({"_class_name": "DDIMScheduler"}, "samples with DDIMScheduler"),
         *(
