@@ -39,8 +39,17 @@ def is_first() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
+def join(accelerator: str) -> None:
+    """Join the processes that torchrun started, with the backend of the devices; Lightning uses this group too."""
+    if launched() and not dist.is_initialized():
+        cuda = accelerator != "cpu" and torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # set by torchrun
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+
 def first(decide: Callable[[], T]) -> T:
-    """What the first rank decides, on every rank."""
+    """What the first rank decides, on every rank. Under torchrun `join` comes first."""
     if not launched():
         return decide()
     box: list[Any] = [decide() if is_first() else None]
@@ -51,9 +60,7 @@ def first(decide: Callable[[], T]) -> T:
 
 @cache
 def _group() -> Any:
-    """The processes that torchrun started; Lightning uses their default group too."""
-    if not dist.is_initialized():
-        dist.init_process_group()
+    """The processes that torchrun started, for messages of the host."""
     return dist.new_group(timeout=WAIT, backend="gloo")
 
 

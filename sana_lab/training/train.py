@@ -63,6 +63,7 @@ def _train_alone(experiment: Config, name: str, record: Record, progress: Progre
     """Train under the folder's lock and `record`, unless it is trained already."""
     home = folder(experiment)
     check_folder(home)
+    ranks.join(experiment["trainer"]["accelerator"])
     with _lock(home, name):
         path = ranks.first(lambda: weights.trained(experiment))
         if path is None:
@@ -206,6 +207,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         return
+    ranks.join(experiment["trainer"]["accelerator"])
     for prerequisite in experiments.prerequisites(experiment):
         if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
             main(prerequisite, [], False)

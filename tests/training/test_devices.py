@@ -118,11 +118,15 @@ def test_two_devices_train_the_model_of_one(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(folder):
-    poison = f"system.optimizer={{name: '{__name__}:Poison'}}"
+    tiny.write(folder, "poison.py", POISON)
+    poison = "system.optimizer={name: 'poison:Poison'}"
     with pytest.raises(callbacks.Diverged, match="at step"):
         train.train(experiments.load("tiny", [poison, "trainer.devices=2"]), progress=print)
     assert weights.trained(experiments.load("tiny", [poison])) is None
 
+
+POISON = '''
+import torch
 
 class Poison(torch.optim.SGD):
     """NaN weights after the first step."""
@@ -133,6 +137,7 @@ class Poison(torch.optim.SGD):
             for p in group["params"]:
                 p.data.fill_(float("nan"))
         return loss
+'''
 
 
 def verb(*words: str, launcher: tuple[str, ...] = ()) -> str:
@@ -146,8 +151,8 @@ def verb(*words: str, launcher: tuple[str, ...] = ()) -> str:
 @pytest.mark.slow
 def test_torchrun_and_the_verb_train_what_is_needed_and_record_it_once(folder, monkeypatch):
     words = ("train", "tiny", "system.autoencoder=experiment:squeeze", "trainer.devices=2")
-    torchrun = ("torch.distributed.run", "--nproc-per-node=2", "--master-port=0")
-    assert verb(*words, launcher=torchrun).count("trained: runs/models") == 2
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert verb(*words, launcher=torchrun).count("trained: runs/models") == 2  # of squeeze, then of tiny
     assert "is trained already" in verb(*words, launcher=torchrun)
     experiment = experiments.load("tiny", words[2:])
     model = {"sana.model": hashing.experiment_hash(experiment)}
@@ -159,7 +164,7 @@ def test_torchrun_and_the_verb_train_what_is_needed_and_record_it_once(folder, m
     tiny.write(other, "experiments/tiny.yaml", tiny.EXPERIMENT)
     tiny.write(other, "experiments/squeeze.yaml", AUTOENCODER)
     monkeypatch.chdir(other)
-    assert verb(*words).count("trained: runs/models") == 1
+    assert verb(*words).count("trained: runs/models") == 2
     assert differences(folder / by_torchrun, other / by_torchrun) < 1e-3
     (run,) = Store("runs").find("training", model)
     assert [step for step, _ in Store("runs").history(run.id, "train/loss")] == [0, 1, 2, 3]
