@@ -28,9 +28,14 @@ def device_words(device: torch.device | None) -> str:
 
 
 def trial_hash(trial: Trial, device: torch.device | None) -> str:
-    """The name of a finished trial: all options of its probe, including those that change only speed, and the device
-    that timed it, so that another machine times it again."""
-    settings = {"row": trial.config, "on": device_name(device) if device else None}
+    """The name of a finished trial: all options of its probe, including those that change only speed, the device that
+    timed it, and by content the files that it names and the experiment whose image it times."""
+    from sana_lab.config import experiments, hashing
+
+    settings = {"row": hashing.with_contents(trial.config), "on": device_name(device) if device else None}
+    if name := trial.config["probe"].get("experiment"):
+        experiment = experiments.load(name)
+        settings |= {part: hashing.with_contents(experiment[part]) for part in ("system", "sampling")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

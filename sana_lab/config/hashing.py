@@ -55,8 +55,8 @@ def _without_later(record: type, values: Config) -> Config:
 def _trained_by(config: Config) -> Config:
     trainer = specs.fields(TrainerOptions)
     return {
-        "system": _with_contents(specs.canonical("system", config["system"])),
-        "data": _with_contents(specs.canonical("data", config["data"])),
+        "system": with_contents(specs.canonical("system", config["system"])),
+        "data": with_contents(specs.canonical("data", config["data"])),
         "content": _data_digest(config["data"]),
         "trainer": {k: v for k, v in config["trainer"].items() if not trainer[k].marks(Runtime)},
         "seed": config["seed"],
@@ -70,10 +70,10 @@ def _data_digest(data: Config) -> str:
     return specs.build("data", data).digest()
 
 
-def _with_contents(value: Any, key: str = "") -> Any:
+def with_contents(value: Any, key: str = "") -> Any:
     """References in a canonical spec replaced: `experiment:NAME` by a hash, files and folders of models by a digest."""
     if isinstance(value, dict):
-        return {k: _with_contents(v, k) for k, v in value.items()}
+        return {k: with_contents(v, k) for k, v in value.items()}
     if not isinstance(value, str):
         return value
     if value.startswith("experiment:"):

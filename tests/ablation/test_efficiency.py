@@ -125,6 +125,18 @@ def test_rows_that_differ_in_the_backend_alone_are_rows_of_their_own(folder: Pat
     assert efficiency.trial_hash(trials[0], CPU) != efficiency.trial_hash(trials[0], None)  # counted is not yet timed
 
 
+def test_a_changed_experiment_is_another_trial(here: Path):
+    """The experiment whose image is timed enters the key by content, not by name."""
+    tiny.write_experiment(here, "own", tiny.EXPERIMENT, {})
+    table = "title: t\nprobe: {name: image, experiment: own, size: 32}\naxes: {a: {x: {}}}\ncolumns: [tokens]\n"
+    (here / "ablations").mkdir()
+    (here / "ablations/image.yaml").write_text(table)
+    keys = [efficiency.trial_hash(plan.load("image").trials[0], CPU) for _ in range(2)]
+    tiny.write_experiment(here, "own", tiny.EXPERIMENT, {"system.dit.depth": 2})
+    keys.append(efficiency.trial_hash(plan.load("image").trials[0], CPU))
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_an_image_is_counted_as_bench_counts_it(folder: Path):
     """From shapes alone, on the meta device: the same MACs as those of the real modules at work."""
     from sana_lab.bench import bench, untrained
