@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("data", "systems", "peers"),
     ("pretrained", "bench"),
     ("training", "evaluation", "api"),
-    ("shapes", "ablation", "profiler"),
+    ("shapes", "emoji", "ablation", "profiler"),
     ("", "__main__"),
 )
 """Packages and root modules, from the bottom up. A package imports lower floors only."""

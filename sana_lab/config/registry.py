@@ -34,6 +34,7 @@ TABLE: dict[str, dict[str, str]] = {
     },
     "data": {
         "shapes": "sana_lab.shapes.data:Shapes",
+        "emoji": "sana_lab.emoji.data:Emoji",
         "folder": "sana_lab.data.folder:Folder",
         "latents": "sana_lab.data.latents:Latents",
         "features": "sana_lab.data.features:Features",
