@@ -40,10 +40,10 @@ class Content(NamedTuple):
 class Emoji(DataModule):
     """Emoji on a plain background, (B, 3, size, size) in [-1, 1], with captions of labels, tags and style.
 
-    A drawing that repeats another of the same vendor is left out. The split goes by concept or by combination of concept
-    and skin tones (`drawings.is_held_out`), the same for both vendors. People are a fifth of the labels and three fifths
-    of the drawings, as many come in several skin tones; `repeats` balances them by label. ValueError for missing or
-    other archives, with the command that fetches them.
+    A drawing that repeats another of the same vendor is left out. The split goes by concept or by combination of
+    concept and skin tones (`drawings.is_held_out`), the same for both vendors. People are a fifth of the labels and
+    three fifths of the drawings, as many come in several skin tones; `repeats` balances them by label. ValueError for
+    missing or other archives, with the command that fetches them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Emoji(DataModule):
         background: Literal["white", "grey"] = "white",  # colour behind the drawings
         split: By = "combinations",  # unit that is held out: a concept in a skin tone, or a concept in all
         held_out: Share = 0.1,  # share of the units for validation
-        repeats: Count = 6,  # least number of times that a label comes in an epoch, in all its skin tones; 1 is no balance
+        repeats: Count = 6,  # times that a label comes in an epoch, in all its skin tones together; 1 is no balance
         seed: Seed = 0,  # seed of order and choice of captions
         workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:

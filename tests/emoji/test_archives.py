@@ -10,9 +10,10 @@ from sana_lab.emoji import archives
 
 def test_members_of_an_archive(emoji: Path):
     files = archives.drawings(emoji, "noto")
-    assert files.keys() == {archives.code(e["hexcode"]) for row in tiny_emoji.entries() for e in (row, *row.get("skins", ()))}
+    table = tiny_emoji.entries()
+    assert files.keys() == {archives.code(e["hexcode"]) for row in table for e in (row, *row.get("skins", ()))}
     assert all(content.startswith(b"\x89PNG") for content in files.values())
-    assert archives.names(emoji) == tiny_emoji.entries()
+    assert archives.names(emoji) == table
 
 
 def test_codes_are_without_variation_selectors():
@@ -21,7 +22,7 @@ def test_codes_are_without_variation_selectors():
 
 def test_a_missing_archive_names_the_command_that_fetches_it(emoji: Path):
     (emoji / "emojibase-data-17.0.0.tgz").rename(emoji / "emojibase-data-16.0.3.tgz")
-    with pytest.raises(ValueError, match=r"no .*emojibase-data-17\.0\.0\.tgz \(there is emoji-.*; fetch it: mkdir -p") as e:
+    with pytest.raises(ValueError, match=r"no .*emojibase-data-17\.0\.0\.tgz \(there is emoji-.*; fetch it: ") as e:
         archives.check(emoji)
     assert str(e.value).endswith(
         f"npm pack --pack-destination {emoji} emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 "
@@ -37,5 +38,5 @@ def test_no_folder_at_all(here: Path):
 def test_an_archive_with_another_content(emoji: Path):
     path = emoji / archives.ARCHIVES["twemoji"].file
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"emoji-datasource-twitter-16\.0\.0\.tgz has sha256 .*, expected .*fetch it again"):
+    with pytest.raises(ValueError, match=r"twitter-16\.0\.0\.tgz has sha256 .*, expected .*fetch it again"):
         archives.drawings(emoji, "twemoji")
