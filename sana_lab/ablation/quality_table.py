@@ -15,9 +15,11 @@ from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
+from sana_lab.evaluation import noise_seeds
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import plots, significance
 from sana_lab.report.claims import verdicts
+from sana_lab.report.columns import COLUMNS, column
 from sana_lab.report.table import Table, build_table, load_published
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
@@ -59,7 +61,7 @@ def tabulate(
     baseline = ablation.baseline or table.rows[0].label
     differences = significance.differences(table.rows, reports or {}, baseline)
     counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
-    lines = [*claims, *significance.note(differences, baseline), *counted, *table.notes]
+    lines = [*claims, *significance.note(differences, baseline), *counted, *noise_note(reports or {}), *table.notes]
     return replace(table, notes=lines, differences=significance.marked(differences))
 
 
@@ -70,7 +72,10 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
     notes = equal_rows(trials)
     if counts := [m for m in metrics if "prompts" in m]:
         prompts = sorted({f"{m['prompts']:.0f} prompts, {m['images']:.0f} images" for m in counts})
-        notes.append(f"GenEval on the embedded world: {' or '.join(prompts)} a row; same prompts, same noise.")
+        seeds = sorted({noise_words(o) for o in options if o["noise_seeds"] > 1})
+        notes.append(
+            f"GenEval on the embedded world: {' or '.join(prompts)} a row{''.join(seeds)}; same prompts, same noise."
+        )
     if any(o["bench_size"] for o in options):
         sizes = sorted({f"{o['bench_size']} px" for o in options})
         notes.append(
@@ -80,6 +85,26 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
     if any("geneval" in m and "fid" not in m for m in metrics):
         notes.append(f"FID is not measured: {hint()}, eval.fid_weights=FILE.")
     return notes
+
+
+def noise_words(options: Json) -> str:
+    """The seeds of the noise of `eval:` options, as part of a note."""
+    listed = ", ".join(map(str, noise_seeds.seeds(options)))
+    return f", a share of each of {options['noise_seeds']} seeds of noise ({listed})"
+
+
+def noise_note(reports: Mapping[str, Json]) -> list[str]:
+    """How much the headline numbers of a row differ between its seeds of noise; empty for one seed."""
+    by_seed = [r["by_noise_seed"]["values"] for r in reports.values() if "by_noise_seed" in r]
+    names = [c.name for c in COLUMNS if c.interval and any(c.name in values for values in by_seed)]
+    ranges = {n: max(max(v[n]) - min(v[n]) for v in by_seed if n in v) for n in names}
+    if not ranges:
+        return []
+    listed = ", ".join(f"{column(n).heading} {column(n).text(size)}" for n, size in ranges.items())
+    return [
+        f"Intervals and marks are over the images of all seeds of noise, clustered by prompt. Largest range between "
+        f"the seeds of one row: {listed}."
+    ]
 
 
 def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table: Table, folder: Path) -> list[Path]:

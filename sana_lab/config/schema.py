@@ -53,6 +53,8 @@ class EvaluationOptions:
     images_per_prompt: Count = 2  # images sampled for each prompt of GenEval
     batch: BatchSize = 64  # images sampled at a time
     seed: Seed = 43  # of the noise, and of the prompts of the embedded world
+    # Seeds of the noise, from `seed` on: each draws images_per_prompt more images of the same prompts and weights.
+    noise_seeds: Annotated[Count, AsBefore(1)] = 1
     reconstructions: Count = 1000  # held-out images that an autoencoder is measured on
     bench_size: Pixels | None = None  # pixels a side of timed images; null is the training size
     bench_batch: BatchSize = 1  # images at a time when latency is timed

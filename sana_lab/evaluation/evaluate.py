@@ -15,8 +15,9 @@ from sana_lab.config.validation import plain
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
-from sana_lab.evaluation import Measure, Report, image_folder, reconstruction, run_measures, sources
+from sana_lab.evaluation import Measure, Report, image_folder, noise_seeds, reconstruction, run_measures, sources
 from sana_lab.evaluation.image_files import Skipped
+from sana_lab.evaluation.noise_seeds import build_measure, values_by_seed
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.peers.pipeline import Peer, is_pipeline
@@ -100,7 +101,7 @@ def _evaluate_pipeline(peer: Peer, options: Json, given: Json) -> Json:
     if "size" not in given:
         raise SpecError(f"{peer.name} generates images of any size; expected pixels a side, such as size=1024")
     sampling, size = given.get("sampling", {}), given["size"]
-    measures = build_measures(options)
+    measures = build_measures(options, seeds=options["noise_seeds"])
     if not measures:
         raise SpecError(_nothing(peer.name))
     source = sources.pipeline_source(peer, options, sampling, size)
@@ -145,7 +146,7 @@ class Evaluator:
     def generated(self, sample: Sample) -> Json:
         """All measures of generated images."""
         data = self.experiment["data"].get("source", self.experiment["data"])
-        measures = build_measures(self.options, shapes=data.get("name") == "shapes")
+        measures = build_measures(self.options, data.get("name") == "shapes", self.options["noise_seeds"])
         if not measures and not self.may_be_empty:
             raise SpecError(_nothing(f"a {type(self.system).__name__}"))
         if not measures:
@@ -188,12 +189,15 @@ class Evaluator:
 def measure_source(measures: dict[str, Measure], source: run_measures.Source, options: Json) -> Json:
     """All measures of a generator's images as plain data."""
     reports = run_measures.run(measures, source, options["batch"])
-    report = as_json(reports, measures, source.captions, options["seed"])
+    report = as_json(reports, measures, source.captions, noise_seeds.seeds(options))
     return {**report, "reference": source.reference} if any(m.needs_reference for m in measures.values()) else report
 
 
-def build_measures(options: Json, shapes: bool = False) -> dict[str, Measure]:
-    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, GenEval for the embedded world."""
+def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[str, Measure]:
+    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, GenEval for the embedded world.
+
+    With several seeds of noise, each expects so many times its images per prompt.
+    """
     specs: list[Spec] = list(options["measures"])
     if shapes and "geneval" not in map(name_of, specs):
         keys = ("prompts_per_task", "images_per_prompt", "seed")
@@ -203,7 +207,7 @@ def build_measures(options: Json, shapes: bool = False) -> dict[str, Measure]:
     measures: dict[str, Measure] = {}
     for spec in specs:
         name = name_of(spec)
-        measures[name if name not in measures else f"{name}_{len(measures)}"] = build("measure", spec)
+        measures[name if name not in measures else f"{name}_{len(measures)}"] = build_measure(spec, seeds)
     return measures
 
 
@@ -211,13 +215,14 @@ def as_json(
     reports: Mapping[str, Report],
     measures: dict[str, Measure],
     captions: Sequence[Json] = (),
-    seed: int | None = None,
+    seeds: Sequence[int] = (),  # of the noise
 ) -> Json:
     """Reports as plain data: values and settings of all measures, numbers per image, and the measures' details.
 
-    Numbers per image of two reports can be paired where `drawn` agrees: a hash of prompts, images per prompt and seed.
+    Numbers per image of two reports can be paired where `drawn` agrees: a hash of prompts, images per prompt and seeds.
+    Of several seeds of noise, `by_noise_seed` has the values on the images of each.
     """
-    hashes = {name: _prompts_hash(m, captions, seed) for name, m in measures.items()} if seed is not None else {}
+    hashes = {name: _prompts_hash(m, captions, seeds) for name, m in measures.items()} if seeds else {}
     counts = {name: m.images_per_prompt for name, m in measures.items()}
     report: Json = {
         "measures": {
@@ -230,12 +235,20 @@ def as_json(
             for column, values in each.per_image.items()
         },
     }
+    if len(seeds) > 1:
+        report["by_noise_seed"] = {"seeds": list(seeds), "values": _values_by_seed(reports, measures, len(seeds))}
     for measure in reversed(measures.values()):  # of two with the same details, the first one's count
         report |= measure.details()
     return report
 
 
-def _prompts_hash(measure: Measure, captions: Sequence[Json], seed: int) -> str:
+def _values_by_seed(reports: Mapping[str, Report], measures: Mapping[str, Measure], count: int) -> Json:
+    """Values on the images of each seed, without distances, which are of all images together."""
+    ones = {name: (reports[name], m.images_per_prompt) for name, m in measures.items() if not m.needs_reference}
+    return {k: v for report, images in ones.values() for k, v in values_by_seed(report, images, count).items()}
+
+
+def _prompts_hash(measure: Measure, captions: Sequence[Json], seeds: Sequence[int]) -> str:
     rows = captions if measure.rows is None else measure.rows
-    facts = [[row["prompt"] for row in rows], measure.images_per_prompt, seed]
+    facts = [[row["prompt"] for row in rows], measure.images_per_prompt, seeds[0] if len(seeds) == 1 else list(seeds)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

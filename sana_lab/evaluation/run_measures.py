@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from sana_lab.evaluation import Measure, Report, distributed
+from sana_lab.evaluation.noise_seeds import Generate, pooled
 from sana_lab.types import Json
-
-Generate = Callable[[list[str], list[int]], Tensor]
-"""(prompts, noise indices) -> images (B, 3, H, W) uint8"""
 
 
 class Source(NamedTuple):
@@ -20,13 +18,14 @@ class Source(NamedTuple):
     captions: Sequence[Json] = ()  # rows {"prompt"}, for measures without built-in prompts
     real_images: Callable[[], Iterable[Tensor]] | None = None  # each call iterates over uint8 batches (B, 3, H, W)
     reference: Json = {}  # noqa: RUF012 - never written to; what the real images are
+    other_seeds: Sequence[Generate] = ()  # the same generator with other seeds of noise, whose images count too
 
 
 class Pass(NamedTuple):
     """Measures of the same images."""
 
     rows: Sequence[Json]
-    images_per_prompt: int
+    images_per_prompt: int  # of all seeds of noise together
     names: list[str]  # of the measures
 
     @property
@@ -38,12 +37,15 @@ class Pass(NamedTuple):
 def run(measures: Mapping[str, Measure], source: Source, batch: int) -> dict[str, Report]:
     """Each measure's report. Image k of row i has the noise index i * images_per_prompt + k, for every source.
 
-    ValueError for missing captions or real images, before anything is generated.
+    Of several seeds of noise, each generates `batch` images at a time. ValueError for missing captions or real images,
+    before anything is generated.
     """
     passes = group(measures, source)
     refer(measures, source)
+    generators = [source.generate, *source.other_seeds]
     for each in passes:
-        for images, rows in generated(source.generate, each, batch):
+        generate = pooled(generators, each.images_per_prompt // len(generators))
+        for images, rows in generated(generate, each, batch * len(generators)):
             for name in each.names:
                 measures[name].add(images, rows)
     return {name: measure.report() for name, measure in measures.items()}

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from sana_lab.config import experiments, specs
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.evaluation import noise_seeds
 from sana_lab.evaluation.held_out import folder_data, held_out
 from sana_lab.evaluation.run_measures import Generate, Source
 from sana_lab.systems import Sample
@@ -13,12 +14,13 @@ if TYPE_CHECKING:
     from sana_lab.peers.pipeline import Peer
 
 
-def sampler(sample: Sample, experiment: Json) -> Generate:
-    """A system's method `sample` under its experiment, as (prompts, noise indices) -> images uint8."""
+def sampler(sample: Sample, experiment: Json, seed: int | None = None) -> Generate:
+    """A system's method `sample` under its experiment, as (prompts, noise indices) -> images uint8; `seed` of the noise
+    in place of `eval.seed`."""
     sampling, options = Sampling(**experiment["sampling"]), experiment["eval"]
-    size = experiments.image_size(experiment["data"])
+    size, seed = experiments.image_size(experiment["data"]), options["seed"] if seed is None else seed
     return lambda prompts, indices: sample(
-        prompts, size=size, sampling=sampling, seed=options["seed"], indices=indices, batch=options["batch"]
+        prompts, size=size, sampling=sampling, seed=seed, indices=indices, batch=options["batch"]
     ).cpu()
 
 
@@ -26,16 +28,21 @@ def system_source(sample: Sample, experiment: Json) -> Source:
     """A system that generates images, under its experiment; held-out data are the experiment's, or `eval.captions`."""
     data, options = experiment["data"], experiment["eval"]
     if options["captions"] or "name" not in data:
-        return Source(sampler(sample, experiment), *folder_data(options, experiments.image_size(data)))
-    return Source(sampler(sample, experiment), *held_out(specs.build("data", data.get("source", data)), options))
+        held = folder_data(options, experiments.image_size(data))
+    else:
+        held = held_out(specs.build("data", data.get("source", data)), options)
+    first, *others = [sampler(sample, experiment, seed) for seed in noise_seeds.seeds(options)]
+    return Source(first, *held, others)
 
 
 def pipeline_source(peer: "Peer", options: Json, sampling: Json, size: int) -> Source:
     """A diffusers pipeline; steps and guidance are its own defaults where `sampling` gives none."""
     steps: Json = {k: sampling.get(k) for k in ("steps", "guidance")}
-    return Source(
-        lambda prompts, indices: peer.sample(
-            prompts, size=size, seed=options["seed"], indices=indices, batch=options["batch"], **steps
-        ).cpu(),
-        *folder_data(options, size),
-    )
+
+    def with_seed(seed: int) -> Generate:
+        return lambda prompts, indices: peer.sample(
+            prompts, size=size, seed=seed, indices=indices, batch=options["batch"], **steps
+        ).cpu()
+
+    first, *others = map(with_seed, noise_seeds.seeds(options))
+    return Source(first, *folder_data(options, size), others)

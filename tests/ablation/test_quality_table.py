@@ -1,0 +1,43 @@
+"""Notes of a quality table: what its numbers were measured on."""
+
+import pytest
+import tiny
+
+from sana_lab.ablation import quality_table
+from sana_lab.ablation.record import TrialRecord
+from sana_lab.config import experiments
+from sana_lab.config.schema import Trial
+from sana_lab.tracking.store import Run
+from sana_lab.types import Json
+
+
+def record(overrides: list[str] = (), metrics: Json = {}, tags: Json = {}, label: str = "row") -> TrialRecord:
+    """A finished trial of `tiny` in the working directory."""
+    measured = {"prompts": 6.0, "images": 36.0, "geneval": 0.5, "fid": 1.0, **metrics}
+    run = Run("id", label, "FINISHED", dict(tags), {}, measured, 0.0, 1.0, "sweep", None)
+    return TrialRecord(Trial({"model": label}, 0, experiments.load("tiny", overrides)), label, label, run)
+
+
+@pytest.fixture(autouse=True)
+def folder(here):
+    tiny.write_experiment(here)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "6 prompts, 36 images a row; same prompts, same noise."),
+        (["eval.noise_seeds=3"], "36 images a row, a share of each of 3 seeds of noise (43, 44, 45); same prompts"),
+    ],
+)
+def test_prompts_images_and_seeds_of_noise_are_stated(overrides: list[str], words: str):
+    notes = quality_table.measurement_notes([record(overrides)])
+    assert [note for note in notes if words in note]
+
+
+def test_the_largest_range_between_seeds_of_noise_is_stated():
+    values = [{"geneval": [0.50, 0.52], "geneval_colors": [0, 1]}, {"geneval": [0.30, 0.36]}]
+    reports = {str(i): {"by_noise_seed": {"seeds": [43, 44], "values": v}} for i, v in enumerate(values)}
+    (note,) = quality_table.noise_note(reports)
+    assert note.endswith("Largest range between the seeds of one row: GenEval 0.06.")
+    assert quality_table.noise_note({"a": {"measures": {}}}) == []
