@@ -1,5 +1,7 @@
 """Notes of a quality table: what its numbers were measured on."""
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import tiny
 
@@ -11,7 +13,9 @@ from sana_lab.tracking.store import Run
 from sana_lab.types import Json
 
 
-def record(overrides: list[str] = (), metrics: Json = {}, tags: Json = {}, label: str = "row") -> TrialRecord:
+def record(
+    overrides: Sequence[str] = (), metrics: Mapping[str, float] = {}, tags: Mapping[str, str] = {}, label: str = "row"
+) -> TrialRecord:
     """A finished trial of `tiny` in the working directory."""
     measured = {"prompts": 6.0, "images": 36.0, "geneval": 0.5, "fid": 1.0, **metrics}
     run = Run("id", label, "FINISHED", dict(tags), {}, measured, 0.0, 1.0, "sweep", None)
@@ -30,7 +34,7 @@ def folder(here):
         (["eval.noise_seeds=3"], "36 images a row, a share of each of 3 seeds of noise (43, 44, 45); same prompts"),
     ],
 )
-def test_prompts_images_and_seeds_of_noise_are_stated(overrides: list[str], words: str):
+def test_prompts_images_and_seeds_of_noise_are_stated(overrides: Sequence[str], words: str):
     notes = quality_table.measurement_notes([record(overrides)])
     assert [note for note in notes if words in note]
 
