@@ -10,7 +10,6 @@ from sana_lab.ablation.record import TrialRecord
 from sana_lab.config import experiments
 from sana_lab.config.schema import Trial
 from sana_lab.tracking.store import Run
-from sana_lab.types import Json
 
 
 def record(
