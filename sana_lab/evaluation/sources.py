@@ -28,11 +28,11 @@ def system_source(sample: Sample, experiment: Json) -> Source:
     """A system that generates images, under its experiment; held-out data are the experiment's, or `eval.captions`."""
     data, options = experiment["data"], experiment["eval"]
     if options["captions"] or "name" not in data:
-        held = folder_data(options, experiments.image_size(data))
+        real = folder_data(options, experiments.image_size(data))
     else:
-        held = held_out(specs.build("data", data.get("source", data)), options)
+        real = held_out(specs.build("data", data.get("source", data)), options)
     first, *others = [sampler(sample, experiment, seed) for seed in noise_seeds.seeds(options)]
-    return Source(first, *held, others)
+    return Source(first, *real, others)
 
 
 def pipeline_source(peer: "Peer", options: Json, sampling: Json, size: int) -> Source:
