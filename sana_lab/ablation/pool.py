@@ -19,7 +19,8 @@ class WorkerPool:
         self.stopped = False
 
     def run(self, title: str, job: Job) -> int:
-        """Do a job to its end; the exit status. Job and log are `title`.json and .log in the sweep's folder."""
+        """Do a job to its end; the exit status. The log is `title`.log in the sweep's folder; the
+        job is `title`.json there until the worker has read it."""
         if self.stopped:
             return 0
         path = self.folder / f"{title}.json"
@@ -39,6 +40,7 @@ class WorkerPool:
             for line in process.stdout:
                 self.show(line)
         self.processes.discard(process)
+        path.unlink(missing_ok=True)  # where the worker ended before it read it
         return process.returncode
 
     def show(self, line: str) -> None:

@@ -25,7 +25,7 @@ from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
-from sana_lab.config import experiments, schema
+from sana_lab.config import experiments, interpolation, schema
 from sana_lab.config.paths import check_folder
 from sana_lab.tracking.store import Run, Store
 from sana_lab.training.checks import check
@@ -161,7 +161,7 @@ def trial_run(store: Store, name: str, parent: str, record: TrialRecord) -> Run:
     }
     title = trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
     run_id = store.start_run(name, title, tags, parent)
-    store.log_params(run_id, trial.config)
+    store.log_params(run_id, interpolation.as_written(trial.config))
     return store.run(run_id)
 
 

@@ -24,6 +24,7 @@ def main(path: Path, runner: int) -> int:
     """Do the job; `runner` is the process id of the runner, with which this process ends."""
     exit_with_parent(runner)
     job = Job.read(path)
+    path.unlink()  # it holds configurations with the values of environment variables, which are not stored
     import torch
 
     torch.set_num_threads(job.threads)

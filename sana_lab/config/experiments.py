@@ -1,13 +1,12 @@
 """Experiments: YAML on a `base`, with `key=value` overrides, checked and completed against the parts' signatures."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from sana_lab.config import secrets, specs
+from sana_lab.config import interpolation, secrets, specs
+from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.config.validation import Written, opened, plain
@@ -65,52 +64,41 @@ def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
 
 
 def complete(config: Config, title: str = "experiment") -> Config:
-    """Resolve interpolations, check every option and fill in every default. SpecError, also for a secret."""
+    """Resolve interpolations, check every option and fill in every default. SpecError, also for a secret.
+
+    What came from the environment is stored as `interpolation.as_written` of the result.
+    """
     secrets.check(plain(config), title)
-    values = interpolated(config, title)
+    values = interpolation.interpolated(config, title)
     for name in referenced(plain([values.get(key) for key in ("system", "data", "eval")])):
         _check_ring(name)
-    return specs.complete(specs.fields(Experiment), values, title, title, part_of)
+    completed = specs.complete(specs.fields(Experiment), values, title, title, part_of)
+    texts = [*interpolation.environment_texts(config), *_inherited_texts(plain(values))]
+    return interpolation.with_written(completed, texts, title)
 
 
-def interpolated(config: Config, title: str) -> Config:
-    """`${key}` replaced by the value of that key; all else as it is. SpecError."""
-    if not _has_interpolation(config):
-        return config
-    try:
-        tree = OmegaConf.create(_leaves(config), flags={"allow_objects": True})
-        resolved = OmegaConf.to_container(tree, resolve=True)
-    except (OmegaConfBaseException, RecursionError) as error:
-        raise SpecError(f"{title}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
-    return cast(Config, _replaced(config, resolved))
+def _inherited_texts(values: Config) -> interpolation.Texts:
+    """What came from the environment in parts that are `experiment:NAME`, unless this experiment replaces it."""
+    texts: interpolation.Texts = []
+    for path, text in interpolation.texts_in(values):
+        place = path[:-1] if path[-1:] == ("name",) else path
+        if text.startswith("experiment:") and place and place[-1] in WEIGHTED:
+            given = functools.reduce(lambda inner, step: inner[step], place, cast(Any, values))
+            for (_, *inner), written in _written_in(text.removeprefix("experiment:"), str(place[-1])):
+                if not (inner and isinstance(given, dict) and inner[0] in given):
+                    texts.append(((*place, *inner), written))
+    return texts
 
 
-def _has_interpolation(value: Any) -> bool:
-    if isinstance(value, dict | list):
-        return any(map(_has_interpolation, value.values() if isinstance(value, dict) else value))
-    return "${" in str(value) if isinstance(value, str | Written) else False
-
-
-def _leaves(value: Any) -> Any:
-    """The configuration with the lists and mappings of `key=value` opened, as OmegaConf reads it."""
-    value = opened(value)
-    if isinstance(value, dict):
-        return {k: _leaves(v) for k, v in value.items()}
-    return [_leaves(v) for v in value] if isinstance(value, list) else value
-
-
-def _replaced(value: Any, resolved: Any) -> Any:
-    """Interpolated parts of `value` from `resolved`, which has the same shape."""
-    if not _has_interpolation(value):
-        return value
-    inner = opened(value)
-    if isinstance(inner, dict):
-        return {k: _replaced(v, resolved[k]) for k, v in inner.items()}
-    return [_replaced(v, r) for v, r in zip(inner, resolved, strict=True)] if isinstance(inner, list) else resolved
+def _written_in(name: str, kind: str) -> list[tuple[list[str | int], str]]:
+    """(path from its kind on, text) of what came from the environment in a part of an experiment's system."""
+    texts = load(name).get(interpolation.WRITTEN, [])
+    return [(path[1:], text) for path, text in texts if path[:2] == ["system", kind]]
 
 
 def from_card(config: Config, source: str) -> Config:
     """The experiment that a file brings, checked and completed; nothing in it is interpolated. SpecError."""
+    interpolation.check_from_file(config.get("system"), source, "system")
     return specs.complete(specs.fields(Experiment), config, source, source, part_of)
 
 

@@ -25,6 +25,9 @@ FREE_TEXT = ("prompts", "negative", "instruction", "title", "notes")
 RECIPE = r"[\w-][\w.-]*(/[\w-][\w.-]*)*"
 """Name of a recipe in the user's own folders, as opposed to a path."""
 
+INTERPOLATION = re.compile(r"\$\{[^${}]*\}")
+"""`${...}`, which stays text in a file; its colons name no module."""
+
 _source: ContextVar[str | None] = ContextVar("source", default=None)
 
 
@@ -85,7 +88,7 @@ def check(value: Any, source: str, key: str = "") -> None:
     elif isinstance(value, list | tuple | set | frozenset):
         for entry in value:
             check(entry, source, key)
-    elif isinstance(value, str) and ":" in value and key not in FREE_TEXT:
+    elif isinstance(value, str) and ":" in INTERPOLATION.sub("", value) and key not in FREE_TEXT:
         _check_text(value, source, key)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sana_lab.config import text_files
 from sana_lab.config.validation import SpecError, Written
 
 MOST_VALUES = 100_000  # in one file, aliases expanded
@@ -40,7 +41,7 @@ Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+012345678
 def read_file(path: Path) -> Any:
     """The content of a YAML file: dicts with text keys, lists, text, None and `Written`. SpecError with the line."""
     try:
-        return _parse(path.read_text(encoding="utf-8-sig"))
+        return _parse(text_files.read(path))
     except (yaml.YAMLError, RecursionError, ValueError, OSError) as error:
         raise SpecError(f"{path} cannot be read as YAML: {str(error).strip()}") from error
 

@@ -1,6 +1,7 @@
 """The verb `compare`: differences of two evaluations, paired over images, or the reason why there are none."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
+from sana_lab.config import text_files
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
@@ -56,12 +58,15 @@ class _Report(TypedDict):
 
 def read(path: Path) -> Json:
     """Read a report that `sana-lab eval --json` wrote. SpecError for another file, and for numbers that are none."""
+    if path.is_dir():
+        words = shlex.join(["sana-lab", "eval", str(path), "eval=SUITE", "--json", f"{path.resolve().name}.json"])
+        raise SpecError(f"{str(path)!r} is a folder, expected a file that eval wrote; first evaluate it: {words}")
     if not path.is_file():
         beside = path.parent.glob("*.json") if path.parent.is_dir() else ()
         raise SpecError(f"there is no file {str(path)!r}; {nearest(path.name, (p.name for p in beside))}")
     try:
-        report = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        report = json.loads(text_files.read(path))
+    except (ValueError, RecursionError, OSError) as error:
         raise SpecError(f"{path} is no JSON: {error}") from error
     if not isinstance(report, dict) or not {"measures", "per_image"} <= report.keys():
         raise SpecError(f"{path} holds no evaluation with measures; {_EXPECTED}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from sana_lab import environment
 from sana_lab.checkpoints import files
-from sana_lab.config import experiments, hashing, limits, schema
+from sana_lab.config import experiments, hashing, interpolation, limits, schema
 from sana_lab.config.specs import Spec, SpecError, build, check, name_of
 from sana_lab.config.validation import plain
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
@@ -85,8 +85,9 @@ def _evaluate_folder(folder: Path, options: Json) -> Json:
     measures, skipped = build_measures(options), Skipped(folder)
     if not measures:
         raise SpecError(_nothing(str(folder)))
-    reports, reference = image_folder.measure_folder(folder, measures, options, skipped)
+    reports, reference, pairing = image_folder.measure_folder(folder, measures, options, skipped)
     report = {**as_json(reports, measures), "settings": {"eval": options}, "skipped": skipped.reasons}
+    report["per_image"] = {name: {**each, **pairing} for name, each in report["per_image"].items()}
     return {**report, "reference": reference} if reference else report
 
 
@@ -124,8 +125,9 @@ def _evaluate_system(system: Any, may_be_empty: bool) -> Json:
         raise SpecError(f"system {kind}: evaluate returned a {type(report).__name__}, expected plain data in a dict")
     if not may_be_empty and not is_measured(report):
         raise SpecError(_nothing(f"a {type(system).__name__}"))
-    settings = {k: experiment.get(k) for k in ("sampling", "eval", "seed")}
-    model = hashing.experiment_hash(experiment) if "trainer" in experiment else experiment["system"]
+    stored = interpolation.as_written(experiment)
+    settings = {k: stored.get(k) for k in ("sampling", "eval", "seed")}
+    model = hashing.experiment_hash(experiment) if "trainer" in experiment else stored["system"]
     return {**report, "settings": settings, "model": model}
 
 

@@ -1,13 +1,17 @@
 """Measures of images that are already in a folder: any layout with captions, GenEval's, or DPG-Bench's grids."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 from sana_lab.data import captions
 from sana_lab.evaluation import Measure, Report
-from sana_lab.evaluation.image_files import ImageFile, Skipped, batches
+from sana_lab.evaluation.image_files import ImageFile, Skipped, batches, find_images
 from sana_lab.evaluation.run_measures import some
+from sana_lab.report.significance import FROM_FOLDER
 from sana_lab.types import Json
 
 
@@ -16,6 +20,7 @@ class FolderReport(NamedTuple):
 
     reports: dict[str, Report]
     reference: Json  # number and origin of the real images; empty where no measure compares with any
+    pairing: Json  # what the numbers per image can be paired by: `drawn` and `images_per_prompt`
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -43,7 +48,18 @@ def measure_folder(folder: Path, measures: Mapping[str, Measure], options: Json,
         _add(users, part, options["batch"], skipped, len(files))
     counts = {"judged": min(limit, len(files)), "judged_of": len(files)}
     reports = {name: measure.report() for name, measure in measures.items()}
-    return FolderReport(reports, {**reference, **counts} if reference else {})
+    return FolderReport(reports, {**reference, **counts} if reference else {}, _pairing(folder, files, skipped))
+
+
+def _pairing(folder: Path, files: Sequence[ImageFile], skipped: Skipped) -> Json:
+    """By the prompts of the measured pictures in order, or by their names where one has none."""
+    measured = [file for file in files or find_images(folder) if file.name not in skipped.reasons]
+    prompts = [file.row.get("prompt", "") for file in measured]
+    runs = {len(list(run)) for _, run in groupby(prompts)}
+    names = [file.path.relative_to(folder).as_posix() for file in measured]
+    facts = json.dumps(["prompts", prompts] if all(prompts) else ["names", names])
+    identity = f"{FROM_FOLDER}{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+    return {"drawn": identity, "images_per_prompt": runs.pop() if len(runs) == 1 and all(prompts) else 1}
 
 
 def _add(measures: Sequence[Measure], files: Sequence[ImageFile], batch: int, skipped: Skipped, total: int) -> None:

@@ -19,7 +19,11 @@ from sana_lab.report.table import Cell, Row
 from sana_lab.types import Json
 
 PAIRED = "paired t test over prompts, same noise"
+PAIRED_PICTURES = "paired t test over prompts"
 SEEDS = "Welch's t test over seeds"
+
+FROM_FOLDER = "folder:"
+"""Beginning of `drawn` of pictures that come from a folder, whose noise is not known."""
 
 
 class Difference(NamedTuple):
@@ -102,7 +106,8 @@ def paired(report: Json, base: Json, name: str) -> Difference | None:
         return None
     changes = [a - b for a, b in zip(ours["values"], theirs["values"], strict=True)]
     mean = clustered_mean(changes, [i // ours["images_per_prompt"] for i in range(len(changes))])
-    return None if mean.low is None or mean.high is None else Difference(mean.value, mean.low, mean.high, PAIRED)
+    test = PAIRED_PICTURES if str(ours["drawn"]).startswith(FROM_FOLDER) else PAIRED
+    return None if mean.low is None or mean.high is None else Difference(mean.value, mean.low, mean.high, test)
 
 
 def _row(row: Row, base: Row, reports: Mapping[str, Json]) -> dict[str, Difference]:

@@ -102,10 +102,10 @@ def build_table(
 def load_published(path: Path | str) -> Published:
     """Read {title, source, rows: [{label, metric: number, ...}]} from YAML, optionally with `conditions` and `notes`.
 
-    ValueError for an invalid file, naming the problem.
+    Nothing in it is interpolated. ValueError for an invalid file, naming the problem.
     """
     try:
-        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text_files.read(path))), resolve=True)
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text_files.read(path))), resolve=False)
     except Exception as error:  # the YAML parser's own classes are many
         raise ValueError(f"{path} cannot be read as YAML: {str(error).strip()}") from error
     if not isinstance(data, dict) or set(data) - {"notes", "conditions"} != {"title", "source", "rows"}:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from sana_lab.checkpoints import weights
-from sana_lab.config import digests, experiments, guests, specs
+from sana_lab.config import digests, experiments, guests, interpolation, specs
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.models.text.tokenizer import (
@@ -163,6 +163,7 @@ def _system_of(reference: str, path: Path) -> Config:
         return experiments.load(reference.removeprefix("experiment:"))["system"]
     if "config" in card:
         guests.check(card["config"], str(path))
+        interpolation.check_from_file(card["config"].get("system"), str(path), "system")
         return card["config"]["system"]
     with guests.brought_by(str(path)):
         return experiments.load(guests.check_recipe(card.get("experiment"), str(path)))["system"]

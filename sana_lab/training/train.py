@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 
 from sana_lab import environment
 from sana_lab.checkpoints import files, weights
-from sana_lab.config import experiments, hashing, specs
+from sana_lab.config import experiments, hashing, interpolation, specs
 from sana_lab.config.atomic_write import explaining_full_disk, write_text
 from sana_lab.config.paths import check_folder
 from sana_lab.config.registry import WEIGHTED
@@ -95,7 +95,7 @@ def _train_rank(
         torch.set_num_threads(options["threads"])
     L.seed_everything(experiment["seed"], verbose=False)
     if ranks.is_first():
-        write_text(home / "experiment.yaml", OmegaConf.to_yaml(OmegaConf.create(experiment)))
+        write_text(home / "experiment.yaml", _yaml(experiment))
     data: DataModule = specs.build("data", experiment["data"])
     system: System = specs.build("system", experiment["system"])
     system.clip = options["gradient_clip"]
@@ -110,6 +110,11 @@ def _train_rank(
     if ranks.is_first():
         path = home / "weights.safetensors"
         weights.write(path, system.trained(), card(experiment, name, timer.seconds, measures))
+
+
+def _yaml(experiment: Config) -> str:
+    """The experiment as YAML, what came from the environment as it was written."""
+    return OmegaConf.to_yaml(OmegaConf.create(interpolation.as_written(experiment)))
 
 
 @contextmanager
@@ -154,7 +159,7 @@ def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float
     return {
         "experiment": name,
         "hash": hashing.experiment_hash(experiment),
-        "config": experiment,
+        "config": interpolation.as_written(experiment),
         "command": command,
         "seed": experiment["seed"],
         "steps": experiment["trainer"]["max_steps"],
@@ -203,7 +208,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
     check(experiment)
     if dry_run:
         specs.build("data", experiment["data"]).check_content()
-        print(OmegaConf.to_yaml(OmegaConf.create(experiment)), end="")
+        print(_yaml(experiment), end="")
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         return
@@ -286,7 +291,7 @@ def _run(store: Store, experiment: Config, name: str) -> str:
     else:
         store.resume(run)
         store.set_tags(run, {"sana.error": "", **environment.environment()})
-    store.log_params(run, experiment)
+    store.log_params(run, interpolation.as_written(experiment))
     return run
 
 

@@ -96,6 +96,22 @@ def test_rows_that_differ_in_sampling_share_a_model(store):
     ]
 
 
+def test_a_trial_records_the_environment_as_it_was_written(store, monkeypatch):
+    monkeypatch.setenv("PLACE", "a-value-of-the-environment")
+    tiny.write(Path(), "ablations/place.yaml", GRID.replace("{sampling.steps: 2}", "{prompts: ['${oc.env:PLACE}']}"))
+    record = grid(store, "place")[0]
+    assert record.trial.config["prompts"] == ["a-value-of-the-environment"]
+    run = runner.trial_run(store, "grid", start(store, record), record)
+    assert run.params["prompts"] == '["${oc.env:PLACE}"]'
+    assert "a-value" not in store.file(run.id, "config/resolved.yaml").read_text()
+    store.finish(run.id)
+
+
+def test_a_job_with_values_of_the_environment_is_not_left_on_disk(jobs):
+    assert jobs.pool.run("nothing", Job("measure", "runs", 1, [])) == 0
+    assert not (jobs.pool.folder / "nothing.json").exists()
+
+
 class TestRecords:
     def test_the_newest_run_counts_and_a_finished_one_before_all(self, store):
         first, second = grid(store)[:2]

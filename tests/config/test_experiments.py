@@ -277,6 +277,12 @@ def test_typos(folder: Path, overrides: list[str], words: tuple[str, ...]):
     assert not [w for w in words if w not in text], text
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_recipe_in_another_encoding(folder: Path, encoding: str):
+    (folder / "experiments/wide.yaml").write_bytes("base: tiny\r\nprompts: [a röd circle]\r\n".encode(encoding))
+    assert load("wide")["prompts"] == ["a röd circle"]
+
+
 def test_files_that_are_not_there_or_no_yaml(folder: Path):
     assert "there is no experiment 'tini'; did you mean 'tiny'?" in error_of(load, "tini")
     assert "there is no experiment 'no/such.yaml'" in error_of(load, "no/such.yaml")
@@ -287,7 +293,7 @@ def test_files_that_are_not_there_or_no_yaml(folder: Path):
     write(folder, "experiments/empty.yaml", "")
     assert "empty" in error_of(load, "empty")
     write(folder, "experiments/binary.yaml", "")
-    (folder / "experiments/binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    (folder / "experiments/binary.yaml").write_bytes(b"a: \x81")
     assert "binary.yaml cannot be read as YAML" in error_of(load, "binary")
     write(folder, "experiments/twice.yaml", "seed: 1\nseed: 2\n")
     assert "twice.yaml" in error_of(load, "twice")

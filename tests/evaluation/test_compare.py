@@ -75,6 +75,12 @@ def test_wrong_files(files):
         compare.compare(A, {**B, "measures": {"geneval": {}}})
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_report_in_another_encoding(files, encoding):
+    Path("wide.json").write_bytes(json.dumps(A).encode(encoding))
+    assert compare.read(Path("wide.json")) == A
+
+
 ODD = {
     "nothing": "",
     "list": "[1]",

@@ -13,6 +13,7 @@ from PIL import Image
 import sana_lab
 from sana_lab import __main__
 from sana_lab.config.specs import SpecError
+from sana_lab.evaluation import compare
 from sana_lab.evaluation.geneval.prompts import prompts
 from sana_lab.shapes.data import Shapes
 from sana_lab.shapes.scenes import SHAPES
@@ -61,6 +62,45 @@ def test_a_folder_of_real_captions_stands_for_held_out_data(photos, here):
 
 
 SHAPES_CLIP = "eval.measures=[{name: clip_shapes}]"
+
+
+class TestCompare:
+    """Two folders are paired over the same prompts, or the same names; never because they are of one size."""
+
+    def reports(self, *folders: Path) -> list[dict]:
+        return [sana_lab.evaluate(str(folder), ["eval.measures=[clip_shapes]"]) for folder in folders]
+
+    def write(self, folder: Path, prompts: list[str], first: int = 0) -> Path:
+        """A folder of pictures of the embedded world, with these captions."""
+        folder.mkdir()
+        for i, prompt in enumerate(prompts):
+            image, _ = Shapes(size=32).example(i + first)
+            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{folder.name}-{i}.png")
+            (folder / f"{folder.name}-{i}.txt").write_text(prompt)
+        return folder
+
+    def test_the_same_prompts_are_paired_whatever_the_files_are_called(self, here):
+        prompts = ["a red circle", "three stars", "a green square", "two blue stars"]
+        a, b = self.reports(self.write(here / "a", prompts), self.write(here / "b", prompts, first=9))
+        line = compare.compare(a, b)[0]
+        changes = np.subtract(*(r["per_image"]["clip_shapes"]["values"] for r in (b, a)))
+        assert line.difference is not None
+        assert line.difference.value == pytest.approx(changes.mean())
+        assert line.difference.test == "paired t test over prompts"
+
+    def test_other_prompts_are_not(self, here):
+        a, b = self.reports(self.write(here / "a", ["a red circle", "3"]), self.write(here / "b", ["3", "a red circle"]))
+        line = compare.compare(a, b)[0]
+        assert (line.difference, line.reason) == (None, "other prompts, noise or numbers of images")
+
+    def test_pictures_of_one_prompt_are_one_cluster(self, here):
+        prompts = ["a red circle"] * 3 + ["two blue stars"] * 3
+        (report,) = self.reports(self.write(here / "a", prompts))
+        assert report["per_image"]["clip_shapes"]["images_per_prompt"] == 3
+
+    def test_a_folder_in_place_of_a_file_says_what_to_run(self, photos, capsys):
+        assert __main__.main(["compare", "photos", "photos"]) == 1
+        assert "first evaluate it: sana-lab eval photos eval=SUITE --json photos.json" in capsys.readouterr().err
 
 
 def plain_copy(photos: Path, name: str, captioned: int = 0) -> Path:

@@ -142,6 +142,13 @@ def test_published_numbers_are_read_with_their_source(tmp_path):
     assert published.cell("SANA-0.6B", "clip") is published.cell("SANA-1.6B", "fid") is None
 
 
+def test_nothing_of_published_numbers_is_resolved(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "a-value-of-the-environment")
+    path = tmp_path / "paper.yaml"
+    path.write_text("title: '${oc.env:PLACE}'\nsource: s\nrows: [{label: a, fid: 1}]\n")
+    assert load_published(path).title == "${oc.env:PLACE}"
+
+
 def test_conditions_and_notes_of_published_numbers_are_kept(tmp_path):
     path = tmp_path / "paper.yaml"
     path.write_text("title: t\nsource: s\nconditions: A100\nnotes: [as printed]\nrows: [{label: a, fid: 1}]\n")
