@@ -89,7 +89,8 @@ class TestCompare:
         assert line.difference.test == "paired t test over prompts"
 
     def test_other_prompts_are_not(self, here):
-        a, b = self.reports(self.write(here / "a", ["a red circle", "3"]), self.write(here / "b", ["3", "a red circle"]))
+        prompts = ["a red circle", "three stars"]
+        a, b = self.reports(self.write(here / "a", prompts), self.write(here / "b", prompts[::-1]))
         line = compare.compare(a, b)[0]
         assert (line.difference, line.reason) == (None, "other prompts, noise or numbers of images")
 
