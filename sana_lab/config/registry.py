@@ -31,6 +31,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adamw": "torch.optim:AdamW",
         "adam": "torch.optim:Adam",
         "sgd": "torch.optim:SGD",
+        "muon": "sana_lab.systems.muon:Muon",
     },
     "data": {
         "shapes": "sana_lab.shapes.data:Shapes",

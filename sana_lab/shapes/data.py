@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sana_lab.config.ranges import BatchSize, Nonnegative, Number, Seed, Workers
 from sana_lab.config.specs import RUNTIME, AsBefore
 from sana_lab.data import DataModule, Split, Turn
+from sana_lab.shapes import captions
 from sana_lab.shapes import scenes as world
 from sana_lab.types import Batch
 
@@ -21,9 +22,10 @@ class World(NamedTuple):
 
     seed: int  # seed of all random numbers
     shares: tuple[float, ...]  # probabilities of `scenes.KINDS`
+    style: captions.Style  # of captions
 
 
-_HELD_OUT = World(-1, world.SHARES)  # training seeds are not negative, so no training scene is held out
+HELD_OUT = -1  # seed of the held-out scenes; training seeds are not negative
 
 
 class Shapes(DataModule):
@@ -42,9 +44,12 @@ class Shapes(DataModule):
         # weights of single, pair, count and mixed training scenes; null is 0.25, 0.40, 0.27, 0.08
         shares: Annotated[list[Nonnegative] | None, AsBefore(None)] = None,
         workers: Annotated[Workers, RUNTIME] = 0,  # processes that render batches; 0 renders in the main process
+        # Patterns of captions: geneval (half without colours), detailed (most with colours and relations), or varied
+        # (more than a hundred forms).
+        captions: Annotated[captions.Style, AsBefore("geneval")] = "geneval",
     ) -> None:
         super().__init__(batch, seed, workers)
-        self.size, self.held_out = size, held_out
+        self.size, self.held_out, self.style = size, held_out, captions
         self.check_least(size=8, held_out=1)
         self.shares = _normalised(shares)
 
@@ -79,14 +84,15 @@ class Shapes(DataModule):
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
         """Captions of `batch_at`, without rendering."""
         source = self._world(split, indices)
-        return world.prompts(world.scenes(source.seed, indices, source.shares), source.seed, indices, draw)
+        rows = world.scenes(source.seed, indices, source.shares)
+        return captions.prompts(rows, source.seed, indices, draw, source.style)
 
     def _world(self, split: Split, indices: Sequence[int]) -> World:
         if split == "train":
-            return World(self.seed, self.shares)
+            return World(self.seed, self.shares, self.style)
         if not all(0 <= i < self.held_out for i in indices):
             raise IndexError(f"there are {self.held_out} held-out scenes; given indices up to {max(indices)}")
-        return _HELD_OUT
+        return World(HELD_OUT, world.SHARES, self.style)
 
 
 def _normalised(shares: Sequence[float] | None) -> tuple[float, ...]:
@@ -103,4 +109,4 @@ def _normalised(shares: Sequence[float] | None) -> tuple[float, ...]:
 
 def _render(source: World, size: int, indices: Sequence[int], draw: int) -> tuple[NDArray[np.uint8], list[str]]:
     rows = world.scenes(source.seed, indices, source.shares)
-    return world.render(rows, size), world.prompts(rows, source.seed, indices, draw)
+    return world.render(rows, size), captions.prompts(rows, source.seed, indices, draw, source.style)

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from sana_lab.shapes import scenes as world
-from sana_lab.shapes.data import Shapes
+from sana_lab.shapes.data import HELD_OUT, Shapes
 from sana_lab.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES, Scenes
 from sana_lab.types import Batch, Part
-
-HELD_OUT = -1  # seed of the held-out scenes; training seeds are not negative
 
 
 def training_scenes(trainer: L.Trainer, batch: Batch) -> Scenes:

@@ -15,7 +15,7 @@ from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import Process
 from sana_lab.models.autoencoders import Autoencoder
-from sana_lab.systems.ema import Average
+from sana_lab.systems.ema import Average, trainable
 from sana_lab.systems.optim import optimizer, set_learning_rate
 from sana_lab.types import Batch
 
@@ -137,7 +137,7 @@ class System(L.LightningModule, ABC):
             raise SpecError(
                 f"system {type(self).__name__} has no option `optimizer` and no method `configure_optimizers`"
             )
-        return optimizer(self.settings.optimizer, (p for p in self.parameters() if p.requires_grad), self)
+        return optimizer(self.settings.optimizer, trainable(self), self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the step's learning rate, if the system has the option `warmup`."""

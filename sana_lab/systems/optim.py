@@ -11,17 +11,23 @@ from sana_lab.config import specs
 from sana_lab.config.specs import Spec
 
 
-def optimizer(spec: Spec, parameters: Iterable[nn.Parameter], system: L.LightningModule) -> torch.optim.Optimizer:
-    """Build the optimiser of a spec; an option `fused` that is null becomes True on CUDA, equal up to rounding.
+def optimizer(
+    spec: Spec, named: Iterable[tuple[str, nn.Parameter]], system: L.LightningModule
+) -> torch.optim.Optimizer:
+    """Build the optimiser of a spec over named parameters.
 
-    Not with the loss scaling of 16-mixed: a fused step unscales the gradients itself, after they should be clipped. On
-    the CPU null stays null, since the fused kernel rounds differently.
+    A class with `takes_names` gets (name, parameter) pairs, others the parameters. An option `fused` that is null
+    becomes True on CUDA, equal up to rounding; not with the loss scaling of 16-mixed, as a fused step unscales the
+    gradients itself, after they should be clipped. On the CPU null stays null, since the fused kernel rounds
+    differently.
     """
-    parameters = list(parameters)
+    pairs = list(named)
+    parameters = [p for _, p in pairs]
     resolved = specs.resolve("optimizer", spec)
     if resolved.get("fused", False) is None:
         resolved["fused"] = fused(parameters, system)
-    return specs.build("optimizer", resolved, params=parameters)
+    takes_names = getattr(specs.find("optimizer", resolved["name"]), "takes_names", False)
+    return specs.build("optimizer", resolved, params=pairs if takes_names else parameters)
 
 
 def fused(parameters: Sequence[nn.Parameter], system: L.LightningModule) -> bool | None:

@@ -14,7 +14,7 @@ def stepped(device: str, **options: Any) -> tuple[torch.optim.Optimizer, list[to
     """Ten steps of a small network on the device."""
     torch.manual_seed(0)
     net, system = nn.Linear(16, 16).to(device), L.LightningModule()
-    made = optimizer({"name": "adamw", "lr": 0.01, **options}, net.parameters(), system)
+    made = optimizer({"name": "adamw", "lr": 0.01, **options}, net.named_parameters(), system)
     x = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).to(device)
     for _ in range(10):
         made.zero_grad()
@@ -34,7 +34,7 @@ def test_on_the_cpu_a_spec_is_taken_as_written():
 
 def test_optimizers_without_the_option_are_left_alone():
     system = L.LightningModule()
-    made = optimizer(f"{__name__}:Plain", nn.Linear(2, 2).parameters(), system)
+    made = optimizer(f"{__name__}:Plain", nn.Linear(2, 2).named_parameters(), system)
     assert isinstance(made, Plain)
 
 
