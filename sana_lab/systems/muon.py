@@ -39,11 +39,11 @@ class Muon(torch.optim.Optimizer):
         eps: Positive = 1e-8,  # of AdamW
         weight_decay: Nonnegative = 0.01,  # of both, times the learning rate
     ) -> None:
-        named = list(params)
-        hidden = [p for name, p in named if is_hidden(name, p)]
-        rest = [p for name, p in named if not is_hidden(name, p)]
+        pairs = list(params)
+        hidden = [p for name, p in pairs if is_hidden(name, p)]
+        rest = [p for name, p in pairs if not is_hidden(name, p)]
         if not hidden:
-            raise ValueError(f"muon: none of {len(named)} parameters is a hidden matrix; expected names with {HIDDEN}")
+            raise ValueError(f"muon: none of {len(pairs)} parameters is a hidden matrix; expected names with {HIDDEN}")
         groups = [
             {"params": hidden, "lr": muon_lr, "muon": True},
             {"params": rest, "lr": lr, "muon": False},

@@ -12,7 +12,7 @@ from sana_lab.config.specs import Spec
 
 
 def optimizer(
-    spec: Spec, named: Iterable[tuple[str, nn.Parameter]], system: L.LightningModule
+    spec: Spec, pairs: Iterable[tuple[str, nn.Parameter]], system: L.LightningModule
 ) -> torch.optim.Optimizer:
     """Build the optimiser of a spec over named parameters.
 
@@ -21,7 +21,7 @@ def optimizer(
     gradients itself, after they should be clipped. On the CPU null stays null, since the fused kernel rounds
     differently.
     """
-    pairs = list(named)
+    pairs = list(pairs)
     parameters = [p for _, p in pairs]
     resolved = specs.resolve("optimizer", spec)
     if resolved.get("fused", False) is None:
