@@ -202,7 +202,8 @@ def test_the_table_has_rows_and_a_hole_with_its_reason(road):
     assert "this attention is broken" in " ".join(table[3])
     assert "linear" in (folder / "table.tex").read_text()
     pictures = sorted(path.name for path in folder.glob("*.png"))
-    assert pictures == ["geneval.png", "geneval_latency_s.png", "samples.png", "training_loss.png"]
+    scores = [f"{score}{of}.png" for score in ("exact", "geneval") for of in ("", "_latency_s")]
+    assert pictures == [*scores, "samples.png", "training_loss.png"]
     for picture in pictures:
         with Image.open(folder / picture) as image:
             assert min(image.size) > 50

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,10 +72,8 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
     notes = equal_rows(trials)
     if counts := [m for m in metrics if "prompts" in m]:
         prompts = sorted({f"{m['prompts']:.0f} prompts, {m['images']:.0f} images" for m in counts})
-        seeds = sorted({noise_words(o) for o in options if o["noise_seeds"] > 1})
-        notes.append(
-            f"GenEval on the embedded world: {' or '.join(prompts)} a row{''.join(seeds)}; same prompts, same noise."
-        )
+        seeds = "".join(sorted({noise_words(o) for o in options if o["noise_seeds"] > 1}))
+        notes.append(f"Exact and GenEval on shapes: {' or '.join(prompts)} a row{seeds}; same prompts, same noise.")
     if any(o["bench_size"] for o in options):
         sizes = sorted({f"{o['bench_size']} px" for o in options})
         notes.append(
@@ -120,15 +118,20 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
     """Plots of quality by row, over latency, and over the numeric axis, for measured metrics."""
     measured = {name for row in table.rows for name in row.cells}
-    metric = next((m for m in ("geneval", "psnr") if m in measured), None)
-    if metric is None:
-        return []
-    paths = [plots.quality(table, metric, folder / f"{metric}.png")]
-    if "latency_s" in measured:
-        paths += [plots.tradeoff(table, "latency_s", metric, folder / f"{metric}_latency_s.png")]
-    if ablation.x:
-        paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
+    paths = []
+    for metric in _plotted(measured):
+        paths += [plots.quality(table, metric, folder / f"{metric}.png")]
+        if "latency_s" in measured:
+            paths += [plots.tradeoff(table, "latency_s", metric, folder / f"{metric}_latency_s.png")]
+        if ablation.x:
+            paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
     return paths
+
+
+def _plotted(measured: Collection[str]) -> list[str]:
+    """The scores of prompts that were measured, else PSNR."""
+    scores = [metric for metric in ("exact", "geneval") if metric in measured]
+    return scores or [metric for metric in ("psnr",) if metric in measured]
 
 
 def curves(store: Store, finished: Sequence[TrialRecord]) -> dict[str, list[tuple[int, float]]]:

@@ -36,7 +36,15 @@ def trial_hash(trial: Trial) -> str:
     evaluation = _evaluated_by(trial.config["eval"])
     prompts = trial.config["prompts"]
     model = experiment_hash(trial.config)
-    return _digest({"model": model, "sampling": sampling, "eval": evaluation, "prompts": prompts})
+    return _digest({"model": model, "sampling": sampling, "eval": evaluation, "prompts": prompts} | _implied(trial))
+
+
+def _implied(trial: Trial) -> Config:
+    """The measure beside GenEval that the embedded world implies, so that trials finished without it are evaluated
+    again; their trained models are reused."""
+    data = trial.config["data"]
+    shapes = data.get("source", data).get("name") == "shapes"
+    return {"implied": [_spec_with("measure", {"name": "exact_shapes"})]} if shapes else {}
 
 
 def _digest(value: Any) -> str:

@@ -66,6 +66,7 @@ TABLE: dict[str, dict[str, str]] = {
         "geneval": "sana_lab.evaluation.geneval.measure:GenEval",
         "distances": "sana_lab.evaluation.distances.measure:Distances",
         "clip_score": "sana_lab.evaluation.clip_score:ClipScore",
+        "exact_shapes": "sana_lab.shapes.exact:ExactShapes",
         "clip_shapes": "sana_lab.shapes.clip_score:ClipShapes",
         "dpg": "sana_lab.evaluation.dpg:Dpg",
         "image_reward": "sana_lab.evaluation.image_reward:ImageReward",

@@ -11,6 +11,9 @@ from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
 
+SUMMARIES = {"exact": "exact_shapes", "geneval": "geneval"}
+"""Entry of a report with a summary by task -> its measure."""
+
 
 def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
     """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`."""
@@ -58,15 +61,11 @@ def columns(report: Json) -> dict[str, float]:
 def lines(report: Json) -> list[str]:
     """A report as text."""
     out = []
-    if g := report.get("geneval"):
-        title = report["measures"]["geneval"]["settings"]["title"]
-        low, high = g["interval"]
-        counts = f"{g['prompts']} prompts, {g['images']} images"
-        name = "GenEval-shapes" if "shapes" in title else title
-        out += [f"{name} overall {g['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  ({counts})"]
-        out += [_line(task, t["value"], *t["interval"]) for task, t in g["tasks"].items()]
+    for key, name in SUMMARIES.items():
+        out += _summary_lines(report[key], report["measures"][name]["settings"]["title"]) if key in report else []
     for name, measure in report.get("measures", {}).items():
-        shown = {k: v for k, v in measure["values"].items() if name != "geneval" or "correct" in k or "partial" in k}
+        by_task = name in SUMMARIES.values()
+        shown = {k: v for k, v in measure["values"].items() if not by_task or "correct" in k or "partial" in k}
         out += [_line(k, v["value"], v["low"], v["high"], v["n"]) for k, v in shown.items()]
     if reference := report.get("reference"):
         out += [_reference_line(reference, report["measures"])]
@@ -76,6 +75,15 @@ def lines(report: Json) -> list[str]:
     elif "fid" not in columns(report) and "held_out" not in report.get("measures", {}):
         out += [f"{hint()}: eval.fid_weights=FILE"]
     return out
+
+
+def _summary_lines(summary: Json, title: str) -> list[str]:
+    """Overall and tasks of a score of prompts by task."""
+    low, high = summary["interval"]
+    counts = f"{summary['prompts']} prompts, {summary['images']} images"
+    name = title.replace(" (shapes)", "-shapes")
+    overall = f"{name} overall {summary['overall']:.3f}  95 % [{low:.3f}, {high:.3f}]  ({counts})"
+    return [overall, *(_line(task, t["value"], *t["interval"]) for task, t in summary["tasks"].items())]
 
 
 def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:

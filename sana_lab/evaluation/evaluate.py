@@ -36,8 +36,8 @@ def evaluate(
 
     `model` is an experiment's name, a system that `load` returned, a diffusers pipeline's folder, or a folder of
     images; for the last two `eval.*`, `sampling.*` and `size` can be overridden. The report has `measures` (values with
-    intervals, settings), `per_image` (numbers for paired tests), `geneval` (tasks, overall, per prompt) for a
-    text2image system of the embedded world, and `reconstruction` for an autoencoder. SpecError, also where nothing
+    intervals, settings), `per_image` (numbers for paired tests), `exact` and `geneval` (tasks, overall, per prompt) for
+    a text2image system of the embedded world, and `reconstruction` for an autoencoder. SpecError, also where nothing
     is measured; ValueError.
     """
     start = time.perf_counter()
@@ -196,14 +196,15 @@ def measure_source(measures: dict[str, Measure], source: run_measures.Source, op
 
 
 def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[str, Measure]:
-    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, GenEval for the embedded world.
+    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, for the embedded world also its
+    exact score and GenEval.
 
     With several seeds of noise, each expects so many times its images per prompt.
     """
-    specs: list[Spec] = list(options["measures"])
-    if shapes and "geneval" not in map(name_of, specs):
-        keys = ("prompts_per_task", "images_per_prompt", "seed")
-        specs.insert(0, {"name": "geneval", "detector": "shapes", **{k: options[k] for k in keys}})
+    listed: list[Spec] = list(options["measures"])
+    rows = {key: options[key] for key in ("prompts_per_task", "images_per_prompt", "seed")}
+    implied = [{"name": "exact_shapes", **rows}, {"name": "geneval", "detector": "shapes", **rows}] if shapes else []
+    specs = [spec for spec in implied if spec["name"] not in map(name_of, listed)] + listed
     if options["fid_weights"]:
         specs.append({"name": "distances", "extractor": {"name": "inception", "weights": options["fid_weights"]}})
     measures: dict[str, Measure] = {}

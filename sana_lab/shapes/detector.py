@@ -6,6 +6,7 @@ fraction of its colour in the surrounding pixels; the moments of that coverage c
 the background.
 """
 
+import hashlib
 from functools import cache
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from sana_lab.evaluation.geneval import prompts
 from sana_lab.evaluation.geneval.detectors import Detector
+from sana_lab.shapes.debris import Drawn, debris
 from sana_lab.shapes.scenes import BACKGROUND, COLORS, PALETTE, SHAPES, smallest_area
 from sana_lab.types import Json, Object
 
@@ -38,7 +40,11 @@ CENTROIDS = np.array(  # mean features of SHAPES; tests/shapes/test_detector.py 
     [[0.992, 0.787, 0.0, 0.003], [0.956, 0.97, 0.0, -0.497], [0.851, 0.615, -0.491, 0.005], [0.879, 0.588, 0.0, 0.709]]
 )
 SPREAD = np.array([0.0125, 0.037, 0.0305, 0.0465])  # standard deviation of the features within a shape
+RECENT = 4096  # images whose analysis is kept, so that several measures of the same images share it
 LIMIT = 10.0  # spreads from the nearest centroid; forms beyond are rejected (99 % are within 8.3 after JPEG 50)
+
+
+_recent: dict[tuple[tuple[int, ...], bytes], "Analysis"] = {}  # an image's size and digest -> analysis, latest last
 
 
 class Regions(NamedTuple):
@@ -47,7 +53,15 @@ class Regions(NamedTuple):
     color: Int  # (N,) into COLORS
     area: Float  # (N,) pixels
     box: Float  # (N, 4) x0, y0, x1, y1 in pixels
+    center: Float  # (N, 2) x, y of the centroid in pixels
     features: Float  # (N, F)
+
+
+class Analysis(NamedTuple):
+    """What an image holds."""
+
+    objects: tuple[Object, ...]  # the largest first
+    debris: int  # pixels at SIDE that neither the objects nor the background explain
 
 
 class ShapesDetector(Detector):
@@ -59,21 +73,7 @@ class ShapesDetector(Detector):
 
     def detect(self, image: Tensor | NDArray[np.uint8]) -> list[Object]:
         """Objects in a uint8 (3, H, W) image, the largest first. Forms that match none of SHAPES are omitted."""
-        rgb, scale = _resized(image)
-        regions = measure(rgb)
-        names, distance = classify(regions.features)
-        valid = (regions.area >= MIN_AREA[names]) & (_longer_side(regions.box) <= MAX_SIDE) & (distance <= LIMIT)
-        pixels = rgb.shape[0] * rgb.shape[1]
-        order = sorted(np.nonzero(valid)[0].tolist(), key=lambda i: -regions.area[i])
-        return [
-            Object(
-                SHAPES[names[i]],
-                _tuple(regions.box[i] * scale),
-                float(regions.area[i] / pixels),
-                COLORS[regions.color[i]],
-            )
-            for i in order
-        ]
+        return list(analyse(image).objects)
 
     def identity(self) -> Json:
         return {"detector": "shapes", "side": SIDE, "limit": LIMIT}
@@ -82,23 +82,59 @@ class ShapesDetector(Detector):
         return prompts.prompts(per_task, seed, classes=SHAPES)
 
 
+def analyse(image: Tensor | NDArray[np.uint8]) -> Analysis:
+    """Objects and debris of a uint8 (3, H, W) image; of the latest RECENT images, without repeating the work."""
+    pixels = _checked(image)
+    key = (pixels.shape, hashlib.blake2b(pixels.tobytes()).digest())
+    result = _recent.pop(key, None) or _analysed(pixels)
+    _recent[key] = result
+    if len(_recent) > RECENT:
+        del _recent[next(iter(_recent))]
+    return result
+
+
+def _analysed(image: NDArray[np.uint8]) -> Analysis:
+    rgb, scale = _resized(image)
+    regions, smooth = measure(rgb), ndimage.gaussian_filter(rgb, (BLUR, BLUR, 0))
+    names, distance = classify(regions.features)
+    valid = (regions.area >= MIN_AREA[names]) & (_longer_side(regions.box) <= MAX_SIDE) & (distance <= LIMIT)
+    order = sorted(np.nonzero(valid)[0].tolist(), key=lambda i: -regions.area[i])
+    pixels = rgb.shape[0] * rgb.shape[1]
+    objects = tuple(
+        Object(
+            SHAPES[names[i]],
+            _tuple(regions.box[i] * scale),
+            float(regions.area[i] / pixels),
+            COLORS[regions.color[i]],
+        )
+        for i in order
+    )
+    return Analysis(objects, debris(smooth, Drawn(names[order], regions.center[order], regions.area[order]), BLUR))
+
+
 def classify(features: Float) -> tuple[Int, Float]:
     """(N,) indices of the nearest of SHAPES and the distances in spreads."""
     distances = np.linalg.norm((features[:, None] - CENTROIDS) / SPREAD, axis=-1)
     return distances.argmin(1), distances.min(1)
 
 
-def _resized(image: Tensor | NDArray[np.uint8]) -> tuple[Float, float]:
-    """(h, w, 3) in [0, 255] with the shorter side at SIDE, and the scale from its pixels to the image's."""
+def _checked(image: Tensor | NDArray[np.uint8]) -> NDArray[np.uint8]:
     pixels = torch.as_tensor(image)
     if pixels.ndim != 3 or pixels.shape[0] != 3 or pixels.dtype != torch.uint8:
         raise ValueError(f"the detector takes one uint8 image (3, H, W); given {pixels.dtype} {tuple(pixels.shape)}")
-    height, width = pixels.shape[1:]
+    array: NDArray[np.uint8] = pixels.cpu().numpy()
+    return array
+
+
+def _resized(image: NDArray[np.uint8]) -> tuple[Float, float]:
+    """(h, w, 3) in [0, 255] with the shorter side at SIDE, and the scale from its pixels to the image's."""
+    height, width = image.shape[1:]
     scale = min(height, width) / SIDE
-    if scale != 1:
-        size = [round(height / scale), round(width / scale)]
-        pixels = interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)[0]
-    return pixels.cpu().numpy().transpose(1, 2, 0).astype(np.float64), scale
+    if scale == 1:
+        return image.transpose(1, 2, 0).astype(np.float64), scale
+    size = [round(height / scale), round(width / scale)]
+    pixels = interpolate(torch.from_numpy(image)[None].float(), size, mode="bilinear", antialias=True)[0]
+    return pixels.numpy().transpose(1, 2, 0).astype(np.float64), scale
 
 
 def _longer_side(box: Float) -> Float:
@@ -122,8 +158,8 @@ def measure(rgb: Float) -> Regions:
     owner, cover = _cover(cores, smooth)
     first = [int(np.argmax(cores == i)) for i in range(1, cores.max() + 1)]
     box = _boxes(np.where(cover > 0.5, owner, 0), len(first))
-    area, features = _moments(owner, cover, box)
-    return Regions(colors.ravel()[first].astype(np.int64), area, box, features)
+    area, center, features = _moments(owner, cover, box)
+    return Regions(colors.ravel()[first].astype(np.int64), area, box, center, features)
 
 
 def nearest_colors(rgb: Float) -> NDArray[np.int8]:
@@ -185,8 +221,8 @@ def _boxes(masks: Int, n: int) -> Float:
     return np.array(boxes, np.float64).reshape(-1, 4)
 
 
-def _moments(owner: Int, cover: Float, box: Float) -> tuple[Float, Float]:
-    """Area (N,) and FEATURES (N, F), which are invariant to position and size.
+def _moments(owner: Int, cover: Float, box: Float) -> tuple[Float, Float, Float]:
+    """Area (N,), centroid (N, 2) and FEATURES (N, F), which are invariant to position and size.
 
     Compactness A / (2 pi s) with s the mean square radius (1 for a disc, 3/pi for a square, 0.827 for an equilateral
     triangle); extent, area over the area of the box; lean, the skewness along y; fourfold, the mean of
@@ -199,9 +235,10 @@ def _moments(owner: Int, cover: Float, box: Float) -> tuple[Float, Float]:
     def mean(values: Float) -> Float:
         return np.bincount(flat, weight * values, n) / area
 
-    x, y = xs - mean(xs)[flat], ys - mean(ys)[flat]
+    center = np.stack([mean(xs), mean(ys)], -1)
+    x, y = xs - center[flat, 0], ys - center[flat, 1]
     s, t = np.maximum(mean(x**2 + y**2), 1e-3), np.maximum(mean(y**2), 1e-3)
     extent = area / np.maximum(np.concatenate([[0], (box[:, 2:] - box[:, :2]).prod(-1)]), 1)
     fourfold = mean(x**4 - 6 * x**2 * y**2 + y**4) / s**2
     features = np.stack([area / (2 * np.pi * s), extent, mean(y**3) / t**1.5, fourfold], -1)
-    return area[1:], features[1:]
+    return area[1:], center[1:] + 0.5, features[1:]

@@ -207,12 +207,17 @@ def box(thing: Thing, size: int) -> tuple[float, float, float, float]:
 
 def area(thing: Thing) -> float:
     """The fraction of the image that an object covers."""
-    return _UNIT_AREA[thing.shape] * thing.radius**2
+    return unit_area(thing.shape) * thing.radius**2
+
+
+def unit_area(shape: str) -> float:
+    """The area of a shape in a circle of radius 1."""
+    return _UNIT_AREA[shape]
 
 
 def smallest_area(shape: str) -> float:
     """The fraction of the image that the smallest object of a shape covers."""
-    return _UNIT_AREA[shape] * float(RADII.min()) ** 2
+    return unit_area(shape) * float(RADII.min()) ** 2
 
 
 _UNIT_AREA = {

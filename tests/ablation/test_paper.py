@@ -70,15 +70,15 @@ def test_a_table_says_what_is_reproduced_beside_what_was_published():
     measured = {"Flow matching": 0.8, "DDPM": 0.3}
     records = [
         {"label": t.label, "labels": t.labels, "seed": t.seed, "status": "finished", "error": None, "commit": None,
-         "metrics": {"geneval": measured[t.label] + 0.01 * t.seed, "fid": 9.0}, "run_id": None}
+         "metrics": {"exact": measured[t.label] + 0.01 * t.seed, "fid": 9.0}, "run_id": None}
         for t in trials
     ]  # fmt: skip
     table = tabulate(ablation, records)
     assert table.notes[0].startswith(
-        "Expected: 'Flow matching' better than 'DDPM' in GenEval. Reproduced: difference +0.5"
+        "Expected: 'Flow matching' better than 'DDPM' in Exact. Reproduced: difference +0.5"
     )
     assert table.published.cell("DDPM", "fid").mean == 19.5
-    worse = [{**r, "metrics": {"geneval": -r["metrics"]["geneval"]}} for r in records]
+    worse = [{**r, "metrics": {"exact": -r["metrics"]["exact"]}} for r in records]
     assert "Not reproduced: difference -0.5" in tabulate(ablation, worse).notes[0]
 
 

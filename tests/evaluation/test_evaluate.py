@@ -73,10 +73,11 @@ def test_a_painter_of_single_objects_earns_what_it_draws():
     experiment = experiments.load("tiny")
     system = Painter(**{k: v for k, v in experiment["system"].items() if k != "name"})
     system.experiment = experiment
-    found = evaluate.evaluate(system)["geneval"]
-    values = {task: t["value"] for task, t in found["tasks"].items()}
-    assert values == {**dict.fromkeys(TASKS, 0.0), "single_object": 1.0, "colors": 1.0}
-    assert found["overall"] == pytest.approx(2 / 6)
+    report = evaluate.evaluate(system)
+    for found in (report["exact"], report["geneval"]):
+        values = {task: t["value"] for task, t in found["tasks"].items()}
+        assert values == {**dict.fromkeys(TASKS, 0.0), "single_object": 1.0, "colors": 1.0}
+        assert found["overall"] == pytest.approx(2 / 6)
     assert [len(indices) for indices, _ in system.asked] == [5, 5, 5, 5, 4]
     assert [i for indices, _ in system.asked for i in indices] == list(range(24))
     rows = prompts(2, seed=43, classes=scenes.SHAPES)
@@ -102,7 +103,8 @@ def test_the_batch_changes_no_verdict(report):
 def test_headline_numbers_under_the_names_of_columns(report):
     flat = columns(report)
     assert flat["geneval"] == report["geneval"]["overall"]
-    shown = {"geneval", "geneval_correct_images", "geneval_correct_prompts"} | {f"geneval_{t}" for t in TASKS}
+    endings = ["", "_correct_images", "_correct_prompts", *(f"_{task}" for task in TASKS)]
+    shown = {name + ending for name in ("exact", "geneval") for ending in endings}
     ends = {f"{name}{end}" for name in shown for end in ("_low", "_high")}
     assert flat.keys() == shown | ends | {"prompts", "images"}
     assert flat["geneval_low"] <= flat["geneval"] <= flat["geneval_high"]
@@ -125,11 +127,17 @@ class TestVerb:
     def test_prints_and_writes(self, report, tmp_path, capsys):
         assert __main__.main(["eval", "tiny", "--json", str(tmp_path / "a.json")]) == 0
         said = capsys.readouterr().out.splitlines()
-        overall, (low, high) = report["geneval"]["overall"], report["geneval"]["interval"]
-        assert said[0] == f"GenEval-shapes overall {overall:.3f}  95 % [{low:.3f}, {high:.3f}]  (12 prompts, 24 images)"
-        assert [line.split()[0] for line in said[1:7]] == list(TASKS)
-        assert [line.split()[0] for line in said[7:9]] == ["geneval_correct_images", "geneval_correct_prompts"]
-        assert "eval.fid_weights" in said[9]
+        for first, name in ((0, "exact"), (7, "geneval")):
+            overall, (low, high) = report[name]["overall"], report[name]["interval"]
+            title = {"exact": "Exact-shapes", "geneval": "GenEval-shapes"}[name]
+            counts = "(12 prompts, 24 images)"
+            assert said[first] == f"{title} overall {overall:.3f}  95 % [{low:.3f}, {high:.3f}]  {counts}"
+            assert [line.split()[0] for line in said[first + 1 : first + 7]] == list(TASKS)
+            assert [line.split()[0] for line in said[14:18] if line.split()[0].startswith(name)] == [
+                f"{name}_correct_images",
+                f"{name}_correct_prompts",
+            ]
+        assert "eval.fid_weights" in said[18]
         assert json.loads((tmp_path / "a.json").read_text())["geneval"] == report["geneval"]
 
     def test_an_autoencoder_in_one_line(self, capsys):

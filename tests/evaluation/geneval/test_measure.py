@@ -134,7 +134,7 @@ class TestRefused:
         for given in (row, {k: v for k, v in row.items() if k != "exclude"}):
             measure = GenEval(prompts_per_task=4, allow_missing_exclude=True)
             measure.add(picture, [given])
-            verdicts.append(measure.verdicts[0][1])
+            verdicts.append(measure.verdicts.items[0][1])
         assert verdicts == [False, True]
 
     def test_no_images(self) -> None:

@@ -1,0 +1,54 @@
+"""Debris: pixels of an image that its objects and the background do not explain.
+
+The objects are drawn as ideal shapes with their measured place, size and colour, and the drawing is compared with the
+image. Constants are calibrated for images with a shorter side of 64 px. Legend: N objects; lengths in pixels, colours
+in RGB up to 255.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sana_lab.shapes.scenes import BACKGROUND, SHAPES, distance, unit_area
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+DIFFERENCE = 30.0  # RGB distance above which a pixel differs from the drawing
+EDGE = 2.0  # distance from an object's outline within which twice that difference is allowed
+LIMIT = 12  # pixels of debris in an image without debris; the smallest object has 73
+
+
+class Drawn(NamedTuple):
+    """Objects to draw."""
+
+    shape: Int  # (N,) into SHAPES
+    center: Float  # (N, 2) x, y
+    area: Float  # (N,)
+
+
+def debris(smooth: Float, things: Drawn, blur: float) -> int:
+    """Number of pixels of an (H, W, 3) image, blurred by `blur`, that differ from its objects on the background."""
+    signed = _distances(things, smooth.shape[:2])
+    rest = smooth - BACKGROUND
+    for d in signed:
+        cover = ndimage.gaussian_filter(np.clip(0.5 - d, 0, 1), blur)
+        rest -= cover[..., None] * _color(cover, rest)
+    allowed = DIFFERENCE * (1 + (np.abs(signed) < EDGE).any(0))
+    return int((np.linalg.norm(rest, axis=-1) > allowed).sum())
+
+
+def _color(cover: Float, rest: Float) -> Float:
+    """(3,) colour, less the background's, of an object with coverage (H, W) that is nearest to the image."""
+    color: Float = np.einsum("hw,hwc->c", cover, rest) / max((cover**2).sum(), 1e-3)
+    return color
+
+
+def _distances(things: Drawn, size: tuple[int, ...]) -> Float:
+    """(N, H, W) signed distance of each pixel's centre from each object's outline."""
+    ys, xs = np.indices(size) + 0.5
+    radius = (things.area / [unit_area(SHAPES[s]) for s in things.shape]) ** 0.5
+    rows = zip(things.shape.tolist(), things.center.tolist(), radius.tolist(), strict=True)
+    return np.array([distance(s, xs - x, ys - y, r) for s, (x, y), r in rows]).reshape(-1, *size)
