@@ -69,7 +69,7 @@ def test_a_measure_expects_so_many_times_its_images_per_prompt():
     spec = {"name": "geneval", "detector": "shapes", "prompts_per_task": 1, "images_per_prompt": 2}
     one, three = (noise_seeds.build_measure(spec, n) for n in (1, 3))
     assert (one.images_per_prompt, three.images_per_prompt) == (2, 6)
-    assert three.report.__self__.coverage.images_per_prompt == 6
+    assert three.report.__self__.verdicts.coverage.images_per_prompt == 6
     assert noise_seeds.build_measure("clip_shapes", 3).images_per_prompt == 3
 
 
