@@ -21,7 +21,7 @@ EDGE = 2.0  # distance from an object's outline within which twice that differen
 LIMIT = 12  # pixels of debris in an image without debris; the smallest object has 73
 
 
-class Drawn(NamedTuple):
+class Forms(NamedTuple):
     """Objects to draw."""
 
     shape: Int  # (N,) into SHAPES
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
     area: Float  # (N,)
 
 
-def debris(smooth: Float, things: Drawn, blur: float) -> int:
+def debris(smooth: Float, things: Forms, blur: float) -> int:
     """Number of pixels of an (H, W, 3) image, blurred by `blur`, that differ from its objects on the background."""
     signed = _distances(things, smooth.shape[:2])
     rest = smooth - BACKGROUND
@@ -46,7 +46,7 @@ def _color(cover: Float, rest: Float) -> Float:
     return color
 
 
-def _distances(things: Drawn, size: tuple[int, ...]) -> Float:
+def _distances(things: Forms, size: tuple[int, ...]) -> Float:
     """(N, H, W) signed distance of each pixel's centre from each object's outline."""
     ys, xs = np.indices(size) + 0.5
     radius = (things.area / [unit_area(SHAPES[s]) for s in things.shape]) ** 0.5

@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from sana_lab.evaluation.geneval import prompts
 from sana_lab.evaluation.geneval.detectors import Detector
-from sana_lab.shapes.debris import Drawn, debris
+from sana_lab.shapes.debris import Forms, debris
 from sana_lab.shapes.scenes import BACKGROUND, COLORS, PALETTE, SHAPES, smallest_area
 from sana_lab.types import Json, Object
 
@@ -109,7 +109,7 @@ def _analysed(image: NDArray[np.uint8]) -> Analysis:
         )
         for i in order
     )
-    return Analysis(objects, debris(smooth, Drawn(names[order], regions.center[order], regions.area[order]), BLUR))
+    return Analysis(objects, debris(smooth, Forms(names[order], regions.center[order], regions.area[order]), BLUR))
 
 
 def classify(features: Float) -> tuple[Int, Float]:
