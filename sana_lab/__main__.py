@@ -36,9 +36,10 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 
 def _train(options: Namespace) -> None:
+    from sana_lab.evaluation.points import Evaluation
     from sana_lab.training import train
 
-    train.main(options.experiment, options.overrides, options.dry_run)
+    train.main(options.experiment, options.overrides, options.dry_run, Evaluation())
 
 
 def _sample_arguments(parser: ArgumentParser) -> None:

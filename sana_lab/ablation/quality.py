@@ -8,6 +8,7 @@ from sana_lab.bench import bench
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
+from sana_lab.config.schema import Config
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import evaluate as evaluation
 from sana_lab.evaluation import sources
@@ -16,7 +17,7 @@ from sana_lab.pretrained import restore
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks, train
+from sana_lab.training import callbacks, points, train
 from sana_lab.types import Json
 
 
@@ -36,7 +37,7 @@ class StepReport:
 
 def train_needed(name: str) -> None:
     """Train an experiment that trials take weights from."""
-    train.train(experiments.load(name), name=name, progress=StepReport(name))
+    _train(experiments.load(name), name)
 
 
 def fit(store: Store, trial: Json) -> None:
@@ -44,8 +45,15 @@ def fit(store: Store, trial: Json) -> None:
     if weights.ready(trial["config"]) is not None:
         return
     logger = RunLogger(store, trial["run"])
-    train.train(trial["config"], name=trial["label"], logger=logger, progress=StepReport(trial["label"]))
+    _train(trial["config"], trial["label"], logger)
     logger.finalize("success")
+
+
+def _train(experiment: Config, name: str, logger: RunLogger | None = None) -> None:
+    """Train with messages to the runner, and measure the points that the experiment asks for."""
+    from sana_lab.evaluation.points import Evaluation
+
+    train.train(experiment, name=name, logger=logger, progress=StepReport(name), evaluation=Evaluation())
 
 
 def evaluate(store: Store, trial: Json) -> None:
@@ -57,9 +65,19 @@ def evaluate(store: Store, trial: Json) -> None:
     training = {"val_loss": card["measured"].get("val/loss"), "train_s": card["seconds"]}
     store.log_metrics(trial["run"], {**columns(report), **training})
     store.log_dict(trial["run"], report, "report.json")
+    log_points(store, trial, card)
     if trial["config"]["prompts"] and isinstance(system, TextToImage):
         log_samples(store, trial, system)
     store.set_tags(trial["run"], {EVALUATED: trial["key"]})
+
+
+def log_points(store: Store, trial: Json, card: Json) -> None:
+    """The points of the training that gave the trial's model, which another run may have recorded."""
+    experiment = trial["config"]
+    if measured := points.read(train.folder(experiment), experiment):
+        points.log(store, trial["run"], measured)
+        record = {**points.as_json(experiment, measured), "share": card.get("points", {}).get("share")}
+        store.log_dict(trial["run"], record, points.FILE)
 
 
 def log_samples(store: Store, trial: Json, system: TextToImage) -> None:

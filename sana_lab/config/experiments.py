@@ -169,9 +169,14 @@ def _check_ring(name: str, ancestors: tuple[str, ...] = ()) -> None:
 
 def image_size(data: Config) -> int:
     """Pixels a side of the images of a data spec, looking through caches to their source."""
+    return int(source_of(data)["size"])
+
+
+def source_of(data: Config) -> Config:
+    """The data spec that caches of latents and features are made of, or the spec itself."""
     while "source" in data:
         data = data["source"]
-    return int(data["size"])
+    return data
 
 
 def check_sampling(options: Config) -> Config:

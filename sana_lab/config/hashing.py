@@ -24,6 +24,9 @@ MODEL_OPTIONS = ("weights", "model", "lpips_weights")
 OUTPUTS = ("worst_picture",)
 """Options of `eval:` that name an output file; they enter the hash unchanged."""
 
+NOT_OF_POINTS = ("bench_", "worst", "noise_seeds")
+"""Beginnings of the options of `eval:` that the points of a training do not depend on."""
+
 
 def experiment_hash(config: Config) -> str:
     """The name of what an experiment trains: 16 hex digits over system, data, trainer and seed, resolved."""
@@ -45,6 +48,13 @@ def _implied(trial: Trial) -> Config:
     data = trial.config["data"]
     shapes = data.get("source", data).get("name") == "shapes"
     return {"implied": [_spec_with("measure", {"name": "exact_shapes"})]} if shapes else {}
+
+
+def points_hash(config: Config) -> str:
+    """What the points of a training's curves depend on beside the training: sampling, measures, number of images."""
+    evaluation = {k: v for k, v in _evaluated_by(config["eval"]).items() if not k.startswith(NOT_OF_POINTS)}
+    sampling = _without_later(SamplingOptions, config["sampling"])
+    return _digest({"sampling": sampling, "eval": evaluation, "images": config["eval"]["at_images"]})
 
 
 def _digest(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Devices, files and folders of an experiment's `trainer:` and `eval:`, checked before any work."""
+"""Devices, steps, files and folders of an experiment's `trainer:` and `eval:`, checked before any work."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +25,16 @@ def check_evaluation(options: Mapping[str, Any]) -> None:
             raise SpecError(f"eval.{key} is {value!r}, which is no file here; {_nearest_file(value)}")
         if key in FOLDERS and value is not None and not Path(value).expanduser().is_dir():
             raise SpecError(f"eval.{key} is {value!r}, which is no folder here; {_nearest_file(value)}")
+
+
+def point_steps(experiment: Mapping[str, Any]) -> list[int]:
+    """The optimiser steps of the points of `eval.at` and `eval.every`, ascending. SpecError for one beyond the last."""
+    options, last = experiment["eval"], experiment["trainer"]["max_steps"]
+    every = options["every"]
+    if last and every and every > last:
+        raise SpecError(f"eval.every is {every}, and trainer.max_steps {last}; expected at most as many")
+    shares = {max(1, round(share * last)) for share in options["at"]}
+    return sorted(shares | set(range(every, last + 1, every) if every else ())) if last else []
 
 
 def _nearest_file(value: str) -> str:

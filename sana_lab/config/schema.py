@@ -12,6 +12,7 @@ from sana_lab.config.ranges import (
     Number,
     Pixels,
     Positive,
+    PositiveShare,
     Real,
     Seed,
     Share,
@@ -72,6 +73,10 @@ class EvaluationOptions:
     reconstruction_folder: Annotated[str | None, AsBefore(None)] = None
     worst: Annotated[Number, AsBefore(0)] = 0  # worst reconstructions to list and to show in `worst_picture`
     worst_picture: Annotated[str | None, AsBefore(None)] = None  # .png to write them to; null writes none
+    # Shares of the training, in (0, 1], at whose ends the averaged weights are measured, for curves of quality.
+    at: Annotated[list[PositiveShare], RUNTIME] = field(default_factory=list)
+    every: Annotated[Interval | None, RUNTIME] = None  # optimiser steps between such points; null is none but those
+    at_images: Annotated[Count, RUNTIME] = 72  # images of each set of prompts, or reconstructions, at a point
 
 
 @dataclass(frozen=True)

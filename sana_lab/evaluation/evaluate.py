@@ -147,8 +147,8 @@ class Evaluator:
 
     def generated(self, sample: Sample) -> Json:
         """All measures of generated images."""
-        data = self.experiment["data"].get("source", self.experiment["data"])
-        measures = build_measures(self.options, data.get("name") == "shapes", self.options["noise_seeds"])
+        shapes = is_shapes(self.experiment["data"])
+        measures = build_measures(self.options, shapes, self.options["noise_seeds"])
         if not measures and not self.may_be_empty:
             raise SpecError(_nothing(f"a {type(self.system).__name__}"))
         if not measures:
@@ -158,13 +158,7 @@ class Evaluator:
 
     def reconstructed(self, autoencoder: Autoencoder) -> Json:
         """Reconstruction quality on held-out images, or on `eval.reconstruction_folder`."""
-        o = self.options
-        options = reconstruction.Options(
-            Lpips(o["lpips_weights"], o["lpips_net"]) if o["lpips_weights"] else None,
-            build("extractor", o["rfid"]) if o["rfid"] else None,
-            o["worst"],
-            Path(o["worst_picture"]) if o["worst_picture"] else None,
-        )
+        o, options = self.options, reconstruction_options(self.options)
         limit = o["reconstructions"]
         if folder := o["reconstruction_folder"]:
             return {"reconstruction": reconstruction.evaluate_folder(autoencoder, folder, limit, options)}
@@ -193,6 +187,21 @@ def measure_source(measures: dict[str, Measure], source: run_measures.Source, op
     reports = run_measures.run(measures, source, options["batch"])
     report = as_json(reports, measures, source.captions, noise_seeds.seeds(options))
     return {**report, "reference": source.reference} if any(m.needs_reference for m in measures.values()) else report
+
+
+def reconstruction_options(o: Json) -> reconstruction.Options:
+    """The metrics and worst cases that `eval:` names."""
+    return reconstruction.Options(
+        Lpips(o["lpips_weights"], o["lpips_net"]) if o["lpips_weights"] else None,
+        build("extractor", o["rfid"]) if o["rfid"] else None,
+        o["worst"],
+        Path(o["worst_picture"]) if o["worst_picture"] else None,
+    )
+
+
+def is_shapes(data: Json) -> bool:
+    """Whether the images of a data spec, or those behind its latents, are of the embedded world."""
+    return bool(experiments.source_of(data).get("name") == "shapes")
 
 
 def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[str, Measure]:
@@ -225,7 +234,7 @@ def as_json(
     Numbers per image of two reports can be paired where `drawn` agrees: a hash of prompts, images per prompt and seeds.
     Of several seeds of noise, `by_noise_seed` has the values on the images of each.
     """
-    hashes = {name: _prompts_hash(m, captions, seeds) for name, m in measures.items()} if seeds else {}
+    hashes = {name: prompts_hash(m, captions, seeds) for name, m in measures.items()} if seeds else {}
     counts = {name: m.images_per_prompt for name, m in measures.items()}
     report: Json = {
         "measures": {
@@ -251,7 +260,8 @@ def _values_by_seed(reports: Mapping[str, Report], measures: Mapping[str, Measur
     return {k: v for report, images in ones.values() for k, v in values_by_seed(report, images, count).items()}
 
 
-def _prompts_hash(measure: Measure, captions: Sequence[Json], seeds: Sequence[int]) -> str:
+def prompts_hash(measure: Measure, captions: Sequence[Json], seeds: Sequence[int]) -> str:
+    """Hash of all prompts of a measure, its images per prompt and the seeds of their noise."""
     rows = captions if measure.rows is None else measure.rows
     facts = [[row["prompt"] for row in rows], measure.images_per_prompt, seeds[0] if len(seeds) == 1 else list(seeds)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

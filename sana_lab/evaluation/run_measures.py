@@ -28,14 +28,26 @@ class Pass(NamedTuple):
     images_per_prompt: int  # of all seeds of noise together
     names: list[str]  # of the measures
 
-    @property
-    def row_indices(self) -> list[int]:
-        """The row index of each image, in order."""
-        return [i for i in range(len(self.rows)) for _ in range(self.images_per_prompt)]
+    def noise_indices(self, limit: int | None = None) -> list[int]:
+        """The noise indices of the images, in order: all of them, or `limit` that are evenly spaced."""
+        total = len(self.rows) * self.images_per_prompt
+        count = total if limit is None else min(limit, total)
+        return [i * total // count for i in range(count)]
+
+    def row(self, noise_index: int) -> int:
+        """The row index of an image."""
+        return noise_index // self.images_per_prompt
 
 
 def run(measures: Mapping[str, Measure], source: Source, batch: int) -> dict[str, Report]:
-    """Each measure's report. Image k of row i has the noise index i * images_per_prompt + k, for every source.
+    """Each measure's report. ValueError as for `show`."""
+    show(measures, source, batch)
+    return {name: measure.report() for name, measure in measures.items()}
+
+
+def show(measures: Mapping[str, Measure], source: Source, batch: int, limit: int | None = None) -> list[Pass]:
+    """Generate images and give them to the measures. Image k of row i has the noise index i * images_per_prompt + k,
+    for every source; with a limit, only so many images of each set of prompts are generated, evenly spaced.
 
     Of several seeds of noise, each generates `batch` images at a time. ValueError for missing captions or real images,
     before anything is generated.
@@ -45,10 +57,10 @@ def run(measures: Mapping[str, Measure], source: Source, batch: int) -> dict[str
     generators = [source.generate, *source.other_seeds]
     for each in passes:
         generate = pooled(generators, each.images_per_prompt // len(generators))
-        for images, rows in generated(generate, each, batch * len(generators)):
+        for images, rows in generated(generate, each, batch * len(generators), limit):
             for name in each.names:
                 measures[name].add(images, rows)
-    return {name: measure.report() for name, measure in measures.items()}
+    return passes
 
 
 def group(measures: Mapping[str, Measure], source: Source) -> list[Pass]:
@@ -74,14 +86,16 @@ def refer(measures: Mapping[str, Measure], source: Source) -> None:
                 measure.refer(images)
 
 
-def generated(generate: Generate, one: Pass, batch: int) -> Iterator[tuple[Tensor, list[Json]]]:
+def generated(
+    generate: Generate, one: Pass, batch: int, limit: int | None = None
+) -> Iterator[tuple[Tensor, list[Json]]]:
     """(images, their rows) of all processes, in order; each process generates `batch` images at a time."""
-    indices = one.row_indices
+    indices = one.noise_indices(limit)
     for first in range(0, len(indices), batch * distributed.size()):
-        together = range(first, min(first + batch * distributed.size(), len(indices)))
+        together = indices[first : first + batch * distributed.size()]
         own = together[distributed.rank() * batch : (distributed.rank() + 1) * batch]
-        images = _generate(generate, [one.rows[indices[i]]["prompt"] for i in own], list(own)) if own else None
-        yield distributed.gather(images), [one.rows[indices[i]] for i in together]
+        images = _generate(generate, [one.rows[one.row(i)]["prompt"] for i in own], own) if own else None
+        yield distributed.gather(images), [one.rows[one.row(i)] for i in together]
 
 
 def _generate(generate: Generate, prompts: list[str], noise_indices: list[int]) -> Tensor:

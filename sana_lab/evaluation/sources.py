@@ -30,7 +30,7 @@ def system_source(sample: Sample, experiment: Json) -> Source:
     if options["captions"] or "name" not in data:
         real = folder_data(options, experiments.image_size(data))
     else:
-        real = held_out(specs.build("data", data.get("source", data)), options)
+        real = held_out(specs.build("data", experiments.source_of(data)), options)
     first, *others = [sampler(sample, experiment, seed) for seed in noise_seeds.seeds(options)]
     return Source(first, *real, others)
 

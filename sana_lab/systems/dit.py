@@ -5,16 +5,19 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from sana_lab.checkpoints.build import build, build_on_meta
+from sana_lab.checkpoints.build import build, build_on_meta, without_weights
+from sana_lab.config import specs
 from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
+from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
 from sana_lab.ops.transfer import to_device
-from sana_lab.systems import System
+from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
+from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Part, Text
 
 
@@ -54,6 +57,7 @@ class DitSystem(System):
             )
         self.dit: Dit = build("dit", dit, channels=channels, text_dim=text.dim)
         self.average = Average(self, ema)
+        self.wholes: list[TextToImage] = []  # the system that samples, once it was needed; no child module
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         latents, text, null = features(batch)
@@ -68,6 +72,38 @@ class DitSystem(System):
         latents, text, _ = features(batch)
         with self.averaged():
             validate(self, self.dit, self.flow, latents, text, self.settings.seed, batch_idx)
+
+    # Sampling
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether it can sample: the specs of both encoders, which it does not hold, have weights."""
+        encoder = build_on_meta("text_encoder", self.settings.text_encoder)
+        reads = encoder.pretrained or "weights" in encoder.spec
+        return reads and "weights" in build_on_meta("autoencoder", self.settings.autoencoder).spec
+
+    def evaluate(self, evaluator: Evaluator) -> Config:
+        """All measures of generated images. SpecError for encoders without weights."""
+        return self.whole().evaluate(evaluator)
+
+    def evaluate_in_training(self, evaluator: Evaluator) -> Config:
+        """The same by the denoiser as it is."""
+        return self.whole().evaluate_in_training(evaluator)
+
+    def whole(self) -> TextToImage:
+        """The system that samples: this denoiser between the encoders of its data, which are built on first use."""
+        if not self.evaluates:
+            raise SpecError(
+                "system 'dit' samples with the encoders of its data, and system.autoencoder or system.text_encoder has "
+                "no weights; expected those that the features were encoded with"
+            )
+        if not self.wholes:
+            given: Config = {key: self.settings[key] for key in ("dit", "autoencoder", "text_encoder")}
+            given["dit"] = without_weights(specs.resolve("dit", given["dit"]))
+            self.wholes.append(TextToImage(**given, train_text=False))
+        whole = self.wholes[0]
+        whole.dit, whole.flow, whole.experiment = self.dit, self.flow, self.experiment
+        return whole.to(self.device).eval()
 
 
 def features(batch: Batch) -> tuple[Tensor, Text, Text]:

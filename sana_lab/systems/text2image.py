@@ -115,6 +115,10 @@ class TextToImage(System):
     def evaluate(self, evaluator: Evaluator) -> Config:
         """All measures of generated images."""
         self.prepare_for_sampling(Sampling(**self.experiment["sampling"]), evaluator.device)
+        return self.evaluate_in_training(evaluator)
+
+    def evaluate_in_training(self, evaluator: Evaluator) -> Config:
+        """The same by the networks as they are, neither moved nor quantised in place."""
         return evaluator.generated(self.sample)
 
     # Sampling

@@ -4,7 +4,8 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,20 @@ class Termination(Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
 
+class Pause:
+    """A stretch of time that is no training."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since its beginning."""
+        return time.perf_counter() - self.start
+
+
 class Timer(Callback):
-    """Seconds of training, including those before a resume (stored in the checkpoint)."""
+    """Seconds of training, including those before a resume (stored in the checkpoint), without pauses."""
 
     state_key = "Clock"  # the key of earlier checkpoints
 
@@ -110,6 +123,15 @@ class Timer(Callback):
     @property
     def seconds(self) -> float:
         return self.before + time.perf_counter() - self.start
+
+    @contextmanager
+    def paused(self) -> Iterator[Pause]:
+        """Context whose time does not count."""
+        pause = Pause()
+        try:
+            yield pause
+        finally:
+            self.start += pause.seconds
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}

@@ -42,6 +42,7 @@ def check(experiment: schema.Config) -> None:
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
+    check_points(experiment, system)
     ranks.count(experiment)
     if system.part("autoencoder") is not None:
         check_sizes(experiment, system)
@@ -73,6 +74,12 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
             "a fused optimizer unscales the gradients of precision 16-mixed itself, after they should be clipped; "
             "expected system.optimizer.fused null, precision bf16-mixed, or trainer.gradient_clip 0"
         )
+
+
+def check_points(experiment: schema.Config, system: System) -> None:
+    """SpecError for points of curves that never come, or of a system that cannot be evaluated."""
+    if limits.point_steps(experiment) and not system.evaluates:
+        raise SpecError(f"eval.at and eval.every need an evaluation, and {type(system).__name__} has none")
 
 
 def check_kernels(device: torch.device, system: nn.Module) -> None:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -23,6 +23,7 @@ from sana_lab import environment
 from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, interpolation, specs
 from sana_lab.config.atomic_write import explaining_full_disk, write_text
+from sana_lab.config.limits import point_steps
 from sana_lab.config.paths import check_folder
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
@@ -33,13 +34,21 @@ from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import callbacks, ranks
-from sana_lab.training.callbacks import Progress
+from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check
+from sana_lab.training.points import PointEvaluation, Points, lacking, line
 from sana_lab.training.resume import resumable
 
 Record = Callable[[], AbstractContextManager[Logger | None]]
 """Opens the record of a training: a logger for as long as it lasts."""
+
+
+class Reporting(NamedTuple):
+    """What a training reports to beside its logger, and with what it measures points."""
+
+    progress: Progress | None = None
+    evaluation: PointEvaluation | None = None
 
 
 def folder(experiment: Config) -> Path:
@@ -48,18 +57,25 @@ def folder(experiment: Config) -> Path:
 
 
 def train(
-    experiment: Config, *, name: str = "experiment", logger: Logger | None = None, progress: Progress | None = None
+    experiment: Config,
+    *,
+    name: str = "experiment",
+    logger: Logger | None = None,
+    progress: Progress | None = None,
+    evaluation: PointEvaluation | None = None,
 ) -> Path:
     """Train an experiment or resume its training, and return its weights file; returns at once if already trained.
+
+    An experiment with `eval.at` or `eval.every` needs `sana_lab.evaluation.points.Evaluation`.
 
     Several devices are several processes, of which the first alone has the lock and the logger. A second process that
     trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite; `OutOfMemory`
     with advice on options that need less memory; `DiskFull` with the room that is left.
     """
-    return _train_alone(experiment, name, lambda: nullcontext(logger), progress)
+    return _train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation))
 
 
-def _train_alone(experiment: Config, name: str, record: Record, progress: Progress | None) -> Path:
+def _train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
     """Train under the folder's lock and `record`, unless it is trained already."""
     home = folder(experiment)
     check_folder(home)
@@ -72,22 +88,22 @@ def _train_alone(experiment: Config, name: str, record: Record, progress: Progre
                 advise_on_out_of_memory(lambda: memory_advice(experiment)),
                 explaining_full_disk(home),
             ):
-                _train(experiment, name, home, logger, progress)
+                _train(experiment, name, home, logger, reporting)
                 path = ranks.first(lambda: weights.trained(experiment))
         assert path is not None
         return path
 
 
-def _train(experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None) -> None:
+def _train(experiment: Config, name: str, home: Path, logger: Logger | None, reporting: Reporting) -> None:
     count = ranks.count(experiment)
     if count > 1 and not ranks.launched():
-        ranks.start(count, _train_rank, count, experiment, name, home, logger, progress)
+        ranks.start(count, _train_rank, count, experiment, name, home, logger, reporting)
     else:
-        _train_rank(count, experiment, name, home, logger, progress)
+        _train_rank(count, experiment, name, home, logger, reporting)
 
 
 def _train_rank(
-    count: int, experiment: Config, name: str, home: Path, logger: Logger | None, progress: Progress | None
+    count: int, experiment: Config, name: str, home: Path, logger: Logger | None, reporting: Reporting
 ) -> None:
     """The work of one of `count` processes; the first writes the weights."""
     options, timer = experiment["trainer"], callbacks.Timer()
@@ -102,14 +118,30 @@ def _train_rank(
     if options["compile"]:
         compile_blocks(system.part("dit"))
     measures: dict[str, float] = {}
+    points = _points(experiment, home, timer, reporting.evaluation)
     if options["max_steps"] > 0:
         checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
-        trainer = _trainer(experiment, count, system, logger, [checkpoints, timer, *_progress(options, progress)])
+        reporters = [*points, checkpoints, timer, *_progress(options, reporting.progress)]
+        trainer = _trainer(experiment, count, system, logger, reporters)
         _fit(trainer, system, data, resumable(home))
         measures = checkpoints.final(trainer)
     if ranks.is_first():
-        path = home / "weights.safetensors"
-        weights.write(path, system.trained(), card(experiment, name, timer.seconds, measures))
+        about = card(experiment, name, timer.seconds, measures)
+        for each in points:
+            about |= each.card()
+        weights.write(home / "weights.safetensors", system.trained(), about)
+
+
+def _points(experiment: Config, home: Path, timer: Timer, evaluation: PointEvaluation | None) -> list[Points]:
+    """The callback that measures points, where the experiment has some. ValueError without an evaluation."""
+    if not point_steps(experiment):
+        return []
+    if evaluation is None:
+        raise ValueError(
+            "eval.at and eval.every measure points, for which `train` needs an evaluation; "
+            "expected evaluation=sana_lab.evaluation.points.Evaluation()"
+        )
+    return [Points(experiment, home, timer, evaluation)]
 
 
 def _yaml(experiment: Config) -> str:
@@ -202,8 +234,11 @@ def _trainer(
     )
 
 
-def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
-    """`sana-lab train`: train an experiment and those it takes weights from under MLflow runs, or print it."""
+def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEvaluation | None = None) -> None:
+    """`sana-lab train`: train an experiment and those it takes weights from under MLflow runs, or print it.
+
+    `evaluation` measures the points of `eval.at` and `eval.every`.
+    """
     experiment = experiments.load(name, overrides)
     check(experiment)
     if dry_run:
@@ -215,13 +250,16 @@ def main(name: str, overrides: Sequence[str], dry_run: bool) -> None:
     ranks.join(experiment["trainer"]["accelerator"])
     for prerequisite in experiments.prerequisites(experiment):
         if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
-            main(prerequisite, [], False)
+            main(prerequisite, [], False, evaluation)
     path = ranks.first(lambda: weights.trained(experiment))
     if path is not None:
-        text = f"{name} is trained already: {path}\n{_further(name, overrides, path)}"
+        lacks = lacking(folder(experiment), experiment)
+        text = "\n".join(
+            [f"{name} is trained already: {path}", *([lacks] if lacks else []), _further(name, overrides, path)]
+        )
     else:
         _say_other_steps(name, overrides)
-        text = f"trained: {_tracked(experiment, name)}"
+        text = f"trained: {_tracked(experiment, name, evaluation)}"
     if ranks.is_first():
         print(text)
 
@@ -249,13 +287,14 @@ def _further(name: str, overrides: Sequence[str], path: Path) -> str:
     return f"to train N steps more from these weights: {command}"
 
 
-def _tracked(experiment: Config, name: str) -> Path:
+def _tracked(experiment: Config, name: str, evaluation: PointEvaluation | None) -> Path:
     """Train under an MLflow run, which ends as FINISHED, KILLED or FAILED."""
     store = Store(weights.HOME)
     with interrupt_on_sigterm():
-        path = _train_alone(experiment, name, lambda: _recorded(store, experiment, name), None)
+        path = _train_alone(experiment, name, lambda: _recorded(store, experiment, name), Reporting(None, evaluation))
     if ranks.is_first():
-        print(json.dumps(weights.card(path)["measured"]))
+        card = weights.card(path)
+        print("\n".join([json.dumps(card["measured"]), *line(card)]))
     return path
 
 
