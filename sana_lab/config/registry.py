@@ -19,6 +19,7 @@ TABLE: dict[str, dict[str, str]] = {
     "text_encoder": {
         "t5": "sana_lab.models.text.t5:T5",
         "llm": "sana_lab.models.text.llm:Llm",
+        "encoder": "sana_lab.models.text.encoder:Encoder",
     },
     "solver": {
         "euler": "sana_lab.diffusion.solvers:euler",
@@ -46,12 +47,14 @@ TABLE: dict[str, dict[str, str]] = {
         "text2image": "sana_lab.systems.text2image:TextToImage",
         "attributes": "sana_lab.shapes.train_attributes:AttributesSystem",
         "clip": "sana_lab.shapes.train_clip:ClipSystem",
+        "emoji_features": "sana_lab.emoji.train_features:EmojiFeatures",
     },
     "extractor": {
         "inception": "sana_lab.evaluation.extractors.inception:Inception",
         "dinov2": "sana_lab.evaluation.extractors.dinov2:Dinov2",
         "clip": "sana_lab.evaluation.extractors.clip:Clip",
         "shapes": "sana_lab.shapes.extractor:Shapes",
+        "emoji": "sana_lab.emoji.extractor:EmojiExtractor",
         "function": "sana_lab.evaluation.extractors.function:Function",
     },
     "detector": {
@@ -68,6 +71,7 @@ TABLE: dict[str, dict[str, str]] = {
         "clip_score": "sana_lab.evaluation.clip_score:ClipScore",
         "exact_shapes": "sana_lab.shapes.exact:ExactShapes",
         "clip_shapes": "sana_lab.shapes.clip_score:ClipShapes",
+        "emoji": "sana_lab.emoji.measure:EmojiMeasure",
         "dpg": "sana_lab.evaluation.dpg:Dpg",
         "image_reward": "sana_lab.evaluation.image_reward:ImageReward",
         "hps": "sana_lab.evaluation.hps:Hps",

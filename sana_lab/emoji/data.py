@@ -22,7 +22,7 @@ from sana_lab.data.stream import turn
 from sana_lab.emoji import archives, drawings
 from sana_lab.emoji.archives import VENDORS
 from sana_lab.emoji.drawings import By, Drawing
-from sana_lab.types import Batch
+from sana_lab.types import WHOLE, Batch, Part
 
 BACKGROUNDS = {"white": 255, "grey": 128}
 
@@ -91,6 +91,12 @@ class Emoji(DataModule):
     def drawing(self, index: int, split: Split = "train") -> Drawing:
         """What an item shows. IndexError beyond the end."""
         return self.content.rows[self._row(index, split)]
+
+    def train_rows(self, number: int, part: Part = WHOLE) -> list[int]:
+        """What training batch `number`, or a rank's part of it, shows: indices into `content.rows`."""
+        assert self._order is not None, "the data end"
+        positions = part.of(range(number * self.batch, (number + 1) * self.batch))
+        return [self.content.train[i] for i, _ in self._order.at(positions)]
 
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """Drawings with their captions."""

@@ -195,3 +195,17 @@ def sincos_positions(h: int, w: int, dim: int, base: int, interpolation: float, 
     sines = [sinusoid(axis, dim // 2).roll(dim // 4, -1) for axis in (xs, ys)]  # the paper's order is [sin, cos]
     across, down = sines[0][None].expand(h, -1, -1), sines[1][:, None].expand(-1, w, -1)
     return torch.cat([across, down], -1).float()
+
+
+class Downsample(nn.Module):
+    """Two 3 x 3 convolutions of an image (B, C, H, W), the first of stride 2, each with a norm per position."""
+
+    def __init__(self, inside: int, out: int) -> None:
+        super().__init__()
+        self.down, self.same = nn.Conv2d(inside, out, 3, 2, 1), nn.Conv2d(out, out, 3, 1, 1)
+        self.norms = nn.ModuleList([nn.RMSNorm(out), nn.RMSNorm(out)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolve, norm in zip((self.down, self.same), self.norms, strict=True):
+            x = F.silu(norm(convolve(x).movedim(1, -1)).movedim(-1, 1))
+        return x

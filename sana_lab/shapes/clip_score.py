@@ -6,13 +6,14 @@ from typing import Annotated, final
 import torch
 from torch import Tensor
 
+from sana_lab.checkpoints.networks import trained
 from sana_lab.config.ranges import BatchSize
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.evaluation.per_prompt import PromptScores
-from sana_lab.shapes.networks import SIDE, Clip, as_input, trained
+from sana_lab.shapes.networks import SIDE, Clip, as_input
 from sana_lab.types import Json
 
 

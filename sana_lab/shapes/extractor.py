@@ -5,11 +5,12 @@ from typing import Annotated, final
 import torch
 from torch import Tensor
 
+from sana_lab.checkpoints.networks import trained
 from sana_lab.config.specs import RUNTIME
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor
 from sana_lab.evaluation.extractors.resize import resize
-from sana_lab.shapes.networks import SIDE, Attributes, as_input, trained
+from sana_lab.shapes.networks import SIDE, Attributes, as_input
 from sana_lab.types import Json
 
 

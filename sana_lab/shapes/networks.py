@@ -5,18 +5,15 @@ valid for other images. Legend: B images or texts, K = 40 classes (shape and col
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from sana_lab.checkpoints import weights
-from sana_lab.config import digests, experiments, guests, interpolation, specs
-from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
+from sana_lab.models.layers import Downsample
 from sana_lab.models.text.tokenizer import (
     check_prompts,
     count_truncated,
@@ -29,8 +26,6 @@ from sana_lab.shapes.scenes import COLORS, MAX_OBJECTS, SHAPES
 
 SIDE = 64  # pixels a side of both networks' input
 CLASSES = len(SHAPES) * len(COLORS)
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Attributes(nn.Module):
@@ -47,7 +42,7 @@ class Attributes(nn.Module):
         if not widths or min(widths) < 1:
             raise SpecError(f"widths is {list(widths)}, expected one or more numbers from 1")
         self.dim = widths[-1]
-        self.body = nn.Sequential(*[_Stage(a, b) for a, b in zip((3, *widths), widths, strict=False)])
+        self.body = nn.Sequential(*[Downsample(a, b) for a, b in zip((3, *widths), widths, strict=False)])
         self.cells = nn.Linear(self.dim, CLASSES + 1)
         self.counts = nn.Linear(self.dim, CLASSES * (MAX_OBJECTS + 1))
 
@@ -61,20 +56,6 @@ class Attributes(nn.Module):
         cells = self.body(images)
         counts = self.counts(self.GAIN * cells.mean((2, 3)))
         return self.cells(cells.flatten(2).mT), counts.unflatten(1, (CLASSES, MAX_OBJECTS + 1))
-
-
-class _Stage(nn.Module):
-    """Two 3 x 3 convolutions, the first of stride 2; norms per position, as norms over the image would hide counts."""
-
-    def __init__(self, inside: int, out: int) -> None:
-        super().__init__()
-        self.down, self.same = nn.Conv2d(inside, out, 3, 2, 1), nn.Conv2d(out, out, 3, 1, 1)
-        self.norms = nn.ModuleList([nn.RMSNorm(out), nn.RMSNorm(out)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        for convolve, norm in zip((self.down, self.same), self.norms, strict=True):
-            x = F.silu(norm(convolve(x).movedim(1, -1)).movedim(-1, 1))
-        return x
 
 
 class Clip(nn.Module):
@@ -142,31 +123,6 @@ class Clip(nn.Module):
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The cosine (B,) between each image and its prompt."""
         return (self.image_features(images) * self.text_features(prompts)).sum(-1)
-
-
-def trained(reference: str, kind: type[Network]) -> tuple[Network, str]:
-    """The frozen network of `experiment:NAME` or of such an experiment's weights file, and the file's SHA-256.
-
-    SpecError if the file is missing or its weights do not fit.
-    """
-    path = weights.find(reference)
-    system = _system_of(reference, path)
-    network = kind(**{key: system[key] for key in specs.options("", kind) if key in system})
-    weights.load_state(network, weights.read(path), "network.", reference)
-    return network.eval().requires_grad_(False), digests.sha256(path)
-
-
-def _system_of(reference: str, path: Path) -> Config:
-    """The spec of the system that a weights file is of: the experiment's, or the one that its card holds or names."""
-    card = weights.card(path)
-    if reference.startswith("experiment:"):
-        return experiments.load(reference.removeprefix("experiment:"))["system"]
-    if "config" in card:
-        guests.check(card["config"], str(path))
-        interpolation.check_from_file(card["config"].get("system"), str(path), "system")
-        return card["config"]["system"]
-    with guests.brought_by(str(path)):
-        return experiments.load(guests.check_recipe(card.get("experiment"), str(path)))["system"]
 
 
 def as_input(images: Tensor) -> Tensor:

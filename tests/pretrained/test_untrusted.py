@@ -10,10 +10,11 @@ import tiny
 import torch
 
 from sana_lab.checkpoints import weights
+from sana_lab.checkpoints.networks import trained
 from sana_lab.config import experiments, guests, specs
 from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
-from sana_lab.shapes.networks import Attributes, trained
+from sana_lab.shapes.networks import Attributes
 from sana_lab.training import train
 
 EVIL = "evil_guest:Part"

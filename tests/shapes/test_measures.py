@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sana_lab.checkpoints import weights
+from sana_lab.checkpoints.networks import trained
 from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.distances.frechet import frechet
@@ -21,7 +22,7 @@ from sana_lab.shapes import scenes as world
 from sana_lab.shapes.clip_score import ClipShapes
 from sana_lab.shapes.data import Shapes as World
 from sana_lab.shapes.extractor import Shapes
-from sana_lab.shapes.networks import Attributes, Clip, as_input, trained
+from sana_lab.shapes.networks import Attributes, Clip, as_input
 from sana_lab.shapes.scenes import Scene, Thing
 from sana_lab.shapes.wrong_captions import meaning, one_word_off, truths
 

@@ -42,6 +42,15 @@ def _t5(width: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
+_MINILM: dict[str, Any] = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+}
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "google/gemma-2-2b": _GEMMA_2_2B,
     "google/gemma-2-2b-it": _GEMMA_2_2B,
@@ -54,5 +63,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "google/t5-v1_1-xl": _t5(2048, 5120, 24, 32),
     "google/t5-v1_1-xxl": _t5(4096, 10240, 24, 64),
     "DeepFloyd/t5-v1_1-xxl": _t5(4096, 10240, 24, 64),
+    "sentence-transformers/all-MiniLM-L6-v2": _MINILM,
 }
 """Hub id -> configuration."""

@@ -16,7 +16,7 @@ from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
 from sana_lab.models.text.instruction import read_instruction
-from sana_lab.models.text.loading import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.models.text.loading import Dtype, check_family, load_network, load_tokenizer, read_config, tiny_dtype
 from sana_lab.models.text.prefix_cache import FeatureCache, Table, TokenIds
 from sana_lab.models.text.tokenizer import (
     check_prompts,
@@ -170,9 +170,7 @@ def _stack(features: Sequence[Tensor], counts: Sequence[int], min_length: int) -
 
 def _pretrained(model: str, dtype: Dtype, variant: str | None, random_init: bool) -> Any:
     config = read_config(model, random_init)
-    if config.model_type in T5_FAMILY or config.is_encoder_decoder:
-        kind = config.model_type
-        raise SpecError(f"{model!r} holds a {kind} model, expected a decoder; did you mean text_encoder 't5'?")
+    check_family(config, model, "llm")
     network = load_network(AutoModel, model, dtype, variant, random_init)
     return network.get_decoder()  # of a multimodal model, only the language model
 

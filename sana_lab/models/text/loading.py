@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from sana_lab.config.specs import SpecError, nearest
@@ -21,12 +22,33 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 T5_FAMILY = ("t5", "mt5", "umt5")
 
+Family = Literal["t5", "encoder", "llm"]
+"""Name of the text encoder that reads a model: T5s, BERT-like encoders, decoders."""
+
 _LOAD_ERRORS = (OSError, ValueError, ImportError, RuntimeError, SafetensorError)
 _HUB_TIMEOUT = 10.0  # seconds
 
 
 def tiny_dtype(dtype: Dtype) -> torch.dtype:
     return torch.float32 if dtype == "auto" else getattr(torch, dtype)
+
+
+def family(config: PreTrainedConfig) -> Family:
+    """The family of a model, by its configuration."""
+    if config.model_type in T5_FAMILY or config.is_encoder_decoder:
+        return "t5"
+    return "encoder" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "llm"
+
+
+def check_family(config: PreTrainedConfig, model: str, expected: Family) -> None:
+    """SpecError for a model of another family, with the text encoder that reads it."""
+    actual = family(config)
+    if actual != expected:
+        kinds = {"t5": ", ".join(T5_FAMILY), "encoder": "a BERT-like encoder", "llm": "a decoder"}
+        raise SpecError(
+            f"{model!r} holds a {config.model_type} model, expected {kinds[expected]}; did you mean text_encoder "
+            f"{actual!r}?"
+        )
 
 
 def read_config(model: str, random_init: bool = False) -> PreTrainedConfig:
@@ -50,12 +72,19 @@ def _is_offline(model: str, random_init: bool) -> bool:
     return without_weights and model in CONFIGS and not Path(model).is_dir()
 
 
-def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None, random_init: bool = False) -> Any:
+def load_network(
+    auto: Any,
+    model: str,
+    dtype: Dtype,
+    variant: str | None = None,
+    random_init: bool = False,
+    optional: str | tuple[str, ...] = (),
+) -> Any:
     """A network in evaluation mode, loaded by the transformers class `auto`; without weights on the meta device.
 
     `variant` selects among weight files, such as fp16; None selects the default or the only file. `random_init` reads
     no files and needs a listed configuration. SpecError if the files lack weights, which transformers would initialise
-    at random.
+    at random, other than those whose names begin with `optional`.
     """
     if random_init:
         torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
@@ -66,9 +95,8 @@ def load_network(auto: Any, model: str, dtype: Dtype, variant: str | None = None
         if torch.get_default_device().type == "meta":
             return auto.from_config(read_config(model), trust_remote_code=False)
         network, info = _fetch(auto, place, dtype=dtype, variant=variant, output_loading_info=True, weights_only=True)
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise SpecError(f"the weights of {place!r} are incomplete: there is no {missing}")
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith(optional)):
+        raise SpecError(f"the weights of {place!r} are incomplete: there is no {', '.join(missing[:3])}")
     return network
 
 

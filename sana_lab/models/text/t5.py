@@ -10,7 +10,7 @@ from sana_lab.config.ranges import Depth, Tokens, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
 from sana_lab.models.text import Null, TextEncoder
 from sana_lab.models.text.attention_masks import attention_mask
-from sana_lab.models.text.loading import T5_FAMILY, Dtype, load_network, load_tokenizer, read_config, tiny_dtype
+from sana_lab.models.text.loading import Dtype, check_family, load_network, load_tokenizer, read_config, tiny_dtype
 from sana_lab.models.text.tokenizer import (
     check_prompts,
     count_truncated,
@@ -73,10 +73,7 @@ class T5(TextEncoder):
 
 
 def _pretrained(model: str, dtype: Dtype, random_init: bool) -> Any:
-    kind = read_config(model, random_init).model_type
-    if kind not in T5_FAMILY:
-        expected = ", ".join(T5_FAMILY)
-        raise SpecError(f"{model!r} holds a {kind} model, expected {expected}; did you mean text_encoder 'llm'?")
+    check_family(read_config(model, random_init), model, "t5")
     network = load_network(AutoModelForTextEncoding, model, dtype, random_init=random_init)
     return network.encoder  # its state dict has the embedding under one name
 

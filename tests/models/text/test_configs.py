@@ -23,17 +23,19 @@ PUBLISHED = {
     "google/gemma-2-2b-it": (2304, 2614),
     "google/gemma-2b": (2048, 2506),
     "google/gemma-2b-it": (2048, 2506),
+    "sentence-transformers/all-MiniLM-L6-v2": (384, 23),
 }
-"""Hub id -> width, and millions of parameters of the SANA paper's Tables 9 and 13."""
+"""Hub id -> width, and millions of parameters: the SANA paper's Tables 9 and 13, and MiniLM's model card (22.7)."""
 
 
 def on_meta(model: str, name: str) -> Any:
     with torch.device("meta"):
-        return specs.build("text_encoder", {"name": "t5" if "t5" in name else "llm", "model": model})
+        kind = "t5" if "t5" in name else "encoder" if "MiniLM" in name else "llm"
+        return specs.build("text_encoder", {"name": kind, "model": model})
 
 
 @pytest.mark.parametrize("model", CONFIGS)
-def test_width_and_parameters_are_those_of_the_paper(model: str):
+def test_width_and_parameters_are_those_as_published(model: str):
     encoder = on_meta(model, model)
     assert (encoder.dim, round(sum(p.numel() for p in encoder.parameters()) / 1e6)) == PUBLISHED[model]
 

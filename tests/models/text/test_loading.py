@@ -10,6 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3Config,
@@ -18,6 +20,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -66,12 +70,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Pr
         "gemma3_sees": Gemma3ForConditionalGeneration(Gemma3Config(text_config=decoder, vision_config=EYE)),
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**decoder)),
         "qwen3": Qwen3ForCausalLM(Qwen3Config(**decoder)),
+        "bert": BertForMaskedLM(BertConfig(vocab_size=size, **DECODER)),
+        "mpnet": MPNetModel(MPNetConfig(vocab_size=size, **DECODER)),
     }
     return root, {name: save(m, root / name, start="t5" not in name) for name, m in references.items()}
 
 
 def hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     with torch.no_grad():
+        if model.config.model_type in ("bert", "mpnet"):
+            return model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
         inner = model.get_encoder() if model.config.model_type in ("t5", "umt5") else model.get_decoder()
         return inner(input_ids=ids, attention_mask=mask).last_hidden_state
 
@@ -89,6 +97,8 @@ def by_the_library(model: PreTrainedModel, folder: Path, texts: list[str], lengt
     [
         ("t5", "t5"),
         ("umt5", "t5"),
+        ("bert", "encoder"),
+        ("mpnet", "encoder"),
         *((n, "llm") for n in ("gemma2", "gemma3", "gemma3_sees", "llama", "qwen2", "qwen3")),
     ],
 )
@@ -202,7 +212,14 @@ def test_loading_says_nothing_and_leaves_the_library_as_it_was(
 
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
-    [("t5", "gemma2", "holds a gemma2 model.*did you mean text_encoder 'llm'"), ("llm", "umt5", "'t5'")],
+    [
+        ("t5", "gemma2", "holds a gemma2 model, expected t5, mt5, umt5; did you mean text_encoder 'llm'"),
+        ("llm", "umt5", "holds a umt5 model, expected a decoder; did you mean text_encoder 't5'"),
+        ("llm", "bert", "holds a bert model, expected a decoder; did you mean text_encoder 'encoder'"),
+        ("encoder", "llama", "holds a llama model, expected a BERT-like encoder; did you mean text_encoder 'llm'"),
+        ("encoder", "t5", "did you mean text_encoder 't5'"),
+        ("t5", "mpnet", "did you mean text_encoder 'encoder'"),
+    ],
 )
 def test_a_model_of_the_other_kind(
     models: tuple[Path, dict[str, PreTrainedModel]], kind: str, name: str, message: str

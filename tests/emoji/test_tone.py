@@ -1,0 +1,58 @@
+"""The judge of skin tones: right on true drawings, wrong on others' tones, silent where there is no skin."""
+
+from pathlib import Path
+
+import pytest
+import tiny_emoji
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sana_lab.emoji import tone
+from sana_lab.emoji.data import Emoji
+
+
+def variants(data: Emoji, base: str, vendor: str) -> Tensor:
+    """(5, 3, 64, 64) uint8, light to dark."""
+    table = {(d.base, d.vendor, d.tones): i for i, d in enumerate(data.content.rows)}
+    return data.pictures([table[base, vendor, (t,)] for t in range(1, 6)])
+
+
+@pytest.fixture
+def data(emoji: Path) -> Emoji:
+    return Emoji(held_out=0.0)
+
+
+@pytest.mark.parametrize("vendor", ["noto", "twemoji"])
+def test_true_drawings_and_their_blurred_copies(data: Emoji, vendor: str):
+    for base in tiny_emoji.PEOPLE.values():
+        pictures = variants(data, base, vendor)
+        concept = tone.skin(pictures)
+        assert [tone.judge(picture, concept) for picture in pictures] == [1, 2, 3, 4, 5]
+        soft = F.avg_pool2d(pictures.float(), 3, 1, 1).round().byte()
+        assert [tone.judge(picture, concept) for picture in soft] == [1, 2, 3, 4, 5]
+
+
+def test_the_region_is_the_skin_without_its_edge(data: Emoji):
+    concept = tone.skin(variants(data, "astronaut", "noto"))
+    expected = torch.zeros(64, 64, dtype=torch.bool)
+    expected[17:47, 17:47] = True
+    assert torch.equal(concept.mask, expected)
+    luminances = tone.luminance(concept.colors)
+    assert all(abs(a - b) < 4 for a, b in zip(luminances.tolist(), tiny_emoji.SKIN["noto"], strict=True))
+
+
+def test_no_skin_is_no_tone(data: Emoji):
+    pictures = variants(data, "astronaut", "noto")
+    concept = tone.skin(pictures)
+    rows = {(d.label, d.vendor): i for i, d in enumerate(data.content.rows)}
+    yellow = data.pictures([rows["astronaut", "noto"]])[0]
+    noise = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    plain = [torch.full((3, 64, 64), value, dtype=torch.uint8) for value in (0, 40, 255)]
+    blue = torch.tensor([30, 60, 220], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
+    assert [tone.judge(x, concept) for x in (yellow, noise, *plain, blue)] == [None] * 6
+
+
+def test_a_concept_without_enough_skin_is_not_judged(data: Emoji):
+    small = variants(data, "astronaut", "noto")[:, :, :1].expand(-1, -1, 64, -1)
+    assert tone.skin(small) is None
