@@ -180,21 +180,25 @@ def memory_table(path: Path) -> str:
 
 
 def quality_table(path: Path) -> str:
-    """GenEval by task, and the other measures, of a file of `sana-lab eval --json`."""
+    """Exact and GenEval by task, and the other measures, of a file of `sana-lab eval --json`."""
     report = json.loads(path.read_text())
+    scores = {title: report[key] for key, title in (("exact", "Exact"), ("geneval", "GenEval")) if key in report}
     geneval = report["geneval"]
     headings = {"single_object": "Single", "two_object": "Two", "color_attr": "Attribution"}
-    header = ["Overall", *(headings.get(task, task.capitalize()) for task in geneval["tasks"])]
-    row = [bounds(geneval["overall"], *geneval["interval"])]
-    row += [bounds(task["value"], *task["interval"]) for task in geneval["tasks"].values()]
+    header = ["", "Overall", *(headings.get(task, task.capitalize()) for task in geneval["tasks"])]
+    rows = [
+        [title, bounds(score["overall"], *score["interval"])]
+        + [bounds(task["value"], *task["interval"]) for task in score["tasks"].values()]
+        for title, score in scores.items()
+    ]
     other = [
         f"{name} {v['value']:.3g} [{v['low']:.3g}, {v['high']:.3g}]"
         for measure, entry in report["measures"].items()
-        if measure != "geneval"
+        if measure not in ("exact_shapes", "geneval")
         for name, v in entry["values"].items()
     ]
     counts = f"{geneval['prompts']} prompts, {geneval['images']} images"
-    return f"{markdown(header, [row], left=0)}\n\n{counts}, 95 % intervals. Also measured: {', '.join(other)}."
+    return f"{markdown(header, rows)}\n\n{counts}, 95 % intervals. Also measured: {', '.join(other)}."
 
 
 def bounds(value: float, low: float, high: float) -> str:
@@ -202,16 +206,17 @@ def bounds(value: float, low: float, high: float) -> str:
 
 
 def summary_table(path: Path) -> str:
-    """Six columns of an ablation's table.csv."""
+    """Columns of an ablation's table.csv: size, costs, and the scores that it has."""
     with path.open() as file:
         rows = list(csv.DictReader(file))
     columns = {"params_m": "Params (M)", "gmacs": "MACs (G) ↓", "latency_s": "Latency (s) ↓"}
     columns["peak_mib"] = "Peak memory (MiB) ↓"
+    scores = {k: title for k, title in (("exact", "Exact ↑"), ("geneval", "GenEval ↑")) if k in rows[0]}
     cells = []
     for row in rows:
-        geneval = bounds(*(float(row[f"geneval{end}"]) for end in ("", "_low", "_high")))
-        cells.append((row["model"], *(f"{float(row[column]):.3g}" for column in columns), geneval))
-    return markdown(("Model", *columns.values(), "GenEval ↑"), cells)
+        values = [bounds(*(float(row[f"{score}{end}"]) for end in ("", "_low", "_high"))) for score in scores]
+        cells.append((row["model"], *(f"{float(row[column]):.3g}" for column in columns), *values))
+    return markdown(("Model", *columns.values(), *scores.values()), cells)
 
 
 def models_table() -> str:
@@ -234,7 +239,8 @@ def quality(model: str, card: Json) -> str:
         return f"PSNR {card['psnr']} dB {interval}, SSIM {card['ssim']:.3f}, {card['n']:,} held-out scenes"
     if "geneval" in card:
         interval = bounds(card["geneval"], *card["geneval_interval"])
-        return f"GenEval-shapes {interval}, {card['prompts']} prompts, {card['images']} images"
+        exact = f"Exact {bounds(card['exact'], *card['exact_interval'])}, " if "exact" in card else ""
+        return f"{exact}GenEval-shapes {interval}, {card['prompts']} prompts, {card['images']} images"
     measure = json.loads((RESULTS / model / "eval.json").read_text())["measures"]["held_out"]
     name, value = next(iter(measure["values"].items()))
     interval = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"

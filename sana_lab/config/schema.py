@@ -52,6 +52,8 @@ class EvaluationOptions:
 
     prompts_per_task: Count = 20  # prompts drawn for each GenEval task of the embedded world
     images_per_prompt: Count = 2  # images sampled for each prompt of GenEval
+    # Repeat the prompts of tasks that have fewer than prompts_per_task, so that every task has as many images.
+    fill_tasks: Annotated[bool, AsBefore(False)] = False
     batch: BatchSize = 64  # images sampled at a time
     seed: Seed = 43  # of the noise, and of the prompts of the embedded world
     # Seeds of the noise, from `seed` on: each draws images_per_prompt more images of the same prompts and weights.
@@ -63,7 +65,7 @@ class EvaluationOptions:
     bench_steps: Evaluations | None = None  # denoiser evaluations that are timed; null is all of them
     fid_weights: str | None = None  # file of torch-fidelity's Inception .pth; null omits FID
     held_out: Count = 1000  # held-out images and captions, for measures without built-in prompts
-    # Measures besides GenEval on the embedded world and FID (see `fid_weights`).
+    # Measures besides Exact and GenEval on the embedded world and FID (see `fid_weights`).
     measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
     captions: Annotated[str | None, AsBefore(None)] = None  # folder of captioned images in place of held-out data
     lpips_weights: Annotated[str | None, AsBefore(None)] = None  # file of torchvision's .pth; null omits LPIPS

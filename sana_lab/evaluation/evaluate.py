@@ -211,7 +211,8 @@ def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[
     With several seeds of noise, each expects so many times its images per prompt.
     """
     listed: list[Spec] = list(options["measures"])
-    rows = {key: options[key] for key in ("prompts_per_task", "images_per_prompt", "seed")}
+    keys = ("prompts_per_task", "images_per_prompt", "seed", "fill_tasks")
+    rows = {key: options[key] for key in keys if key in options}
     implied = [{"name": "exact_shapes", **rows}, {"name": "geneval", "detector": "shapes", **rows}] if shapes else []
     specs = [spec for spec in implied if spec["name"] not in map(name_of, listed)] + listed
     if options["fid_weights"]:

@@ -41,13 +41,19 @@ class PromptScores:
 class Coverage:
     """Number of images per row of a benchmark, so that a part of it is never reported as the whole."""
 
-    def __init__(self, rows: Sequence[Json], images_per_prompt: int, key: str = "prompt") -> None:
-        """`key` is the field that identifies a row. ValueError for duplicates."""
+    def __init__(
+        self, rows: Sequence[Json], images_per_prompt: int, key: str = "prompt", times: Sequence[int] | None = None
+    ) -> None:
+        """`key` is the field that identifies a row; a row's images are `images_per_prompt`, by `times` if given.
+
+        ValueError for duplicates.
+        """
         if images_per_prompt < 1:
             raise ValueError(f"images_per_prompt is {images_per_prompt}, expected at least 1")
         self.rows, self.images_per_prompt, self.key = rows, images_per_prompt, key
         self.indices = {row[key]: i for i, row in enumerate(rows)}
         self.counts = [0] * len(rows)  # images of each row
+        self.expected = [images_per_prompt * n for n in times or [1] * len(rows)]
         if len(self.indices) < len(rows):
             raise ValueError(f"two of the {len(rows)} rows have the same {key}, expected distinct ones")
 
@@ -65,8 +71,9 @@ class Coverage:
 
     @property
     def partial(self) -> bool:
-        """Whether a row has fewer images than `images_per_prompt`, or rows have different numbers of images."""
-        return set(self.counts) != {max(self.counts)} or self.counts[0] < self.images_per_prompt
+        """Whether a row has fewer images than expected, or rows have different shares of theirs."""
+        shares = {n / expected for n, expected in zip(self.counts, self.expected, strict=True)}
+        return len(shares) > 1 or min(shares) < 1
 
     def settings(self) -> Json:
         counts = [n for n in self.counts if n]
@@ -75,6 +82,6 @@ class Coverage:
             "prompts": len(counts),
             "prompts_expected": len(self.rows),
             "images": sum(counts),
-            "images_expected": len(self.rows) * self.images_per_prompt,
+            "images_expected": sum(self.expected),
             "images_per_prompt": sorted(set(counts)),
         }

@@ -31,11 +31,12 @@ class ExactShapes(Measure):
         prompts_per_task: Count = 44,  # rows per task
         images_per_prompt: Count = 4,  # images per row
         seed: Seed = 43,  # of the rows
+        fill_tasks: bool = False,  # repeat the rows of tasks that have fewer of them, to as many images
     ) -> None:
-        self.detector = ShapesDetector()
-        self.rows = self.detector.prompts(prompts_per_task, seed)
-        self.images_per_prompt = images_per_prompt
-        self.verdicts = Verdicts(self.rows, images_per_prompt)
+        self.detector, self.images_per_prompt = ShapesDetector(), images_per_prompt
+        benchmark = prompts.generated(lambda n: self.detector.prompts(n, seed), prompts_per_task, fill_tasks)
+        self.rows = benchmark.repeated
+        self.verdicts = Verdicts(benchmark, images_per_prompt)
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
         for image, row in zip(images, rows, strict=True):
@@ -59,11 +60,8 @@ class ExactShapes(Measure):
         coverage = self.verdicts.coverage
         settings = {
             "title": "Exact (shapes)",
-            "rows_sha256": prompts.rows_sha256(self.rows),
-            **coverage.settings(),
             "detector": self.detector.identity(),
             "debris": {"limit": debris.LIMIT, "difference": debris.DIFFERENCE, "edge": debris.EDGE, "side": SIDE},
-            "interval": "95 % bootstrap over prompts within tasks",
         }
         return self.verdicts.report("exact" + "_partial" * coverage.partial, settings)
 

@@ -33,6 +33,14 @@ def test_coverage_counts_images() -> None:
         "images_expected": 4,
         "images_per_prompt": [2, 3],
     }
+    twice = Coverage([{"prompt": "a"}, {"prompt": "b"}], 2, times=[1, 2])
+    for row in (0, 0, 1, 1):
+        twice.count(row)
+    assert twice.partial
+    twice.count(1)
+    twice.count(1)
+    assert not twice.partial
+    assert twice.settings()["images_expected"] == 6
     with pytest.raises(ValueError, match=r"prompt 'c' is none of this benchmark's 2; there is: a, b"):
         coverage.index_of({"prompt": "c"})
     with pytest.raises(ValueError, match="have the same prompt"):

@@ -13,10 +13,12 @@ from PIL import Image
 from scipy import ndimage
 from tiny_world import pack
 
+from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.geneval.measure import GenEval
 from sana_lab.evaluation.geneval.prompts import prompts
 from sana_lab.evaluation.geneval.vocabulary import TASKS
+from sana_lab.intervals import Estimate
 from sana_lab.shapes import debris, detector
 from sana_lab.shapes import scenes as world
 from sana_lab.shapes.exact import ExactShapes, judge
@@ -148,6 +150,12 @@ class TestDebris:
             assert detector.analyse(image).debris > 1000
 
 
+def _half(estimate: Estimate) -> float:
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return (estimate.high - estimate.low) / 2
+
+
 def test_an_image_is_analysed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     image = draw(CIRCLE, SQUARE, size=65)
     first = detector.analyse(image)
@@ -186,6 +194,30 @@ class TestMeasure:
             geneval.add(tiny_world.images(5, indices), [row] * 2)
         pairs = zip(measure.verdicts.items, geneval.verdicts.items, strict=True)
         assert all(loose[1] or not exact[1] for exact, loose in pairs)
+
+    def test_filled_tasks_are_whole_and_images_of_a_prompt_come_together(self) -> None:
+        measure = ExactShapes(prompts_per_task=6, images_per_prompt=1, fill_tasks=True)
+        assert [sum(row["tag"] == task for row in measure.rows) for task in TASKS] == [8, 6, 6, 6, 6, 6]
+        for row in measure.rows:
+            measure.add(tiny_world.images(5, [0]), [row])
+        report = measure.report()
+        assert "exact" in report.values
+        assert len(report.per_image["exact"]) == len(measure.rows) == 38
+        assert [len(outcome["correct"]) for outcome in measure.outcomes()][:5] == [2, 2, 2, 2, 1]
+        assert report.settings["interval"].endswith("over images in single_object, all prompts")
+
+    @pytest.mark.parametrize(("suite", "overall", "task"), [("shapes", 0.04, 1.0), ("shapes_full", 0.02, 0.04)])
+    @pytest.mark.parametrize("chance", [0.5, 0.85])
+    def test_intervals_of_the_suites(self, suite: str, overall: float, task: float, chance: float) -> None:
+        """Of images that are right by chance, which varies between the prompts that are a sample."""
+        options = experiments.load("shapes", [f"eval={suite}"])["eval"]
+        keys = ("prompts_per_task", "images_per_prompt", "seed", "fill_tasks")
+        measure, rng = ExactShapes(**{key: options[key] for key in keys}), np.random.default_rng(0)
+        for row in measure.rows:
+            measure.verdicts.add(measure.verdicts.match(row)[0], bool(rng.random() < chance), "")
+        values = measure.report().values
+        assert _half(values["exact"]) < overall
+        assert max(_half(values[f"exact_{name}"]) for name in TASKS) < task
 
     def test_a_part_is_never_called_the_whole(self) -> None:
         report = self.filled(list(ExactShapes(prompts_per_task=4).rows[:-1])).report()

@@ -12,7 +12,7 @@ from sana_lab.evaluation import Measure, Report
 from sana_lab.evaluation.geneval import rule
 from sana_lab.evaluation.geneval.color import ClipColors
 from sana_lab.evaluation.geneval.detectors import Detector
-from sana_lab.evaluation.geneval.prompts import find_prompts, lacks_exclude, read_rows, rows_sha256
+from sana_lab.evaluation.geneval.prompts import Benchmark, find_prompts, generated, lacks_exclude, read_rows
 from sana_lab.evaluation.geneval.verdicts import Verdicts
 from sana_lab.types import Json
 
@@ -36,15 +36,17 @@ class GenEval(Measure):
         prompts_per_task: Count = 44,  # rows per task if the detector generates them
         images_per_prompt: Count = 4,  # images per row
         seed: Seed = 43,  # of generated rows
+        fill_tasks: bool = False,  # repeat generated rows of tasks that have fewer of them, to as many images
         allow_missing_exclude: bool = False,  # accept counting rows without an upper limit, under another column
         device: Annotated[str, RUNTIME] = "auto",  # of that CLIP
     ) -> None:
         self.detector: Detector = specs.build("detector", detector)
-        self.rows = _rows(prompts, self.detector, prompts_per_task, seed)
+        benchmark = _benchmark(prompts, self.detector, prompts_per_task, seed, fill_tasks)
+        self.rows = benchmark.repeated
         self.images_per_prompt, self.allow_missing_exclude = images_per_prompt, allow_missing_exclude
         _check(self.rows, self.detector, clip)
         self.colors = None if clip is None else ClipColors(clip, device)
-        self.verdicts = Verdicts(self.rows, images_per_prompt)
+        self.verdicts = Verdicts(benchmark, images_per_prompt)
         self.without_exclude: set[int] = set()
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
@@ -80,18 +82,17 @@ class GenEval(Measure):
     def _settings(self) -> Json:
         return {
             "title": f"GenEval ({self.detector.title})",
-            "rows_sha256": rows_sha256(self.rows),
-            **self.verdicts.coverage.settings(),
             "detector": self.detector.identity(),
             "colors": self.colors.identity() if self.colors else "the detector's",
             "rows_without_exclude": len(self.without_exclude),
-            "interval": "95 % bootstrap over prompts within tasks",
         }
 
 
-def _rows(path: str | None, detector: Detector, per_task: int, seed: int) -> list[Json]:
-    own = detector.prompts(per_task, seed) if path is None else None
-    return read_rows(find_prompts(path or "geneval.jsonl")) if own is None else own
+def _benchmark(path: str | None, detector: Detector, per_task: int, seed: int, fill: bool) -> Benchmark:
+    if path is None and detector.prompts(per_task, seed) is not None:
+        return generated(lambda n: detector.prompts(n, seed) or [], per_task, fill)
+    rows = read_rows(find_prompts(path or "geneval.jsonl"))
+    return Benchmark(rows, [1] * len(rows))
 
 
 def _check(rows: Sequence[Json], detector: Detector, clip: str | None) -> None:

@@ -6,6 +6,7 @@ A row is GenEval's own metadata: {"tag", "include", "exclude"?, "prompt"}. The p
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,30 @@ _SAMPLERS: tuple[_Sampler, ...] = (  # GenEval's order; beside each task the num
     (_position, lambda w: _pairs(len(w.classes)) * len(POSITIONS)),
     (_color_attr, lambda w: _pairs(len(w.classes) - w.colorless) * _pairs(len(w.colors))),
 )
+
+
+class Benchmark(NamedTuple):
+    """Rows of one benchmark."""
+
+    rows: Sequence[Json]  # distinct
+    times: Sequence[int]  # how often the images of each row are generated
+    exhausted: frozenset[str] = frozenset()  # tasks whose rows are all that exist
+
+    @property
+    def repeated(self) -> list[Json]:
+        """The rows, each as often as its images are generated."""
+        return [row for row, n in zip(self.rows, self.times, strict=True) for _ in range(n)]
+
+
+def generated(generate: Callable[[int], Sequence[Json]], per_task: int, fill: bool = False) -> Benchmark:
+    """The benchmark of `generate`, which gives rows of at most so many per task.
+
+    With `fill` the rows of a task that has fewer are repeated, all equally often, to at least `per_task`.
+    """
+    rows = generate(per_task)
+    counts, larger = (Counter(row["tag"] for row in some) for some in (rows, generate(per_task + 1)))
+    times = [-(-per_task // counts[row["tag"]]) if fill else 1 for row in rows]
+    return Benchmark(rows, times, frozenset(tag for tag, n in counts.items() if larger[tag] == n))
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

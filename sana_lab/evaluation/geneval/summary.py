@@ -1,7 +1,7 @@
 """GenEval's score: the mean of the six tasks' accuracies, with a cluster bootstrap over prompts within tasks."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -19,9 +19,10 @@ def outcome(row: Json, verdicts: Sequence[tuple[bool, str]]) -> Json:
     }
 
 
-def summarise(outcomes: Sequence[Json], *, seed: int = 0) -> Json:
+def summarise(outcomes: Sequence[Json], *, exhausted: Collection[str] = (), seed: int = 0) -> Json:
     """Means per task and their unweighted mean `overall`, each with a 95 % interval over prompts within tasks.
 
+    The prompts of `exhausted` tasks are all that exist and so no sample: there the interval is over images.
     Also the shares of correct images and of prompts with at least one correct image, as GenEval prints them, and the
     numbers of prompts and images. ValueError without outcomes.
     """
@@ -29,13 +30,15 @@ def summarise(outcomes: Sequence[Json], *, seed: int = 0) -> Json:
         raise ValueError("there are no outcomes to sum up")
     tasks: dict[str, list[list[float]]] = defaultdict(list)
     for each in outcomes:
-        tasks[each["tag"]].append([float(right) for right in each["correct"]])
+        cluster = [float(right) for right in each["correct"]]
+        tasks[each["tag"]] += [[right] for right in cluster] if each["tag"] in exhausted else [cluster]
+    prompts = Counter(each["tag"] for each in outcomes)
     overall = cluster_bootstrap(tasks, seed=seed)
     images = [right for clusters in tasks.values() for cluster in clusters for right in cluster]
     return {
         "overall": overall.value,
         "interval": [overall.low, overall.high],
-        "tasks": {tag: _task(clusters, seed) for tag, clusters in tasks.items()},
+        "tasks": {tag: {**_task(clusters, seed), "prompts": prompts[tag]} for tag, clusters in tasks.items()},
         "prompts": len(outcomes),
         "images": len(images),
         "correct_images": float(np.mean(images)),
@@ -48,7 +51,6 @@ def _task(clusters: list[list[float]], seed: int) -> Json:
     return {
         "value": estimate.value,
         "interval": [estimate.low, estimate.high],
-        "prompts": estimate.n,
         "images": sum(map(len, clusters)),
     }
 

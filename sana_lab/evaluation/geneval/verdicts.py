@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sana_lab.evaluation import Report
 from sana_lab.evaluation.geneval import summary
-from sana_lab.evaluation.geneval.prompts import lacks_exclude
+from sana_lab.evaluation.geneval.prompts import Benchmark, lacks_exclude, rows_sha256
 from sana_lab.evaluation.per_prompt import Coverage
 from sana_lab.intervals import Estimate, clustered_share, wilson
 from sana_lab.types import Json
@@ -13,9 +13,10 @@ from sana_lab.types import Json
 class Verdicts:
     """Right or wrong, with a reason, for each image of a benchmark's rows."""
 
-    def __init__(self, rows: Sequence[Json], images_per_prompt: int) -> None:
-        self.rows = rows
-        self.coverage = Coverage(rows, images_per_prompt)
+    def __init__(self, benchmark: Benchmark, images_per_prompt: int) -> None:
+        """ValueError for two rows with one prompt."""
+        self.rows, self.exhausted = benchmark.rows, benchmark.exhausted
+        self.coverage = Coverage(self.rows, images_per_prompt, times=benchmark.times)
         self.items: list[tuple[int, bool, str]] = []  # per image: row index, correct, reason
 
     def match(self, row: Json, allow_missing_exclude: bool = False) -> tuple[int, Json]:
@@ -49,13 +50,13 @@ class Verdicts:
         """The whole summary, with the outcomes of each row."""
         outcomes = self.outcomes()
         extra = {"images_per_prompt": self.coverage.images_per_prompt, "outcomes": outcomes}
-        return {**summary.summarise(outcomes), **extra}
+        return {**self._summary(outcomes), **extra}
 
     def report(self, name: str, settings: Json) -> Report:
         """`name`: the mean of the tasks' means; `name_<task>`; also correct images and prompts. ValueError without
         images."""
         outcomes = self.outcomes()
-        scores = summary.summarise(outcomes)
+        scores = self._summary(outcomes)
         correct = [float(correct) for _, correct, _ in self.items]
         values = {name: _estimate(scores["overall"], scores)}
         values |= {f"{name}_{task}": _estimate(part["value"], part) for task, part in scores["tasks"].items()}
@@ -63,7 +64,18 @@ class Verdicts:
         values[f"{name}_correct_prompts"] = wilson([float(any(each["correct"])) for each in outcomes])
         tasks = [self.rows[i]["tag"] for i, _, _ in self.items]
         per_image = {name: summary.influences(correct, tasks), f"{name}_correct_images": correct}
-        return Report(values, settings, per_image)
+        return Report(values, self._settings() | settings, per_image)
+
+    def _summary(self, outcomes: Sequence[Json]) -> Json:
+        return summary.summarise(outcomes, exhausted=self.exhausted)
+
+    def _settings(self) -> Json:
+        over_images = f"; over images in {', '.join(sorted(self.exhausted))}, all prompts" if self.exhausted else ""
+        return {
+            "rows_sha256": rows_sha256(self.rows),
+            **self.coverage.settings(),
+            "interval": f"95 % bootstrap over prompts within tasks{over_images}",
+        }
 
 
 def _estimate(value: float, scores: Json) -> Estimate:

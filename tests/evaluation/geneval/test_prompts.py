@@ -27,6 +27,20 @@ def lines(rows: list[Json]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def test_rows_of_small_tasks_are_repeated_to_as_many_images() -> None:
+    sparse = geneval.generated(lambda n: prompts(n, seed=43), 50)
+    assert sparse.repeated == list(sparse.rows) == prompts(50, seed=43)
+    assert sparse.exhausted == {"single_object", "two_object", "counting", "colors", "position"}
+    assert "position" not in geneval.generated(lambda n: prompts(n, seed=43), 44).exhausted
+    full = geneval.generated(lambda n: prompts(n, seed=43), 50, fill=True)
+    assert full.rows == sparse.rows
+    counts = Counter(row["tag"] for row in full.repeated)
+    assert counts == {
+        "single_object": 52, "two_object": 60, "counting": 60, "colors": 80, "position": 96, "color_attr": 50
+    }  # fmt: skip
+    assert set(Counter(row["prompt"] for row in full.repeated if row["tag"] == "single_object").values()) == {13}
+
+
 def test_geneval_itself_comes_out_to_the_byte() -> None:
     classes = (EVAL / "prompts" / "geneval_classes.txt").read_text().splitlines()
     rows = geneval.prompts(100, 43, classes=classes, colorless=True, top_up=False)

@@ -27,7 +27,7 @@ class Detector(ABC):
         """Everything the objects depend on: name, sha256 of weights, input size, rule."""
 
     def prompts(self, per_task: int, seed: int) -> list[Json] | None:
-        """Rows in this detector's own vocabulary; None for GenEval's 553 published ones."""
+        """Rows in this detector's own vocabulary, fewer of a task only where no more exist; None for GenEval's 553."""
         return None
 
     def threshold_for(self, row: Json) -> float:
