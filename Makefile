@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart bench docs test road slow check lint types clean
+.PHONY: quickstart emoji bench docs test road slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
+
+emoji: .venv/ready  # real pictures, from the archives that docs/emoji.md says how to fetch, in under an hour on two cores
+	$(BIN)/sana-lab ablate emoji_autoencoder
 
 bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minutes; wants the machine to itself
 	$(BIN)/python benchmarks/cpu.py

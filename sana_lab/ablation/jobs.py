@@ -84,8 +84,11 @@ def by_model(group: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def untrained(group: Sequence[TrialRecord]) -> list[str]:
-    """Experiments that trials take weights from, directly or in turn, and that are neither trained nor shipped."""
-    names = dict.fromkeys(name for r in group for name in experiments.prerequisites(r.trial.config))
+    """Experiments that trials or their measures take weights from, directly or in turn, and that are neither trained
+    nor shipped."""
+    configs = [r.trial.config for r in group]
+    judges = (name for config in configs for name in experiments.referenced(config["eval"]["measures"]))
+    names = dict.fromkeys([*(name for config in configs for name in experiments.prerequisites(config)), *judges])
     return [name for name in names if weights.ready(experiments.load(name)) is None]
 
 

@@ -97,19 +97,25 @@ COLUMNS = (
     Column("clip_truncated", "Prompts cut for CLIP", "%", None, 1),
     Column("clip_chunks", "CLIP (chunks)", "", "higher", 2, interval=True),
     Column("clip_shapes", "CLIP-shapes", "", "higher", 1, interval=True),
+    Column("emoji_tone", "Skin tone", "", "higher", 2, interval=True),
+    Column("emoji_recall", "Recall@1 of 32", "", "higher", 2, interval=True),
+    Column("emoji_recall_all", "Recall@1 of all", "", "higher", 2, interval=True),
+    Column("emoji_concept", "Concept", "", "higher", 2, interval=True),
     Column("fid", "FID", "", "lower", 2, interval=True),
     Column("fid_infinity", "FID∞", "", "lower", 2, interval=True),
     Column("fd_shapes", "FD-shapes", "", "lower", 3, interval=True),
+    Column("fd_emoji", "FD-emoji", "", "lower", 3, interval=True),
     Column("fd_dinov2", "FD-DINOv2", "", "lower", 1, interval=True),
     Column("fd_clip", "FD-CLIP", "", "lower", 2, interval=True),
     Column("kid", "KID", "", "lower", 4, interval=True),
     Column("kd_shapes", "KD-shapes", "", "lower", 4, interval=True),
+    Column("kd_emoji", "KD-emoji", "", "lower", 4, interval=True),
     Column("cmmd", "CMMD", "", "lower", 3, interval=True),
     Column("cmmd_biased", "CMMD (biased)", "", "lower", 3, interval=True),
     Column("inception_score", "IS", "", "higher", 2, interval=True),
     *(
         Column(f"{name}{of}", name.capitalize(), "", "higher", 2)
-        for of in ("", "_dinov2", "_clip", "_shapes")
+        for of in ("", "_dinov2", "_clip", "_shapes", "_emoji")
         for name in ("precision", "recall", "density", "coverage")
     ),
     Column("rfid", "rFID", "", "lower", 2, interval=True),

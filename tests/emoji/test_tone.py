@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from sana_lab.emoji import tone
 from sana_lab.emoji.data import Emoji
 
+REAL = Path(__file__).parents[2] / "emoji"
+
 
 def variants(data: Emoji, base: str, vendor: str) -> Tensor:
     """(5, 3, 64, 64) uint8, light to dark."""
@@ -56,3 +58,22 @@ def test_no_skin_is_no_tone(data: Emoji):
 def test_a_concept_without_enough_skin_is_not_judged(data: Emoji):
     small = variants(data, "astronaut", "noto")[:, :, :1].expand(-1, -1, 64, -1)
     assert tone.skin(small) is None
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real archives in emoji/")
+@pytest.mark.parametrize(
+    ("vendor", "luminances"), [("noto", (224, 192, 149, 119, 89)), ("twemoji", (227, 214, 179, 136, 93))]
+)
+def test_every_real_drawing_is_judged_right(vendor: str, luminances: tuple[int, ...]):
+    data = Emoji(str(REAL), vendors=vendor, held_out=0.0)
+    table = {(d.base, d.tones): i for i, d in enumerate(data.content.rows)}
+    bases = [b for b, tones in table if tones == (1,) and all((b, (t,)) in table for t in range(1, 6))]
+    pictures = [variants(data, base, vendor) for base in bases]
+    concepts = [(p, s) for p in pictures if (s := tone.skin(p)) is not None]
+    assert len(concepts) >= len(bases) - 5
+    assert [[tone.judge(x, s) for x in p] for p, s in concepts] == [[1, 2, 3, 4, 5]] * len(concepts)
+    means = tone.luminance(torch.stack([s.colors for _, s in concepts])).mean(0)
+    assert means.tolist() == pytest.approx(luminances, abs=1)
+    nobody = [i for i, d in enumerate(data.content.rows) if not d.tones]
+    others = [tone.judge(picture, concepts[i % len(concepts)][1]) for i, picture in enumerate(data.pictures(nobody))]
+    assert sum(judged == i % 5 + 1 for i, judged in enumerate(others)) < 0.05 * len(others)  # right by chance
