@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sana_lab.config import experiments, schema
+from sana_lab.config.atomic_write import replacing
 from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
@@ -97,5 +98,6 @@ def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
     text.add_itxt("sana_lab", json.dumps(about))
     slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
     path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(path, pnginfo=text)
+    with replacing(path) as partial:
+        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial, "PNG", pnginfo=text)
     return path

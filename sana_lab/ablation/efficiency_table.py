@@ -7,7 +7,7 @@ from typing import NamedTuple, cast
 
 from sana_lab import environment
 from sana_lab.ablation import efficiency
-from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.bench.probes import Probe
 from sana_lab.bench.record import device_name
 from sana_lab.config import experiments, specs
@@ -30,6 +30,7 @@ class Conditions(NamedTuple):
     dtypes: Sequence[str]
     unmeasured: Mapping[str, str]  # row -> why it could not be timed
     timers: Sequence[str] = ()  # what is inside the timer of each kind of probe
+    equal: Sequence[str] = ()  # lines on rows of equal settings
 
 
 def build(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Table:
@@ -48,6 +49,7 @@ def conditions_of(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Co
             if r.run and efficiency.UNMEASURED in r.run.tags
         },
         [f"{name}: {probe.inside}" for name, probe in probe_classes(trials).items()],
+        equal_rows(trials),
     )
 
 
@@ -67,6 +69,7 @@ def tabulate(options: EfficiencyTable, records: Sequence[Json], conditions: Cond
             *_claims(options, compared),
             *_crossings(options, compared),
             *options.notes,
+            *conditions.equal,
             *_counted(options),
             *_timed(options, conditions),
         ],

@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sana_lab.config.atomic_write import write_text
+
 EVALUATION, MEASUREMENT = 400, 150
 """Weight of a trial's evaluation and cost measurement in the progress bar, in training steps."""
 
@@ -23,7 +25,7 @@ class Job(NamedTuple):
     device: str | None = None  # that probes are timed on; None: counted only
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self._asdict()))
+        write_text(path, json.dumps(self._asdict()))
 
     @classmethod
     def read(cls, path: Path) -> "Job":

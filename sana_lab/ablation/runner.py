@@ -4,6 +4,7 @@ A trial is known by the hash of everything that its numbers depend on. A run of 
 again, a model that another trial trained is not trained again, and a failed trial is a hole with its error.
 """
 
+import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,10 @@ from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
-from sana_lab.config import experiments, interpolation, schema
+from sana_lab.config import experiments, interpolation, schema, specs
 from sana_lab.config.paths import check_folder
+from sana_lab.data import DataModule
+from sana_lab.evaluation.sources import check_evaluation_captions
 from sana_lab.tracking.store import Run, Store
 from sana_lab.training.checks import check
 
@@ -44,11 +47,13 @@ def main(
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
     ablation = plan.load(recipe, overrides, scale)
-    for trial in ablation.trials:
-        if trial.kind == "quality" and trial.seed == ablation.trials[0].seed:  # other seeds differ only in the seed
-            check(trial.config)
+    quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
+    for config in quality:  # other seeds differ only in the seed
+        check(config)
+        check_evaluation_captions(config)
     store = Store(weights.HOME)
     if dry_run:
+        check_content(quality)
         print("\n".join(describe(ablation, records(store, ablation))))
         return 0
     check_folder(weights.HOME)
@@ -58,6 +63,13 @@ def main(
     trials = records(store, ablation)
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
     return 0 if all(record.done for record in trials) else 1
+
+
+def check_content(configs: Sequence[schema.Config]) -> None:
+    """Read the headers of each data set's pictures, once, and warn of what is left out."""
+    for data in {json.dumps(config["data"]): config["data"] for config in configs}.values():
+        data_module: DataModule = specs.build("data", data)
+        data_module.check_content()
 
 
 def write_table(recipe: str, overrides: Sequence[str] = (), out: Path | None = None, scale: str | None = None) -> None:

@@ -29,6 +29,7 @@ from sana_lab.bench.stages import (
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
+from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file
 from sana_lab.config.specs import Spec
 from sana_lab.costs import nvml
@@ -328,7 +329,7 @@ def _check(batch: int, prompts: Sequence[str]) -> None:
 def _write(record: Json, json_file: Path | None) -> None:
     print(table(record))
     if json_file is not None:
-        json_file.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(json_file, json.dumps(record, indent=2) + "\n")
 
 
 def _settings(system: "TextToImage", timer: StageTimer, gpu: NvmlDevice | None, no_gpu: str) -> Json:

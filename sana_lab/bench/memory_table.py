@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, PeakMemory, meta_system
 from sana_lab.bench.record import COMPONENTS, STAGES
 from sana_lab.config import experiments
+from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file
 from sana_lab.costs.flops import count_parameters
 from sana_lab.diffusion.sampling import Sampling
@@ -36,7 +37,7 @@ def main(experiment: Json, *, size: int | None, batch: int, json_file: Path | No
     record = memory_record(experiment, size, batch)
     print(table(record))
     if json_file is not None:
-        json_file.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(json_file, json.dumps(record, indent=2) + "\n")
 
 
 def memory_record(experiment: Json, size: int | None = None, batch: int = 1) -> Json:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sana_lab.config.archives import check_archive
 from sana_lab.config.validation import SpecError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
@@ -114,7 +114,7 @@ def index_of(path: Path) -> Path:
 
 def read_torch(path: Path) -> Any:
     """An object written by `torch.save`, with memory-mapped tensors. SpecError if it is truncated or contains code."""
-    _check_archive(path)
+    check_archive(path)
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return _load(path)
@@ -127,22 +127,6 @@ def read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # on other bytes the reader raises anything
         raise SpecError(f"{path} is cut short or is no file of torch.save: {first_line(error)}") from error
-
-
-def _check_archive(path: Path) -> None:
-    """SpecError for an archive that unpacks to more than the file holds; torch.save compresses nothing."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise SpecError(f"{path} is cut short or is no file of torch.save: {first_line(error)}") from error
-    compressed = next((e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED), None)
-    size, room = sum(entry.file_size for entry in entries), path.stat().st_size
-    if compressed or size > room:
-        what = f"compresses {compressed}" if compressed else f"says it holds {size:,} bytes in {room:,}"
-        raise SpecError(f"{path} is refused: it {what}, which torch.save does not; ask for a safetensors file")
 
 
 def _load(path: Path) -> Any:

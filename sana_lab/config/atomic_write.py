@@ -29,16 +29,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """Context with a temporary path to write to, which atomically replaces `path` at the end.
 
     If the block fails, the temporary file is removed and `path` is unchanged. One-line OSError with path and free
-    space if the disk is full, including when a library wraps that error.
+    space if the disk is full, including when a library wraps that error. A link stays, and its target is replaced; to
+    what is no file, such as /dev/stdout, the block writes directly.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{uuid4().hex[:8]}.partial")
     with explaining_full_disk(path):
         try:
             yield partial
             synchronise(partial)
-            partial.replace(path)
-            synchronise(path.parent)
+            partial.replace(target)
+            synchronise(target.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -6,10 +6,12 @@ that gigabytes are read once.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from sana_lab.config.atomic_write import write_text
 
 CACHE = Path("runs", "digests.json")
 """Digests of large files and folders under their keys; without it they are computed again."""
@@ -79,13 +81,7 @@ def _on_disk() -> dict[str, str]:
 
 def _keep(key: str, digest: str) -> None:
     """Add to the cache on disk, if the folder of runs can be written."""
-    draft = CACHE.with_suffix(f".{os.getpid()}")
     cached = _on_disk()
-    if key in cached:
-        return
-    try:
-        CACHE.parent.mkdir(exist_ok=True)
-        draft.write_text(json.dumps({**cached, key: digest}, indent=1))
-        draft.replace(CACHE)
-    except OSError:
-        return
+    if key not in cached:
+        with suppress(OSError):
+            write_text(CACHE, json.dumps({**cached, key: digest}, indent=1))

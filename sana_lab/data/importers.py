@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab.config import text_files
+from sana_lab.config.atomic_write import write_text
 from sana_lab.data.captions import near
 from sana_lab.types import Json
 
@@ -89,9 +90,8 @@ def _written(rows: list[Json], root: Path, manifest: Path | None, absent: float)
 
 
 def _write(rows: Iterable[Json], path: Path) -> Path:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(_line(row) + "\n" for row in rows), "utf-8")
-    return part.replace(path)
+    write_text(path, "".join(_line(row) + "\n" for row in rows))
+    return path
 
 
 def _line(row: Json) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -13,8 +12,10 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
+
+from sana_lab.config.atomic_write import DiskFull, replacing
 
 Captions = tuple[str, ...]
 Encode = Callable[[range], tuple[Tensor, list[Captions]]]
@@ -35,7 +36,7 @@ class Shards:
     def fill(self, encode: Encode) -> None:
         """Encode shards that are missing, truncated or of another fingerprint; several processes share the work.
 
-        ValueError if the folder cannot be written.
+        ValueError if the folder cannot be written; DiskFull.
         """
         missing = [k for k in range(len(self)) if not self._fits(k)]
         if missing:
@@ -116,23 +117,17 @@ class Shards:
         index = "".join(lines).encode()
         about = {"fingerprint": self.fingerprint, "index": hashlib.sha256(index).hexdigest()}
         with _writing(self.folder):
-            _replace(self._path(k, "jsonl"), index)
-            _replace(self._path(k, "safetensors"), save({"latents": latents.contiguous()}, about))
+            with replacing(self._path(k, "jsonl")) as partial:
+                partial.write_bytes(index)
+            with replacing(self._path(k, "safetensors")) as partial:
+                save_file({"latents": latents.contiguous()}, partial, about)
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
+    except DiskFull:
+        raise
     except OSError as error:
         raise ValueError(f"cannot write to {str(folder)!r}: {error}; choose another place with `cache`") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

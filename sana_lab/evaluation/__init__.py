@@ -41,6 +41,8 @@ class Measure(ABC):
     """Number of images to generate per row."""
     needs_reference: bool = False
     """Whether it compares with real images."""
+    own_prompts: bool | None = None
+    """Whether `rows` will be the measure's own prompts; None if that is not known before it is built."""
     needs_captions: bool = True
     """Whether it scores images against the prompts of their rows, which must then have one."""
 

@@ -26,6 +26,8 @@ class ClipScore(Measure):
     caption.
     """
 
+    own_prompts = False
+
     def __init__(
         self,
         model: str,  # transformers folder of a CLIP; SANA's numbers are of openai/clip-vit-large-patch14

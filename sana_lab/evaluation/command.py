@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sana_lab.checkpoints import weights
+from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file, check_folder
 from sana_lab.evaluation import distributed
 from sana_lab.evaluation.extractors.inception import hint
@@ -27,7 +28,7 @@ def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
             return
     print("\n".join(lines(report)))
     if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=2) + "\n")
+        write_text(json_file, json.dumps(report, indent=2) + "\n")
     record(name, report)
 
 

@@ -105,6 +105,7 @@ class Dpg(Measure):
     """
 
     rows: Sequence[Json]
+    own_prompts = True
 
     def __init__(
         self,

@@ -24,6 +24,8 @@ class Hps(Measure):
     missing files; ImportError names the package.
     """
 
+    own_prompts = False
+
     def __init__(
         self,
         model: str,  # path of HPS_v2_compressed.pt or HPS_v2.1_compressed.pt

@@ -26,6 +26,8 @@ class ImageReward(Measure):
     cache. SpecError for missing files; ImportError names the package.
     """
 
+    own_prompts = False
+
     def __init__(
         self,
         model: str,  # path of ImageReward.pt

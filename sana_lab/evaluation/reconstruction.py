@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 
+from sana_lab.config.atomic_write import replacing
 from sana_lab.evaluation import Extractor
 from sana_lab.evaluation.distances.frechet import frechet_rows, influence
 from sana_lab.evaluation.distances.moments import moments
@@ -283,8 +284,8 @@ def save_cases(cases: Sequence[Case], path: Path) -> None:
     for row in rows:
         canvas.paste(row, (0, top))
         top += row.height
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as partial:
+        canvas.save(partial, "PNG")
 
 
 def render_case(case: Case) -> Image.Image:

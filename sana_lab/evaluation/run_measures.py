@@ -111,12 +111,12 @@ def _check_source(name: str, measure: Measure, source: Source) -> None:
     if measure.rows is None and not source.captions:
         raise ValueError(f"measure {name!r} has no prompts of its own, and there are no captions of held-out data")
     if measure.rows is None:
-        _check_captions(name, measure, source.captions)
+        check_captions(name, measure, source.captions)
     if measure.needs_reference and source.real_images is None:
         raise ValueError(f"measure {name!r} needs real images to compare with: held-out data, or a file as `reference`")
 
 
-def _check_captions(name: str, measure: Measure, rows: Sequence[Json]) -> None:
+def check_captions(name: str, measure: Measure | type[Measure], rows: Sequence[Json]) -> None:
     """ValueError for missing captions. Data that are trained on without captions (`caption: ""`) generate from ""."""
     bare = [row for row in rows if not row["prompt"]]
     images = [row["image"] for row in bare if "image" in row]

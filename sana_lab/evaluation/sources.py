@@ -1,12 +1,12 @@
 """Image sources of `eval`: a trained text-to-image system or a diffusers pipeline, and held-out data."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sana_lab.config import experiments, specs
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.evaluation import noise_seeds
+from sana_lab.evaluation import Measure, noise_seeds
 from sana_lab.evaluation.held_out import folder_data, held_out
-from sana_lab.evaluation.run_measures import Generate, Source
+from sana_lab.evaluation.run_measures import Generate, Source, check_captions
 from sana_lab.systems import Sample
 from sana_lab.types import Json
 
@@ -33,6 +33,21 @@ def system_source(sample: Sample, experiment: Json) -> Source:
         real = held_out(specs.build("data", experiments.source_of(data)), options)
     first, *others = [sampler(sample, experiment, seed) for seed in noise_seeds.seeds(options)]
     return Source(first, *real, others)
+
+
+def check_evaluation_captions(experiment: Json) -> None:
+    """ValueError where `eval.captions` lacks captions that a measure will sample or score from; nothing is built.
+
+    Measures of the user's own, whose prompts are known once they are built, are checked then.
+    """
+    options, names = experiment["eval"], list(map(specs.name_of, experiment["eval"]["measures"]))
+    names += ["distances"] if options["fid_weights"] else []
+    kinds = {name: cast("type[Measure]", specs.find("measure", name)) for name in names}
+    users = {name: kind for name, kind in kinds.items() if kind.own_prompts is False}
+    if users and options["captions"] and "dit" in experiment["system"]:
+        rows = folder_data(options, experiments.image_size(experiment["data"])).captions
+        for name, kind in users.items():
+            check_captions(name, kind, rows)
 
 
 def pipeline_source(peer: "Peer", options: Json, sampling: Json, size: int) -> Source:

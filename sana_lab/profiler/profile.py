@@ -22,6 +22,7 @@ from sana_lab.bench.probes import PROMPT
 from sana_lab.bench.record import machine
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.config import experiments, schema, specs
+from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file
 from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.timing import Timing
@@ -51,7 +52,7 @@ def main(options: Namespace) -> None:
     record = measure(experiment, steps=steps, warmup=options.warmup, top=options.top, trace=options.trace)
     print(table(record))
     if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_text(options.json, json.dumps(record, indent=2) + "\n")
 
 
 def _check(options: Namespace) -> None:

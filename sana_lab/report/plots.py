@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from sana_lab.config.atomic_write import replacing
 from sana_lab.report.columns import Column, column
 from sana_lab.report.table import Cell, Row, Table
 
@@ -170,8 +171,8 @@ def _figure(height: float) -> "tuple[Figure, Axes]":
 
 def save(figure: Figure, path: Path | str) -> Path:
     """Write the PNG."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", facecolor="white")
+    with replacing(Path(path)) as partial:
+        figure.savefig(partial, format="png", facecolor="white")
     return Path(path)
 
 
@@ -269,8 +270,8 @@ def _draw_grid(images: "Mapping[str, Tensor]", prompts: Sequence[str], cell: tup
         _write(draw, lines, (left + x * step_x, top - MARGIN // 2 - line * len(lines)), font)
     for y, lines in enumerate(labels):
         _write(draw, lines, (MARGIN, top + y * step_y + (cell[1] - line * len(lines)) // 2), font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    with replacing(path) as partial:
+        canvas.save(partial, "PNG")
     return path
 
 

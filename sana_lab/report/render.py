@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_lab.config.atomic_write import write_text
 from sana_lab.report import significance
 from sana_lab.report.columns import Column, words
 from sana_lab.report.table import Cell, Published, Row, Table, choose, shows_interval, unique
@@ -77,10 +78,9 @@ def to_json(table: Table) -> str:
 
 def write(table: Table, folder: Path | str, name: str = "table") -> list[Path]:
     """Write name.md, .tex, .csv and .json, and return the paths."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     texts = {".md": to_markdown(table), ".tex": to_latex(table), ".csv": to_csv(table), ".json": to_json(table)}
     for ending, text in texts.items():
-        Path(folder, name + ending).write_text(text, encoding="utf-8")
+        write_text(Path(folder, name + ending), text)
     return [Path(folder, name + ending) for ending in texts]
 
 

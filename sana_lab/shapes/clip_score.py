@@ -26,6 +26,8 @@ class ClipShapes(Measure):
     weights of another network.
     """
 
+    own_prompts = False
+
     def __init__(
         self,
         weights: str = "experiment:shapes_clip",  # experiment:NAME or the weights file of such an experiment

@@ -169,6 +169,20 @@ def test_a_table_is_run_shown_and_not_run_again(folder: Path, capsys: pytest.Cap
     assert (Path("again") / "table.md").read_text() == text
 
 
+def test_rows_of_equal_settings_are_named_under_the_table(folder: Path, capsys: pytest.CaptureFixture[str]):
+    text = TABLE.replace(
+        "    linear, auto: {system.dit.attention: {name: linear, backend: auto}}",
+        "    same: {system.dit.attention: softmax}",
+    )
+    tiny.write(folder, "ablations/equal.yaml", text)
+    line = "Rows 'softmax', 'same' have equal settings: one trial, run once."
+    assert __main__.main(["ablate", "equal", "--dry-run"]) == 0
+    assert line in capsys.readouterr().out
+    equal = plan.load("equal")
+    assert isinstance(equal.table, EfficiencyTable)
+    assert line in efficiency_table.build(equal.table, records(Store(weights.HOME), equal)).notes
+
+
 def test_without_a_gpu_large_rows_are_counted_alone(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """The table says that nothing was timed. Fused kernels count what they fuse, also in a process where they are used
     for the first time."""

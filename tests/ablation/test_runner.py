@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from PIL import Image
 from rich.console import Console
 
 from sana_lab import __main__
@@ -334,6 +335,35 @@ def test_a_mistake_in_any_row_is_found_before_the_first_runs(folder, text, words
     with pytest.raises(SpecError, match=words):
         runner.main("wrong", workers=1)
     assert not (weights.HOME / "sweeps/wrong").exists()
+
+
+@pytest.mark.parametrize("measure", ["clip_shapes", "{name: distances, extractor: shapes}"])
+def test_captions_that_an_evaluation_needs_are_missed_before_the_first_trains(folder, measure):
+    pictures = folder / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for name in ("a", "b"):
+        Image.new("RGB", (32, 32)).save(pictures / f"{name}.png")
+    (pictures / "a.txt").write_text("a red circle")
+    options = f"{{eval.captions: pictures, eval.measures: [{measure}]}}"
+    Path("ablations/bare.yaml").write_text(GRID.replace("{sampling.steps: 4}", options))
+    with pytest.raises(ValueError, match=r"1 of 2 held-out pictures have none: 'b.png'"):
+        runner.main("bare", dry_run=True)
+    (pictures / "b.txt").write_text("a blue star")
+    assert runner.main("bare", dry_run=True) == 0
+
+
+def test_a_dry_run_reads_the_headers_of_pictures(folder):
+    pictures = folder / "photos"
+    pictures.mkdir()
+    for i in range(4):
+        Image.new("RGB", (32, 32)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("a red circle")
+    (pictures / "3.png").write_bytes(b"no picture")
+    text = GRID.replace("axes:", "common: {data: {name: folder, root: photos, size: 16, batch: 1, held_out: 1}}\naxes:")
+    Path("ablations/photos.yaml").write_text(text)
+    with pytest.warns(UserWarning, match=r"skipped 1 of 4 files: '?3.png") as caught:
+        assert runner.main("photos", dry_run=True) == 0
+    assert len(caught) == 1
 
 
 def test_a_model_that_ships_is_not_trained_again(here, monkeypatch):

@@ -195,6 +195,7 @@ class Distances(Measure):
     cannot give; ValueError for too few images.
     """
 
+    own_prompts = False
     needs_captions = False
 
     def __init__(

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sana_lab.config import atomic_write
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation import Extractor
 from sana_lab.evaluation.distances.moments import Gaussian, Moments
@@ -93,13 +94,12 @@ def compute(images: Iterable[Tensor], extractor: Extractor, *, features: bool = 
 
 
 def save(reference: Reference, path: Path) -> None:
-    """Write the file atomically."""
+    """Write the file atomically. DiskFull with the room that is left."""
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.covariance}
     if reference.features is not None:
         tensors["features"] = reference.features
-    part = path.with_name(f".{path.name}.part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"record": json.dumps(reference.record)})
-    part.replace(path)
+    with atomic_write.replacing(path) as partial:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"record": json.dumps(reference.record)})
 
 
 def load(path: Path, extractor: Extractor | None = None) -> Reference:

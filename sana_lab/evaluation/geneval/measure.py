@@ -26,6 +26,7 @@ class GenEval(Measure):
     """
 
     rows: Sequence[Json]
+    own_prompts = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from sana_lab.config.archives import check_archive
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.models.text.configs import CONFIGS
 from sana_lab.models.text.tokenizer import offline_tokenizer
@@ -90,6 +91,7 @@ def load_network(
         torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
         return auto.from_config(read_config(model, random_init), dtype=torch_dtype, trust_remote_code=False).eval()
     place = _locations(model)[0]
+    _check_pickles(Path(place))
     variant = variant or _sole_variant(Path(place))
     with _quiet():
         if torch.get_default_device().type == "meta":
@@ -171,6 +173,21 @@ def _check_complete(folder: Path) -> None:
             safe_open(path, "pt").__enter__().__exit__(None, None, None)
         except SafetensorError as error:
             raise SpecError(f"{path} is truncated or is no safetensors file: {error}") from error
+
+
+def _check_pickles(folder: Path) -> None:
+    """SpecError for a folder whose weights are pickles that hold more than tensors, or that cannot be read."""
+    if any(folder.glob("*.safetensors")):  # which transformers prefers
+        return
+    for path in sorted(folder.glob("*.bin")):
+        check_archive(path)
+        try:
+            torch.load(path, map_location="meta", weights_only=True)
+        except Exception as error:  # on other bytes the reader raises anything
+            raise SpecError(
+                f"{path} is refused: it is cut short, or a pickle of more than tensors, which can run any code; ask "
+                f"for safetensors ({_first_line(error)})"
+            ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,6 +1,8 @@
 """Folders of tiny transformers models: features that equal the library's, and errors for incomplete ones."""
 
 import shutil
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -262,6 +264,47 @@ def test_weights_that_are_cut_short_or_lack_a_tensor(
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(SpecError, match=r"model.safetensors is truncated"):
         Llm(str(folder))
+
+
+@pytest.fixture
+def pickled(models: tuple[Path, dict[str, PreTrainedModel]], tmp_path: Path) -> Path:
+    """The weights of gemma2 as torch.save writes them."""
+    folder = shutil.copytree(models[0] / "gemma2", tmp_path / "gemma2")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder
+
+
+def test_a_bin_of_tensors_gives_what_safetensors_give(
+    pickled: Path, models: tuple[Path, dict[str, PreTrainedModel]]
+) -> None:
+    texts = [Llm(str(folder))(PROMPTS) for folder in (pickled, models[0] / "gemma2")]
+    assert torch.equal(texts[0].tokens, texts[1].tokens)
+
+
+class Code:
+    """A pickle of it makes a file."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("it-ran"),)
+
+
+@pytest.mark.parametrize("damage", ["code", "truncated", "compressed"])
+def test_a_bin_that_holds_code_or_is_damaged_is_one_line(pickled: Path, here: Path, damage: str) -> None:
+    path = pickled / "pytorch_model.bin"
+    if damage == "code":
+        torch.save({"model.norm.weight": Code()}, path)
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        content = BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+            for entry in whole.infolist():
+                bomb.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(SpecError, match=r"pytorch_model.bin is (refused|cut short)") as caught:
+        Llm(str(pickled))
+    assert "\n" not in str(caught.value)
+    assert not Path("it-ran").exists()
 
 
 def test_a_pipeline_folder_without_its_tokenizer(

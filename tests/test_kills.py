@@ -1,0 +1,234 @@
+"""Kills at random moments, and many first starts at once: nothing is lost, and the same command ends the work."""
+
+import json
+import multiprocessing
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import kill_processes
+import pytest
+import tiny
+
+from sana_lab.checkpoints import weights
+from sana_lab.tracking.store import Run, Store
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="forks from a server, and looks for processes in /proc"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader"),  # mlflow 3.17 with sqlalchemy 2.1
+]
+
+KILLS, STARTS = 20, 8
+STEPS = 40
+CHANGES = {"trainer.max_steps": STEPS, "trainer.validate_every": 10, "trainer.checkpoint_every": 5, "prompts": []}
+
+GRID = """
+title: Two models
+base: tiny
+axes:
+  attention:
+    linear: {system.dit.attention: linear}
+    softmax: {system.dit.attention: softmax}
+columns: [geneval, val_loss]
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServerContext]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield kill_processes.context()
+
+
+def new_folder(root: Path, name: str) -> Path:
+    """A working directory with an experiment and an ablation, and no store."""
+    folder = root / name
+    tiny.write_experiment(folder, changes=CHANGES)
+    tiny.write(folder, "ablations/grid.yaml", GRID)
+    return folder
+
+
+def run(server: ForkServerContext, folder: Path, *words: str) -> tuple[int, float]:
+    """Exit status of a verb that is not killed, and its seconds."""
+    start = time.monotonic()
+    process = kill_processes.start(server, folder, words)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, time.monotonic() - start
+
+
+def kill(server: ForkServerContext, folder: Path, seconds: float, *words: str) -> bool:
+    """SIGKILL to a verb after so many seconds; False if it had ended before."""
+    process = kill_processes.start(server, folder, words)
+    process.join(seconds)
+    early = process.exitcode is None
+    process.kill()
+    process.join()
+    return early
+
+
+def stage(folder: Path) -> str:
+    """What a killed process had reached."""
+    checkpoints = [p.stem for p in folder.glob("runs/models/*/*.ckpt")]
+    weights_files = list(folder.glob("runs/models/*/weights.safetensors"))
+    database = "database" if (folder / "runs/mlflow.db").exists() else "nothing"
+    return "weights" if weights_files else checkpoints[0] if checkpoints else database
+
+
+def training(folder: Path) -> Any:
+    """All that a finished training leaves but times: weights, measures, curves."""
+    path = next((folder / "runs/models").glob("*/weights.safetensors"))
+    store = Store(folder / "runs")
+    state = {name: tensor.numpy().tobytes() for name, tensor in weights.read(path).items()}
+    return state, weights.card(path)["measured"], curves(store, store.find("training")[0])
+
+
+def curves(store: Store, run: Run) -> dict[str, list[tuple[int, float]]]:
+    timed = ("seconds", "images_per_s", "train_s", "_s", "memory")
+    return {key: store.history(run.id, key) for key in run.metrics if not key.endswith(timed)}
+
+
+def losses(folder: Path, reference: Any, status: int) -> Counter[str]:
+    """What differs after the end from a training that nothing interrupted."""
+    state, measured, curve = training(folder)
+    runs = Store(folder / "runs").find("training")
+    home = next((folder / "runs/models").iterdir())
+    return Counter(
+        {
+            "failed reruns": int(status != 0),
+            "other weights": int(state != reference[0]),
+            "other measures": int(measured != reference[1]),
+            "other curves": int(curve != reference[2]),
+            "runs too many": len(runs) - 1,
+            "runs not finished": sum(r.status != "FINISHED" for r in runs),
+            "checkpoints too many": max(0, len(list(home.glob("*.ckpt"))) - 1),
+            "files left over": len(list(home.rglob("*.partial"))),
+        }
+    )
+
+
+def report(title: str, lost: Counter[str], facts: dict[str, Any]) -> None:
+    print(json.dumps({"what": title, **facts, "losses": dict(lost)}), flush=True)
+    assert sum(lost.values()) == 0, (title, +lost)
+
+
+@pytest.fixture(scope="module")
+def reference(server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
+    """An uninterrupted training on a new store, and its seconds."""
+    folder = new_folder(tmp_path_factory.mktemp("reference"), "a")
+    status, seconds = run(server, folder, "train", "tiny")
+    assert status == 0, (folder / "output").read_text()[-2000:]
+    return training(folder), seconds
+
+
+def test_a_training_on_a_new_store_killed_at_random_moments(server, reference, tmp_path):
+    expected, seconds = reference
+    moments, lost, early = random.Random(0), Counter[str](), 0
+    for i in range(KILLS):
+        folder, moment = new_folder(tmp_path, str(i)), moments.uniform(0, seconds)
+        early += kill(server, folder, moment, "train", "tiny")
+        state = stage(folder)
+        status, _ = run(server, folder, "train", "tiny")
+        now = losses(folder, expected, status) if status == 0 else Counter({"failed reruns": 1})
+        lost += now
+        print(f"kill {i + 1} after {moment:.1f} s, {state}: {dict(+now) or 'no loss'}", flush=True)
+        if status != 0:
+            print((folder / "output").read_text()[-2000:])
+    report("train killed on a new store", lost, {"stores": KILLS, "killed before the end": early, "seconds": seconds})
+
+
+def test_first_starts_at_once(server, reference, tmp_path):
+    folder = new_folder(tmp_path, "together")
+    processes = [kill_processes.start(server, folder, ["train", "tiny"]) for _ in range(STARTS)]
+    for process in processes:
+        process.join()
+    failed = sum(process.exitcode != 0 for process in processes)
+    if failed:
+        print((folder / "output").read_text()[-4000:])
+    report("first starts at once", losses(folder, reference[0], failed), {"starts": STARTS})
+
+
+def results(folder: Path) -> Any:
+    """Numbers and curves of each row, without times, and the weights of each model."""
+    store = Store(folder / "runs")
+    trials = {r.name: r for r in store.find("grid", {"sana.kind": "trial"})}
+    keys = ("geneval", "geneval_low", "geneval_high", "val_loss", "params_m", "gmacs", "tokens")
+    rows = {name: ({k: r.metrics.get(k) for k in keys}, curves(store, r)) for name, r in trials.items()}
+    states = {p.parent.name: weights.read(p) for p in (folder / "runs/models").glob("*/weights.safetensors")}
+    return rows, {name: {k: v.numpy().tobytes() for k, v in s.items()} for name, s in states.items()}
+
+
+def ablation_losses(folder: Path, expected: Any, written: dict[str, int]) -> Counter[str]:
+    """What differs after the end from an ablation that nothing interrupted; `written`: when models were first seen."""
+    store = Store(folder / "runs")
+    rows, states = results(folder)
+    trials, sweeps = (store.find("grid", {"sana.kind": kind}) for kind in ("trial", "sweep"))
+    names = ("geneval", "val_loss", "latency_s")
+    return Counter(
+        {
+            "other numbers": sum(rows.get(name, [None])[0] != numbers for name, (numbers, _) in expected[0].items()),
+            "other curves": sum(rows.get(name, [0, None])[1] != curve for name, (_, curve) in expected[0].items()),
+            "other weights": sum(states.get(name) != state for name, state in expected[1].items()),
+            "trained again": sum(times(folder)[name] != at for name, at in written.items()),
+            "runs too many": max(0, len(trials) - 2) + max(0, len(sweeps) - 1),
+            "runs not finished": sum(r.status != "FINISHED" for r in (*trials, *sweeps)),
+            "measured twice": sum(len(store.history(r.id, k)) != 1 for r in trials for k in names[:1]),
+            "files left over": len(list((folder / "runs").rglob("*.partial"))),
+        }
+    )
+
+
+def times(folder: Path) -> dict[str, int]:
+    """Model -> when its weights were written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in (folder / "runs/models").glob("*/weights.safetensors")}
+
+
+def workers(folder: Path) -> int:
+    """Number of worker processes in a folder."""
+    count = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command, place = (entry / "cmdline").read_bytes(), (entry / "cwd").readlink()
+        except OSError:  # it has ended meanwhile
+            continue
+        count += b"sana_lab.ablation.worker" in command and place == folder
+    return count
+
+
+def test_an_ablation_killed_at_random_moments(server, tmp_path):
+    """Each kill hits the same command in the same folder until it ends; then a new store begins."""
+    folder = new_folder(tmp_path, "reference")
+    words = ["ablate", "grid", "--workers", "1"]
+    status, seconds = run(server, folder, *words)
+    assert status == 0, (folder / "output").read_text()[-2000:]
+    expected = results(folder)
+    moments, lost, kills, stores = random.Random(1), Counter[str](), 0, 0
+    while kills < KILLS:
+        folder, stores, written = new_folder(tmp_path, f"store-{stores}"), stores + 1, dict[str, int]()
+        while kills < KILLS and kill(server, folder, moments.uniform(0, seconds / 2), *words):
+            kills += 1
+            state = f"{stage(folder)}, {len(times(folder))} models"
+            end = time.monotonic() + 30
+            while workers(folder) and time.monotonic() < end:
+                time.sleep(0.1)
+            now = Counter({"workers left": workers(folder)})
+            now += Counter({"models lost": sum(times(folder).get(name) != at for name, at in written.items())})
+            lost, written = lost + now, times(folder)
+            print(f"kill {kills} on store {stores}, {state}: {dict(+now) or 'no loss'}", flush=True)
+        status, _ = run(server, folder, *words)
+        if status != 0:
+            print((folder / "output").read_text()[-2000:])
+        now = Counter({"failed reruns": int(status != 0)}) + ablation_losses(folder, expected, written)
+        lost += now
+        print(f"store {stores} after {kills} kills in all: {dict(+now) or 'no loss'}", flush=True)
+    report("ablate killed", lost, {"kills": kills, "stores": stores, "seconds": seconds})
+
+
+if __name__ == "__main__":
+    multiprocessing.freeze_support()
