@@ -1,12 +1,12 @@
 """Kills at random moments, and many first starts at once: nothing is lost, and the same command ends the work."""
 
 import json
-import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 KILLS, STARTS = 20, 8
-STEPS = 40
-CHANGES = {"trainer.max_steps": STEPS, "trainer.validate_every": 10, "trainer.checkpoint_every": 5, "prompts": []}
+AT_ONCE = 5  # stores, so that a loaded machine is tried too
+CHANGES = {"trainer.max_steps": 12, "trainer.validate_every": 4, "trainer.checkpoint_every": 2, "prompts": []}
 
 GRID = """
 title: Two models
@@ -113,6 +113,12 @@ def losses(folder: Path, reference: Any, status: int) -> Counter[str]:
     )
 
 
+def show(what: str, lost: Counter[str], folder: Path) -> None:
+    print(f"{what}: {dict(+lost) or 'no loss'}", flush=True)
+    if "failed reruns" in +lost:
+        print((folder / "output").read_text()[-2000:], flush=True)
+
+
 def report(title: str, lost: Counter[str], facts: dict[str, Any]) -> None:
     print(json.dumps({"what": title, **facts, "losses": dict(lost)}), flush=True)
     assert sum(lost.values()) == 0, (title, +lost)
@@ -129,17 +135,22 @@ def reference(server: ForkServerContext, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_training_on_a_new_store_killed_at_random_moments(server, reference, tmp_path):
     expected, seconds = reference
-    moments, lost, early = random.Random(0), Counter[str](), 0
-    for i in range(KILLS):
-        folder, moment = new_folder(tmp_path, str(i)), moments.uniform(0, seconds)
-        early += kill(server, folder, moment, "train", "tiny")
+    moments = random.Random(0)
+
+    def one(number: int, moment: float) -> tuple[bool, Counter[str]]:
+        """Whether the kill came before the end, and the losses after the same command again."""
+        folder = new_folder(tmp_path, str(number))
+        early = kill(server, folder, moment, "train", "tiny")
         state = stage(folder)
         status, _ = run(server, folder, "train", "tiny")
-        now = losses(folder, expected, status) if status == 0 else Counter({"failed reruns": 1})
-        lost += now
-        print(f"kill {i + 1} after {moment:.1f} s, {state}: {dict(+now) or 'no loss'}", flush=True)
-        if status != 0:
-            print((folder / "output").read_text()[-2000:])
+        lost = losses(folder, expected, status) if status == 0 else Counter({"failed reruns": 1})
+        show(f"kill {number} after {moment:.1f} s, {state}", lost, folder)
+        return early, lost
+
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        ends = list(threads.map(one, range(1, KILLS + 1), [moments.uniform(0, seconds) for _ in range(KILLS)]))
+    lost = sum((each for _, each in ends), Counter[str]())
+    early = sum(early for early, _ in ends)
     report("train killed on a new store", lost, {"stores": KILLS, "killed before the end": early, "seconds": seconds})
 
 
@@ -202,33 +213,33 @@ def workers(folder: Path) -> int:
 
 
 def test_an_ablation_killed_at_random_moments(server, tmp_path):
-    """Each kill hits the same command in the same folder until it ends; then a new store begins."""
-    folder = new_folder(tmp_path, "reference")
+    """Several stores; on each the same command is killed again and again, and then runs to its end."""
+    reference = new_folder(tmp_path, "reference")
     words = ["ablate", "grid", "--workers", "1"]
-    status, seconds = run(server, folder, *words)
-    assert status == 0, (folder / "output").read_text()[-2000:]
-    expected = results(folder)
-    moments, lost, kills, stores = random.Random(1), Counter[str](), 0, 0
-    while kills < KILLS:
-        folder, stores, written = new_folder(tmp_path, f"store-{stores}"), stores + 1, dict[str, int]()
-        while kills < KILLS and kill(server, folder, moments.uniform(0, seconds / 2), *words):
-            kills += 1
-            state = f"{stage(folder)}, {len(times(folder))} models"
-            end = time.monotonic() + 30
+    status, seconds = run(server, reference, *words)
+    assert status == 0, (reference / "output").read_text()[-2000:]
+    expected = results(reference)
+
+    def one(number: int) -> tuple[int, Counter[str]]:
+        """Kills before the end, and all losses."""
+        folder, moments = new_folder(tmp_path, f"store-{number}"), random.Random(number)
+        kills, lost, written = 0, Counter[str](), dict[str, int]()
+        for _ in range(KILLS // AT_ONCE):
+            kills += kill(server, folder, moments.uniform(0, seconds / 2), *words)
+            end = time.monotonic() + 60
             while workers(folder) and time.monotonic() < end:
                 time.sleep(0.1)
             now = Counter({"workers left": workers(folder)})
             now += Counter({"models lost": sum(times(folder).get(name) != at for name, at in written.items())})
+            show(f"store {number}, kill {kills}, {stage(folder)}, {len(times(folder))} models", now, folder)
             lost, written = lost + now, times(folder)
-            print(f"kill {kills} on store {stores}, {state}: {dict(+now) or 'no loss'}", flush=True)
         status, _ = run(server, folder, *words)
-        if status != 0:
-            print((folder / "output").read_text()[-2000:])
-        now = Counter({"failed reruns": int(status != 0)}) + ablation_losses(folder, expected, written)
-        lost += now
-        print(f"store {stores} after {kills} kills in all: {dict(+now) or 'no loss'}", flush=True)
-    report("ablate killed", lost, {"kills": kills, "stores": stores, "seconds": seconds})
+        now = Counter({"failed reruns": 1}) if status else ablation_losses(folder, expected, written)
+        show(f"store {number} after {kills} kills", now, folder)
+        return kills, lost + now
 
-
-if __name__ == "__main__":
-    multiprocessing.freeze_support()
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        ends = list(threads.map(one, range(1, AT_ONCE + 1)))
+    kills = sum(kills for kills, _ in ends)
+    lost = sum((each for _, each in ends), Counter[str]())
+    report("ablate killed", lost, {"kills": kills, "stores": AT_ONCE, "seconds": seconds})

@@ -3,7 +3,7 @@
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 ORIENTATION = 0x0112
 LARGEST = 2**28  # bytes of a file that is copied without its metadata
@@ -11,6 +11,11 @@ LARGEST = 2**28  # bytes of a file that is copied without its metadata
 _EXIF = b"Exif\0\0"
 _WHOLE_NUMBERS = {1: 1, 3: 2, 4: 4, 6: 1, 8: 2, 9: 4}  # EXIF type -> bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF = {b"II*\0": "little", b"MM\0*": "big"}
+_TIFF_TAGS = (
+    *(256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325),
+    *(338, 339, 347, 529, 530, 531, 532),
+)  # which change the pixels
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA")  # of the first picture, which change its pixels
 
 
@@ -29,19 +34,28 @@ def orientation(exif: bytes) -> int | None:
     return None
 
 
+def bare_tiff(file: BinaryIO) -> tuple[BytesIO, bytes] | None:
+    """`stripped` of an open TIFF; None for another format, or beyond LARGEST bytes."""
+    start, size = file.read(4), file.seek(0, 2)
+    file.seek(0)
+    return _tiff(file.read()) if start in _TIFF and size <= LARGEST else None
+
+
 def _number(content: bytes, order: Literal["little", "big"], at: int, size: int) -> int:
     return int.from_bytes(content[at : at + size], order)
 
 
 def stripped(path: Path) -> tuple[BytesIO, bytes] | None:
-    """(a PNG or JPEG without its metadata, its EXIF block); None for another format, or beyond LARGEST bytes."""
+    """(a PNG, JPEG or TIFF without its metadata, its EXIF block); None for another format, or beyond LARGEST bytes."""
     with path.open("rb") as file:
         start = file.read(8)
         if start == _PNG:
             return _png(file)
-        if not start.startswith(b"\xff\xd8\xff") or path.stat().st_size > LARGEST:
+        if path.stat().st_size > LARGEST:
             return None
-        return _jpeg(start + file.read())
+        if start[:4] in _TIFF:
+            return _tiff(start + file.read())
+        return _jpeg(start + file.read()) if start.startswith(b"\xff\xd8\xff") else None
 
 
 def _png(file: BinaryIO) -> tuple[BytesIO, bytes]:
@@ -57,6 +71,18 @@ def _png(file: BinaryIO) -> tuple[BytesIO, bytes]:
             file.seek(length + 4, 1)
     kept.seek(0)
     return kept, exif
+
+
+def _tiff(content: bytes) -> tuple[BytesIO, bytes]:
+    """With a directory at its end that has the tags of the first picture's pixels alone; the file is its EXIF block."""
+    order: Any = _TIFF[content[:4]]
+    first = _number(content, order, 4, 4)
+    count = min(_number(content, order, first, 2), (len(content) - first) // 12)
+    entries = [content[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
+    kept = [entry for entry in entries if _number(entry, order, 0, 2) in _TIFF_TAGS]
+    even = content + b"\0" * (len(content) % 2)  # a directory begins on a word
+    directory = len(kept).to_bytes(2, order) + b"".join(kept) + bytes(4)
+    return BytesIO(even[:4] + len(even).to_bytes(4, order) + even[8:] + directory), content
 
 
 def _jpeg(content: bytes) -> tuple[BytesIO, bytes]:

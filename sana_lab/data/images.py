@@ -94,6 +94,8 @@ def _size(source: BinaryIO, exif: bytes) -> tuple[int, int]:
 
 
 def _decoded(source: BinaryIO, exif: bytes) -> Image.Image:
+    if not exif and (bare := image_metadata.bare_tiff(source)) is not None:  # which Pillow would turn, but not always
+        source, exif = bare
     with Image.open(source, formats=formats()) as image:
         if _bound(image):
             image.draft(None, (image.width // 2, image.height // 2))

@@ -344,6 +344,7 @@ def test_captions_that_an_evaluation_needs_are_missed_before_the_first_trains(fo
     for name in ("a", "b"):
         Image.new("RGB", (32, 32)).save(pictures / f"{name}.png")
     (pictures / "a.txt").write_text("a red circle")
+    (pictures / "b.txt").unlink(missing_ok=True)
     options = f"{{eval.captions: pictures, eval.measures: [{measure}]}}"
     Path("ablations/bare.yaml").write_text(GRID.replace("{sampling.steps: 4}", options))
     with pytest.raises(ValueError, match=r"1 of 2 held-out pictures have none: 'b.png'"):

@@ -1,5 +1,6 @@
 """Image files with odd metadata are read; those too large to decode are refused before they are."""
 
+import random
 import struct
 import zlib
 from io import BytesIO
@@ -48,6 +49,9 @@ entries = st.tuples(
 ).filter(lambda entry: entry[0] != 0x0112)
 
 
+COUNTS = (0, 1, 2, 5, 1000, 2**31, 2**32 - 1)
+
+
 class TestExif:
     @given(
         before=st.lists(entries, max_size=4),
@@ -94,6 +98,34 @@ class TestExif:
         expected = images.rgb(image).transpose(Image.Transpose.ROTATE_270)
         assert images.read(tmp_path / "a.tif").tobytes() == expected.tobytes()
 
+    @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+    @pytest.mark.parametrize("number", [1, 6])
+    def test_odd_tags_of_a_tiff_are_ignored(self, tmp_path, compression, number):
+        """Types, counts and offsets of tags that change no pixel, at random; the picture and its orientation stay."""
+        tags = {
+            270: "a description beyond the entry",
+            305: "of somebody",
+            296: 2,
+            315: "me",
+            33432: "nobody",
+            274: number,
+        }
+        halves().save(tmp_path / "a.tif", compression=compression, tiffinfo=tags)
+        content, expected = (tmp_path / "a.tif").read_bytes(), images.read(tmp_path / "a.tif").tobytes()
+        first = int.from_bytes(content[4:8], "little")
+        entries = [first + 2 + 12 * i for i in range(int.from_bytes(content[first : first + 2], "little"))]
+        odd = [at for at in entries if int.from_bytes(content[at : at + 2], "little") in tags.keys() - {274}]
+        assert len(odd) == 5
+        moments = random.Random(0)
+        for _ in range(60):
+            damaged = bytearray(content)
+            for at in moments.sample(odd, moments.randint(1, 3)):
+                fields = [moments.choice(choices) for choices in (range(17), COUNTS, (0, 4, len(content) - 2, 2**31))]
+                struct.pack_into("<HII", damaged, at + 2, *fields)
+            (tmp_path / "a.tif").write_bytes(damaged)
+            assert images.read(tmp_path / "a.tif").tobytes() == expected
+            assert images.dimensions(tmp_path / "a.tif") == halves().size
+
     def test_the_orientation_of_xmp(self, tmp_path):
         xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="6"/></x:xmpmeta>'
         (tmp_path / "a.jpg").write_bytes(encoded("JPEG", xmp=xmp))
@@ -139,7 +171,7 @@ class TestBombs:
             images.read(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
 def test_a_file_without_its_metadata_has_the_same_pixels(tmp_path: Path, kind: str):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -147,8 +179,8 @@ def test_a_file_without_its_metadata_has_the_same_pixels(tmp_path: Path, kind: s
     file, block = stripped(tmp_path / "a")
     assert orientation(block) == 6
     bare = Image.open(file)
-    assert not bare.getexif()
-    assert bare.tobytes() == Image.open(tmp_path / "a").tobytes()
+    assert 0x0112 not in bare.getexif()
+    assert bare.tobytes() == Image.open(BytesIO(encoded(kind))).tobytes()
 
 
 def test_truncated_files_stay_unreadable(tmp_path):
