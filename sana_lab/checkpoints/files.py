@@ -114,7 +114,10 @@ def index_of(path: Path) -> Path:
 
 def read_torch(path: Path) -> Any:
     """An object written by `torch.save`, with memory-mapped tensors. SpecError if it is truncated or contains code."""
-    check_archive(path)
+    try:
+        check_archive(path)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     try:
         with torch.serialization.safe_globals(_numpy_globals()):
             return _load(path)

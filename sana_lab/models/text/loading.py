@@ -180,8 +180,8 @@ def _check_pickles(folder: Path) -> None:
     if any(folder.glob("*.safetensors")):  # which transformers prefers
         return
     for path in sorted(folder.glob("*.bin")):
-        check_archive(path)
         try:
+            check_archive(path)
             torch.load(path, map_location="meta", weights_only=True)
         except Exception as error:  # on other bytes the reader raises anything
             raise SpecError(
