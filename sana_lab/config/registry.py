@@ -4,6 +4,7 @@ TABLE: dict[str, dict[str, str]] = {
     "attention": {
         "softmax": "sana_lab.models.attention.softmax:SoftmaxAttention",
         "linear": "sana_lab.models.attention.linear:LinearAttention",
+        "mean": "sana_lab.models.attention.mean:MeanAttention",
     },
     "ffn": {
         "mix": "sana_lab.models.layers:MixFfn",

@@ -15,11 +15,13 @@ from sana_lab.models.attention.linear import LinearAttention
 from sana_lab.training import train
 
 NAMES = sorted(registry.TABLE["attention"])
+NORMED = [(name, qk_norm) for name in NAMES for qk_norm in (False, True) if not (name == "mean" and qk_norm)]
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def make(name: str, dim: int = 24, **options: object) -> Attention:
     torch.manual_seed(0)
+    options = {k: v for k, v in options.items() if k != "qk_norm" or name != "mean"}  # the mean has no q and k to norm
     return build("attention", {"name": name, "head_dim": 8, **options}, dim=dim)
 
 
@@ -40,6 +42,8 @@ def naive(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                     weights = torch.stack(
                         [(q[b, i, h] @ k[b, j, h] / math.sqrt(q.shape[-1])).exp() for j in range(k.shape[1])]
                     )
+                elif name == "mean":
+                    weights = torch.ones(k.shape[1], dtype=k.dtype)
                 else:
                     weights = torch.stack([q[b, i, h].relu() @ k[b, j, h].relu() for j in range(k.shape[1])])
                 out[b, i, h] = (weights[:, None] * v[b, :, h]).sum(0) / (weights.sum() + 1e-8 * (name == "linear"))
@@ -56,8 +60,7 @@ def test_shape_is_kept(name: str, grid: tuple[int, int]):
     assert make(name)(x).shape == x.shape
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("name", "qk_norm"), NORMED)
 def test_gradient_reaches_input_and_every_parameter(name: str, qk_norm: bool):
     attention = make(name, qk_norm=qk_norm)
     x = torch.randn(2, 3, 4, 24, requires_grad=True)
@@ -68,18 +71,16 @@ def test_gradient_reaches_input_and_every_parameter(name: str, qk_norm: bool):
         assert gradient.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("name", "qk_norm"), NORMED)
 def test_gradient_is_the_derivative(name: str, qk_norm: bool):
     attention = make(name, dim=8, head_dim=4, qk_norm=qk_norm).double()
     x = torch.randn(1, 2, 2, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(attention, (x,), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("name", "qk_norm"), NORMED)
 def test_all_share_parameters_and_keys(name: str, qk_norm: bool):
-    ours, first = make(name, qk_norm=qk_norm), make(NAMES[0], qk_norm=qk_norm)
+    ours, first = make(name, qk_norm=qk_norm), make("linear", qk_norm=qk_norm)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in first.state_dict().items()}
     ours.load_state_dict(first.state_dict())
     assert sum(p.numel() for p in ours.parameters()) == 24 * 24 * 4 + 24 + 48 * qk_norm
@@ -89,7 +90,7 @@ def test_all_share_parameters_and_keys(name: str, qk_norm: bool):
 def test_same_options_but_for_the_mixing(name: str):
     """Head width, biases and norms default to the same, so that a swap changes the mixing alone."""
     resolved = specs.resolve("attention", name)
-    assert (resolved["head_dim"], resolved["qk_norm"]) == (32, False)
+    assert (resolved["head_dim"], resolved.get("qk_norm", False)) == (32, False)
 
 
 @pytest.mark.parametrize("name", NAMES)
