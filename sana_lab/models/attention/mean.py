@@ -1,4 +1,4 @@
-"""Mean of the values over all tokens: the control of a comparison of mixers, which cannot tell one token from another."""
+"""Mean of the values over all tokens: the control in a comparison of mixers, blind to single tokens."""
 
 from typing import final
 
