@@ -150,6 +150,9 @@ def _table_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--scale", help="scale that the ablation offers, such as toy (full size)")
     parser.add_argument(
+        "--retrain", action="store_true", help="train rows from nothing whose weights ship; a separate sweep"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for table, plots and images (runs/tables/ABLATION)"
     )
 
@@ -163,14 +166,27 @@ def _ablate_arguments(parser: ArgumentParser) -> None:
 def _ablate(options: Namespace) -> int:
     from sana_lab.ablation import runner
 
-    places: dict[str, Any] = {"out": options.out, "scale": options.scale}
+    places: dict[str, Any] = {"out": options.out, "scale": options.scale, "retrain": options.retrain}
     return runner.main(options.ablation, options.overrides, workers=options.workers, dry_run=options.dry_run, **places)
 
 
 def _table(options: Namespace) -> None:
     from sana_lab.ablation import runner
 
-    runner.write_table(options.ablation, options.overrides, options.out, options.scale)
+    runner.write_table(options.ablation, options.overrides, options.out, options.scale, options.retrain)
+
+
+def _ship_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("ablation", metavar="ABLATION", help="name in ablations/, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides that the rows were trained with")
+    parser.add_argument("--scale", help="scale that the rows were trained at")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (the ablation's own `weights`)")
+
+
+def _ship(options: Namespace) -> int:
+    from sana_lab.ablation import shipping
+
+    return shipping.main(options.ablation, options.overrides, options.scale, options.out)
 
 
 # weights of others
@@ -277,6 +293,7 @@ VERBS: dict[str, Verb] = {
     "profile": Verb("show where a training step, or sampling, spends its time", _profile_arguments, _profile),
     "ablate": Verb("run an ablation and write its table", _ablate_arguments, _ablate),
     "table": Verb("write an ablation's table from finished trials", _table_arguments, _table),
+    "ship": Verb("write the weights of an ablation's trained rows, fp16 with cards", _ship_arguments, _ship),
     "compare": Verb("compare two evaluations, paired over shared images", _compare_arguments, _compare),
     "stats": Verb("write reference statistics of real images, for FID and the like", _stats_arguments, _stats),
     "import": Verb("convert released weights: NVlabs .pth, diffusers folder, hub id", _import_arguments, _import),
@@ -363,7 +380,7 @@ def _check_names(options: Namespace) -> None:
     from sana_lab.config import experiments
 
     match options.verb:
-        case "ablate" | "table":
+        case "ablate" | "table" | "ship":
             experiments.locate("ablations", options.ablation)
         case "train" | "profile":
             experiments.apply(experiments.compose(options.experiment), options.overrides)

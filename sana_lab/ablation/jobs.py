@@ -12,6 +12,7 @@ from sana_lab.ablation.record import TrialRecord
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, schema
 from sana_lab.tracking.store import Store
+from sana_lab.types import Json
 
 
 class Jobs:
@@ -43,6 +44,11 @@ class Jobs:
         title = group[0].model
         self.end(group, self.pool.run(title, self._job("evaluate", group)), title)
 
+    def evaluate_alone(self, group: list[TrialRecord]) -> None:
+        """Train and evaluate with all cores, while nothing else runs."""
+        job = self._job("evaluate", group)._replace(threads=environment.cores())
+        self.end(group, self.pool.run(group[0].model, job), group[0].model)
+
     def measure(self, group: list[TrialRecord]) -> None:
         """Measure the costs of trials, one after the other, with all cores."""
         if group:
@@ -60,15 +66,18 @@ class Jobs:
                 fail(self.store, record.run_id, reason)
 
     def _job(self, kind: Kind, group: Sequence[TrialRecord], experiment: str | None = None) -> Job:
-        trials = [
-            {"run": r.run_id, "key": r.key, "label": r.trial.label, "kind": r.trial.kind, "config": r.trial.config}
-            for r in group
-        ]
+        trials = [{"run": r.run_id, "key": r.key, "label": r.trial.label, **for_worker(r.trial)} for r in group]
         device = None if self.device is None else str(self.device)
         return Job(kind, str(self.store.home), self.threads, trials, experiment, device)
 
     def _blocked(self, experiment: schema.Config) -> str | None:
         return next((self.untrainable[n] for n in experiments.prerequisites(experiment) if n in self.untrainable), None)
+
+
+def for_worker(trial: schema.Trial) -> Json:
+    """What a worker does of a trial, as plain data."""
+    path = None if trial.weights is None else str(trial.weights)
+    return {"kind": trial.kind, "config": trial.config, "weights": path, "retrain": trial.retrain}
 
 
 def fail(store: Store, run_id: str, reason: str) -> None:

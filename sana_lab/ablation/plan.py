@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.ablation import checks
+from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.experiments import merge, nest
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Trial
@@ -31,8 +32,11 @@ class Plan(NamedTuple):
     trials: list[Trial]
 
 
-def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None) -> Plan:
-    """Read an ablation by name or path. SpecError for anything that is wrong in the file or in any of its trials."""
+def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None, *, retrain: bool = False) -> Plan:
+    """Read an ablation by name or path. SpecError for anything that is wrong in the file or in any of its trials.
+
+    With `retrain` weights that ship for rows are not used, and the name is that of a separate sweep.
+    """
     raw = read(recipe)
     table = _parse(at_scale(raw, scale, recipe), recipe)
     seeds = table.seeds if isinstance(table, Ablation) else [0]
@@ -46,7 +50,17 @@ def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None) -
     for name in raw.get("scales") or {}:  # also those that are not used now
         other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
         checks.check_table(other, _labels(other), title, guest=guest)
-    return Plan(sweep_name(recipe, scale, overrides), table, trials)
+    if isinstance(table, Ablation):
+        trials = with_weights(table, trials, retrain)
+    return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials)
+
+
+def with_weights(table: Ablation, trials: Sequence[Trial], retrain: bool) -> list[Trial]:
+    """The trials, each with the weights that ship for it, or all to be trained from nothing."""
+    if retrain or table.weights is None:
+        return [trial._replace(retrain=retrain) for trial in trials]
+    folder = experiments.weights_folder(table.weights)
+    return [trial._replace(weights=weights.shipped(trial.config, folder)) for trial in trials]
 
 
 def read(recipe: str) -> Config:
@@ -59,8 +73,8 @@ def compares_efficiency(recipe: str) -> bool:
     return "probe" in read(recipe)
 
 
-def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = ()) -> str:
-    """The name of an ablation's runs: recipe, scale, and a hash of the overrides, which make it a separate sweep.
+def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = (), retrain: bool = False) -> str:
+    """The name of an ablation's runs: recipe, scale, a hash of the overrides, and whether rows that ship are retrained.
 
     Of a path, its folders below the working directory and the file's name without ending.
     """
@@ -69,7 +83,8 @@ def sweep_name(recipe: str, scale: str | None, overrides: Sequence[str] = ()) ->
         path = Path(os.path.relpath(path)).with_suffix("")
     parts = [word for part in path.parts if (word := part.strip("./"))]
     changes = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:6]
-    return "-".join([*parts, *([scale] if scale else []), *([changes] if overrides else [])])
+    words = [scale or "", changes if overrides else "", "retrained" if retrain else ""]
+    return "-".join([*parts, *filter(None, words)])
 
 
 def at_scale(raw: Config, scale: str | None, recipe: str) -> Config:

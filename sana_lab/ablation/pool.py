@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sana_lab.ablation.progress import ProgressBar
-from sana_lab.ablation.protocol import Job, Progress
+from sana_lab.ablation.protocol import Job, Line, Progress
 
 
 class WorkerPool:
@@ -44,7 +44,9 @@ class WorkerPool:
         return process.returncode
 
     def show(self, line: str) -> None:
-        """Move the bar by a worker's message; other output is ignored."""
+        """Move the bar by a worker's message, or print its line; other output is ignored."""
+        if announced := Line.parse(line):
+            self.bar.print(announced.text)
         if message := Progress.parse(line):
             self.bar.advance(message.steps, message.text, resumed=message.resumed)
 

@@ -84,6 +84,11 @@ class ProgressBar:
             self.printed = self.now()
             self.console.print(self.line(), highlight=False)
 
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.printed = self.now()
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def line(self) -> str:
         """The bar as text."""
         seconds = seconds_left(self.task)

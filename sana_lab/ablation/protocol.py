@@ -20,7 +20,7 @@ class Job(NamedTuple):
     kind: Kind
     store: str  # home folder of the runs
     threads: int  # CPU threads of torch
-    trials: list[dict[str, Any]]  # {run, key, label, kind, config} each
+    trials: list[dict[str, Any]]  # {run, key, label, kind, config, weights, retrain} each
     experiment: str | None = None  # to train
     device: str | None = None  # that probes are timed on; None: counted only
 
@@ -52,6 +52,25 @@ class Progress(NamedTuple):
         mark, _, message = line.strip().partition(" ")
         steps, _, text = message.partition(" ")
         return cls(int(steps), text, mark == "+") if mark in ("@", "+") and steps.isdigit() else None
+
+
+class Line(NamedTuple):
+    """A line for the user, printed by the runner beside its bar."""
+
+    text: str
+
+    def send(self) -> None:
+        """Print the message for the runner; as `Progress.send`."""
+        try:
+            print(f"! {self.text}", flush=True)
+        except BrokenPipeError:
+            os._exit(1)
+
+    @classmethod
+    def parse(cls, line: str) -> "Line | None":
+        """The message in a line of a worker's stdout."""
+        mark, _, text = line.strip().partition(" ")
+        return cls(text) if mark == "!" and text else None
 
 
 def exit_with_parent(parent: int, seconds: float = 0.5) -> threading.Thread:

@@ -1,14 +1,18 @@
 """Trials of kind quality, inside a worker: train a model, evaluate it, measure what an image of it costs."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 
-from sana_lab.ablation.protocol import Progress
-from sana_lab.ablation.record import EVALUATED
+from sana_lab.ablation.protocol import Line, Progress
+from sana_lab.ablation.record import EVALUATED, SHIPPED, machine
+from sana_lab.ablation.trials import is_shipped, weights_of
 from sana_lab.bench import bench
 from sana_lab.bench.untrained import build_untrained
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
-from sana_lab.config.schema import Config
+from sana_lab.config.schema import Config, Trial
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.evaluation import evaluate as evaluation
 from sana_lab.evaluation import sources
@@ -17,7 +21,7 @@ from sana_lab.pretrained import restore
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks, points, train
+from sana_lab.training import PICTURE, callbacks, points, train
 from sana_lab.types import Json
 
 
@@ -28,11 +32,15 @@ class StepReport:
         self.label = label
         self.step: int | None = None
 
-    def __call__(self, step: int, steps: int) -> None:
+    def __call__(self, step: int, steps: int, text: str = "") -> None:
         """Report progress; the first reported steps may precede a resume and are excluded from the speed."""
-        text = f"{self.label}: step {step} of {steps}"
+        text = f"{self.label}: {text or f'step {step} of {steps}'}"
         Progress(step - (self.step or 0), text, resumed=self.step is None).send()
         self.step = step
+
+    def announce(self, text: str) -> None:
+        """Have the runner print a line."""
+        Line(f"{self.label}: {text}").send()
 
 
 def train_needed(name: str) -> None:
@@ -42,7 +50,7 @@ def train_needed(name: str) -> None:
 
 def fit(store: Store, trial: Json) -> None:
     """Train a trial's model, unless it is trained already or shipped."""
-    if weights.ready(trial["config"]) is not None:
+    if weights_file(trial) is not None:
         return
     logger = RunLogger(store, trial["run"])
     _train(trial["config"], trial["label"], logger)
@@ -53,22 +61,45 @@ def _train(experiment: Config, name: str, logger: RunLogger | None = None) -> No
     """Train with messages to the runner, and measure the points that the experiment asks for."""
     from sana_lab.evaluation.points import Evaluation
 
-    train.train(experiment, name=name, logger=logger, progress=StepReport(name), evaluation=Evaluation())
+    report = StepReport(name)
+    options: Json = {"progress": report, "announce": report.announce, "evaluation": Evaluation()}
+    path = train.train(experiment, name=name, logger=logger, **options)
+    if logger is not None and (picture := path.with_name(PICTURE)).is_file():
+        logger.store.log_file(logger.run_id, picture)
+
+
+def weights_file(trial: Json) -> Path | None:
+    """The weights to evaluate a job's trial with; None if it has to be trained."""
+    path = Path(trial["weights"]) if trial.get("weights") else None
+    return weights_of(Trial({}, 0, trial["config"], weights=path, retrain=trial.get("retrain", False)))
 
 
 def evaluate(store: Store, trial: Json) -> None:
     """Measures and samples of a trained trial, written to its run."""
-    path = weights.find_trained(trial["config"], trial["label"])
+    path = weights_file(trial) or weights.find_trained(trial["config"], trial["label"])
     system = restore.restore(trial["config"], path)
     report = evaluation.evaluate(system, may_be_empty=True)
     card = weights.card(path)
-    training = {"val_loss": card["measured"].get("val/loss"), "train_s": card["seconds"]}
-    store.log_metrics(trial["run"], {**columns(report), **training})
+    store.log_metrics(trial["run"], {**columns(report), **training_metrics(card)})
     store.log_dict(trial["run"], report, "report.json")
     log_points(store, trial, card)
     if trial["config"]["prompts"] and isinstance(system, TextToImage):
         log_samples(store, trial, system)
-    store.set_tags(trial["run"], {EVALUATED: trial["key"]})
+    origin = {SHIPPED: json.dumps(origin_of(card))} if is_shipped(path) else {}
+    store.set_tags(trial["run"], {EVALUATED: trial["key"], **origin})
+
+
+def training_metrics(card: Json) -> dict[str, float | None]:
+    """Numbers of a training for the table, from the card of its weights."""
+    numbers = {"val_loss": card.get("measured", {}).get("val/loss"), "train_s": card.get("seconds")}
+    return {**numbers, "train_steps": card.get("steps"), "train_samples": card.get("samples")}
+
+
+def origin_of(card: Json) -> Json:
+    """Where and how weights that ship were trained, for the notes of a table."""
+    where = card.get("environment", {})
+    facts = {key: card.get(key) for key in ("command", "date", "seconds")}
+    return {**facts, "commit": where.get("commit"), "machine": machine(where)}
 
 
 def log_points(store: Store, trial: Json, card: Json) -> None:

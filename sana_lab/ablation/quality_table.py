@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sana_lab import environment
-from sana_lab.ablation.record import TrialRecord, equal_rows
+from sana_lab.ablation.record import SHIPPED, TrialRecord, equal_rows, within_time
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
@@ -20,8 +22,9 @@ from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import plots, significance
 from sana_lab.report.claims import verdicts
 from sana_lab.report.columns import COLUMNS, column
-from sana_lab.report.table import Table, build_table, load_published
+from sana_lab.report.table import Table, build_table, load_published, short_commit
 from sana_lab.tracking.store import Store
+from sana_lab.training import PICTURE
 from sana_lab.types import Json
 
 
@@ -80,8 +83,38 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
             f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
             f"input, batch {options[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance."
         )
+    notes += shipped_notes(trials) + budget_notes(trials)
     if any("geneval" in m and "fid" not in m for m in metrics):
         notes.append(f"FID is not measured: {hint()}, eval.fid_weights=FILE.")
+    return notes
+
+
+def shipped_notes(trials: Sequence[TrialRecord]) -> list[str]:
+    """Rows whose weights ship, grouped by how and where they were trained."""
+    labels: dict[tuple[Any, ...], dict[str, None]] = {}
+    for record in trials:
+        if record.run is not None and SHIPPED in record.run.tags:
+            facts = json.loads(record.run.tags[SHIPPED])
+            origin = (facts["command"], facts["commit"], facts["date"], facts["machine"])
+            labels.setdefault(origin, {})[record.trial.label] = None
+    return [
+        f"Weights ship with {', '.join(map(repr, rows))}: trained by `{command}` at commit "
+        f"{short_commit(commit or 'unknown')} on {day} on {machine}, here measured only; numbers of the training are "
+        "those of that machine."
+        for (command, commit, day, machine), rows in labels.items()
+    ]
+
+
+def budget_notes(trials: Sequence[TrialRecord]) -> list[str]:
+    """Rows that were trained within a time, with what came of it here."""
+    notes = []
+    for record in (r for r in trials if r.run is not None and r.done and within_time(r.trial)):
+        seconds, metrics = record.trial.config["trainer"]["max_seconds"], record.run.metrics if record.run else {}
+        steps, images = (f"{metrics.get(name, 0):,.0f}" for name in ("train_steps", "train_samples"))
+        notes.append(
+            f"{record.trial.label!r} was trained here within {seconds:g} s, data preparation and pictures included: "
+            f"{steps} steps, {images} samples. Another machine takes another number of steps, so it does not repeat."
+        )
     return notes
 
 
@@ -112,7 +145,19 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
     if lines := curves(store, finished):
         paths += [plots.curves(lines, folder / "training_loss.png", title=ablation.title)]
     images, prompts = samples(store, finished)
+    paths += training_pictures(store, finished, folder)
     return paths + ([plots.grid(images, prompts, folder / "samples.png")] if images else [])
+
+
+def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Path) -> list[Path]:
+    """Copies of the pictures of rows that were trained within a time."""
+    paths = []
+    for record in finished:
+        with contextlib.suppress(FileNotFoundError):
+            source = store.file(record.run_id, PICTURE)
+            name = source.name if not paths else f"{source.stem}_{len(paths)}{source.suffix}"
+            paths.append(Path(shutil.copy(source, folder / name)))
+    return paths
 
 
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:

@@ -11,6 +11,10 @@ EVALUATED = "sana.judged"
 """Tag of a run whose quality has been measured and whose costs may be missing; its value is the trial's key."""
 
 
+SHIPPED = "sana.shipped"
+"""Tag of a run whose weights ship: where and how they were trained, as JSON."""
+
+
 class TrialRecord(NamedTuple):
     """A trial and the run that records it, if there is one."""
 
@@ -48,6 +52,17 @@ class TrialRecord(NamedTuple):
             "run_id": self.run.id,
             "commit": f"{commit}{dirty}" if commit else None,
         }
+
+
+def within_time(trial: Trial) -> bool:
+    """Whether a trial is trained for a time, not for a number of steps."""
+    return trial.kind == "quality" and trial.config["trainer"]["max_seconds"] is not None
+
+
+def machine(environment: Json) -> str:
+    """The device of a card's environment: a GPU, or the processor and its cores."""
+    device = environment.get("device", "cpu")
+    return f"{environment.get('cores')} x {environment.get('cpu')}" if device == "cpu" else str(device)
 
 
 def equal_rows(trials: Sequence[TrialRecord]) -> list[str]:

@@ -6,21 +6,22 @@ from pathlib import Path
 from sana_lab.ablation import efficiency_table, quality_table
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config.schema import Ablation, EfficiencyTable
-from sana_lab.report import render
+from sana_lab.report import page, render
 from sana_lab.tracking.store import Store
 
 
 def write(
     store: Store, name: str, options: Ablation | EfficiencyTable, trials: Sequence[TrialRecord], folder: Path
 ) -> None:
-    """Write table.{md,tex,csv,json} and *.png to `folder`, attach them to the run of the sweep; print the Markdown."""
+    """Write table.{md,tex,csv,json}, *.png and index.html to `folder`; attach them to the sweep's run; print the
+    Markdown."""
     if isinstance(options, EfficiencyTable):
         table = efficiency_table.build(options, trials)
         plots = efficiency_table.plot(options, table, folder)
     else:
         table = quality_table.build(store, options, trials)
         plots = quality_table.plot(store, options, trials, table, folder)
-    paths = render.write(table, folder) + plots
+    paths = [*render.write(table, folder), *plots, page.write(table, plots, folder)]
     for sweep in store.find(name, {"sana.kind": "sweep"})[:1]:
         for path in paths:
             store.log_file(sweep.id, path, "table")

@@ -23,14 +23,15 @@ from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
-from sana_lab.ablation.record import TrialRecord, equal_rows
-from sana_lab.ablation.trials import records, state
+from sana_lab.ablation.record import TrialRecord, equal_rows, within_time
+from sana_lab.ablation.trials import records, state, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation, schema, specs
 from sana_lab.config.paths import check_folder
 from sana_lab.data import DataModule
 from sana_lab.evaluation.sources import check_evaluation_captions
 from sana_lab.tracking.store import Run, Store
+from sana_lab.training import tenths
 from sana_lab.training.checks import check
 
 
@@ -42,11 +43,15 @@ def main(
     dry_run: bool = False,
     out: Path | None = None,
     scale: str | None = None,
+    retrain: bool = False,
 ) -> int:
-    """Run the missing trials of an ablation, then write its table; exit status 1 if a trial failed."""
+    """Run the missing trials of an ablation, then write its table; exit status 1 if a trial failed.
+
+    With `retrain` every row is trained from nothing, in a separate sweep, where weights ship otherwise.
+    """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
-    ablation = plan.load(recipe, overrides, scale)
+    ablation = plan.load(recipe, overrides, scale, retrain=retrain)
     quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
     for config in quality:  # other seeds differ only in the seed
         check(config)
@@ -56,6 +61,10 @@ def main(
         check_content(quality)
         print("\n".join(describe(ablation, records(store, ablation))))
         return 0
+    if isinstance(ablation.table, schema.Ablation) and (retrain or ablation.table.weights):
+        from sana_lab.ablation import shipping
+
+        print("\n".join(shipping.announce(ablation, records(store, ablation), workers or default_workers())))
     check_folder(weights.HOME)
     check_folder(out or table_folder(ablation))
     with lock(ablation.name), terminable():
@@ -72,9 +81,15 @@ def check_content(configs: Sequence[schema.Config]) -> None:
         data_module.check_content()
 
 
-def write_table(recipe: str, overrides: Sequence[str] = (), out: Path | None = None, scale: str | None = None) -> None:
+def write_table(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    scale: str | None = None,
+    retrain: bool = False,
+) -> None:
     """Table, plots and samples of what has finished, from the runs in MLflow."""
-    ablation = plan.load(recipe, overrides, scale)
+    ablation = plan.load(recipe, overrides, scale, retrain=retrain)
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
     results.write(store, ablation.name, ablation.table, records(store, ablation), out or table_folder(ablation))
@@ -123,7 +138,10 @@ def run(store: Store, ablation: Plan, workers: int) -> None:
 
 
 def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], workers: int) -> None:
-    """All stages of the missing trials. Any error, and Ctrl-C, kills the workers."""
+    """All stages of the missing trials. Any error, and Ctrl-C, kills the workers.
+
+    What is trained within a time comes last, alone and with all cores, so that its time is that of a quiet machine.
+    """
     unevaluated = [r for r in missing if r.trial.kind == "quality" and not r.evaluated]
     needed = untrained(unevaluated)
     with progress(ablation.name, missing, unevaluated, needed) as bar, ThreadPoolExecutor(workers) as threads:
@@ -132,8 +150,12 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], worke
         try:
             for group in in_order(needed):
                 list(threads.map(jobs.train, group))
-            list(threads.map(jobs.evaluate, by_model([r for r in unevaluated if not jobs.blocked(r)])))
+            able = [r for r in unevaluated if not jobs.blocked(r)]
+            list(threads.map(jobs.evaluate, by_model([r for r in able if not within_time(r.trial)])))
             jobs.measure([r for r in missing if measurable(store, r)])
+            for group in by_model([r for r in able if within_time(r.trial)]):
+                jobs.evaluate_alone(group)
+                jobs.measure([r for r in group if measurable(store, r)])
         except BaseException:
             pool.stop()
             raise
@@ -190,11 +212,17 @@ def progress(
     name: str, missing: Sequence[TrialRecord], unevaluated: Sequence[TrialRecord], needed: Sequence[str]
 ) -> Iterator[ProgressBar]:
     """A bar over all training steps to do, and evaluations and measurements at their weights."""
-    models = {r.model: r.trial.config for r in unevaluated}
+    models = {r.model: r.trial.config for r in unevaluated if weights_of(r.trial) is None}
     models |= {f"needed {n}": experiments.load(n) for n in needed}
-    steps = sum(e["trainer"]["max_steps"] for e in models.values() if weights.ready(e) is None)
+    steps = sum(training_work(e["trainer"]) for e in models.values())
     with ProgressBar(name, steps + EVALUATION * len(unevaluated) + MEASUREMENT * len(missing)) as bar:
         yield bar
+
+
+def training_work(options: schema.Config) -> int:
+    """Units of progress of a training: its steps, or the tenths of seconds that end it."""
+    seconds, steps = options["max_seconds"], options["max_steps"]
+    return tenths(seconds) if seconds and steps else steps
 
 
 @contextmanager

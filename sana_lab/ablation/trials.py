@@ -1,5 +1,7 @@
 """State of a plan's trials: each trial's key and the MLflow run of that key."""
 
+from pathlib import Path
+
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
@@ -17,9 +19,11 @@ def records(store: Store, plan: Plan) -> list[TrialRecord]:
 
 
 def keys_of(trial: Trial, plan: Plan) -> tuple[str, str]:
-    """Key and model of a trial. A probe's key depends on the device too, and it has no model but itself."""
+    """Key and model of a trial. The key of weights that ship depends on their content; a probe's key depends on the
+    device too, and it has no model but itself."""
     if trial.kind == "quality":
-        return hashing.trial_hash(trial), hashing.experiment_hash(trial.config)
+        key = hashing.trial_hash(trial)
+        return hashing.with_weights(key, trial.weights) if trial.weights else key, hashing.experiment_hash(trial.config)
     return (efficiency.trial_hash(trial, efficiency.device_of(plan.table)),) * 2
 
 
@@ -33,10 +37,20 @@ def runs_by_key(store: Store, name: str) -> dict[str, Run]:
     return runs
 
 
+def weights_of(trial: Trial) -> Path | None:
+    """The weights to evaluate a trial with; None if it has to be trained."""
+    return trial.weights or (weights.trained(trial.config) if trial.retrain else weights.ready(trial.config))
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a weights file was not trained in this folder."""
+    return not path.is_relative_to(weights.HOME)
+
+
 def state(record: TrialRecord) -> str:
     """State of a trial as text for the dry run."""
     if record.run is None:
-        trained = record.trial.kind == "quality" and weights.ready(record.trial.config) is not None
-        return "trained, to evaluate" if trained else "to run"
+        path = weights_of(record.trial) if record.trial.kind == "quality" else None
+        return "to run" if path is None else f"{'weights ship' if is_shipped(path) else 'trained'}, to evaluate"
     states = {"FINISHED": "done", "FAILED": f"failed: {record.run.tags.get('sana.error', '')}"}
     return states.get(record.run.status, "unfinished")

@@ -71,12 +71,13 @@ def trained(experiment: Config) -> Path | None:
     return path if path.is_file() else None
 
 
-def shipped(experiment: Config) -> Path | None:
-    """The weights that the lab ships for this experiment: those whose card has its hash."""
+def shipped(experiment: Config, folder: Path | None = None) -> Path | None:
+    """The weights that ship for this experiment, in `folder` or with the lab: those whose card has its hash."""
     from sana_lab.config import experiments, hashing
 
     key = hashing.experiment_hash(experiment)
-    paths = (path for root in experiments.roots("experiments") for path in sorted(root.glob("weights/*.safetensors")))
+    folders = [folder] if folder else [root / "weights" for root in experiments.roots("experiments")]
+    paths = (path for each in folders for path in sorted(each.glob("*.safetensors")))
     return next((path for path in paths if card(path).get("hash") == key), None)
 
 

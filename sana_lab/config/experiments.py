@@ -35,6 +35,16 @@ def available(kind: str, folder: str = ".") -> list[str]:
     return sorted({(Path(folder) / p.stem).as_posix() for r in roots(kind) for p in (r / folder).glob("*.yaml")})
 
 
+def weights_folder(name: str) -> Path:
+    """The folder of weights of that name in `experiments/weights`, or at that path. SpecError with the nearest name."""
+    parents = [root / "weights" for root in roots("experiments")]
+    folder = next((path for path in (*(parent / name for parent in parents), Path(name)) if path.is_dir()), None)
+    if folder is None:
+        names = {path.name for parent in parents for path in parent.glob("*/")}
+        raise SpecError(f"there is no folder {name!r} in experiments/weights; {nearest(name, names)}")
+    return folder
+
+
 def read(path: Path) -> Config:
     """A YAML mapping, interpolations unresolved and scalars `Written`. SpecError where it does not parse."""
     raw = read_file(path)

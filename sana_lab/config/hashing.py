@@ -57,6 +57,11 @@ def points_hash(config: Config) -> str:
     return _digest({"sampling": sampling, "eval": evaluation, "images": config["eval"]["at_images"]})
 
 
+def with_weights(key: str, path: Path) -> str:
+    """The name of a trial whose weights are those of a file, by its content."""
+    return _digest({"trial": key, "weights": digests.sha256(path)})
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -71,12 +76,11 @@ def _without_later(record: type, values: Config) -> Config:
 
 
 def _trained_by(config: Config) -> Config:
-    trainer = specs.fields(TrainerOptions)
     return {
         "system": with_contents(specs.canonical("system", config["system"])),
         "data": with_contents(specs.canonical("data", config["data"])),
         "content": _data_digest(config["data"]),
-        "trainer": {k: v for k, v in config["trainer"].items() if not trainer[k].marks(Runtime)},
+        "trainer": _without_later(TrainerOptions, config["trainer"]),
         "seed": config["seed"],
     }
 

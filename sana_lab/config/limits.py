@@ -33,6 +33,10 @@ def point_steps(experiment: Mapping[str, Any]) -> list[int]:
     every = options["every"]
     if last and every and every > last:
         raise SpecError(f"eval.every is {every}, and trainer.max_steps {last}; expected at most as many")
+    if options["at"] and experiment["trainer"]["max_seconds"]:
+        raise SpecError(
+            "eval.at gives shares of the steps, and trainer.max_seconds leaves their number open; expected eval.every"
+        )
     shares = {max(1, round(share * last)) for share in options["at"]}
     return sorted(shares | set(range(every, last + 1, every) if every else ())) if last else []
 

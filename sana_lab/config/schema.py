@@ -1,6 +1,7 @@
 """The sections of an experiment and of an ablation, as dataclasses."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from sana_lab.config.ranges import (
@@ -29,6 +30,9 @@ class TrainerOptions:
     """`trainer:` of an experiment. Steps, precision, clipping and accumulation train the model; the rest runs it."""
 
     max_steps: Steps = 1000  # optimiser steps
+    # Seconds after which training ends before `max_steps`, data preparation included; the learning rate decays over
+    # the last share of them. The number of steps, and so the result, depends on the machine.
+    max_seconds: Annotated[Positive | None, AsBefore(None)] = None
     # Precision of forward and backward, as in Lightning: true casts the weights, mixed only matrix products.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: Nonnegative = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
@@ -120,6 +124,8 @@ class Trial(NamedTuple):
     seed: Seed
     config: Config  # of kind quality: a complete experiment; of efficiency: a probe, repeats and warm-up calls
     kind: Literal["quality", "efficiency"] = "quality"
+    weights: Path | None = None  # file that ships with its weights, which are measured in place of training
+    retrain: bool = False  # train from nothing, although weights may ship
 
     @property
     def label(self) -> str:
@@ -151,6 +157,7 @@ class Ablation:
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
     stand_in: dict[str, str] = field(default_factory=dict)  # metric of a claim -> metric that is tested instead
     baseline: str | None = None  # label of the row that others are tested against; the first row where None
+    weights: str | None = None  # folder with weights of trained rows: a name in experiments/weights, or a path
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces
 
 

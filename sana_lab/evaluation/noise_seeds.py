@@ -41,7 +41,8 @@ def pooled(generators: Sequence[Generate], images_per_prompt: int) -> Generate:
         return generators[0]
 
     def generate(prompts: list[str], indices: list[int]) -> Tensor:
-        places, images = [_place(i, images_per_prompt, len(generators)) for i in indices], {}
+        places = [_place(i, images_per_prompt, len(generators)) for i in indices]
+        images: dict[int, Tensor] = {}
         for seed, single in enumerate(generators):
             own = [j for j, (its_seed, _) in enumerate(places) if its_seed == seed]
             if own:

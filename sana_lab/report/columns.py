@@ -124,6 +124,8 @@ COLUMNS = (
     Column("lpips", "LPIPS", "", "lower", 3, interval=True),
     Column("val_loss", "Val. loss", "", "lower", 4),
     Column("train_loss", "Train loss", "", "lower", 4),
+    Column("train_steps", "Training steps", "", None, 0),
+    Column("train_samples", "Training samples", "", None, 0),
     Column("train_s", "Training", "s", None, 0),
 )
 """All known metrics in table order. Other metrics get a column by the ending of their name."""
@@ -146,7 +148,7 @@ COUNTS = frozenset(
     {
         *("params_m", "dit_params_m", "dit_params_b", "text_params_m", "params_b", "gmacs", "gmacs_image"),
         *("tmacs", "tmacs_pair", "tmacs_image", "text_gmacs", "fewer_macs", "tokens", "text_tokens"),
-        *("steps", "evaluations", "prompts", "images"),
+        *("steps", "evaluations", "prompts", "images", "train_steps", "train_samples"),
     }
 )
 """Metrics that are counted, not measured: any difference is real, and no test applies."""

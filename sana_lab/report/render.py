@@ -22,9 +22,9 @@ def to_markdown(table: Table) -> str:
     """A heading, the table, the published table if there is one, and the notes."""
     blocks = [f"### {_markdown(table.title)}", _markdown_block(table, marked=True)]
     if table.published:
-        blocks += [f"**{_markdown(_published_title(table.published))}**", _markdown_block(_as_table(table.published))]
+        blocks += [f"**{_markdown(published_title(table.published))}**", _markdown_block(as_table(table.published))]
         blocks += [_markdown(" ".join(table.published.notes))] if table.published.notes else []
-    blocks.append("\n".join(f"- {_markdown(note)}" for note in _all_notes(table)))
+    blocks.append("\n".join(f"- {_markdown(note)}" for note in all_notes(table)))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -37,10 +37,10 @@ def to_latex(table: Table) -> str:
         _latex_block(table, marked=True),
     ]
     if table.published:
-        title = _latex(_published_title(table.published))
-        parts += [r"\par\medskip", rf"\textit{{{title}}}\par\smallskip", _latex_block(_as_table(table.published))]
+        title = _latex(published_title(table.published))
+        parts += [r"\par\medskip", rf"\textit{{{title}}}\par\smallskip", _latex_block(as_table(table.published))]
         parts += [rf"\par\smallskip {{\footnotesize {_latex(' '.join(table.published.notes))}}}"]
-    notes = r"\par ".join(_latex(note) for note in _all_notes(table))
+    notes = r"\par ".join(_latex(note) for note in all_notes(table))
     parts += [r"\par\smallskip", rf"\begin{{minipage}}{{\linewidth}}\footnotesize {notes}\end{{minipage}}"]
     return "\n".join([*parts, r"\end{table}"]) + "\n"
 
@@ -99,7 +99,7 @@ def _spread(column: Column, cell: Cell) -> str:
     return f"{cell.std:.{len(decimals)}f}"
 
 
-class _Body(NamedTuple):
+class Body(NamedTuple):
     """The texts of a table before escaping."""
 
     heads: list[str]
@@ -108,7 +108,7 @@ class _Body(NamedTuple):
     labels: int  # number of leading text columns
 
 
-def _body(table: Table, marked: bool) -> _Body:
+def body_of(table: Table, marked: bool) -> Body:
     """Texts of a table; `marked` adds the numbers of error notes, and seed counts if rows differ in them.
 
     A column is followed by the published one if a row of the same label has a published number.
@@ -125,7 +125,7 @@ def _body(table: Table, marked: bool) -> _Body:
             labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in _places(table)]
         )
     titles = [p.column.title + (", published" if p.published else "") for p in _places(table)]
-    return _Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
+    return Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
 
 
 class _Place(NamedTuple):
@@ -166,25 +166,25 @@ def _error_numbers(table: Table) -> dict[str, str]:
     return {row.label: f"[{i}]" for i, row in enumerate((r for r in table.rows if r.errors), start=1)}
 
 
-def _all_notes(table: Table) -> list[str]:
+def all_notes(table: Table) -> list[str]:
     numbers = _error_numbers(table)
     errors = [f"{numbers[row.label]} {'; '.join(row.errors)}" for row in table.rows if row.errors]
     bold = ["Bold: the best of a column."] if any(significance.best(table.rows, c) for c in table.columns) else []
     return errors + bold + table.notes
 
 
-def _as_table(published: Published) -> Table:
+def as_table(published: Published) -> Table:
     columns, _ = choose([], published.rows)
     printed = [replace(c, interval=False, better=None, printed=True) for c in columns]
     return Table("", ["label"], printed, published.rows, [])
 
 
-def _published_title(published: Published) -> str:
+def published_title(published: Published) -> str:
     return f"Published, not measured here: {published.title} ({published.source})"
 
 
 def _markdown_block(table: Table, marked: bool = False) -> str:
-    body = _body(table, marked)
+    body = body_of(table, marked)
     rule = [":--"] * body.labels + ["--:"] * (len(body.heads) - body.labels)
     rows = [
         [f"**{_markdown(text)}**" if (i, j) in body.bold else _markdown(text) for j, text in enumerate(row)]
@@ -194,7 +194,7 @@ def _markdown_block(table: Table, marked: bool = False) -> str:
 
 
 def _latex_block(table: Table, marked: bool = False) -> str:
-    body = _body(table, marked)
+    body = body_of(table, marked)
     rows = [
         [rf"\textbf{{{_latex(text)}}}" if (i, j) in body.bold else _latex(text) for j, text in enumerate(row)]
         for i, row in enumerate(body.rows)
@@ -248,7 +248,7 @@ def _tree(table: Table) -> dict[str, Any]:
     }
     tree = {"title": table.title, "axes": table.axes, "columns": [asdict(c) for c in table.columns]}
     rows = [_row_tree(r) for r in table.rows]
-    return tree | {"rows": rows, "notes": _all_notes(table), "published": published, "differences": table.differences}
+    return tree | {"rows": rows, "notes": all_notes(table), "published": published, "differences": table.differences}
 
 
 def _row_tree(row: Row) -> dict[str, Any]:

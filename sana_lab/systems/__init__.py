@@ -1,7 +1,7 @@
 """The interface of a training system: its step, optimiser, learning rate, averaged weights and checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -86,6 +86,9 @@ class System(L.LightningModule, ABC):
     clip: float = 1.0
     """Largest norm of the gradient, 0 is no clipping, of a system that steps by hand: `trainer.gradient_clip`."""
 
+    elapsed: Callable[[], float] | None = None
+    """Share of the training's time that has passed, if it ends by time (`trainer.max_seconds`)."""
+
     auxiliary: tuple[str, ...] = ()
     """Child modules used only in training: kept in checkpoints, omitted by `trained`."""
 
@@ -146,7 +149,8 @@ class System(L.LightningModule, ABC):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the step's learning rate, if the system has the option `warmup`."""
         if "warmup" in self.settings:
-            set_learning_rate(self.trainer, self.settings.warmup, self.settings.get("decay", 0.0))
+            elapsed = 0.0 if self.elapsed is None else self.elapsed()
+            set_learning_rate(self.trainer, self.settings.warmup, self.settings.get("decay", 0.0), elapsed)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then update the average; `on_train_batch_end` would be after the step's checkpoint is written."""

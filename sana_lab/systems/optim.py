@@ -37,17 +37,20 @@ def fused(parameters: Sequence[nn.Parameter], system: L.LightningModule) -> bool
     return True if all(p.is_cuda for p in parameters) and not scaled else None
 
 
-def set_learning_rate(trainer: L.Trainer, warmup: int, decay: float) -> None:
-    """Set every parameter group to its initial rate times the factor of the trainer's step."""
-    factor = learning_rate_factor(trainer.global_step, trainer.max_steps, warmup, decay)
+def set_learning_rate(trainer: L.Trainer, warmup: int, decay: float, elapsed: float = 0.0) -> None:
+    """Set every parameter group to its initial rate times the factor of the trainer's step, or of the share of its time
+    that has elapsed."""
+    factor = learning_rate_factor(trainer.global_step, trainer.max_steps, warmup, decay, elapsed)
     for group in (g for optimizer in trainer.optimizers for g in optimizer.param_groups):
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Linear warm-up over `warmup` steps, then constant 1, then linear to 0 over the last share `decay` of `steps`."""
+def learning_rate_factor(step: int, steps: int, warmup: int, decay: float, elapsed: float = 0.0) -> float:
+    """Linear warm-up over `warmup` steps, then constant 1, then linear to 0 over the last share `decay` of `steps`, or
+    of a time of which the share `elapsed` has passed, whichever is farther."""
     rise = min(1.0, (step + 1) / max(1, warmup))
     last = decay * steps
     fall = min(1.0, (steps - step) / last) if last > 0 and steps > 0 else 1.0
+    fall = min(fall, (1 - elapsed) / decay) if elapsed and decay else fall
     return rise * max(fall, 0.0)

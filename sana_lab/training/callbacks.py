@@ -17,8 +17,9 @@ from sana_lab.config.schema import Config
 from sana_lab.systems import System
 from sana_lab.training.resume import latest
 
-Progress = Callable[[int, int], None]
-"""Called with the number of finished optimiser steps and the total."""
+Progress = Callable[..., None]
+"""Called with the number of finished optimiser steps and the total; of a training within a time, with tenths of seconds
+and a line of text."""
 
 
 class Diverged(RuntimeError):

@@ -50,7 +50,8 @@ class Checkpoints(Checkpoint):
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save what is finished, so that nothing is trained again where the weights cannot be written."""
-        if trainer.global_step >= trainer.max_steps and trainer.global_step != self.step:
+        finished = trainer.global_step >= trainer.max_steps or trainer.should_stop  # within a time
+        if finished and trainer.global_step != self.step:
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

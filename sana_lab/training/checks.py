@@ -43,11 +43,27 @@ def check(experiment: schema.Config) -> None:
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
-    ranks.count(experiment)
+    check_budget(experiment, system, ranks.count(experiment))
     if system.part("autoencoder") is not None:
         check_sizes(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
+
+
+def check_budget(experiment: schema.Config, system: System, devices: int) -> None:
+    """SpecError for a training within a time on several devices, or of a system whose rate follows steps alone."""
+    if (seconds := experiment["trainer"]["max_seconds"]) is None:
+        return
+    if devices > 1:
+        raise SpecError(
+            f"trainer.max_seconds is {seconds:g}, by the clock of one device, and there are {devices}; expected "
+            "trainer.devices=1"
+        )
+    if getattr(system, "schedule", "constant") != "constant":
+        raise SpecError(
+            f"trainer.max_seconds is {seconds:g}, and system.schedule {system.schedule!r} follows the number of steps; "
+            "expected constant"
+        )
 
 
 def check_accelerator(name: str) -> None:

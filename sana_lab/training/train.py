@@ -5,12 +5,11 @@ import shlex
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import torch
@@ -34,7 +33,9 @@ from sana_lab.systems.compile import compile_blocks
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import callbacks, ranks
+from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, TimeBudget
 from sana_lab.training.callbacks import Progress, Timer
+from sana_lab.training.card import card
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check
 from sana_lab.training.points import PointEvaluation, Points, lacking, line
@@ -49,6 +50,7 @@ class Reporting(NamedTuple):
 
     progress: Progress | None = None
     evaluation: PointEvaluation | None = None
+    announce: Announce | None = None  # of a training within a time; None prints to stderr
 
 
 def folder(experiment: Config) -> Path:
@@ -63,16 +65,18 @@ def train(
     logger: Logger | None = None,
     progress: Progress | None = None,
     evaluation: PointEvaluation | None = None,
+    announce: Announce | None = None,
 ) -> Path:
     """Train an experiment or resume its training, and return its weights file; returns at once if already trained.
 
-    An experiment with `eval.at` or `eval.every` needs `sana_lab.evaluation.points.Evaluation`.
+    An experiment with `eval.at` or `eval.every` needs `sana_lab.evaluation.points.Evaluation`. A training within a time
+    (`trainer.max_seconds`) announces its progress in lines, on stderr if not elsewhere.
 
     Several devices are several processes, of which the first alone has the lock and the logger. A second process that
     trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite; `OutOfMemory`
     with advice on options that need less memory; `DiskFull` with the room that is left.
     """
-    return _train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation))
+    return _train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce))
 
 
 def _train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
@@ -117,16 +121,17 @@ def _train_rank(
     system.clip = options["gradient_clip"]
     if options["compile"]:
         compile_blocks(system.part("dit"))
-    measures: dict[str, float] = {}
+    measures, steps = dict[str, float](), options["max_steps"]
     points = _points(experiment, home, timer, reporting.evaluation)
     if options["max_steps"] > 0:
         checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
-        reporters = [*points, checkpoints, timer, *_progress(options, reporting.progress)]
-        trainer = _trainer(experiment, count, system, logger, reporters)
+        reporters = _reporters(experiment, home, timer, reporting)
+        trainer = _trainer(experiment, count, system, logger, [*points, checkpoints, timer, *reporters])
         _fit(trainer, system, data, resumable(home))
         measures = checkpoints.final(trainer)
+        steps = trainer.global_step if options["max_seconds"] else steps
     if ranks.is_first():
-        about = card(experiment, name, timer.seconds, measures)
+        about = card(experiment, name, timer.seconds, measures, steps)
         for each in points:
             about |= each.card()
         weights.write(home / "weights.safetensors", system.trained(), about)
@@ -185,25 +190,19 @@ def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str |
             raise KeyboardInterrupt from error
 
 
-def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float]) -> dict[str, Any]:
-    """Metadata of a weights file about its training."""
-    command = shlex.join(["sana-lab", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("sana-lab", "__main__") else None
-    return {
-        "experiment": name,
-        "hash": hashing.experiment_hash(experiment),
-        "config": interpolation.as_written(experiment),
-        "command": command,
-        "seed": experiment["seed"],
-        "steps": experiment["trainer"]["max_steps"],
-        "seconds": round(seconds, 1),
-        "date": time.strftime("%Y-%m-%d"),
-        "measured": metrics,
-        "environment": environment.environment(),
-    }
+def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reporting) -> list[Callback]:
+    """The callbacks that show progress, and those of a training within a time."""
+    options, progress = experiment["trainer"], reporting.progress
+    if options["max_seconds"] is None:
+        bar = callbacks.ProgressBar(options["log_every"])
+        return [bar if progress is None else callbacks.ProgressReporter(progress)]
+    budget = TimeBudget(timer, options["max_seconds"])
+    picture = ChangingPicture(experiment, home, budget, reporting.announce or _announce)
+    return [budget, picture, *([] if progress is None else [BudgetReporter(budget, progress)])]
 
 
-def _progress(options: Config, progress: Progress | None) -> list[Callback]:
-    return [callbacks.ProgressBar(options["log_every"]) if progress is None else callbacks.ProgressReporter(progress)]
+def _announce(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _trainer(

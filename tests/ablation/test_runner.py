@@ -370,7 +370,7 @@ def test_a_dry_run_reads_the_headers_of_pictures(folder):
 def test_a_model_that_ships_is_not_trained_again(here, monkeypatch):
     """`sampler` asks one trained model for many samplings, and that model comes with the lab."""
     ablation = plan.load("sampler")
-    assert {state(r) for r in records(Store(weights.HOME), ablation)} == {"trained, to evaluate"}
+    assert {state(r) for r in records(Store(weights.HOME), ablation)} == {"weights ship, to evaluate"}
     monkeypatch.setattr(quality.train, "train", lambda *args, **options: pytest.fail("it was trained"))
     trial = ablation.trials[0]
     quality.fit(None, {"config": trial.config, "label": trial.label, "run": "none"})

@@ -237,5 +237,5 @@ def test_models_keep_their_hash(here: Path, name: str):
 
 def test_trials_keep_their_hash(here: Path):
     assert trial_hash(name="shapes") == "59f7d2e99af57952"
-    assert hashing.trial_hash(plan.load("quickstart").trials[0]) == "541d6495cdb8f8fa"
+    assert hashing.trial_hash(plan.load("attention").trials[0]) == "fe4eceb7d36b7f80"
     assert hashing.trial_hash(plan.load("quantize").trials[0]) == "67d6e340c309ac76"

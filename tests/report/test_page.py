@@ -1,0 +1,72 @@
+"""The HTML page, read back by Python's own parser."""
+
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sana_lab.report import page
+from sana_lab.report.table import Cell, Published, Row, Table, build_table
+
+NASTY = "50% & <b>bold</b> \"quoted\" 'and' | more"
+
+
+class Reader(HTMLParser):
+    """Texts by tag, sources of images, and tags that were not closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attributes)["src"] or "")
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(data)
+
+
+@pytest.fixture
+def table() -> Table:
+    shared = {"seed": 0, "status": "finished", "error": None, "run_id": "r", "commit": "c" * 40}
+    records = [
+        {**shared, "label": label, "labels": {"row": label}, "metrics": {"geneval": value}}
+        for label, value in ((NASTY, 0.5), ("second", 0.75))
+    ]
+    paper = Published("Table 8", "arXiv 1", [Row("SANA", {}, {"fid": Cell(5.81, None, None, 1, ())}, "published", ())])
+    return build_table(records, title=NASTY, notes=["A note < that."], published=paper)
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert reader.open == []
+    return reader
+
+
+def test_it_holds_table_notes_and_pictures(table: Table, tmp_path: Path):
+    picture = tmp_path / "training_loss.png"
+    Image.new("RGB", (8, 8), "red").save(picture)
+    path = page.write(table, [picture], tmp_path)
+    picture_bytes = picture.read_bytes()
+    picture.unlink()
+    reader = read(path)
+    assert path.name == "index.html"
+    assert reader.texts["h1"] == reader.texts["title"] == [NASTY]
+    assert reader.texts["th"][:2] == ["Row", "GenEval ↑"]
+    assert {NASTY, "second", "0.50", "5.81"} <= set(reader.texts["td"])
+    assert reader.texts["b"] == ["0.75"]  # the best
+    assert "A note < that." in reader.texts["li"]
+    assert "training loss" in reader.texts["h2"]
+    (source,) = reader.images
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == picture_bytes

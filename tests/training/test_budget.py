@@ -1,0 +1,128 @@
+"""Training within a time: when it ends, what the learning rate follows, what is shown, and what is refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from PIL import Image
+
+from sana_lab import systems
+from sana_lab.checkpoints import weights
+from sana_lab.config import experiments, hashing
+from sana_lab.config.specs import SpecError
+from sana_lab.systems.optim import learning_rate_factor
+from sana_lab.training import PICTURE, budget, train
+from sana_lab.training.callbacks import Timer
+from sana_lab.training.checks import check
+
+WITHIN = ["trainer.max_seconds=1.5", "trainer.max_steps=1000000", "trainer.validate_every=100000"]
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    tiny.write_experiment(here, changes={"system.decay": 0.5})
+    tiny.write_experiment(here, "squeeze", tiny.SQUEEZE)
+    return here
+
+
+class Pictures(DummyLogger):
+    """Steps at which samples are logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    def log_image(self, key: str, image: torch.Tensor, step: int) -> None:
+        assert (key, image.dtype) == ("samples", torch.uint8)
+        self.steps.append(step)
+
+
+def test_training_ends_by_time_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Long enough for a few rows of the picture; the rate's share grows to the end."""
+    monkeypatch.setattr(budget, "INTERVAL", 0.4)
+    shares: list[float] = []
+    monkeypatch.setattr(systems, "set_learning_rate", lambda *given: shares.append(given[-1]))
+    progress: list[tuple[int, int, str]] = []
+    lines: list[str] = []
+    logger = Pictures()
+    experiment = experiments.load("tiny", WITHIN)
+    path = train.train(experiment, progress=lambda *p: progress.append(p), logger=logger, announce=lines.append)
+    card = weights.card(path)
+    assert card["seconds"] >= 1.5
+    assert 0 < card["steps"] == len(shares) < 1_000_000
+    assert (card["samples"], card["max_seconds"]) == (4 * card["steps"], 1.5)
+    assert "val/loss" in card["measured"]  # measured when it ends
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 1
+    with Image.open(path.with_name(PICTURE)) as image:
+        assert image.height > image.width / 2
+    assert logger.steps[0] == 0
+    assert logger.steps[-1] == card["steps"]
+    assert len(logger.steps) >= 3
+    assert lines[0].endswith(f"s: {path.with_name(PICTURE)}")
+    assert "s left, step" in lines[1]
+    assert "loss" in lines[1]
+    assert progress[-1][:2] == (15, 15)
+    assert progress[-1][2].startswith("2 of 1.5 s, 0 s left, step ")
+    assert [p.name for p in path.parent.glob("*.ckpt")] == [f"step={card['steps']}.ckpt"]
+
+
+def test_time_that_is_over_is_not_trained_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a kill between the last step and the writing of the weights."""
+    experiment = experiments.load("tiny", WITHIN)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.train(experiment)
+    (checkpoint,) = train.folder(experiment).glob("*.ckpt")
+    steps: list[int] = []
+    card = weights.card(train.train(experiment, progress=lambda step, *_: steps.append(step)))
+    assert steps == []
+    assert f"step={card['steps']}.ckpt" == checkpoint.name
+
+
+class TestRate:
+    def test_it_decays_over_the_last_share_of_the_time(self):
+        factors = [learning_rate_factor(10, 1000, 1, 0.4, elapsed) for elapsed in (0.0, 0.3, 0.6, 0.8, 1.0)]
+        assert factors == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0])
+
+    def test_steps_that_are_farther_count(self):
+        assert learning_rate_factor(90, 100, 1, 0.4, 0.5) == learning_rate_factor(90, 100, 1, 0.4)
+
+    def test_a_constant_rate_stays(self):
+        assert learning_rate_factor(10, 1000, 1, 0.0, 1.0) == 1.0
+
+
+def test_its_clock_is_that_of_the_card():
+    timer = Timer()
+    timer.load_state_dict({"seconds": 30.0})
+    one = budget.TimeBudget(timer, 40.0)
+    assert 0.75 <= one.share < 0.9
+    timer.load_state_dict({"seconds": 41.0})
+    trainer = SimpleNamespace(should_stop=False)
+    one.on_train_batch_end(trainer)
+    assert (one.share, trainer.should_stop) == (1.0, True)
+
+
+def test_no_budget_keeps_the_hash(folder: Path):
+    plain, none, some = (
+        hashing.experiment_hash(experiments.load("tiny", overrides))
+        for overrides in ([], ["trainer.max_seconds=null"], ["trainer.max_seconds=90"])
+    )
+    assert plain == none != some
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("tiny", ["trainer.devices=2"], "by the clock of one device, and there are 2; expected trainer.devices=1"),
+        ("squeeze", ["system.schedule=cosine"], "'cosine' follows the number of steps; expected constant"),
+        ("tiny", ["eval.at=[0.5]"], "leaves their number open; expected eval.every"),
+    ],
+)
+def test_what_needs_a_number_of_steps_is_refused(folder: Path, name: str, overrides: list[str], words: str):
+    with pytest.raises(SpecError, match=words):
+        check(experiments.load(name, ["trainer.max_seconds=9", *overrides]))
