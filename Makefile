@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart emoji bench docs test road slow check lint types clean
+.PHONY: oldest quickstart emoji bench docs test road slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
@@ -24,6 +24,16 @@ road: .venv/ready  # the slow tests of a kill in mid-sweep, of MLflow's server a
 
 slow: .venv/ready
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+
+oldest: .venv-oldest/ready  # the oldest supported torch: imports, kernels in the interpreter, benchmark cases, a tiny training
+	.venv-oldest/bin/python -m pytest -n auto --dist worksteal -m "not gpu and not network and not slow" \
+		tests/ops tests/test_benchmarks.py tests/test_api.py tests/training/test_train.py
+
+.venv-oldest/ready: pyproject.toml constraints.txt
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	grep -vE "^(torch|torchvision|triton)==" constraints.txt > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --quiet --constraint .venv-oldest/constraints.txt "torch==2.11.*" "torchvision==0.26.*" --editable ".[dev]"
+	touch .venv-oldest/ready
 
 check: lint types test
 

@@ -1,22 +1,27 @@
-"""Side by side on one CUDA device, in under ten minutes: python benchmarks/gpu.py [--only SECTION ...] [--quick]
+"""Side by side on one CUDA device: python benchmarks/gpu.py [--plan first|second] [--only SECTION ...] [--budget S]
 
-First the GPU's copy bandwidth and matrix-product throughput, as references for later numbers. Then cores of linear
-attention, SANA's transformer, DC-AE's decoder and a whole pipeline, against diffusers, eager and compiled, with the
-same random weights.
+Copy bandwidth and matrix-product throughput as references, then cores of linear attention, the operators between a
+block's products, SANA's transformer, DC-AE's decoder and a whole pipeline, against diffusers: eager, compiled, and
+replayed from CUDA graphs, with the same random weights. Each section is a process of its own with a time limit
+(`sections.py`), each result a line of `--out`, the last output a table.
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cores
 import models
 import nvlabs_algorithm
+import sections
 import torch
-from common import EXACT, OTHER, SAME, Case, Pair, Protocol, Run, Side, environment, fresh, run_case, save, table
+from common import EXACT, OTHER, RESULTS, SAME, Case, Pair, Protocol, Run, Side, environment, fresh, run_case, table
 from models import SIZES
+from sections import Section
 from torch import Tensor
 
 from sana_lab.costs.timing import interleave
@@ -52,55 +57,132 @@ class Extent(NamedTuple):
         return TOLERANCE[self.dtype]
 
 
-def main() -> int:
-    options = arguments()
+Build = Callable[[], Case]
+
+
+# The driver
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    options = arguments(given)
     if not torch.cuda.is_available():
         print("no CUDA device here: nothing was measured (benchmarks/cpu.py runs anywhere)")
         return 0
-    device = torch.device("cuda")
-    protocol = Protocol(device, warmup=3, repeats=5 if options.quick else 21, stretch_s=2e-3)
-    print(environment(device))
-    limits = card(device)
-    records = []
-    for name in options.only or SECTIONS:
-        for case in SECTIONS[name](Extent(device, options.quick, not options.skip_compile)):
-            records += with_share(run_case(case, protocol), case, limits)
-            torch.cuda.empty_cache()
-    print("\n" + table(records))
-    settings = {"warmup": protocol.warmup, "repeats": protocol.repeats, "clock": "CUDA events", **vars(options)}
-    if not options.quick:
-        print(f"\nwritten to {save('gpu', settings, records, device, {'card': limits})}")
+    plan = [s for s in PLANS[options.plan] if s.name in options.only] if options.only else PLANS[options.plan]
+    flags = ["--quick"] * options.quick + ["--skip-compile"] * options.skip_compile
+    paths = os.pathsep.join([str(FOLDER), str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    place = sections.Place("gpu", options.out, flags, {"PYTHONPATH": paths})
+    report(sections.drive(plan, place, options.budget))
+    print(f"written to {options.out}")
     return 0
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections alone")
-    parser.add_argument(
-        "--quick", action="store_true", help="few shapes and repeats, to see that it runs; nothing is written"
-    )
+    parser.add_argument("--plan", choices=PLANS, default="all", help="sections and their time limits")
+    parser.add_argument("--only", nargs="+", choices=[*SECTIONS, *COMMANDS], help="these sections of the plan alone")
+    parser.add_argument("--budget", type=float, help="seconds in all; sections at the end are cut")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu.jsonl", help="file that gets a line per result")
+    parser.add_argument("--quick", action="store_true", help="few shapes and repeats, to see that it runs")
     parser.add_argument("--skip-compile", action="store_true", help="leave out torch.compile of the peer")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def card(device: torch.device) -> Json:
-    """Reference throughput of the GPU: TB/s of a copy (read and write) and bfloat16 TFLOP/s of an 8192^3 product."""
+def report(lines: Sequence[Json]) -> None:
+    """Print what was not measured, and why, and then the table of ratios."""
+    for line in lines:
+        if why := line.get("error") or (line.get("why") if "case" not in line else None):
+            print(f"{line['section']}: {line.get('case', '')} {why}")
+    card = next((line["card"] for line in lines if "card" in line), None)
+    for line in lines:
+        if card and "ours_tb_s" in line:
+            share = line["ours_tb_s"] / card["copy_tb_s"]
+            print(f"{line['case']}: ours moves at least {line['ours_tb_s']:.2f} TB/s, {share:.0%} of a copy")
+    records = [line for line in lines if "peer" in line]
+    print("\n" + (table(records) if records else "no ratio was measured"))
+
+
+# A section's process, called by `sections.child`
+
+
+class Context(NamedTuple):
+    """Settings of a section's process."""
+
+    extent: Extent
+    protocol: Protocol
+
+
+def context(rest: Sequence[str]) -> Context:
+    """Device and protocol; writes nothing."""
+    device = torch.device("cuda")
+    quick = "--quick" in rest
+    extent = Extent(device, quick, "--skip-compile" not in rest)
+    return Context(extent, Protocol(device, warmup=3, repeats=5 if quick else 21, stretch_s=2e-3))
+
+
+def builders(section: str, context: Context) -> list[Build]:
+    """What builds the cases of a section."""
+    return SECTIONS[section](context.extent)
+
+
+def label(build: Build) -> str:
+    """Name of a case before it is built."""
+    if not isinstance(build, partial):
+        return build.__name__
+    values = [str(v) for v in build.args if isinstance(v, str | int)]
+    return " ".join([build.func.__name__.removesuffix("_case").replace("_", " "), *values])
+
+
+def run(build: Build, context: Context) -> Iterator[Json]:
+    """Build a case, compare and time it. Compiled code of other cases is dropped, so that shapes stay static."""
+    torch._dynamo.reset()
+    case = build()
+    if not isinstance(case, Case):
+        yield case
+        return
+    for record in run_case(case, context.protocol):
+        yield with_bandwidth(record, case)
+    del case
+    torch.cuda.empty_cache()
+
+
+def with_bandwidth(record: Json, case: Case) -> Json:
+    """The record with the bytes per second that ours moves at least, for bandwidth-bound cases."""
+    if not case.least_bytes or "times" not in record:
+        return record
+    return record | {"ours_tb_s": case.least_bytes / record["times"]["ours"]["device_s"] / 1e12}
+
+
+def is_usable(context: Context) -> bool:
+    """Whether the device still answers after an error."""
+    try:
+        torch.cuda.synchronize()
+        return bool((torch.ones(8, device=context.extent.device) * 2).sum().item() == 16)
+    except RuntimeError:
+        return False
+
+
+def card(extent: Extent) -> list[Build]:
+    return [partial(reference, extent.device)]  # type: ignore[list-item]
+
+
+def reference(device: torch.device) -> Json:
+    """Versions, TB/s of a copy (read and write) and bfloat16 TFLOP/s of an 8192^3 product."""
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.randn(2**28, device=device)
     target = torch.empty_like(source)
     times = interleave({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3, 11, device)
     copy, product = times["copy"].typical_s, times["product"].typical_s
     limits = {"copy_tb_s": 2 * source.nbytes / copy / 1e12, "matmul_tflop_s": 2 * 8192**3 / product / 1e12}
-    print(f"copy {limits['copy_tb_s']:.2f} TB/s, matmul {limits['matmul_tflop_s']:.0f} TFLOP/s")
-    return limits
+    print(f"copy {limits['copy_tb_s']:.2f} TB/s, matmul {limits['matmul_tflop_s']:.0f} TFLOP/s", flush=True)
+    return {"card": limits, "environment": environment(device)}
 
 
 # Cores
 
 
-def forward(extent: Extent) -> Iterator[Case]:
-    for tokens in (256, 1024) if extent.quick else (256, 1024, 4096, 16384):
-        yield forward_case(extent, tokens)
+def forward(extent: Extent) -> list[Build]:
+    return [partial(forward_case, extent, n) for n in ((256, 1024) if extent.quick else (1024, 4096, 16384, 256))]
 
 
 def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
@@ -113,7 +195,7 @@ def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
         "softmax (flash)": (OTHER, partial(cores.softmax, heads=heads), other),
     }
     if extent.compiled:
-        runs["diffusers, compiled"] = (SAME, torch.compile(runs["diffusers"][1], mode=MODE), truth)
+        runs["diffusers, compiled"] = (SAME, torch.compile(runs["diffusers"][1], mode=MODE, dynamic=False), truth)
     if extent.device.type == "cuda":
         config = nvlabs_algorithm.fastest(inputs[0], heads)
         runs["NVlabs' algorithm"] = (SAME, partial(nvlabs_algorithm.core, heads=heads, config=config), truth)
@@ -124,9 +206,8 @@ def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
     return Case(name, sides, pairs, inputs, extent.tolerance, 4 * inputs[0].nbytes // 3)
 
 
-def backward(extent: Extent) -> Iterator[Case]:
-    for tokens in () if extent.quick else (1024, 4096):
-        yield backward_case(extent, tokens)
+def backward(extent: Extent) -> list[Build]:
+    return [] if extent.quick else [partial(backward_case, extent, tokens) for tokens in (1024, 4096)]
 
 
 def backward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
@@ -205,11 +286,15 @@ def gradient(run: Run) -> Run:
 # Operations between the matrix products of a block
 
 
-def between(extent: Extent) -> Iterator[Case]:
+def between(extent: Extent) -> list[Build]:
     """At SANA-0.6B's widths; buffers exceed the cache."""
-    for side in (8,) if extent.quick else (32, 64):
-        yield mix_ffn_case(extent, side, 64 if extent.quick else 5 * 1152)
-        yield modulate_case(extent, side, 64 if extent.quick else 1152)
+    if extent.quick:
+        return [partial(mix_ffn_case, extent, 8, 64), partial(modulate_case, extent, 8, 64)]
+    return [
+        partial(*case)
+        for side in (32, 64)
+        for case in ((mix_ffn_case, extent, side, 5 * 1152), (modulate_case, extent, side, 1152))
+    ]
 
 
 def mix_ffn_case(extent: Extent, side: int, channels: int) -> Case:
@@ -253,7 +338,7 @@ def either(
     """Separate operators, compiled operators, and the kernel; all replayed from graphs."""
     runs = {"eager": eager, "ours": kernel}
     if extent.compiled:
-        runs["compiled"] = torch.compile(eager, mode=MODE)
+        runs["compiled"] = torch.compile(eager, mode=MODE, dynamic=False)
     sides = {side: Side(replayed(run, inputs), truth) for side, run in runs.items()}
     pairs = [Pair(SAME, side, "ours") for side in runs if side != "ours"]
     return Case(
@@ -264,14 +349,27 @@ def either(
 # The transformer
 
 
-def step(extent: Extent) -> Iterator[Case]:
-    for side in (16,) if extent.quick else (16, 32):
-        yield step_case(extent, "0.6B", side, 2 if extent.quick else None)
+def step(extent: Extent) -> list[Build]:
+    if extent.quick:
+        return [partial(step_case, extent, "0.6B", 16, 2)]
+    return [partial(step_case, extent, *at) for at in (("0.6B", 32), ("1.6B", 32), ("0.6B", 16))]
+
+
+def compiled(extent: Extent) -> list[Build]:
+    """The steps again, against diffusers' compiled blocks, which take the longest to prepare."""
+    at = (("0.6B", 16, 2),) if extent.quick else (("1.6B", 32, None), ("0.6B", 32, None))
+    return [partial(step_case, extent, *each, compiling=True) for each in at] if extent.compiled else []
+
+
+def large(extent: Extent) -> list[Build]:
+    """Steps of 2048 and 4096 px."""
+    return [] if extent.quick else [partial(step_case, extent, "0.6B", side) for side in (64, 128)]
 
 
 @torch.no_grad()
-def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
-    """A guided step (batch 2); diffusers projects the padded captions in every step."""
+def step_case(extent: Extent, size: str, side: int, blocks: int | None = None, compiling: bool = False) -> Case:
+    """A guided step (batch 2); diffusers projects the padded captions in every step. Ours as in sampling is the
+    production path: padded to a bucket with a mask where it is replayed."""
     theirs, ours = pair(extent, size, blocks)
     text = models.captions(TOKENS, PADDED, extent.device)
     inputs = [torch.randn(2, 32, side, side, device=extent.device) for _ in range(3)]
@@ -280,18 +378,26 @@ def step_case(extent: Extent, size: str, side: int, blocks: int | None) -> Case:
     text, inputs = Text(text.tokens.to(extent.dtype), text.mask), [x.to(extent.dtype) for x in inputs]
     half = torch.full((2,), 0.5)  # on the host, as in sampling
     t, model = half.to(inputs[0]), models.prepared(ours, text, half)
-    prepared = partial(lambda x: model(x, half))
+    bound = Graphs().velocity("always" if extent.device.type == "cuda" else "never", model)
+    peer = lambda x: models.peer_step(theirs, x, *text)  # noqa: E731
     sides = {
-        "diffusers": Side(lambda x: models.peer_step(theirs, x, *text), truth),
+        "diffusers": Side(peer, truth),
+        "diffusers, graph": Side(replayed(peer, inputs), truth),
         "ours": Side(lambda x: ours(x, t, text), truth),
-        "ours, prepared": Side(prepared, truth),
-        "ours, prepared, graph": Side(replayed(prepared, inputs), truth),
+        "ours, prepared": Side(lambda x: model(x, half), truth),
+        "ours, prepared, graph": Side(lambda x: bound(x, half), truth),
     }
-    pairs = [Pair(SAME if name == "ours" else EXACT, "diffusers", name) for name in sides if name != "diffusers"]
-    if extent.compiled:
-        compiled = models.compiled_peer(theirs, MODE)
-        sides["diffusers, compiled"] = Side(lambda x: models.peer_step(compiled, x, *text), truth)
-        pairs.append(Pair(EXACT, "diffusers, compiled", "ours, prepared, graph"))
+    pairs = [
+        Pair(SAME, "diffusers", "ours"),
+        Pair(EXACT, "diffusers", "ours, prepared"),
+        Pair(EXACT, "diffusers, graph", "ours, prepared, graph"),
+    ]
+    if compiling:
+        faster = models.compiled_peer(theirs, MODE)
+        sides["diffusers, compiled, graph"] = Side(
+            replayed(lambda x: models.peer_step(faster, x, *text), inputs), truth
+        )
+        pairs = [Pair(EXACT, "diffusers, compiled, graph", "ours, prepared, graph")]
     tolerance = DEEP if extent.dtype != torch.float32 else extent.tolerance
     name = f"{size} step, {len(ours.blocks)} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens"
     return Case(name, sides, pairs, inputs, tolerance)
@@ -303,8 +409,8 @@ def pair(extent: Extent, size: str, blocks: int | None) -> tuple[Any, Any]:
     return theirs, models.ours_of(theirs).to(extent.device)
 
 
-def denoise(extent: Extent) -> Iterator[Case]:
-    yield denoise_case(extent, "1.6B", 8 if extent.quick else 32, 2 if extent.quick else None)
+def denoise(extent: Extent) -> list[Build]:
+    return [partial(denoise_case, extent, "1.6B", 8 if extent.quick else 32, 2 if extent.quick else None)]
 
 
 @torch.no_grad()
@@ -315,29 +421,35 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
     text = models.captions(TOKENS, PADDED, extent.device)
     text = Text(text.tokens.to(extent.dtype), text.mask)
     prompt, null = Text(text.tokens[:1, :TOKENS], text.mask[:1, :TOKENS]), Text(text.tokens[1:, :1], text.mask[1:, :1])
-    how = Sampling(steps=STEPS)
-    flow = models.FLOW
+    flow, graphs = models.FLOW, Graphs()
     inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
-
-    graphs = Graphs()
     bind = partial(graphs.velocity, "always" if extent.device.type == "cuda" else "never")
+    graphed = models.Graphed(theirs, captured)
 
-    def mine(noise: Tensor) -> Tensor:
+    def mine(noise: Tensor, steps: int = STEPS) -> Tensor:
+        how = Sampling(steps=steps)
         return how.run(guided(ours, prompt, null, how.guidance, times=how.network_times(flow), bind=bind), noise, flow)
 
-    def peer(noise: Tensor) -> Tensor:
-        return how.run(models.peer_velocity(theirs, prompt, null, PADDED, how.guidance), noise, flow)
+    def peer(noise: Tensor, model: Any, steps: int = STEPS) -> Tensor:
+        how = Sampling(steps=steps)
+        return how.run(models.peer_velocity(model, prompt, null, PADDED, how.guidance), noise, flow)
 
-    sides = {"ours": Side(mine, peer(inputs[0])), "diffusers": Side(peer, peer(inputs[0]))}
+    truth = peer(inputs[0], theirs, 1)
+    sides = {
+        "ours": Side(mine, truth, partial(mine, steps=1)),
+        "diffusers": Side(partial(peer, model=theirs), truth, partial(peer, model=theirs, steps=1)),
+        "diffusers, graph": Side(partial(peer, model=graphed), truth, partial(peer, model=graphed, steps=1)),
+    }
     name = f"{size}, {STEPS} guided steps, {32 * side} px, {len(ours.blocks)} blocks, {TOKENS} caption tokens"
-    return Case(name, sides, [Pair(EXACT, "diffusers", "ours")], inputs, 10 * DEEP, repeats=5)
+    pairs = [Pair(EXACT, "diffusers", "ours"), Pair(EXACT, "diffusers, graph", "ours")]
+    return Case(name, sides, pairs, inputs, DEEP, repeats=5)
 
 
 # The decoder and the whole pipeline
 
 
-def decode(extent: Extent) -> Iterator[Case]:
-    yield decode_case(extent, 64 if extent.quick else 1024, 1 if extent.quick else 3)
+def decode(extent: Extent) -> list[Build]:
+    return [partial(decode_case, extent, 64 if extent.quick else 1024, 1 if extent.quick else 3)]
 
 
 @torch.no_grad()
@@ -354,44 +466,78 @@ def decode_case(extent: Extent, size: int, blocks: int) -> Case:
     }
     if extent.compiled:
         last = models.channels_last(models.autoencoder(blocks).to(extent.device, extent.dtype))
-        compiled = torch.compile(last.decoder, mode=MODE)
+        compiled = torch.compile(last.decoder, mode=MODE, dynamic=False)
         sides["diffusers, channels last, compiled"] = Side(compiled, truth)
     pairs = [Pair(EXACT, name, "ours") for name in sides if name != "ours"]
     return Case(f"DC-AE f32c32 decode, {size} px", sides, pairs, inputs, 2 * extent.tolerance, repeats=11)
 
 
-def whole(extent: Extent) -> Iterator[Case]:
-    yield whole_case(extent, 64 if extent.quick else 1024, *((1, 1, 1) if extent.quick else (26, 28, 3)))
+def whole(extent: Extent) -> list[Build]:
+    return [partial(whole_case, extent, *((64, 1, 1, 1) if extent.quick else (1024, 26, 28, 3)))]
 
 
 @torch.no_grad()
 def whole_case(extent: Extent, size: int, layers: int, blocks: int, stage: int) -> Case:
-    """Prompt to image, 20 guided steps, warm. Half-precision images of random weights diverge, so the comparison is
-    loose here and exact in the CPU benchmark and the tests."""
+    """Prompt to image, 20 guided steps, warm. Images are compared after one step, because twenty half-precision steps
+    with random weights diverge."""
     steps = 2 if extent.quick else STEPS
     theirs = models.pipeline(layers, blocks, stage).to(dtype=extent.dtype)
     ours = models.system_of(theirs).to(extent.device)
     theirs = theirs.to(extent.device)
     theirs.set_progress_bar_config(disable=True)
-    how = Sampling(**{**ours.experiment["sampling"], "steps": steps, "guidance": 4.5})
+    settings = {**ours.experiment["sampling"], "guidance": 4.5}
 
-    def ours_image(i: int) -> Tensor:
+    def ours_image(i: int, steps: int = steps) -> Tensor:
+        how = Sampling(**{**settings, "steps": steps})
         return ours.sample([models.prompt(i)], size=size, sampling=how, seed=i)
 
-    def peer_image(i: int) -> Tensor:
+    def peer_image(i: int, steps: int = steps) -> Tensor:
         noise = noise_like((32, size // 32, size // 32), i, [0]).to(extent.device)
         options = {"num_inference_steps": steps, "guidance_scale": 4.5, "height": size, "width": size}
         result = theirs([models.prompt(i)], latents=noise, use_resolution_binning=False, output_type="pt", **options)
         return result.images.mul(255).round()
 
-    truth = peer_image(0)
-    sides = {"ours": Side(fresh(ours_image), truth), "diffusers": Side(fresh(peer_image), truth)}
-    tolerance = 0.5 if extent.dtype != torch.float32 else 1e-2
+    truth = peer_image(0, 1)
+    sides = {
+        "ours": Side(fresh(ours_image), truth, lambda _: ours_image(0, 1)),
+        "diffusers": Side(fresh(peer_image), truth, lambda _: peer_image(0, 1)),
+    }
+    tolerance = DEEP if extent.dtype != torch.float32 else 1e-2
     name = f"whole pipeline, SANA-0.6B, {size} px, {steps} steps, guidance"
     return Case(name, sides, [Pair(EXACT, "diffusers", "ours")], [None], tolerance, repeats=5)
 
 
-SECTIONS: dict[str, Callable[[Extent], Iterator[Case]]] = {
+# A replayed step, kernel by kernel
+
+
+def profile(extent: Extent) -> list[Build]:
+    return [partial(kernels_of_a_step, extent, "1.6B", 8 if extent.quick else 32, 2 if extent.quick else None)]  # type: ignore[list-item]
+
+
+@torch.no_grad()
+def kernels_of_a_step(extent: Extent, size: str, side: int, blocks: int | None) -> Json:
+    """Milliseconds by kernel in one replayed guided step, the longest first."""
+    ours = pair(extent, size, blocks)[1].to(extent.dtype)
+    text = models.captions(TOKENS, PADDED, extent.device)
+    half = torch.full((2,), 0.5)
+    model = models.prepared(ours, Text(text.tokens.to(extent.dtype), text.mask), half)
+    bound = Graphs().velocity("always" if extent.device.type == "cuda" else "never", model)
+    x = torch.randn(2, 32, side, side, device=extent.device, dtype=extent.dtype)
+    bound(x, half)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if extent.device.type == "cuda":
+        activities += [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as trace:
+        bound(x, half)
+        if extent.device.type == "cuda":
+            torch.cuda.synchronize()
+    rows = [(e.key[:80], (getattr(e, "self_device_time_total", 0) or 0) / 1e3, e.count) for e in trace.key_averages()]
+    longest = sorted(rows, key=lambda row: -row[1])[:15]
+    return {"kernels": [{"name": name, "ms": ms, "count": count} for name, ms, count in longest if ms]}
+
+
+SECTIONS: dict[str, Callable[[Extent], list[Build]]] = {
+    "card": card,
     "forward": forward,
     "backward": backward,
     "between": between,
@@ -399,20 +545,41 @@ SECTIONS: dict[str, Callable[[Extent], Iterator[Case]]] = {
     "denoise": denoise,
     "decode": decode,
     "whole": whole,
+    "compiled": compiled,
+    "large": large,
+    "profile": profile,
 }
 
+FOLDER = Path(__file__).resolve().parent
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default"]
+TESTS = FOLDER.parent / "tests"
+KERNELS = [str(path) for path in sorted((TESTS / "ops").glob("*/cases_*.py"))]
+COMMANDS: dict[str, list[str]] = {
+    "kernels": [*PYTEST, "-n", "12", *KERNELS, "-k", "at_size or cuda_graph or repeats"],
+    "paths": [*PYTEST, "-m", "gpu", str(TESTS / "systems"), str(TESTS / "profiler")],
+}
+"""Sections that are commands: the kernels against float64 at SANA's shapes; graphs, offload, optimisers, host syncs."""
 
-def with_share(records: list[Json], case: Case, limits: Json) -> list[Json]:
-    """Records with our share of the GPU's copy bandwidth, for bandwidth-bound cases."""
-    if not case.least_bytes:
-        return records
-    return [r | share(r, case, limits) if "times" in r else r for r in records]
-
-
-def share(record: Json, case: Case, limits: Json) -> Json:
-    rate = case.least_bytes / record["times"]["ours"]["device_s"] / 1e12
-    print(f"  ours moves at least {rate:.2f} TB/s, {rate / limits['copy_tb_s']:.0%} of a copy")
-    return {"ours_share_of_copy": rate / limits["copy_tb_s"]}
+PLANS: dict[str, list[Section]] = {
+    "first": [
+        Section("card", 20),
+        Section("kernels", 70),
+        Section("denoise", 75),
+        Section("profile", 25),
+        Section("paths", 50),
+    ],
+    "second": [
+        Section("step", 90, 60),
+        Section("forward", 75, 40),
+        Section("between", 35, 20),
+        Section("decode", 45),
+        Section("whole", 50),
+        Section("backward", 45, 30),
+        Section("compiled", 100, 60),
+        Section("large", 40, 25),
+    ],
+}
+PLANS["all"] = [*PLANS["first"], *PLANS["second"]]
 
 
 if __name__ == "__main__":

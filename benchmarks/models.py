@@ -206,9 +206,38 @@ def peer_velocity(model: Any, prompt: Text, null: Text, padded: int, scale: floa
     return velocity
 
 
-def compiled_peer(model: Any, mode: str) -> Any:
-    """diffusers' transformer with each block compiled, as recommended in its documentation."""
+def compiled_peer(model: Any, mode: str | None, backend: str = "inductor") -> Any:
+    """diffusers' transformer with each block compiled for fixed shapes, as recommended in its documentation.
+
+    `compile_repeated_blocks` does not know SANA's blocks in diffusers 0.42, so they are compiled one by one.
+    """
     copy = type(model).from_config(model.config).to(next(model.parameters()))
     copy.load_state_dict(model.state_dict())
-    copy.eval().compile_repeated_blocks(fullgraph=True, mode=mode)
+    options = {"mode": mode} if backend == "inductor" else {}
+    for block in copy.eval().transformer_blocks:
+        block.compile(fullgraph=True, dynamic=False, backend=backend, **options)
     return copy
+
+
+class Graphed:
+    """A denoiser whose calls of one shape are replayed from a CUDA graph; elsewhere it is called as it is.
+
+    The inputs are copied into the graph's own; captions and mask are those of the first call.
+    """
+
+    def __init__(self, model: Any, capture: Callable[[Callable[[], Tensor]], tuple[Any, Tensor]]) -> None:
+        self.model, self.capture = model, capture
+        self.inputs: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor, tokens: Tensor, *, timestep: Tensor, **options: Any) -> tuple[Tensor]:
+        if x.device.type != "cuda":
+            return self.model(x, tokens, timestep=timestep, **options)
+        if self.inputs is None:
+            static_x, static_t = x.clone(), timestep.clone()
+            self.inputs = (static_x, static_t)
+            call = lambda: self.model(static_x, tokens, timestep=static_t, **options)[0]  # noqa: E731
+            self.graph, self.out = self.capture(call)
+        self.inputs[0].copy_(x)
+        self.inputs[1].copy_(timestep)
+        self.graph.replay()
+        return (self.out,)

@@ -1,5 +1,6 @@
 """The benchmarks run, hold peers to the same outputs, and refuse what they should; no time is judged here."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,10 @@ def test_our_parts_are_diffusers(common: Any, name: str):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_without_cuda_the_gpu_benchmark_says_so(common: Any, capsys: pytest.CaptureFixture[str], monkeypatch: Any):
+def test_without_cuda_the_gpu_benchmark_says_so(common: Any, capsys: pytest.CaptureFixture[str]):
     import gpu
 
-    monkeypatch.setattr("sys.argv", ["gpu.py"])
-    assert gpu.main() == 0
+    assert gpu.main([]) == 0
     assert "no CUDA device" in capsys.readouterr().out
 
 
@@ -139,7 +139,8 @@ def test_the_gpu_cases_agree_with_their_definitions(common: Any):
 
     extent = gpu.Extent(torch.device("cpu"), quick=True, compiled=False)
     with torch.no_grad():
-        for case in (gpu.forward_case(extent, 24, 2), gpu.backward_case(extent, 24, 2), *gpu.between(extent)):
+        between = (build() for build in gpu.between(extent))
+        for case in (gpu.forward_case(extent, 24, 2), gpu.backward_case(extent, 24, 2), *between):
             assert max(common.error(s.run(case.inputs[0]), s.truth) for s in case.sides.values()) < 1e-5
 
 
@@ -149,6 +150,173 @@ def test_the_gpu_benchmarks_models_are_diffusers(common: Any, name: str):
     import gpu
 
     with torch.no_grad():
-        for case in gpu.SECTIONS[name](gpu.Extent(torch.device("cpu"), quick=True, compiled=False)):
-            errors = {n: common.error(s.run(case.inputs[0]), s.truth) for n, s in case.sides.items()}
+        for build in gpu.SECTIONS[name](gpu.Extent(torch.device("cpu"), quick=True, compiled=False)):
+            case = build()
+            checks = {n: (s.check or s.run, s.truth) for n, s in case.sides.items()}
+            errors = {n: common.error(check(case.inputs[0]), truth) for n, (check, truth) in checks.items()}
             assert max(errors.values()) <= (1e-2 if name == "whole" else 1e-5), errors
+            assert case.tolerance <= common.LOOSEST
+
+
+@pytest.mark.slow
+def test_every_block_of_the_compiled_peer_is_compiled_and_equal(common: Any):
+    import models
+
+    peer = models.transformer(models.SIZES["0.6B"], 2)
+    text = models.captions(5, 8)
+    x = torch.randn(2, 32, 4, 4)
+    with torch.no_grad():
+        compiled = models.compiled_peer(peer, None, backend="eager")
+        assert all(block._compiled_call_impl is not None for block in compiled.transformer_blocks)
+        torch.testing.assert_close(models.peer_step(compiled, x, *text), models.peer_step(peer, x, *text))
+
+
+def test_a_graphed_peer_is_the_peer_where_there_are_no_graphs(common: Any):
+    import models
+
+    def peer(x: torch.Tensor, tokens: torch.Tensor, *, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (x * timestep[:, None] + tokens,)
+
+    x, tokens, t = torch.randn(2, 3), torch.randn(2, 3), torch.rand(2)
+    graphed = models.Graphed(peer, capture=lambda call: pytest.fail("captured on the CPU"))
+    assert torch.equal(graphed(x, tokens, timestep=t)[0], x * t[:, None] + tokens)
+
+
+def test_a_tolerance_that_zeros_would_pass_is_refused(common: Any):
+    case = two_sided(common, torch.sin, torch.sin)._replace(tolerance=1.0)
+    with pytest.raises(ValueError, match=r"expected at most 0\.1"):
+        common.run_case(case, hurried(common))
+
+
+def test_a_long_run_is_compared_by_its_short_check(common: Any):
+    x = torch.randn(2, 8)
+    sides = {
+        "peer": common.Side(torch.cos, torch.sin(x), check=torch.sin),
+        "ours": common.Side(torch.tan, torch.sin(x), check=torch.sin),
+    }
+    case = common.Case("case", sides, [common.Pair(common.SAME, "peer", "ours")], [x])
+    (record,) = common.run_case(case, hurried(common))
+    assert record["peer_error"] == record["ours_error"] == 0
+    assert "times" in record
+
+
+# --- the driver: sections in processes of their own
+
+
+STAND_INS = """
+import os, signal, time
+import torch
+from common import SAME, Case, Pair, Protocol, Side, run_case
+
+COMMANDS = {"tests": ["python", "-c", "print('3 passed')"], "failing": ["python", "-c", "raise SystemExit(1)"]}
+
+def two_sided(name, ours):
+    x = torch.linspace(-1, 1, 64)[None]
+    sides = {"peer": Side(torch.sin, torch.sin(x)), "ours": Side(ours, torch.sin(x))}
+    return Case(name, sides, [Pair(SAME, "peer", "ours")], [x])
+
+def good(): return two_sided("good", torch.sin)
+def zeros(): return two_sided("zeros", torch.zeros_like)
+def raising(): raise RuntimeError("CUDA error: an illegal memory access")
+def crash(): os.kill(os.getpid(), signal.SIGSEGV)
+def leaving(): os._exit(7)
+def hanging(): time.sleep(600)
+def sticky(): raise RuntimeError("device lost")
+def last(): return two_sided("last", torch.sin)
+
+SECTIONS = {"mixed": [good, raising, zeros, crash, leaving, hanging, last], "broken": [sticky, good], "more": [good]}
+
+def context(rest): return None
+def builders(section, context): return SECTIONS[section]
+def label(build): return build.__name__
+def run(build, context): return run_case(build(), Protocol(torch.device("cpu"), 0, 3, stretch_s=0.001))
+def is_usable(context): return not os.environ.get("LOST")
+"""
+
+
+@pytest.fixture
+def stand_ins(common: Any, tmp_path: Path) -> Any:
+    """A place whose cases hang, crash, raise and return zeros."""
+    import sections
+
+    (tmp_path / "stand_ins.py").write_text(STAND_INS)
+    paths = os.pathsep.join([str(tmp_path), str(FOLDER), str(FOLDER.parent)])
+    return sections.Place("stand_ins", tmp_path / "out.jsonl", (), {"PYTHONPATH": paths})
+
+
+@pytest.mark.slow
+def test_what_hangs_crashes_or_returns_zeros_is_reported_and_the_rest_comes_back(stand_ins: Any):
+    import sections
+
+    plan = [sections.Section("mixed", 600, 30), sections.Section("tests", 60), sections.Section("failing", 60)]
+    lines = sections.drive(plan, stand_ins)
+    errors = {line["case"]: line["error"] for line in lines if "error" in line}
+    assert errors["raising"] == "RuntimeError: CUDA error: an illegal memory access"
+    assert errors["crash"] == "killed by signal 11"
+    assert errors["leaving"] == "ended with status 7"
+    assert errors["hanging"].startswith("stopped after 3")
+    assert len(errors) == 4
+    records = {line["case"]: line for line in lines if "peer" in line}
+    assert {"good", "zeros", "last"} == set(records)
+    assert records["zeros"]["why"] == "outputs differ"
+    assert records["zeros"]["ratio"] is None
+    assert "times" in records["good"]
+    assert "times" in records["last"]
+    commands = {line["section"]: line["status"] for line in lines if "status" in line}
+    assert commands == {"tests": 0, "failing": 1}
+
+
+@pytest.mark.slow
+def test_a_device_that_is_lost_gets_a_new_process(stand_ins: Any):
+    import sections
+
+    place = stand_ins._replace(environment={**stand_ins.environment, "LOST": "1"})
+    lines = sections.drive([sections.Section("broken", 120, 60)], place)
+    assert [line["case"] for line in lines if "peer" in line] == ["good"]
+    assert "RuntimeError: device lost" in [line.get("error") for line in lines]
+
+
+def test_a_budget_cuts_from_the_end_and_says_so(stand_ins: Any, monkeypatch: pytest.MonkeyPatch):
+    import sections
+
+    spent = iter([0.0, 0.0, 0.0, 100.0, 200.0])
+    monkeypatch.setattr(sections.time, "monotonic", lambda: next(spent))
+    ran: list[str] = []
+    monkeypatch.setattr(sections, "_run_section", lambda section, place, end: ran.append(section.name))
+    plan = [sections.Section(name, 60) for name in ("mixed", "tests", "more")]
+    lines = sections.drive(plan, stand_ins, 102)
+    assert ran == ["mixed"]
+    assert [(line["section"], line["why"]) for line in lines] == [
+        ("tests", "not run: the budget of 102 s is used up"),
+        ("more", "not run: the budget of 102 s is used up"),
+    ]
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(common: Any, tmp_path: Path):
+    import sections
+
+    out = tmp_path / "out.jsonl"
+    sections.append(out, {"case": 1})
+    with out.open("a") as file:
+        file.write('{"case": 2, "rat')
+    assert sections.read(out) == [{"case": 1}]
+
+
+def test_the_two_calls_fit_their_limits_and_name_sections(common: Any):
+    import gpu
+
+    for plan, limit in (("first", 240), ("second", 480)):
+        assert sum(section.limit_s for section in gpu.PLANS[plan]) <= limit
+        assert {section.name for section in gpu.PLANS[plan]} <= gpu.SECTIONS.keys() | gpu.COMMANDS.keys()
+    assert {s.name for s in gpu.PLANS["all"]} == gpu.SECTIONS.keys() | gpu.COMMANDS.keys()
+    assert len(gpu.KERNELS) >= 4
+
+
+def test_the_last_output_is_a_table(common: Any, capsys: pytest.CaptureFixture[str]):
+    import gpu
+
+    records = common.run_case(two_sided(common, torch.sin, torch.sin), hurried(common, 3))
+    gpu.report([*records, {"section": "step", "case": "1.6B", "error": "stopped after 60 s"}])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1].endswith("peer / ours")
+    assert "step: 1.6B stopped after 60 s" in printed
