@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sana_lab import environment
+from sana_lab.ablation import learning_table
 from sana_lab.ablation.record import SHIPPED, TrialRecord, equal_rows, within_time
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
@@ -21,7 +22,7 @@ from sana_lab.evaluation import noise_seeds
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import plots, significance
 from sana_lab.report.claims import verdicts
-from sana_lab.report.columns import COLUMNS, column
+from sana_lab.report.columns import COLUMNS, SPEEDUPS, column
 from sana_lab.report.table import Table, build_table, load_published, short_commit
 from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE
@@ -30,8 +31,14 @@ from sana_lab.types import Json
 
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
     """The table of what has finished."""
-    records = [record.for_table() for record in trials]
-    return tabulate(ablation, records, measurement_notes(trials), reports(store, trials))
+    records, trainings = [record.for_table() for record in trials], learning_table.collect(store, trials)
+    table = tabulate(ablation, records, measurement_notes(trials), reports(store, trials))
+    return learning_table.with_speedups(table, trainings, baseline_of(ablation, table))
+
+
+def baseline_of(ablation: Ablation, table: Table) -> str:
+    """The row that others are tested against: the first where none is named."""
+    return ablation.baseline or table.rows[0].label
 
 
 def reports(store: Store, trials: Sequence[TrialRecord]) -> dict[str, Json]:
@@ -53,7 +60,7 @@ def tabulate(
     table = build_table(
         records,
         title=ablation.title,
-        columns=ablation.columns,
+        columns=[name for name in ablation.columns if name not in SPEEDUPS],
         notes=[*ablation.notes, *notes],
         machine=f"{environment.cores()} x {environment.cpu_model()}",
         published=load_published(experiments.locate("eval/published", ablation.published))
@@ -61,7 +68,7 @@ def tabulate(
         else None,
     )
     claims = [str(verdict) for verdict in verdicts(table.rows, ablation.expect, ablation.stand_in)]
-    baseline = ablation.baseline or table.rows[0].label
+    baseline = baseline_of(ablation, table)
     differences = significance.differences(table.rows, reports or {}, baseline)
     counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
     lines = [*claims, *significance.note(differences, baseline), *counted, *noise_note(reports or {}), *table.notes]
@@ -144,6 +151,8 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
     paths = metric_plots(ablation, table, folder)
     if lines := curves(store, finished):
         paths += [plots.curves(lines, folder / "training_loss.png", title=ablation.title)]
+    trainings = learning_table.collect(store, finished)
+    paths += learning_table.plot(table, trainings, baseline_of(ablation, table), folder)
     images, prompts = samples(store, finished)
     paths += training_pictures(store, finished, folder)
     return paths + ([plots.grid(images, prompts, folder / "samples.png")] if images else [])

@@ -19,6 +19,7 @@ class Column:
     decimals: int | None = None  # None: three significant digits
     interval: bool = False  # show the 95 % interval if there is no spread over seeds
     printed: bool = False  # show at most six significant digits, for published (rounded) numbers
+    zero: str = ""  # text of 0 where it is no number, such as "not reached"
 
     @property
     def title(self) -> str:
@@ -27,6 +28,8 @@ class Column:
         return self.heading + (f" ({self.unit})" if self.unit else "") + arrow
 
     def text(self, value: float) -> str:
+        if value == 0 and self.zero:
+            return self.zero
         if self.printed:
             return f"{value:g}"
         return significant(value) if self.decimals is None else f"{value:.{self.decimals}f}"
@@ -127,8 +130,15 @@ COLUMNS = (
     Column("train_steps", "Training steps", "", None, 0),
     Column("train_samples", "Training samples", "", None, 0),
     Column("train_s", "Training", "s", None, 0),
+    *(
+        Column(f"speedup_{axis}", "Speed-up to reach the baseline", axis, "higher", 2, True, zero="not reached")
+        for axis in ("steps", "seconds")
+    ),
 )
 """All known metrics in table order. Other metrics get a column by the ending of their name."""
+
+SPEEDUPS: dict[str, Literal["steps", "seconds"]] = {"speedup_steps": "steps", "speedup_seconds": "seconds"}
+"""Columns of the speed-up to reach the baseline -> what is compared; 0 where a row never reaches it."""
 
 ENDINGS: tuple[tuple[str, str, Literal["higher", "lower"] | None], ...] = (
     ("_per_s", "/s", "higher"),

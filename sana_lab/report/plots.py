@@ -36,19 +36,19 @@ TEXT, MARGIN, CELL = 13, 8, 112  # pixels of a sample grid: font, space around c
 def quality(table: Table, metric: str, path: Path | str) -> Path:
     """One line for each row: the value as a point, its 95 % interval or spread over seeds as a bar."""
     rows, axis = _having(table, metric), column(metric)
-    figure, axes = _figure(1.3 + 0.42 * len(rows))
+    figure, axes = new_figure(1.3 + 0.42 * len(rows))
     for y, row in enumerate(rows):
         cell = row.cells[metric]
         low, high = span(cell)
         axes.hlines(y, low, high, color=_colour(0), linewidth=3, alpha=0.45)
         axes.plot(cell.mean, y, "o", color=_colour(0), markersize=8, clip_on=False)
         axes.annotate(axis.text(cell.mean), (high, y), (7, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(rows)), [_wrapped(row.label, 34) for row in rows])
+    axes.set_yticks(range(len(rows)), [wrapped(row.label, 34) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.margins(x=0.12)
     if min(span(row.cells[metric])[0] for row in rows) >= 0:
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-    axes.set_xlabel(_label(axis) + _span_words(rows, metric))
+    axes.set_xlabel(axis_label(axis) + _span_words(rows, metric))
     axes.set_title(literal(table.title), loc="left")
     return save(figure, path)
 
@@ -57,39 +57,39 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
     """Quality over cost; a line joins the Pareto-optimal rows."""
     rows = [row for row in _having(table, metric) if cost in row.cells]
     x_column, y_column = column(cost), column(metric)
-    figure, axes = _figure(4.6)
+    figure, axes = new_figure(4.6)
     for i, row in enumerate(rows):
         x, cell = row.cells[cost].mean, row.cells[metric]
         axes.vlines(x, *span(cell), color=_colour(i), linewidth=2, alpha=0.45)
-        axes.plot(x, cell.mean, _marker(i), color=_colour(i), markersize=9, linestyle="none", label=_wrapped(row.label))
+        axes.plot(x, cell.mean, _marker(i), color=_colour(i), markersize=9, linestyle="none", label=wrapped(row.label))
     front = pareto([(row.cells[cost].mean, row.cells[metric].mean) for row in rows], x_column, y_column)
     if len(front) > 1:
         x_front, y_front = zip(*front, strict=True)
         axes.plot(x_front, y_front, color="0.6", linewidth=1.2, linestyle="--", zorder=0, label="best trade-offs")
     _scale_x(axes, [row.cells[cost].mean for row in rows])
-    axes.set_xlabel(_label(x_column))
-    axes.set_ylabel(_label(y_column) + _span_words(rows, metric))
+    axes.set_xlabel(axis_label(x_column))
+    axes.set_ylabel(axis_label(y_column) + _span_words(rows, metric))
     axes.set_title(literal(table.title), loc="left")
-    _legend(axes)
+    legend(axes)
     return save(figure, path)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path | str, *, title: str) -> Path:
     """Curves of (step, training loss) by label: raw values overlaid with their running mean over 2 % of the steps."""
-    figure, axes = _figure(4.2)
+    figure, axes = new_figure(4.2)
     for i, (label, points) in enumerate(lines.items()):
         x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
         window = max(1, round(0.02 * len(y)))
         if window > 1:
             axes.plot(x, y, color=_colour(i), linewidth=0.6, alpha=0.18)
-        axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=_wrapped(label))
+        axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=wrapped(label))
     axes.set_xlabel("Step")
     axes.set_ylabel("Training loss")
     axes.set_title(literal(title), loc="left")
     smooth = [y for points in lines.values() for _, y in points if math.isfinite(y)]
     if smooth:
         axes.set_ylim(*_robust_limits(smooth))
-    _legend(axes)
+    legend(axes)
     return save(figure, path)
 
 
@@ -98,22 +98,22 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
 
     Raises ValueError if a label of `axis` is not a number.
     """
-    figure, axes = _figure(4.2)
+    figure, axes = new_figure(4.2)
     rows = sorted(_having(table, metric), key=lambda row: _others(row, axis))
     for i, (label, group) in enumerate(groupby(rows, partial(_others, axis=axis))):
         points = sorted((_number(row, axis), row.cells[metric]) for row in group)
         x, cells = [p[0] for p in points], [p[1] for p in points]
         low, high = zip(*map(span, cells), strict=True)
         axes.fill_between(x, low, high, color=_colour(i), alpha=0.15, linewidth=0)
-        means, name = [cell.mean for cell in cells], _wrapped(label or table.title)
+        means, name = [cell.mean for cell in cells], wrapped(label or table.title)
         axes.plot(x, means, marker=_marker(i), color=_colour(i), linewidth=1.8, markersize=7, label=name)
     values = sorted({_number(row, axis) for row in rows})
     _scale_x(axes, values)
     axes.set_xticks(values)
     axes.set_xlabel(literal(axis.replace("_", " ").capitalize()))
-    axes.set_ylabel(_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
+    axes.set_ylabel(axis_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
     axes.set_title(literal(table.title), loc="left")
-    _legend(axes)
+    legend(axes)
     return save(figure, path)
 
 
@@ -160,7 +160,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return sums / np.where(counts == 0, np.nan, counts)
 
 
-def _figure(height: float) -> "tuple[Figure, Axes]":
+def new_figure(height: float) -> "tuple[Figure, Axes]":
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1))
     axes = figure.subplots()
     axes.grid(color="0.9", linewidth=0.8)
@@ -182,7 +182,7 @@ def literal(text: str) -> str:
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def _legend(axes: "Axes") -> None:
+def legend(axes: "Axes") -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelspacing=0.8)
 
@@ -217,7 +217,7 @@ def _number(row: Row, axis: str) -> float:
         raise ValueError(f"axis {axis!r} of row {row.label!r} is not a number: {row.labels}") from None
 
 
-def _label(column: Column) -> str:
+def axis_label(column: Column) -> str:
     unit = f" ({column.unit})" if column.unit else ""
     return literal(column.heading + unit) + (f", {column.better} is better" if column.better else "")
 
@@ -243,7 +243,7 @@ def _marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
 
 
-def _wrapped(label: str, width: int = 26) -> str:
+def wrapped(label: str, width: int = 26) -> str:
     return literal(textwrap.fill(label, width))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sana_lab.config.atomic_write import write_text
 from sana_lab.report import significance
-from sana_lab.report.columns import Column, words
+from sana_lab.report.columns import Column, column, words
 from sana_lab.report.table import Cell, Published, Row, Table, choose, shows_interval, unique
 
 HOLE = "—"
@@ -66,7 +66,8 @@ def _csv_line(row: Row, axes: Sequence[str], names: Sequence[str]) -> dict[str, 
     line: dict[str, Any] = dict(zip(axes, _labels(row, axes), strict=True))
     line |= {"status": row.status, "seeds": " ".join(map(str, row.seeds))}
     for name in names:
-        line |= zip([name, f"{name}_std", f"{name}_low", f"{name}_high"], _numbers(row.cells.get(name)), strict=True)
+        numbers = [_or_words(name, number) for number in _numbers(row.cells.get(name))]
+        line |= zip([name, f"{name}_std", f"{name}_low", f"{name}_high"], numbers, strict=True)
     runs = unique(run for cell in row.cells.values() for run in cell.run_ids)
     return line | {"run_ids": " ".join(runs), "commits": " ".join(row.commits), "errors": "; ".join(row.errors)}
 
@@ -237,6 +238,11 @@ def _numbers(cell: Cell | None) -> list[float | None]:
     if cell is None:
         return [None] * 4
     return [cell.mean, cell.std, *(cell.interval or (None, None))]
+
+
+def _or_words(name: str, number: float | None) -> float | str | None:
+    """A number of a column, or the words that stand for its 0."""
+    return column(name).zero if number == 0 and column(name).zero else number
 
 
 def _tree(table: Table) -> dict[str, Any]:
