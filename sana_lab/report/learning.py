@@ -35,7 +35,7 @@ class Value(NamedTuple):
     interval: tuple[float, float] | None = None  # 95 %, over prompts or images
     per_image: Sequence[float] = ()  # numbers whose mean is the value; none if unknown
     clusters: Sequence[int] = ()  # of these images: the prompt of each
-    drawn: str | None = None  # hash of all prompts and the seed of their noise
+    prompt_set: str | None = None  # hash of all prompts and the seed of their noise
 
 
 Curve = Sequence[Value]
@@ -63,13 +63,13 @@ def speedup(row: Sequence[Curve], baseline: Sequence[Curve], axis: Axis, better:
     sign = 1 if better == "higher" else -1
     ratio, at_first = _ratio(*ours.mean(), *theirs.mean(), sign)
     random = np.random.default_rng(0)
-    same = ours.drawn == theirs.drawn and len(ours.sizes) == len(theirs.sizes)
+    same = ours.prompt_set == theirs.prompt_set and len(ours.sizes) == len(theirs.sizes)
     ratios = []
     for _ in range(RESAMPLES):
         prompts = ours.draw_prompts(random)
         others = prompts if same else theirs.draw_prompts(random)
-        drawn = (*ours.resampled(random, prompts), *theirs.resampled(random, others))
-        ratios.append(_ratio(*drawn, sign)[0])
+        resample = (*ours.resampled(random, prompts), *theirs.resampled(random, others))
+        ratios.append(_ratio(*resample, sign)[0])
     tail = _tail(min(len(ours.x), len(theirs.x)))
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return Speedup(ratio, float(low), float(high), at_first)
@@ -107,7 +107,7 @@ class _Grid(NamedTuple):
     y: Float  # (S, P)
     sums: Float | None  # (S, P, C) of the numbers per image of each cluster; None if unknown
     sizes: Float  # (C,) images of each cluster
-    drawn: str | None
+    prompt_set: str | None
 
     def mean(self) -> tuple[Float, Float]:
         """Positions and values (P,), means over seeds."""
@@ -130,13 +130,13 @@ def _grid(curves: Sequence[Curve], axis: Axis) -> _Grid | None:
     if not points or not points[0]:
         return None
     first = points[0][0]
-    alike = all((v.drawn, list(v.clusters)) == (first.drawn, list(first.clusters)) for curve in points for v in curve)
+    alike = all((v.prompt_set, list(v.clusters)) == (first.prompt_set, list(first.clusters)) for curve in points for v in curve)
     x, y = positions(points, axis), np.array([[v.value for v in curve] for curve in points])
     if not alike or not first.per_image:
         return _Grid(x, y, None, np.zeros(0), None)
     names, index = np.unique(first.clusters, return_inverse=True)
     sums = np.array([[np.bincount(index, v.per_image, len(names)) for v in curve] for curve in points])
-    return _Grid(x, y, sums, np.bincount(index).astype(float), first.drawn)
+    return _Grid(x, y, sums, np.bincount(index).astype(float), first.prompt_set)
 
 
 def _tail(seeds: int) -> float:

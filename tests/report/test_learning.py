@@ -67,7 +67,7 @@ class TestIntervals:
         """Offsets of prompts that are the same everywhere move both curves together; those of other prompts do not."""
         base = [noisy(lambda s: s / 1000, 0)]
         alike = speedup([noisy(lambda s: s / 500, 0)], base, "steps", "higher")
-        other = speedup([[v._replace(drawn="others") for v in noisy(lambda s: s / 500, 0)]], base, "steps", "higher")
+        other = speedup([[v._replace(prompt_set="others") for v in noisy(lambda s: s / 500, 0)]], base, "steps", "higher")
         assert alike.value == other.value == pytest.approx(2.0)
         assert (alike.low, alike.high) == pytest.approx((2.0, 2.0))
         assert other.low < 1.8
@@ -90,7 +90,7 @@ class TestIntervals:
     def test_it_shrinks_with_prompts(self):
         def width(prompts: int) -> float:
             base, row = noisy(lambda s: s / 400, 1, prompts), noisy(lambda s: s / 250, 2, prompts)
-            result = speedup([[v._replace(drawn="others") for v in row]], [base], "steps", "higher")
+            result = speedup([[v._replace(prompt_set="others") for v in row]], [base], "steps", "higher")
             return result.high - result.low
 
         assert width(4000) < 0.3 * width(40)
