@@ -130,7 +130,8 @@ def _grid(curves: Sequence[Curve], axis: Axis) -> _Grid | None:
     if not points or not points[0]:
         return None
     first = points[0][0]
-    alike = all((v.prompt_set, list(v.clusters)) == (first.prompt_set, list(first.clusters)) for curve in points for v in curve)
+    values = [v for curve in points for v in curve]
+    alike = all((v.prompt_set, list(v.clusters)) == (first.prompt_set, list(first.clusters)) for v in values)
     x, y = positions(points, axis), np.array([[v.value for v in curve] for curve in points])
     if not alike or not first.per_image:
         return _Grid(x, y, None, np.zeros(0), None)

@@ -67,7 +67,8 @@ class TestIntervals:
         """Offsets of prompts that are the same everywhere move both curves together; those of other prompts do not."""
         base = [noisy(lambda s: s / 1000, 0)]
         alike = speedup([noisy(lambda s: s / 500, 0)], base, "steps", "higher")
-        other = speedup([[v._replace(prompt_set="others") for v in noisy(lambda s: s / 500, 0)]], base, "steps", "higher")
+        row = [v._replace(prompt_set="others") for v in noisy(lambda s: s / 500, 0)]
+        other = speedup([row], base, "steps", "higher")
         assert alike.value == other.value == pytest.approx(2.0)
         assert (alike.low, alike.high) == pytest.approx((2.0, 2.0))
         assert other.low < 1.8
