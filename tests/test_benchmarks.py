@@ -320,3 +320,30 @@ def test_the_last_output_is_a_table(common: Any, capsys: pytest.CaptureFixture[s
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].endswith("peer / ours")
     assert "step: 1.6B stopped after 60 s" in printed
+
+
+def test_wallpapers_are_split_by_name_and_cut_unscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import wallpapers
+
+    monkeypatch.setattr(wallpapers, "SIZE", (96, 54))
+    monkeypatch.setattr(wallpapers, "TILE", 16)
+    for i, (width, height) in enumerate([(128, 72), (64, 40), (96, 54), (128, 72), (128, 72)]):
+        for scale in (1, 2):
+            path = tmp_path / f"in/{'ABCDE'[i]}/contents/images/{scale}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 256, (height // scale, width // scale, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    train, test = wallpapers.write(tmp_path / "in", tmp_path / "out")
+    assert (train, test) == (["B", "C", "D"], ["A", "E"])
+    assert {np.asarray(Image.open(p)).shape for p in (tmp_path / "out/test").glob("*")} == {(54, 96, 3)}
+    assert len(list((tmp_path / "out/train").glob("*"))) == 3 * wallpapers.TILES
+    whole = np.asarray(Image.open(tmp_path / "in/B/contents/images/1.png"))
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (16, 16, 3)).reshape(-1, 16, 16, 3)
+    square = np.asarray(Image.open(tmp_path / "out/train/B_00.png"))
+    assert (windows == square).all((1, 2, 3)).any()
+    with pytest.raises(ValueError, match="holds no wallpaper of 96x54 pixels"):
+        wallpapers.write(tmp_path / "out", tmp_path / "none")

@@ -45,8 +45,10 @@ class Folder(DataModule):
         caption: str | None = None,  # caption of images without one, "" for none; null is an error
         size: Pixels = 256,  # height and width, pixels
         batch: BatchSize = 16,  # images in a batch, which devices share
-        resize: Resize = "cover",  # cover crops a square, contain pads with white, stretch changes proportions
-        crop: Literal["center", "random"] = "center",  # of resize cover; random differs in each epoch, in training only
+        # cover takes the largest square, crop one of `size` pixels unscaled, contain pads with white, stretch distorts
+        resize: Resize = "cover",
+        # place of the square of cover and crop; random differs in each epoch, in training only
+        crop: Literal["center", "random"] = "center",
         flip: bool = False,  # mirror half of the training images; captions with left or right are not changed
         min_side: Pixels = 1,  # skip images whose shorter side has fewer pixels
         held_out: ShareOrNumber = 0.05,  # for validation: a share below 1.0, chosen by a hash of each name, or a number

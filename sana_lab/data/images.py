@@ -21,7 +21,7 @@ from sana_lab.data.image_formats import formats
 MAX_PIXELS = 89_478_485
 """Most pixels of an image that is decoded, 9,459 a side: 341 MiB in RGB. Beyond, a JPEG is read at half its size."""
 
-Resize = Literal["cover", "contain", "stretch"]
+Resize = Literal["cover", "contain", "stretch", "crop"]
 
 T = TypeVar("T")
 
@@ -144,17 +144,21 @@ def fit(image: Image.Image, size: int, resize: Resize, at: tuple[float, float] =
     """A square of `size` pixels.
 
     cover: the largest square crop, at the fraction `at` of the margins (0 is left or top, 1 right or bottom);
-    contain: the whole image, centred on white; stretch: the whole image, with changed proportions.
+    contain: the whole image, centred on white; stretch: the whole image, with changed proportions; crop: at its own
+    resolution, a square of `size` pixels of it, at `at` too; a smaller image as by cover.
     """
     if resize == "contain":
         return _contain(image, size)
-    box = _square(image.size, at) if resize == "cover" else None
+    side = min(size, *image.size) if resize == "crop" else min(image.size)
+    box = None if resize == "stretch" else _square(image.size, side, at)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def _square(size: tuple[int, int], at: tuple[float, float]) -> tuple[float, float, float, float]:
-    side = min(size)
+def _square(size: tuple[int, int], side: int, at: tuple[float, float]) -> tuple[float, float, float, float]:
+    """A square of that side; of a part of the image, on whole pixels."""
     left, top = ((length - side) * where for length, where in zip(size, at, strict=True))
+    if side < min(size):
+        left, top = round(left), round(top)
     return left, top, left + side, top + side
 
 

@@ -31,6 +31,9 @@ from sana_lab.types import Batch, Json
 WINDOW, SIGMA = 11, 1.5
 """Width in pixels and standard deviation of SSIM's Gaussian window."""
 
+PIXELS = 2**22
+"""Images of a folder are reconstructed about this many pixels at a time: 16 of 512 pixels, one of 2160."""
+
 PADDING = "edge pixels repeated to the right and below, up to a multiple of {}; scored on the image's own pixels"
 PSNR = "of 8-bit RGB; the mean is over images; an exact image counts as if one of its values were off by one"
 SSIM = "of 8-bit RGB, 11 x 11 Gaussian window of deviation 1.5 within the image, mean over colours"
@@ -96,8 +99,15 @@ def evaluate_folder(
     options, skipped = options or Options(), Skipped(folder, tolerated)
     min_side = max(WINDOW, 0 if options.lpips is None else options.lpips.min_size)
     batches = image_batches(find_images(folder)[:limit], batch, skipped, min_side)
-    groups = (Group([file.name for file in files], images.float() / 127.5 - 1) for images, files in batches)
+    groups = (group for images, files in batches for group in _bounded([file.name for file in files], images))
     return {**_evaluate(autoencoder, groups, options), "folder": str(folder), "skipped": skipped.reasons}
+
+
+def _bounded(names: list[str], images: Tensor) -> Iterator[Group]:
+    """Images (B, 3, H, W) uint8 of one size in groups of at most PIXELS, or one by one."""
+    n = max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
+    for first in range(0, len(names), n):
+        yield Group(names[first : first + n], images[first : first + n].float() / 127.5 - 1)
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------

@@ -377,7 +377,7 @@ class TestModes:
         assert np.abs(np.array(level(tmp_path / f"a{suffix}")) - RED).max() <= 2
 
     @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2)])
-    @pytest.mark.parametrize("resize", ["cover", "contain", "stretch"])
+    @pytest.mark.parametrize("resize", ["cover", "contain", "stretch", "crop"])
     def test_any_size(self, tmp_path, size, resize):
         assert pictures.fit(Image.new("RGB", size, RED), 16, resize).size == (16, 16)
 
@@ -399,6 +399,16 @@ class TestFit:
         image = self.noise(96, 64)
         expected = image.crop((left, 0, left + 64, 64))
         assert (np.asarray(pictures.fit(image, 64, "cover", at)) == np.asarray(expected)).all()
+
+    @pytest.mark.parametrize(("at", "corner"), [((0, 0), (0, 0)), ((1, 1), (64, 32)), ((0.51, 0.5), (33, 16))])
+    def test_crop_takes_pixels_as_they_are(self, at, corner):
+        image = self.noise(96, 64)
+        expected = np.asarray(image)[corner[1] : corner[1] + 32, corner[0] : corner[0] + 32]
+        assert (np.asarray(pictures.fit(image, 32, "crop", at)) == expected).all()
+
+    def test_crop_of_a_smaller_image_is_cover(self):
+        image = self.noise(24, 16)
+        assert pictures.fit(image, 32, "crop", (1, 0)).tobytes() == pictures.fit(image, 32, "cover", (1, 0)).tobytes()
 
     def test_contain_pads_with_white_and_stretch_does_not(self):
         image = Image.new("RGB", (40, 20), RED)

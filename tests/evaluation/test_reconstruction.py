@@ -236,6 +236,19 @@ def test_a_folders_results_do_not_depend_on_the_batch(tmp_path: Path):
     assert one["worst"] == many["worst"]
 
 
+def test_large_images_of_a_folder_are_reconstructed_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photographs(tmp_path, [(16, 16)] * 5)
+    sizes: list[int] = []
+    encode = Blocks.encode
+    monkeypatch.setattr(Blocks, "encode", lambda self, x: (sizes.append(len(x)), encode(self, x))[1])
+    whole = evaluate_folder(Blocks(), tmp_path)
+    monkeypatch.setattr(reconstruction, "PIXELS", 600)
+    parts = evaluate_folder(Blocks(), tmp_path)
+    assert sizes == [5, 2, 2, 1]
+    assert parts["per_image"] == whole["per_image"]
+    assert parts["names"] == whole["names"]
+
+
 def test_files_that_cannot_be_measured_are_named_and_counted(tmp_path: Path):
     photographs(tmp_path, [(16, 16)] * 3 + [(16, 9)])
     (tmp_path / "e.jpg").write_bytes(b"not a picture")
