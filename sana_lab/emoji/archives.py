@@ -52,12 +52,6 @@ ARCHIVES: dict[str, Archive] = {
 
 VENDORS = ("noto", "twemoji")
 
-ATTRIBUTION = (
-    "Drawings: Noto Emoji, Google, Apache-2.0; Twemoji, X Corp and contributors, CC-BY-4.0. "
-    "Pictures of models trained on them are derived from both."
-)
-"""Line to show beside samples."""
-
 
 def fetch_command(folder: Path) -> str:
     """The command with which the user fetches the archives."""

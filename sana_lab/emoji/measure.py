@@ -36,7 +36,7 @@ class Row(NamedTuple):
     """What is true of a held-out drawing."""
 
     drawing: Drawing
-    index: int  # into the gallery
+    row: int  # of the gallery
     neighbours: Tensor  # (K,) indices into the gallery, the drawing itself first
     skin: tone.Skin | None  # where and how it shows skin; None if it has not one tone
 
@@ -98,8 +98,8 @@ class EmojiMeasure(Measure):
         nearest = int(own[cosines[own].argmax()])
         among = int(truth.neighbours[cosines[truth.neighbours].argmax()])
         verdicts = {
-            "emoji_recall": among == truth.index,
-            "emoji_recall_all": nearest == truth.index,
+            "emoji_recall": among == truth.row,
+            "emoji_recall_all": nearest == truth.row,
             "emoji_concept": self.data.content.rows[nearest].concept == truth.drawing.concept,
         }
         if truth.skin is not None:

@@ -33,7 +33,7 @@ def file(emoji: Path) -> str:
 def measured(file: str, change=lambda pictures: pictures, **options) -> tuple[EmojiMeasure, dict[str, float]]:
     """The numbers of held-out drawings, changed."""
     measure = EmojiMeasure(DATA, file, device="cpu", neighbours=8, **options)
-    pictures = measure.data.pictures([truth.index for truth in measure.truths])
+    pictures = measure.data.pictures([truth.row for truth in measure.truths])
     measure.add(change(pictures), measure.rows)
     return measure, {name: value.value for name, value in measure.report().values.items()}
 
@@ -79,10 +79,10 @@ def test_neighbours_are_the_nearest_drawings_of_the_vendor(file: str):
     measure, _ = measured(file)
     for truth in measure.truths:
         own = [i for i, d in enumerate(measure.data.content.rows) if d.vendor == truth.drawing.vendor]
-        cosines = (measure.gallery @ measure.gallery[truth.index])[own]
+        cosines = (measure.gallery @ measure.gallery[truth.row])[own]
         nearest = {own[i] for i in cosines.argsort(descending=True)[:8].tolist()}
-        assert truth.neighbours[0] == truth.index
-        assert set(truth.neighbours.tolist()) <= nearest | {truth.index}
+        assert truth.neighbours[0] == truth.row
+        assert set(truth.neighbours.tolist()) <= nearest | {truth.row}
 
 
 def test_other_data_are_refused(file: str):

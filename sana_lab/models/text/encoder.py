@@ -100,4 +100,5 @@ def _tiny(width: int, layers: int, heads: int, vocabulary: int, max_tokens: int,
         type_vocab_size=1,
         initializer_range=0.1,
     )
-    return BertModel(config, add_pooling_layer=False).to(tiny_dtype(dtype))
+    encoder: Any = BertModel(config, add_pooling_layer=False)
+    return encoder.to(tiny_dtype(dtype))
