@@ -65,6 +65,7 @@ def _train(experiment: Config, name: str, logger: RunLogger | None = None) -> No
     options: Json = {"progress": report, "announce": report.announce, "evaluation": Evaluation()}
     path = train.train(experiment, name=name, logger=logger, **options)
     if logger is not None and (picture := path.with_name(PICTURE)).is_file():
+        assert logger.run_id is not None
         logger.store.log_file(logger.run_id, picture)
 
 

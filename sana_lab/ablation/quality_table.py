@@ -160,7 +160,7 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
 
 def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Path) -> list[Path]:
     """Copies of the pictures of rows that were trained within a time."""
-    paths = []
+    paths: list[Path] = []
     for record in finished:
         with contextlib.suppress(FileNotFoundError):
             source = store.file(record.run_id, PICTURE)

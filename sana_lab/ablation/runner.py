@@ -153,9 +153,9 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], worke
             able = [r for r in unevaluated if not jobs.blocked(r)]
             list(threads.map(jobs.evaluate, by_model([r for r in able if not within_time(r.trial)])))
             jobs.measure([r for r in missing if measurable(store, r)])
-            for group in by_model([r for r in able if within_time(r.trial)]):
-                jobs.evaluate_alone(group)
-                jobs.measure([r for r in group if measurable(store, r)])
+            for alone in by_model([r for r in able if within_time(r.trial)]):
+                jobs.evaluate_alone(alone)
+                jobs.measure([r for r in alone if measurable(store, r)])
         except BaseException:
             pool.stop()
             raise
