@@ -21,6 +21,7 @@ from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
 from sana_lab.models.text import TextEncoder
+from sana_lab.ops.transfer import to_device
 from sana_lab.systems import Evaluator, System
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
@@ -151,7 +152,9 @@ class TextToImage(System):
         indices = list(range(len(prompts)) if indices is None else indices)
         check_request(prompts, negatives, indices)
         shape = self.latent_shape(size)
-        noise = noise_like(shape, seed, indices).to(self.offload.device if self.offload else self.device)
+        noise = to_device(
+            noise_like(shape, seed, indices), torch.device(self.offload.device if self.offload else self.device)
+        )
         dit = quantized(self.dit, sampling.quantize)
         self._bind(sampling, dit)  # raises before any work
         images = [

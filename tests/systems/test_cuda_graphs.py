@@ -178,7 +178,7 @@ def test_an_answer_stays_when_the_next_is_given(dit: Dit):
 @torch.no_grad()
 def test_the_least_used_is_dropped(dit: Dit):
     graphs, how = Graphs(Recorder()), Sampling("euler", 1, 3.0)
-    sizes = [[5, 9], [40, 2], [70, 2], [200, 2], [301, 2]]
+    sizes = [[5, 9], [40, 2], [70, 2], [200, 2], [305, 2]]
     for counts in sizes[:MAX_GRAPHS]:
         drawn(dit, graphs, tiny.caption(counts), how)
     drawn(dit, graphs, tiny.caption(sizes[0]), how)
@@ -191,8 +191,8 @@ def test_the_least_used_is_dropped(dit: Dit):
 
 
 def test_buckets():
-    assert [bucket(n) for n in (1, 32, 33, 64, 65, 128, 129, 300)] == [32, 32, 64, 64, 128, 128, 300, 300]
-    assert [bucket(n) for n in (301, 600, 601)] == [600, 600, 900]
+    assert [bucket(n) for n in (1, 32, 33, 64, 65, 128, 129, 300)] == [32, 32, 64, 64, 128, 128, 304, 304]
+    assert [bucket(n) for n in (305, 600, 609)] == [608, 608, 912]
     assert list(BUCKETS) == sorted(BUCKETS)
 
 
