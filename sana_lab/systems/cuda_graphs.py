@@ -20,7 +20,7 @@ Mode = Literal["auto", "never", "always"]
 """Replay of steps: if possible, never, or always (with an error if impossible)."""
 
 BUCKETS = (32, 64, 128, 304)
-"""Padded text lengths in tokens, multiples of 8 as fused attention needs of a mask; beyond the last, multiples of it."""
+"""Padded text lengths in tokens, multiples of 8 as fused attention needs; beyond the last, multiples of it."""
 
 MAX_GRAPHS = 4
 """Graphs in memory; the least recently used one is dropped."""
