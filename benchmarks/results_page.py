@@ -87,7 +87,11 @@ def results_page() -> str:
 
 def source(name: str) -> list[str]:
     """Source files of a block's numbers."""
-    files = {"cpu": [f"benchmarks/results/{file}" for file in CPU_FILES], "models": ["experiments/weights/"]}
+    files = {
+        "recipe": ["benchmarks/results/recipe/runs.json"],
+        "cpu": [f"benchmarks/results/{file}" for file in CPU_FILES],
+        "models": ["experiments/weights/"],
+    }
     return [f"Source: {', '.join(f'`{file}`' for file in files.get(name, [f'benchmarks/results/{name}']))}."]
 
 
@@ -247,7 +251,25 @@ def quality(model: str, card: Json) -> str:
     return f"{name.replace('_', ' ')} {interval}, {value['n']:,} held-out scenes"
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "models": models_table}
+def recipe_table() -> str:
+    """Short trainings of two rows of the quickstart under different recipes."""
+    trial = json.loads((RESULTS / "recipe" / "runs.json").read_text())
+    rows = [
+        (
+            r["row"],
+            str(r["batch"]),
+            f"{r['samples']:,}",
+            f"{r['loss']:.3f}",
+            f"{r['geneval']:.3f}",
+            f"{r['counts']:.3f}",
+        )
+        for r in trial["runs"]
+    ]
+    header = ("Row and recipe", "Batch", "Samples", "Loss", "GenEval ↑", "GenEval and no object more ↑")
+    return f"{markdown(header, rows)}\n\n{trial['settings']}. {trial['machine']}."
+
+
+TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "models": models_table, "recipe": recipe_table}
 """Tables made of several files."""
 
 RENDERERS: tuple[tuple[str, Callable[[Path], str]], ...] = (
