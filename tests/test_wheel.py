@@ -19,6 +19,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments as config
 files = [config.locate("experiments", "shapes_sana"), config.locate("ablations", "paper/block_design")]
 files += [config.locate("eval", "shapes"), weights.shipped(config.load("shapes_vae_f8"))]
+files += [config.weights_folder("quickstart")]
 kinds = {kind: len(config.available(kind)) for kind in ("experiments", "ablations", "eval")}
 print(json.dumps([sana_lab.__file__, [str(path) for path in files], kinds]))
 """

@@ -162,7 +162,7 @@ def durations(ablation: Plan, untrained: Sequence[Trial], workers: int) -> list[
             f"ship: about {clock(total / min(workers, len(cards)))} there with {workers} at a time."
         )
     if unknown := len(steps) - len(cards):
-        lines.append(f"Of {unknown} the time is not known; it is shown after {SETTLE:.0f} s of training.")
+        lines.append(f"The training time of {unknown} is not known; it is shown after {SETTLE:.0f} s of training.")
     return lines + ([f"{len(budgets)} within a budget, {clock(sum(budgets))} in all."] if budgets else [])
 
 

@@ -213,7 +213,7 @@ class TestRetrain:
         changed = plan.load("rows", ["trainer.max_steps=2"])
         lines = shipping.announce(changed, records(empty, changed), workers=2)
         assert lines[0].endswith("2 models to measure; weights of 0 ship, 2 to train from nothing.")
-        assert lines[1] == "Of 2 the time is not known; it is shown after 15 s of training."
+        assert lines[1] == "The training time of 2 is not known; it is shown after 15 s of training."
 
     def test_weights_that_ship_with_the_lab_are_ignored_too(self, here: Path):
         trials = plan.load("sampler", retrain=True).trials
