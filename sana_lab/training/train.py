@@ -196,8 +196,9 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
     if options["max_seconds"] is None:
         bar = callbacks.ProgressBar(options["log_every"])
         return [bar if progress is None else callbacks.ProgressReporter(progress)]
-    budget = TimeBudget(timer, options["max_seconds"])
-    picture = ChangingPicture(experiment, home, budget, reporting.announce or _announce)
+    budget, announce = TimeBudget(timer, options["max_seconds"]), reporting.announce or _announce
+    announce(f"{budget.seconds:g} s from now, beginning with the preparation of the data")
+    picture = ChangingPicture(experiment, home, budget, announce)
     return [budget, picture, *([] if progress is None else [BudgetReporter(budget, progress)])]
 
 

@@ -62,9 +62,10 @@ def test_training_ends_by_time_and_says_so(folder: Path, monkeypatch: pytest.Mon
     assert logger.steps[0] == 0
     assert logger.steps[-1] == card["steps"]
     assert len(logger.steps) >= 3
-    assert lines[0].endswith(f"s: {path.with_name(PICTURE)}")
-    assert "s left, step" in lines[1]
-    assert "loss" in lines[1]
+    assert lines[0] == "1.5 s from now, beginning with the preparation of the data"
+    assert lines[1].endswith(f"s: {path.with_name(PICTURE)}")
+    assert "s left, step" in lines[2]
+    assert "loss" in lines[2]
     assert progress[-1][:2] == (15, 15)
     assert progress[-1][2].startswith("2 of 1.5 s, 0 s left, step ")
     assert [p.name for p in path.parent.glob("*.ckpt")] == [f"step={card['steps']}.ckpt"]
