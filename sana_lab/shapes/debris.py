@@ -18,6 +18,8 @@ Int = NDArray[np.int64]
 
 DIFFERENCE = 30.0  # RGB distance above which a pixel differs from the drawing
 EDGE = 2.0  # distance from an object's outline within which twice that difference is allowed
+GROUND = 4.0  # distance from all outlines beyond which a pixel is the background's
+TINT = 15.0  # RGB distance of the background's median colour above which all of a tinted background differs
 LIMIT = 12  # pixels of debris in an image without debris; the smallest object has 73
 
 
@@ -29,6 +31,11 @@ class Forms(NamedTuple):
     area: Float  # (N,)
 
 
+def constants() -> dict[str, float]:
+    """What the number of pixels and its limit depend on."""
+    return {"limit": LIMIT, "difference": DIFFERENCE, "edge": EDGE, "ground": GROUND, "tint": TINT}
+
+
 def debris(smooth: Float, things: Forms, blur: float) -> int:
     """Number of pixels of an (H, W, 3) image, blurred by `blur`, that differ from its objects on the background."""
     signed = _distances(things, smooth.shape[:2])
@@ -37,6 +44,9 @@ def debris(smooth: Float, things: Forms, blur: float) -> int:
         cover = ndimage.gaussian_filter(np.clip(0.5 - d, 0, 1), blur)
         rest -= cover[..., None] * _color(cover, rest)
     allowed = DIFFERENCE * (1 + (np.abs(signed) < EDGE).any(0))
+    ground = (signed > GROUND).all(0)
+    if ground.any() and np.linalg.norm(np.median(rest[ground], axis=0)) > TINT:
+        allowed = np.where(ground, TINT, allowed)
     return int((np.linalg.norm(rest, axis=-1) > allowed).sum())
 
 

@@ -61,7 +61,7 @@ class ExactShapes(Measure):
         settings = {
             "title": "Exact (shapes)",
             "detector": self.detector.identity(),
-            "debris": {"limit": debris.LIMIT, "difference": debris.DIFFERENCE, "edge": debris.EDGE, "side": SIDE},
+            "debris": {**debris.constants(), "side": SIDE},
         }
         return self.verdicts.report("exact" + "_partial" * coverage.partial, settings)
 

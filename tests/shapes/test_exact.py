@@ -139,10 +139,12 @@ class TestDebris:
         image[:, 30:34, 44:48] = np.array(world.BACKGROUND)[:, None, None]
         assert not verdict(image, PAIR_ROW)[0]
 
-    def test_a_tint(self) -> None:
-        image = draw(CIRCLE, SQUARE).astype(int)
-        image[0] += 40
-        assert not verdict(image.clip(0, 255).astype(np.uint8), PAIR_ROW)[0]
+    @pytest.mark.parametrize("tint", [(1.2, 1, 1), (1.1, 1, 0.9), (0.85, 0.85, 0.85)], ids=["red", "warm", "dark"])
+    def test_a_tint(self, tint: tuple[float, float, float]) -> None:
+        image = draw(CIRCLE, SQUARE) * np.array(tint)[:, None, None]
+        right, reason = verdict(image.clip(0, 255).astype(np.uint8), PAIR_ROW)
+        assert not right
+        assert int(reason.split()[-1]) > 1000, "all of the background differs"
 
     def test_noise_and_a_plain_image(self) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
@@ -183,7 +185,7 @@ class TestMeasure:
         assert set(report.values) >= {"exact", *(f"exact_{task}" for task in TASKS)}
         assert report.values["exact"].value == pytest.approx(np.mean(report.per_image["exact"]))
         assert report.values["exact"].n == 24
-        assert report.settings["debris"] == {"limit": 12, "difference": 30.0, "edge": 2.0, "side": 64}
+        assert report.settings["debris"] == {**debris.constants(), "side": 64}
         assert json.loads(json.dumps(report.settings)) == report.settings
         assert measure.details()["exact"]["overall"] == report.values["exact"].value
 
