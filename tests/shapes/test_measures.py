@@ -17,12 +17,13 @@ from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.distances.frechet import frechet
 from sana_lab.evaluation.distances.moments import Gaussian, moments
+from sana_lab.evaluation.extractors.resize import resize
 from sana_lab.evaluation.per_prompt import PromptScores
 from sana_lab.shapes import scenes as world
 from sana_lab.shapes.clip_score import ClipShapes
 from sana_lab.shapes.data import Shapes as World
 from sana_lab.shapes.extractor import Shapes
-from sana_lab.shapes.networks import Attributes, Clip, as_input
+from sana_lab.shapes.networks import SIDE, Attributes, Clip, as_input
 from sana_lab.shapes.scenes import Scene, Thing
 from sana_lab.shapes.wrong_captions import meaning, one_word_off, truths
 
@@ -132,6 +133,14 @@ def test_features_do_not_depend_on_the_batch_and_take_any_size() -> None:
     assert near.max() < 0.3 * far.min()
 
 
+def test_scenes_of_128_px_are_where_those_of_64_px_are() -> None:
+    """The network takes 64 px: the same scenes at 128 px have distance 0, and others that of 64 px."""
+    large = features(tiny_world.images(-1, range(N), 128))
+    same = frechet(moments(large).gaussian(), moments(features(clean())).gaussian())
+    assert same == pytest.approx(0, abs=0.005)
+    assert frechet(moments(large).gaussian(), reference()) == pytest.approx(distance(clean()), rel=0.05)
+
+
 def test_identity_names_the_weights() -> None:
     identity = extractor().identity()
     assert len(identity["weights_sha256"]) == 64
@@ -186,6 +195,23 @@ def test_one_wrong_word_scores_lower(kind: str) -> None:
 def test_corruption_scores_lower(corrupt: Callable[[float], Tensor], levels: tuple[float, ...]) -> None:
     scores = [right(), *(score(corrupt(level)[:M], prompts()) for level in levels)]
     assert scores == sorted(scores, reverse=True)
+
+
+@torch.no_grad()
+def ranks(images: Tensor) -> Tensor:
+    """Number of the M captions that fit each image better than its own."""
+    network = clip().network
+    small = as_input(resize(images, SIDE, "clean"))
+    cosines = network.image_features(small) @ network.text_features(prompts()).T
+    return (cosines > cosines.diag()[:, None] + 1e-5).sum(1)
+
+
+def test_scores_and_retrieval_at_128_px_are_those_at_64_px() -> None:
+    large = tiny_world.images(-1, range(M), 128)
+    assert score(large, prompts()) == pytest.approx(right(), abs=1)
+    small, doubled = ((ranks(x) < 5).float().mean() for x in (clean()[:M], large))
+    assert doubled == pytest.approx(float(small), abs=0.03)
+    assert small > 0.9
 
 
 def test_one_picture_for_all_prompts_scores_lower() -> None:
