@@ -124,6 +124,7 @@ def run(store: Store, ablation: Plan, workers: int) -> None:
     if not missing:
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
         return
+    check_data(missing)
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
     try:
@@ -135,6 +136,16 @@ def run(store: Store, ablation: Plan, workers: int) -> None:
         store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     store.finish(parent, "FINISHED" if all(r.done for r in records(store, ablation)) else "FAILED")
+
+
+def check_data(missing: Sequence[TrialRecord]) -> None:
+    """ValueError for data that cannot be used, such as a missing archive, before any work."""
+    sources: list[schema.Config] = []
+    for record in missing:
+        if record.trial.kind == "quality" and record.trial.config["data"] not in sources:
+            sources.append(record.trial.config["data"])
+    for source in sources:
+        specs.build("data", source).check_content()
 
 
 def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], workers: int) -> None:

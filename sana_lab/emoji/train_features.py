@@ -19,7 +19,7 @@ from sana_lab.evaluation import Report
 from sana_lab.intervals import wilson
 from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
-from sana_lab.types import Batch, Part
+from sana_lab.types import WHOLE, Batch, Part
 
 SUBGROUPS = 128  # more than Unicode has
 IGNORED = -100  # class of drawings without one
@@ -60,8 +60,8 @@ class EmojiFeatures(System):
         data, number = _emoji(self.trainer), self.trainer.fit_loop.epoch_loop.total_batch_idx
         part = Part.of_trainer(self._trainer)
         rows = torch.tensor(data.train_rows(number, part))
-        random = generator(self.settings.seed, number, part.rank)
-        features = self.network(distorted(_images(batch), random))
+        random = generator(self.settings.seed, number, 0)
+        features = self.network(distorted(_images(batch), random, part))
         loss = self._class_loss(features, rows.to(self.device)) + self.settings.attributes * self._heads(
             features, data, rows
         )
@@ -122,13 +122,14 @@ def held_out(system: EmojiFeatures, n: int = 1000) -> Report:
     return Report({"retrieval": wilson(outcomes)}, settings, {"retrieval": outcomes})
 
 
-def distorted(images: Tensor, random: torch.Generator) -> Tensor:
+def distorted(images: Tensor, random: torch.Generator, part: Part = WHOLE) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] moved, turned, scaled, blurred, with noise and another contrast: as a generator's.
 
     Shifts up to 6 % of the side, 8 degrees, 10 % of size and of contrast, noise of deviation up to 0.15.
     """
     n, device = len(images), images.device
-    angle, size, x, y, contrast, noise, blur = ((torch.rand(7, n, generator=random) * 2 - 1).to(device)).unbind()
+    numbers = part.draw(lambda rows: torch.rand(rows, 7, generator=random) * 2 - 1, n).to(device)
+    angle, size, x, y, contrast, noise, blur = numbers.unbind(1)
     angle, size = angle * math.radians(8), 1 + 0.1 * size
     cos, sin = angle.cos() * size, angle.sin() * size
     matrix = torch.stack([torch.stack([cos, -sin, 0.12 * x], -1), torch.stack([sin, cos, 0.12 * y], -1)], 1)
@@ -136,7 +137,7 @@ def distorted(images: Tensor, random: torch.Generator) -> Tensor:
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
     mixed = torch.where((blur > 0)[:, None, None, None], soft, moved) * (1 + 0.1 * contrast)[:, None, None, None]
-    grain = torch.randn(images.shape, generator=random).to(device)
+    grain = part.draw(lambda rows: torch.randn(rows, *images.shape[1:], generator=random), n).to(device)
     return (mixed + 0.15 * noise.abs()[:, None, None, None] * grain).clamp(-1, 1)
 
 

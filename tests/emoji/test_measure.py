@@ -13,6 +13,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.emoji.measure import COLUMNS, EmojiMeasure
 from sana_lab.emoji.networks import Features
 from sana_lab.emoji.train_features import EmojiFeatures, distorted, held_out
+from sana_lab.types import Part
 
 DATA = {"name": "emoji", "held_out": 0.4}
 SYSTEM = {"name": "emoji_features", "widths": [8, 8, 8, 16], "dim": 16, "drawings": 128, "warmup": 2}
@@ -133,3 +134,5 @@ def test_distortions_depend_on_the_generator_alone_and_keep_the_range():
     assert not torch.equal(a, c)
     assert a.shape == pictures.shape
     assert a.abs().max() <= 1
+    halves = [distorted(pictures[2 * r : 2 * r + 2], torch.Generator().manual_seed(0), Part(r, 2)) for r in (0, 1)]
+    torch.testing.assert_close(torch.cat(halves), a)

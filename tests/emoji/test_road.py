@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from sana_lab.ablation import plan
+from sana_lab.ablation import plan, runner
 from sana_lab.ablation.jobs import untrained
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.checkpoints import weights
@@ -16,7 +16,10 @@ from sana_lab.emoji.networks import Features
 from sana_lab.evaluation.evaluate import evaluate
 from sana_lab.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # mlflow, sqlalchemy 2.1
+]
 
 REAL = Path(__file__).parents[2] / "emoji"
 
@@ -55,6 +58,14 @@ def test_an_ablation_trains_the_networks_of_its_measures_first(here: Path):
     trials = plan.load("emoji_autoencoder").trials
     names = untrained([TrialRecord(trial, "key", "model", None) for trial in trials])
     assert {"emoji_vae_f8", "emoji_dcae_f32", "emoji_features"} == set(names)
+
+
+def test_an_ablation_without_archives_says_how_to_fetch_them_before_any_work(runs: Path):
+    with pytest.raises(
+        ValueError, match=r"there is no emoji/emoji-datasource-google-16\.0\.0\.tgz; fetch it: .*npm pack"
+    ):
+        runner.main("emoji_autoencoder")
+    assert not (runs / "sweeps").exists()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the real archives in emoji/")

@@ -72,6 +72,8 @@ def test_every_real_drawing_is_judged_right(vendor: str, luminances: tuple[int, 
     concepts = [(p, s) for p in pictures if (s := tone.skin(p)) is not None]
     assert len(concepts) >= len(bases) - 5
     assert [[tone.judge(x, s) for x in p] for p, s in concepts] == [[1, 2, 3, 4, 5]] * len(concepts)
+    moved = [tone.judge(x.roll((4, 4), (1, 2)), s) == i + 1 for p, s in concepts for i, x in enumerate(p)]
+    assert 0.6 < sum(moved) / len(moved) < 0.8
     means = tone.luminance(torch.stack([s.colors for _, s in concepts])).mean(0)
     assert means.tolist() == pytest.approx(luminances, abs=1)
     nobody = [i for i, d in enumerate(data.content.rows) if not d.tones]
