@@ -38,4 +38,15 @@ def run(folder: str, words: list[str]) -> None:
     from sana_lab import __main__
 
     torch.set_num_threads(1)
-    os._exit(__main__.main(words))
+    status = __main__.main(words)
+    Path(f"status-{os.getpid()}").write_text(str(status))
+    os._exit(status)
+
+
+def status(process: ForkServerProcess, folder: Path) -> int | None:
+    """Exit status of a verb that has ended by itself; None if it was killed.
+
+    `Process.exitcode` is not it: where several threads start processes, it may be 255.
+    """
+    path = folder / f"status-{process.pid}"
+    return int(path.read_text()) if path.exists() else None
