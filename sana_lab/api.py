@@ -16,6 +16,7 @@ from sana_lab.config.atomic_write import replacing
 from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
+from sana_lab.costs.too_large import check_pixels
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.pretrained import loading
@@ -50,9 +51,11 @@ def sample(
     experiment: Any = getattr(system, "experiment", None)
     if size is None and experiment is None:
         raise SpecError("size is not given, and a checkpoint does not hold it; expected pixels a side, such as size=64")
+    size = size or experiments.image_size(experiment["data"])
+    check_pixels("size of this sampling", min(len(prompts), 64), size)
     return system.sample(
         prompts,
-        size=size or experiments.image_size(experiment["data"]),
+        size=size,
         sampling=Sampling(**settings(system, changes)),
         seed=seed,
         negative=negative,

@@ -2,6 +2,7 @@
 
 import json
 import random
+import statistics
 import sys
 import time
 from collections import Counter
@@ -125,12 +126,14 @@ def report(title: str, lost: Counter[str], facts: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def reference(server: ForkServerContext, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
-    """An uninterrupted training on a new store, and its seconds; the server starts with the one before it."""
-    for name in ("first", "second"):
-        folder = new_folder(tmp_path_factory.mktemp("reference"), name)
-        status, seconds = run(server, folder, "train", "tiny")
-        assert status == 0, (folder / "output").read_text()[-2000:]
-    return training(folder), seconds
+    """An uninterrupted training on a new store, and its seconds beside as many others as in the tests."""
+    root = tmp_path_factory.mktemp("reference")
+    assert run(server, new_folder(root, "first"), "train", "tiny")[0] == 0  # with it the server starts
+    folders = [new_folder(root, str(number)) for number in range(AT_ONCE)]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        ends = list(threads.map(lambda folder: run(server, folder, "train", "tiny"), folders))
+    assert [status for status, _ in ends] == [0] * AT_ONCE, (folders[0] / "output").read_text()[-2000:]
+    return training(folders[0]), statistics.median(seconds for _, seconds in ends)
 
 
 def test_a_training_on_a_new_store_killed_at_random_moments(server, reference, tmp_path):

@@ -38,6 +38,7 @@ from sana_lab.costs.flops import DEFINITION, PAIR, count_pair_macs
 from sana_lab.costs.nvml import NvmlDevice
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.costs.timing import clock_for, energy_per_call, samples_needed
+from sana_lab.costs.too_large import check_pixels
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.peers.pipeline import Peer
 from sana_lab.systems.quantize import quantize
@@ -166,6 +167,7 @@ def main(
     """`sana-lab bench`: print the costs of a resolved experiment's untrained system, and write them to `json_file`."""
     check_file(json_file)
     size = size or experiment["eval"]["bench_size"] or experiments.image_size(experiment["data"])
+    check_pixels("--batch", batch, size)
     options: Json = {"size": size, "batch": batch, "repeats": repeats, "max_batch": max_batch, "energy_s": ENERGY_S}
 
     def advice() -> list[str]:

@@ -12,6 +12,7 @@ from sana_lab.checkpoints import files
 from sana_lab.config import experiments, hashing, interpolation, limits, schema
 from sana_lab.config.specs import Spec, SpecError, build, check, name_of
 from sana_lab.config.validation import plain
+from sana_lab.costs import too_large
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
@@ -54,7 +55,9 @@ def evaluate(
 
 def _evaluate_name(name: str, overrides: Sequence[str], may_be_empty: bool) -> Json:
     if not loading.is_model(name):
-        limits.check_evaluation(experiments.load(name, overrides)["eval"])
+        experiment = experiments.load(name, overrides)
+        limits.check_evaluation(experiment["eval"])
+        too_large.check_experiment(experiment)
         return _evaluate_system(loading.open_model(name, overrides), may_be_empty)
     given = experiments.apply({}, overrides)
     if unknown := given.keys() - {"eval", "sampling", "size"}:

@@ -12,6 +12,7 @@ from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
+from sana_lab.costs import too_large
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
@@ -43,7 +44,10 @@ def check(experiment: schema.Config) -> None:
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
-    check_budget(experiment, system, ranks.count(experiment))
+    too_large.check_parameters(system)
+    count = ranks.count(experiment)
+    too_large.check_experiment(experiment, count)
+    check_budget(experiment, system, count)
     if system.part("autoencoder") is not None:
         check_sizes(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
