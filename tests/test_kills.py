@@ -90,8 +90,8 @@ def training(folder: Path) -> Any:
 
 
 def curves(store: Store, run: Run) -> dict[str, list[tuple[int, float]]]:
-    timed = ("seconds", "images_per_s", "train_s", "_s", "memory")
-    return {key: store.history(run.id, key) for key in run.metrics if not key.endswith(timed)}
+    """The curves of losses; times and speeds differ between two runs."""
+    return {key: store.history(run.id, key) for key in run.metrics if key.startswith(("train/loss", "val/"))}
 
 
 def losses(folder: Path, reference: Any, status: int) -> Counter[str]:

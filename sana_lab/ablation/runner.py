@@ -123,6 +123,7 @@ def run(store: Store, ablation: Plan, workers: int) -> None:
     missing = list({r.key: r for r in trials if not r.done}.values())
     if not missing:
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
+        end_open_sweep(store, ablation.name)
         return
     check_data(missing)
     store.create(ablation.name)
@@ -208,6 +209,13 @@ def trial_run(store: Store, name: str, parent: str, record: TrialRecord) -> Run:
     run_id = store.start_run(name, title, tags, parent)
     store.log_params(run_id, interpolation.as_written(trial.config))
     return store.run(run_id)
+
+
+def end_open_sweep(store: Store, name: str) -> None:
+    """Finish the sweep's run where a kill came between its last trial and its end."""
+    for run in store.find(name, {"sana.kind": "sweep"}):
+        if run.status == "RUNNING":
+            store.finish(run.id)
 
 
 def end_open_runs(store: Store, name: str, keep: Sequence[TrialRecord] = ()) -> None:

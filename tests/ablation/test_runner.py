@@ -306,6 +306,20 @@ def test_equal_settings_under_two_labels_are_named(store, capsys):
     assert line in quality_table.measurement_notes(grid(store, "equal"))
 
 
+def test_a_sweep_that_was_killed_after_its_last_trial_is_finished(store, capsys):
+    Path("ablations/ended.yaml").write_text(GRID.replace("Solvers", "Ended"))
+    store.create("ended")
+    ended = plan.load("ended")
+    parent = runner.sweep_run(store, ended)
+    for record in records(store, ended):
+        run = store.start_run("ended", record.trial.label, {"sana.kind": "trial", "sana.trial": record.key}, parent)
+        store.finish(run)
+    assert store.run(parent).status == "RUNNING"
+    runner.run(store, ended, workers=1)
+    assert "ended: all 4 trials are done" in capsys.readouterr().out
+    assert store.run(parent).status == "FINISHED"
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused(folder, workers):
     with pytest.raises(ValueError, match=f"workers is {workers}, expected at least 1"):

@@ -11,13 +11,16 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import tiny
+import tiny_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sana_lab import __main__
 from sana_lab.config import options, registry, specs
 from sana_lab.config.specs import SpecError
-from sana_lab.config.validation import bare, kind_of
+from sana_lab.config.text_files import is_unicode
+from sana_lab.config.validation import bare, kind_of, plain
+from sana_lab.config.yaml_text import read_value
 
 AUTOENCODER = """
 system: {name: autoencoder, autoencoder: {name: vae, widths: [8, 8], depth: 1, groups: 2}}
@@ -164,3 +167,72 @@ def probes() -> st.SearchStrategy[dict[str, Any]]:
 def test_any_probe_is_accepted_or_one_line(folder: Path, spec: dict[str, Any]):
     with contextlib.suppress(SpecError):
         specs.build("probe", spec)
+
+
+EVALUATION = ("extractor", "detector", "vqa", "measure")
+"""Kinds of parts that an evaluation builds; the working directory has a tiny model for each."""
+
+
+@pytest.fixture(scope="module")
+def networks(folder: Path) -> Path:
+    tiny_folders.clip(folder / "clip")
+    tiny_folders.mask2former(folder / "mask2former", ["person", "dog"])
+    tiny_folders.owlv2(folder / "owlv2")
+    tiny_folders.blip(folder / "blip")
+    tiny.write(folder, "features.py", "def means(images):\n    return images.float().mean((2, 3))\n")
+    tiny.write(
+        folder, "rows.jsonl", '{"tag": "single_object", "include": [{"class": "dog", "count": 1}], "prompt": "a dog"}\n'
+    )
+    return folder
+
+
+def evaluation_parts(kind: str) -> st.SearchStrategy[Any]:
+    """Specs of a kind: any options, of their types or not."""
+    return st.sampled_from(sorted(registry.TABLE[kind])).flatmap(lambda name: part_specs(kind, name))
+
+
+def part_specs(kind: str, name: str) -> st.SearchStrategy[dict[str, Any]]:
+    schema = specs.options(kind, specs.find(kind, name))
+    required = {key: option_values(option) for key, option in schema.items() if option.required}
+    others = {key: option_values(option) for key, option in schema.items() if not option.required}
+    optional = st.lists(st.sampled_from(sorted(others)), max_size=2, unique=True) if others else st.just([])
+    return optional.flatmap(
+        lambda keys: st.fixed_dictionaries({"name": st.just(name), **required, **{key: others[key] for key in keys}})
+    )
+
+
+def option_values(option: specs.Option) -> st.SearchStrategy[Any]:
+    """Values of an option as YAML reads them; an inner part of the kind that belongs there, more often than not."""
+    odd = texts(option.annotation).filter(is_unicode).map(read_value).map(plain)
+    if option.kind:
+        return st.one_of(evaluation_parts(option.kind), evaluation_parts(option.kind), odd)
+    if bare(option.annotation) is str or option.required:
+        files = ["clip", "mask2former", "owlv2", "blip", "features:means", "features:none", "rows.jsonl", "features.py"]
+        return st.one_of(st.sampled_from(files), st.sampled_from(files), odd)
+    return odd
+
+
+def build_one(kind: str, spec: dict[str, Any]) -> None:
+    """AssertionError where a part is neither built nor refused in one line, as `main` prints it."""
+    start, problem = time.perf_counter(), None
+    try:
+        specs.build(kind, spec)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        problem = error
+    if problem is not None:
+        assert isinstance(problem, OSError) or not __main__._is_bug(problem), (spec, problem)
+        assert len(str(problem).splitlines()) <= 1, (spec, problem)
+    assert time.perf_counter() - start < SECONDS
+
+
+@given(st.sampled_from(EVALUATION).flatmap(lambda kind: st.tuples(st.just(kind), evaluation_parts(kind))))
+@quick(80)
+def test_any_part_of_an_evaluation_is_built_or_one_line(networks: Path, case: tuple[str, dict[str, Any]]):
+    build_one(*case)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(EVALUATION).flatmap(lambda kind: st.tuples(st.just(kind), evaluation_parts(kind))))
+@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_part_of_an_evaluation_in_many_examples(networks: Path, case: tuple[str, dict[str, Any]]):
+    build_one(*case)
