@@ -39,8 +39,14 @@ class TimeBudget(Callback):
         return min(1.0, self.timer.seconds / self.seconds)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """RuntimeError where the preparation of the data has taken all the time."""
         assert isinstance(module, System)
         module.elapsed = self.elapsed
+        if self.share >= 1 and not trainer.global_step:
+            raise RuntimeError(
+                f"trainer.max_seconds is {self.seconds:g}, and preparing the data took {self.timer.seconds:.0f} s: no "
+                "step is left; expected more, or data that are prepared: run it again"
+            )
         self._stop_in_time(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

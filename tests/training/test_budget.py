@@ -40,49 +40,60 @@ class Pictures(DummyLogger):
         self.steps.append(step)
 
 
+class Clock:
+    """The training's seconds: 0.25 before the first step, 0.125 for each step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.25) -> None:
+        self.seconds = seconds
+        self.shares: list[float] = []  # elapsed when each step's learning rate is set
+        monkeypatch.setattr(Timer, "seconds", property(lambda _: self.seconds))
+        monkeypatch.setattr(systems, "set_learning_rate", self.step)
+
+    def step(self, trainer: object, warmup: int, decay: float, elapsed: float) -> None:
+        self.shares.append(elapsed)
+        self.seconds += 0.125
+
+
 def test_training_ends_by_time_and_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Long enough for a few rows of the picture; the rate's share grows to the end."""
-    monkeypatch.setattr(budget, "INTERVAL", 0.4)
-    shares: list[float] = []
-    monkeypatch.setattr(systems, "set_learning_rate", lambda *given: shares.append(given[-1]))
+    monkeypatch.setattr(budget, "INTERVAL", 0.5)
+    clock, logger = Clock(monkeypatch), Pictures()
     progress: list[tuple[int, int, str]] = []
     lines: list[str] = []
-    logger = Pictures()
     experiment = experiments.load("tiny", WITHIN)
     path = train.train(experiment, progress=lambda *p: progress.append(p), logger=logger, announce=lines.append)
     card = weights.card(path)
-    assert card["seconds"] >= 1.5
-    assert 0 < card["steps"] == len(shares) < 1_000_000
-    assert (card["samples"], card["max_seconds"]) == (4 * card["steps"], 1.5)
+    assert (card["seconds"], card["steps"], card["samples"], card["max_seconds"]) == (1.5, 10, 40, 1.5)
     assert "val/loss" in card["measured"]  # measured when it ends
-    assert shares == sorted(shares)
-    assert 0 < shares[0] < 1
+    assert clock.shares == pytest.approx([(0.25 + 0.125 * i) / 1.5 for i in range(10)])
+    assert logger.steps == [0, 2, 6, 10]
     with Image.open(path.with_name(PICTURE)) as image:
-        assert image.height > image.width / 2
-    assert logger.steps[0] == 0
-    assert logger.steps[-1] == card["steps"]
-    assert len(logger.steps) >= 3
+        assert image.height > image.width  # four rows of two pictures
     assert lines[0] == "1.5 s from now, beginning with the preparation of the data"
     assert lines[1].endswith(f"s: {path.with_name(PICTURE)}")
-    assert "s left, step" in lines[2]
-    assert "loss" in lines[2]
-    assert progress[-1][:2] == (15, 15)
-    assert progress[-1][2].startswith("2 of 1.5 s, 0 s left, step ")
-    assert [p.name for p in path.parent.glob("*.ckpt")] == [f"step={card['steps']}.ckpt"]
+    assert lines[2].startswith("0 of 1.5 s, 1 s left, step 2, loss ")
+    assert len(lines) == 4
+    assert [p[:2] for p in progress] == [(15, 15)]
+    assert progress[0][2].startswith("2 of 1.5 s, 0 s left, step 10, loss ")
+    assert [p.name for p in path.parent.glob("*.ckpt")] == ["step=10.ckpt"]
 
 
 def test_time_that_is_over_is_not_trained_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
     """After a kill between the last step and the writing of the weights."""
-    experiment = experiments.load("tiny", WITHIN)
+    clock, experiment = Clock(monkeypatch), experiments.load("tiny", WITHIN)
     with monkeypatch.context() as patch:
         patch.setattr(weights, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train.train(experiment)
-    (checkpoint,) = train.folder(experiment).glob("*.ckpt")
-    steps: list[int] = []
-    card = weights.card(train.train(experiment, progress=lambda step, *_: steps.append(step)))
-    assert steps == []
-    assert f"step={card['steps']}.ckpt" == checkpoint.name
+    card = weights.card(train.train(experiment))
+    assert (card["steps"], len(clock.shares)) == (10, 10)
+
+
+def test_time_that_ends_before_the_first_step_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    Clock(monkeypatch, seconds=2.0)
+    experiment = experiments.load("tiny", WITHIN)
+    with pytest.raises(RuntimeError, match=r"max_seconds is 1\.5, and preparing the data took 2 s: no step"):
+        train.train(experiment)
+    assert weights.trained(experiment) is None
 
 
 class TestRate:
