@@ -210,7 +210,7 @@ def _trainer(
     experiment: Config, count: int, system: System, logger: Logger | None, reporters: list[Callback]
 ) -> L.Trainer:
     options, home = experiment["trainer"], folder(experiment)
-    grid = [callbacks.SampleGrid(experiment)] if experiment["prompts"] else []
+    grid = [callbacks.SampleGrid(experiment)] if experiment["prompts"] and options["max_seconds"] is None else []
     guard = callbacks.DivergenceGuard(home, options["log_every"])
     bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
