@@ -4,14 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sana_lab.checkpoints import files, mismatch, state_dicts, weights
 from sana_lab.config import experiments, guests, hashing, registry, schema, specs
 from sana_lab.config.validation import SpecError
 
 
 def restore(experiment: schema.Config, path: Path) -> Any:
-    """The experiment's system with the weights file of its training, in evaluation mode. SpecError."""
-    system = specs.build("system", experiment["system"])
+    """The experiment's system with the weights file of its training, in evaluation mode. SpecError.
+
+    A frozen part that has no weights is in no file; it is initialised from the experiment's seed, as for training.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment["seed"])
+        system = specs.build("system", experiment["system"])
     state = weights.read(path)
     for kind in sorted({key.split(".")[0] for key in state}):
         if (part := system.part(kind)) is None:

@@ -6,10 +6,11 @@ import pytest
 import tiny
 import torch
 
-from sana_lab.config import specs
+from sana_lab.config import experiments, specs
 from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import restore
 from sana_lab.systems import System
+from sana_lab.training import train
 
 SYSTEMS = {
     "autoencoder": {"autoencoder": tiny.VAE},
@@ -43,3 +44,18 @@ def test_a_checkpoint_gives_the_average_and_must_fit(tmp_path: Path):
     torch.save(checkpoint, tmp_path / "b.ckpt")
     with pytest.raises(SpecError, match=f"AutoencoderSystem: {name} is missing"):
         restore.from_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_a_frozen_part_without_weights_is_that_of_the_training(here):
+    """The tiny autoencoder is in no file: whatever was drawn before, it is the one that the latents were made with."""
+    tiny.write_experiment(here, changes={"trainer.max_steps": 1, "prompts": [], "seed": 5})
+    experiment = experiments.load("tiny")
+    path = train.train(experiment)
+    torch.manual_seed(5)
+    expected = specs.build("system", experiment["system"]).part("autoencoder").state_dict()
+    for before in (1, 2):
+        torch.manual_seed(before)
+        state = torch.random.get_rng_state()
+        part = restore.restore(experiment, path).part("autoencoder").state_dict()
+        assert all(torch.equal(part[name], tensor) for name, tensor in expected.items())
+        assert torch.equal(torch.random.get_rng_state(), state)
