@@ -83,7 +83,7 @@ def evaluate(store: Store, trial: Json) -> None:
     card = weights.card(path)
     store.log_metrics(trial["run"], {**columns(report), **training_metrics(card)})
     store.log_dict(trial["run"], report, "report.json")
-    log_points(store, trial, card)
+    log_points(store, trial, path)
     if trial["config"]["prompts"] and isinstance(system, TextToImage):
         log_samples(store, trial, system)
     origin = {SHIPPED: json.dumps(origin_of(card))} if is_shipped(path) else {}
@@ -103,12 +103,12 @@ def origin_of(card: Json) -> Json:
     return {**facts, "commit": where.get("commit"), "machine": machine(where)}
 
 
-def log_points(store: Store, trial: Json, card: Json) -> None:
-    """The points of the training that gave the trial's model, which another run may have recorded."""
-    experiment = trial["config"]
-    if measured := points.read(train.folder(experiment), experiment):
+def log_points(store: Store, trial: Json, path: Path) -> None:
+    """The points of the training that gave the trial's weights, which another run or machine may have recorded."""
+    experiment, share = trial["config"], weights.card(path).get("points", {}).get("share")
+    if measured := points.read(points.beside(path), experiment):
         points.log(store, trial["run"], measured)
-        record = {**points.as_json(experiment, measured), "share": card.get("points", {}).get("share")}
+        record = {**points.as_json(experiment, measured), "share": share}
         store.log_dict(trial["run"], record, points.FILE)
 
 

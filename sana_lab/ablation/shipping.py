@@ -14,11 +14,13 @@ from sana_lab.ablation.record import SHIPPED, TrialRecord, machine, within_time
 from sana_lab.ablation.trials import is_shipped, records, weights_of
 from sana_lab.checkpoints import mismatch, weights
 from sana_lab.config import experiments
+from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_folder
 from sana_lab.config.schema import Ablation, Trial
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation.command import columns
 from sana_lab.tracking.store import Store
+from sana_lab.training import points
 from sana_lab.types import Json
 
 
@@ -104,12 +106,15 @@ def judged(store: Store, sweeps: Sequence[str], record: TrialRecord) -> Mapping[
 
 
 def write(path: Path, source: Path, card: Json) -> str:
-    """Copy a weights file as fp16 with a card; the line to print. SpecError for weights beyond fp16."""
+    """Copy a weights file as fp16 with a card, and the points of its training; the line to print. SpecError for weights
+    beyond fp16."""
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in weights.read(source).items()
     }
     mismatch.check_finite(state, f"{source} as fp16")
     weights.write(path, state, card, torch.float16)
+    if (measured := points.beside(source)).is_file():
+        write_text(points.beside(path), measured.read_text())
     return f"{path}: {_megabytes([path])}, {card.get('samples')} samples in {card['seconds']:.0f} s"
 
 

@@ -31,7 +31,7 @@ from sana_lab.training.callbacks import Timer
 from sana_lab.types import Json
 
 FILE = "points.json"
-"""Name of the file of points in a model's folder, and of the artifact of a run."""
+"""Name of the file of points in a model's folder and among a run's artifacts; where weights ship, NAME.points.json."""
 
 LARGEST_SHARE = 0.1
 """Of the training's time; a training whose points take more says so."""
@@ -64,19 +64,24 @@ class Point(NamedTuple):
 # --- the file
 
 
-def read(home: Path, experiment: Config) -> list[Point]:
-    """The points that the training in this folder measured under the experiment's settings, by step."""
+def beside(weights: Path) -> Path:
+    """The file of the points of the training that gave a weights file."""
+    return weights.with_name(FILE) if weights.name == "weights.safetensors" else weights.with_suffix(f".{FILE}")
+
+
+def read(path: Path, experiment: Config) -> list[Point]:
+    """The points in a file that were measured under the experiment's settings, by step; none without the file."""
     try:
-        content = json.loads((home / FILE).read_text())
+        content = json.loads(path.read_text())
         points = [Point(**point) for point in content["points"]]
     except (OSError, ValueError, TypeError, KeyError):  # none, or not this version's
         return []
     return points if content["settings"] == hashing.points_hash(experiment) else []
 
 
-def write(home: Path, experiment: Config, points: Sequence[Point]) -> None:
+def write(path: Path, experiment: Config, points: Sequence[Point]) -> None:
     """Write the points of a training."""
-    write_text(home / FILE, json.dumps(as_json(experiment, points)))
+    write_text(path, json.dumps(as_json(experiment, points)))
 
 
 def as_json(experiment: Config, points: Sequence[Point]) -> Json:
@@ -132,7 +137,7 @@ class Points(Callback):
     """
 
     def __init__(self, experiment: Config, home: Path, timer: Timer, evaluation: PointEvaluation) -> None:
-        self.experiment, self.home, self.timer, self.evaluation = experiment, home, timer, evaluation
+        self.experiment, self.file, self.timer, self.evaluation = experiment, home / FILE, timer, evaluation
         self.due = point_steps(experiment)
         self.points: list[Point] = []
         self.clock, self.validation = Timer(), ExitStack()
@@ -148,7 +153,7 @@ class Points(Callback):
         assert isinstance(module, System)
         with isolate_rng():
             self.evaluation.check(module, self.experiment)
-        self.points = trainer.strategy.broadcast(read(self.home, self.experiment))
+        self.points = trainer.strategy.broadcast(read(self.file, self.experiment))
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Log what a killed process could not, name what it did not measure, and start the clock."""
@@ -196,7 +201,7 @@ class Points(Callback):
             point = Point(trainer.global_step, self._images(trainer), seconds, pause.seconds, **report)
             self.points = sorted([*self.points, trainer.strategy.broadcast(point)])
             if trainer.is_global_zero:
-                write(self.home, self.experiment, self.points)
+                write(self.file, self.experiment, self.points)
                 self._log(trainer)
                 self._warn(trainer)
 
@@ -259,9 +264,9 @@ def synchronise(system: System) -> None:
         torch.cuda.synchronize(system.device)
 
 
-def lacking(home: Path, experiment: Config) -> str | None:
+def lacking(weights: Path, experiment: Config) -> str | None:
     """The line on a finished training without points that an experiment is to have; None where none are lacking."""
-    steps = {point.step for point in read(home, experiment)}
+    steps = {point.step for point in read(beside(weights), experiment)}
     if lacking := [step for step in point_steps(experiment) if step not in steps]:
         return (
             f"its training measured no points at steps {_listed(lacking)} under these settings; a training measures "

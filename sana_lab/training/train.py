@@ -253,7 +253,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
             main(prerequisite, [], False, evaluation)
     path = ranks.first(lambda: weights.trained(experiment))
     if path is not None:
-        lacks = lacking(folder(experiment), experiment)
+        lacks = lacking(path, experiment)
         text = "\n".join(
             [f"{name} is trained already: {path}", *([lacks] if lacks else []), _further(name, overrides, path)]
         )

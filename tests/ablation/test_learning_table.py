@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
-from sana_lab.ablation import learning_table, plan, quality, quality_table
+from sana_lab.ablation import learning_table, plan, quality, quality_table, shipping
 from sana_lab.ablation.learning_table import Trainings
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.trials import records
@@ -107,6 +108,20 @@ def test_it_is_the_speed_up_of_the_recorded_points(store, rates, table):
 def test_plots_over_steps_images_and_seconds(store, rates, table, tmp_path):
     paths = quality_table.plot(store, rates.table, records(store, rates), table, tmp_path)
     assert {"psnr_by_steps.png", "psnr_by_images.png", "psnr_by_seconds.png"} <= {path.name for path in paths}
+
+
+def test_points_ship_with_the_weights(store, rates, tmp_path):
+    """A run of shipped weights has the points of the training elsewhere, once though it is evaluated twice."""
+    record = records(store, rates)[0]
+    source = weights.trained(record.trial.config)
+    assert source is not None
+    shipping.write(tmp_path / "low.safetensors", source, weights.card(source))
+    trial = {"run": store.start_run("rates", "shipped"), "config": record.trial.config}
+    for _ in range(2):
+        quality.log_points(store, trial, tmp_path / "low.safetensors")
+    file = json.loads(store.file(trial["run"], learning_table.FILE).read_text())
+    assert file == json.loads(store.file(record.run_id, learning_table.FILE).read_text())
+    assert len(store.client.get_metric_history(trial["run"], "points/psnr")) == 3
 
 
 def points(values: list[float], **more: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def trained(experiment: Config, evaluation: Any = None, **options: Any) -> Path:
 
 
 def measured(experiment: Config) -> list[points.Point]:
-    return points.read(train.folder(experiment), experiment)
+    return points.read(train.folder(experiment) / points.FILE, experiment)
 
 
 class TestSteps:
