@@ -157,5 +157,5 @@ def _per_image(point: Json, metric: str) -> Json:
     return (
         {}
         if each is None
-        else {k: each[own] for k, own in (("per_image", "values"), ("clusters",) * 2, ("drawn",) * 2)}
+        else {k: each[own] for k, own in (("per_image", "values"), ("clusters",) * 2, ("prompt_set", "drawn"))}
     )
