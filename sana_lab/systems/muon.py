@@ -59,11 +59,11 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             (self._step_hidden if group["muon"] else self._step_rest)(parameters, group)
         return loss
 
-    def _step_hidden(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _step_hidden(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Matrices of one shape are orthogonalised together."""
         by_shape = defaultdict(list)
         for p in parameters:
@@ -76,14 +76,14 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(same, [u.view_as(p) for u, p in zip(updates, same, strict=True)], alpha=-scale)
 
-    def _nesterov(self, p: nn.Parameter, decay: float) -> Tensor:
+    def _nesterov(self, p: Tensor, decay: float) -> Tensor:
         state, gradient = self.state[p], p.grad
         assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
         return gradient + decay * state["momentum"].mul_(decay).add_(gradient)
 
-    def _step_rest(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _step_rest(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
         if not parameters:
             return
@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 zeros = {"mean": torch.zeros_like(p), "square": torch.zeros_like(p)}
                 self.state[p].update(zeros, step=torch.zeros(()))
-        states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters]
+        states, gradients = [self.state[p] for p in parameters], [p.grad for p in parameters if p.grad is not None]
         (a, b), rate = group["betas"], group["lr"]
         means, squares = [s["mean"] for s in states], [s["square"] for s in states]
         torch._foreach_add_([s["step"] for s in states], 1)
