@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"]], {"lr": lr, "weight_decay": weight_decay, **defaults})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both groups; the closure's loss."""
         loss = None
         if closure is not None:
