@@ -32,6 +32,7 @@ CPU_FILES = ("cpu-amd-epyc-2-threads.json", "cpu-full-amd-epyc-2-threads.json")
 SECTIONS = (
     ("Quickstart", "quickstart/table.md", ("samples.png", "geneval.png", "geneval_latency_s.png", "training_loss.png")),
     ("Models that ship", "models", ()),
+    ("What helps to learn fast", "recipe", ()),
     ("GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),

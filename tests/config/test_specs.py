@@ -215,7 +215,7 @@ def test_weights_are_an_option_of_what_has_weights():
     ("kind", "spec", "words"),
     [
         ("attention", "liner", ("no attention is called 'liner'", "did you mean 'linear'?")),
-        ("attention", "zzzz", ("no attention is called 'zzzz'", "there is: linear, softmax")),
+        ("attention", "zzzz", ("no attention is called 'zzzz'", "there is: linear, mean, softmax")),
         ("attenton", "linear", ("no kind of part is called 'attenton'", "did you mean 'attention'?")),
         (
             "attention",
@@ -232,7 +232,7 @@ def test_weights_are_an_option_of_what_has_weights():
         ("attention", {"name": "linear", "head_dim": True}, ("attention.head_dim is True (bool)", "expected int")),
         ("attention", {"name": "linear", "qk_norm": 1}, ("attention.qk_norm is 1 (int)", "expected bool")),
         ("attention", {"name": "linear", "eps": None}, ("attention.eps is None", "expected float")),
-        ("attention", {"eps": 1e-6}, ("expected a name or a mapping with a 'name'", "there is: linear, softmax")),
+        ("attention", {"eps": 1e-6}, ("expected a name or a mapping with a 'name'", "there is: linear, mean, softmax")),
         ("attention", None, ("attention is None", "expected a name or a mapping")),
         ("attention", ["linear"], ("attention is ['linear']", "expected a name or a mapping")),
         ("attention", "", ("attention is ''", "expected a name or a mapping")),
@@ -396,7 +396,7 @@ def test_wrong_records(given: dict[str, Any], words: tuple[str, ...]):
 
 def test_nearest_answers_or_lists():
     assert specs.nearest("sofmax", ["linear", "softmax"]) == "did you mean 'softmax'?"
-    assert specs.nearest("q", ["linear", "softmax"]) == "there is: linear, softmax"
+    assert specs.nearest("q", ["linear", "softmax"]) == "there is: linear, mean, softmax"
     assert specs.nearest("q", []) == "there is: nothing"
 
 

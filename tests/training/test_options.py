@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import tiny_emoji
 import torch
 from safetensors.torch import save_file
 
@@ -35,6 +36,7 @@ data:
   batch: 4
 {TRAINER}""",
     "attributes": f"system: attributes\ndata: {{name: shapes, batch: 4, held_out: 4}}\n{TRAINER}",
+    "emoji_features": f"system: emoji_features\ndata: {{name: emoji, size: 64, batch: 4}}\n{TRAINER}",
     "clip": f"system: clip\ndata: {{name: shapes, batch: 4, held_out: 4}}\n{TRAINER}",
 }
 FLOW = "dit.depth=2 optimizer=sgd shift=2 start=0.9 text_dropout=0.5 warmup=1 decay=0.5 ema=0.5 seed=1 draws=2"
@@ -49,6 +51,8 @@ CASES = {
     "flow on features": f"dit {FLOW} model_time=released autoencoder.depth=2 text_encoder.layers=2",
     "ddpm on features": "dit objective=ddpm",
     "attributes": "attributes widths=[8,8,8] optimizer=sgd warmup=1 decay=0.1 ema=0.5",
+    "emoji features": "emoji_features widths=[8,8,8,8] dim=8 drawings=512 scale=8 attributes=0.2 optimizer=sgd warmup=1 "
+    "decay=0.1 ema=0.5 seed=2",
     "clip": f"clip {CLIP} warmup=1 decay=0.1 ema=0.5 seed=2",
 }
 """Title -> system and options; each option of a system is in one of its cases."""
@@ -67,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
     torch.save(vgg_features(), root / "vgg16.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        tiny_emoji.write(root / "emoji", patch)
         yield root
 
 
