@@ -62,4 +62,4 @@ def test_numbers_are_those_of_the_files(page: Any):
     assert "| 21.7 s | 2.11 s | 10.31x | exact algebra |" in speed
     assert "| 113 s | 71.3 s | 1.59x | exact algebra |" in speed
     assert page.render("models").count("\n| `shapes_") == len(list(page.WEIGHTS.glob("*.safetensors")))
-    assert page.render("quickstart/table.csv").splitlines()[0].count("|") == 7
+    assert page.render("quickstart/table.csv").splitlines()[0].count("|") == 8

@@ -105,7 +105,7 @@ def shipped_notes(trials: Sequence[TrialRecord]) -> list[str]:
             origin = (facts["command"], facts["commit"], facts["date"], facts["machine"])
             labels.setdefault(origin, {})[record.trial.label] = None
     return [
-        f"Weights ship with {', '.join(map(repr, rows))}: trained by `{command}` at commit "
+        f"Weights ship with {', '.join(map(repr, rows))}: trained by {command} at commit "
         f"{short_commit(commit or 'unknown')} on {day} on {machine}, here measured only; numbers of the training are "
         "those of that machine."
         for (command, commit, day, machine), rows in labels.items()

@@ -396,7 +396,7 @@ def test_wrong_records(given: dict[str, Any], words: tuple[str, ...]):
 
 def test_nearest_answers_or_lists():
     assert specs.nearest("sofmax", ["linear", "softmax"]) == "did you mean 'softmax'?"
-    assert specs.nearest("q", ["linear", "softmax"]) == "there is: linear, mean, softmax"
+    assert specs.nearest("q", ["linear", "softmax"]) == "there is: linear, softmax"
     assert specs.nearest("q", []) == "there is: nothing"
 
 

@@ -51,8 +51,8 @@ CASES = {
     "flow on features": f"dit {FLOW} model_time=released autoencoder.depth=2 text_encoder.layers=2",
     "ddpm on features": "dit objective=ddpm",
     "attributes": "attributes widths=[8,8,8] optimizer=sgd warmup=1 decay=0.1 ema=0.5",
-    "emoji features": "emoji_features widths=[8,8,8,8] dim=8 drawings=512 scale=8 attributes=0.2 optimizer=sgd warmup=1 "
-    "decay=0.1 ema=0.5 seed=2",
+    "emoji features": "emoji_features widths=[8,8,8,8] dim=8 drawings=512 scale=8 attributes=0.2 optimizer=sgd "
+    "warmup=1 decay=0.1 ema=0.5 seed=2",
     "clip": f"clip {CLIP} warmup=1 decay=0.1 ema=0.5 seed=2",
 }
 """Title -> system and options; each option of a system is in one of its cases."""
