@@ -168,7 +168,7 @@ class TestSweep:
 
     def test_the_table_says_which_weights_ship(self, swept: dict[str, TrialRecord]):
         (note,) = [n for n in json.loads(Path("runs/tables/rows/table.json").read_text())["notes"] if "ship" in n]
-        assert note.startswith("Weights ship with 'linear', '+ one step', 'softmax': trained by `sana-lab ablate rows")
+        assert note.startswith("Weights ship with 'linear', '+ one step', 'softmax': trained by sana-lab ablate rows")
 
     def test_the_same_command_again_runs_nothing(self, swept: dict[str, TrialRecord], capsys, monkeypatch):
         monkeypatch.setattr(WorkerPool, "run", lambda *_: pytest.fail("a worker started"))
