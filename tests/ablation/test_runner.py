@@ -239,6 +239,15 @@ class TestStopped:
         assert [r.status for r in store.find(name, {"sana.kind": "sweep"})] == [status]
         assert [r.status for r in store.find(name, {"sana.kind": "trial"})] == ["KILLED"] * 4
 
+    @pytest.fixture
+    def heard(self) -> Iterator[None]:
+        """Signals are heard, also where the tests run under nohup."""
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @pytest.mark.usefixtures("heard")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
     def test_sigterm_and_a_closed_terminal_stop_as_ctrl_c_does(self, store, monkeypatch, number):
         """Also while the runs start; a second signal does not interrupt what ends them."""
