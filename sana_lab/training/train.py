@@ -1,6 +1,7 @@
 """Command `sana-lab train`: train or resume an experiment; its folder is named by its hash."""
 
 import json
+import logging
 import shlex
 import signal
 import sys
@@ -336,13 +337,21 @@ def _run(store: Store, experiment: Config, name: str) -> str:
 
 @contextmanager
 def suppress_storage_errors() -> Iterator[None]:
-    """Warn where a failure cannot be recorded, so that it is not hidden by the one of the record."""
+    """Warn where a failure cannot be recorded, so that it is not hidden by the one of the record.
+
+    MLflow's own log of the failed write, a traceback over a hundred lines, is left out.
+    """
     from mlflow.exceptions import MlflowException
 
+    log = logging.getLogger("mlflow.store.db.utils")
+    before = log.level
+    log.setLevel(logging.CRITICAL + 1)
     try:
         yield
     except (MlflowException, OSError) as error:
         warnings.warn(f"the run keeps its status, as MLflow cannot write: {first_line(error)}", stacklevel=3)
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager
