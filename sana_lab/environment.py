@@ -67,7 +67,10 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def place(device: str) -> "torch.device":
-    """The torch device of a name; `auto` is CUDA where there is one, else the CPU."""
+    """The torch device of a name; `auto` is CUDA where there is one, else the CPU. ValueError for an unknown name."""
     import torch
 
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    try:
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; expected auto, cpu, cuda, cuda:1 ...") from error

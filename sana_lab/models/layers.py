@@ -38,6 +38,15 @@ def saturated(x: Tensor) -> Tensor:
     return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
 
 
+def hidden_width(ratio: float, dim: int) -> int:
+    """Whole part of ratio x dim. SpecError below 1."""
+    if int(ratio * dim) < 1:
+        raise SpecError(
+            f"ratio is {ratio}, which leaves a width of {dim} no hidden one; expected at least {1 / dim:.3g}"
+        )
+    return int(ratio * dim)
+
+
 @final
 class MixFfn(nn.Module):
     """SANA's Mix-FFN (GLUMBConv): 1x1 up, SiLU, 3x3 depthwise, SiLU gate, 1x1 down.
@@ -55,7 +64,7 @@ class MixFfn(nn.Module):
         dim: int,
     ) -> None:
         super().__init__()
-        hidden = int(ratio * dim)
+        hidden = hidden_width(ratio, dim)
         self.expand = nn.Linear(dim, 2 * hidden)
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
         self.project = nn.Linear(hidden, dim, bias=False)
@@ -79,8 +88,9 @@ class Mlp(nn.Module):
         dim: int,
     ) -> None:
         super().__init__()
-        self.expand = nn.Linear(dim, int(ratio * dim))
-        self.project = nn.Linear(int(ratio * dim), dim)
+        hidden = hidden_width(ratio, dim)
+        self.expand = nn.Linear(dim, hidden)
+        self.project = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(F.gelu(self.expand(x), approximate="tanh"))

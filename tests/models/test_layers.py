@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.specs import SpecError, build
 from sana_lab.models.layers import (
     CaptionEmbed,
     CrossAttention,
@@ -191,3 +191,9 @@ def test_positions_are_diffusers(grid: tuple[int, int], interpolation: float):
     expected = get_2d_sincos_pos_embed(24, grid, interpolation_scale=interpolation, base_size=4, output_type="pt")
     ours = sincos_positions(*grid, 24, 4, interpolation, torch.device("cpu"))
     assert torch.allclose(ours.flatten(0, 1), expected.float(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mix", "mlp"])
+def test_a_ratio_that_leaves_no_hidden_width_is_refused(name: str) -> None:
+    with pytest.raises(SpecError, match=r"ratio is 0\.01, so the hidden width of 24 is 0; expected at least 0\.0417"):
+        build("ffn", {"name": name, "ratio": 0.01}, dim=24)
