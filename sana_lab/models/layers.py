@@ -41,9 +41,7 @@ def saturated(x: Tensor) -> Tensor:
 def hidden_width(ratio: float, dim: int) -> int:
     """Whole part of ratio x dim. SpecError below 1."""
     if int(ratio * dim) < 1:
-        raise SpecError(
-            f"ratio is {ratio}, which leaves a width of {dim} no hidden one; expected at least {1 / dim:.3g}"
-        )
+        raise SpecError(f"ratio is {ratio}, so the hidden width of {dim} is 0; expected at least {1 / dim:.3g}")
     return int(ratio * dim)
 
 
