@@ -36,8 +36,8 @@ def check_split(data: Emoji) -> None:
     assert {row.label for row in train}.isdisjoint(row.label for row in val)
     key = (lambda row: row.concept) if data.by == "concepts" else unit
     assert set(map(key, train)).isdisjoint(map(key, val))
-    held = {data.content.pixels[i].tobytes() for i in data.content.val}
-    assert held.isdisjoint(data.content.pixels[i].tobytes() for i in data.content.train)
+    held_out = {data.content.pixels[i].tobytes() for i in data.content.val}
+    assert held_out.isdisjoint(data.content.pixels[i].tobytes() for i in data.content.train)
     captions = {caption for row in train for caption in drawings.captions(row)}
     assert captions.isdisjoint(caption for row in val for caption in drawings.captions(row))
     assert all(row.tones for row in val) or data.by == "concepts"
