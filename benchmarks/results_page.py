@@ -30,7 +30,7 @@ Generated from `benchmarks/results` by `python benchmarks/results_page.py`; do n
 """
 CPU_FILES = ("cpu-amd-epyc-2-threads.json", "cpu-full-amd-epyc-2-threads.json")
 SECTIONS = (
-    ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png", "training_loss.png")),
+    ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png")),
     ("Models that ship", "models", ()),
     ("What helps to learn fast", "recipe", ()),
     ("GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
