@@ -94,13 +94,24 @@ def pipeline(path: Path) -> None:
     tiny_peers.saved(tiny_peers.sana_pipeline(), path)
 
 
+def sprint(path: Path) -> None:
+    import tiny_peers
+
+    tiny_peers.saved(tiny_peers.sprint_pipeline(), path)
+
+
 def clip(path: Path) -> None:
     import tiny_folders
 
     tiny_folders.clip(path)
 
 
-PLACEHOLDERS: dict[str, Callable[[Path], None]] = {"PICTURES": pictures, "PIPELINE": pipeline, "CLIP": clip}
+PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
+    "PICTURES": pictures,
+    "PIPELINE": pipeline,
+    "SPRINT": sprint,
+    "CLIP": clip,
+}
 
 
 def prepare(command: str, folder: Path) -> None:

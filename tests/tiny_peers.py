@@ -138,6 +138,22 @@ def sana_pipeline(name: str = "dpm", shift: float = 3.0, dit: Mapping[str, Any] 
     return pipeline
 
 
+def sprint_pipeline(**changes: Any) -> Any:
+    """A SanaSprintPipeline of the tiny components; `changes` are of the transformer's configuration."""
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    dit = {"guidance_embeds": True, "guidance_embeds_scale": 0.1, "qk_norm": "rms_norm_across_heads", **changes}
+    pipeline = SanaSprintPipeline(
+        tokenizer=offline_tokenizer(start=True),
+        text_encoder=gemma(),
+        vae=dc_autoencoder(),
+        transformer=sana_transformer(**dit),
+        scheduler=SCMScheduler(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def saved(model: Any, folder: Path, **options: Any) -> Path:
     """The folder that `save_pretrained` wrote, without progress bars."""
     from diffusers.utils import logging

@@ -39,7 +39,9 @@ from sana_lab.costs.nvml import NvmlDevice
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.costs.timing import clock_for, energy_per_call, samples_needed
 from sana_lab.costs.too_large import check_pixels
+from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.models.dit import Dit
 from sana_lab.peers.pipeline import Peer
 from sana_lab.systems.quantize import quantize
 from sana_lab.types import Json
@@ -105,7 +107,9 @@ def bench(
         "stages": stage_rows(components(system), COMPONENTS, costs),
         **swept,
         "settings": _settings(system, timer, gpu, no_gpu),
-        "notes": notes(sampling, sum(evaluations.values()), batch, measured_steps, costs.memory["total"].method)
+        "notes": notes(
+            system.dit, sampling, sum(evaluations.values()), batch, measured_steps, costs.memory["total"].method
+        )
         + _common_notes(repeats, no_gpu if energy_s else "not requested", "sweep" in swept),
     }
 
@@ -226,12 +230,14 @@ def bench_experiment(
 def pair_tmacs(dit: Spec, latent: Sequence[int], text_dim: int) -> float:
     """10^12 MACs of a denoiser on latents (C, h, w) by the SANA paper's convention (`flops.PAIR`); needs no weights."""
     bare = build_on_meta("dit", dit, channels=latent[0], text_dim=text_dim)
-    return count_pair_macs(bare, latent, text_dim) / 1e12
+    return count_pair_macs(bare.without_guidance, latent, text_dim) / 1e12
 
 
-def notes(sampling: Sampling, evaluations: int, batch: int, measured_steps: int | None, memory: str) -> list[str]:
+def notes(
+    dit: Dit, sampling: Sampling, evaluations: int, batch: int, measured_steps: int | None, memory: str
+) -> list[str]:
     """The definitions of a record's numbers."""
-    is_guided = sampling.guidance != 1
+    is_guided = reads_null(dit, sampling.guidance)
     solver = sampling.solver if isinstance(sampling.solver, str) else sampling.solver["name"]
     how = "all timed" if measured_steps is None else f"median of {measured_steps} evaluations times {evaluations}"
     rows = "one batched forward of 2 B each" if is_guided else "without guidance"
@@ -340,7 +346,7 @@ def _settings(system: "TextToImage", timer: StageTimer, gpu: NvmlDevice | None, 
         "driver_missing": no_gpu or None,
         "sampling": asdict(timer.sampling),
         "evaluations": sum(timer.evaluations.values()),
-        "rows_a_forward": "2 B" if timer.sampling.guidance != 1 else "B",
+        "rows_a_forward": "2 B" if reads_null(system.dit, timer.sampling.guidance) else "B",
         "inside": "tokenizing, text encoder, denoiser, decoder to floats; not: rounding to 8 bits, copying to the host",
         "warmup": timer.warmup,
         "repeats": timer.repeats,

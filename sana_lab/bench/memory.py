@@ -103,7 +103,7 @@ class MemoryCounter:
             dit = quantized(self.system.dit, quantize)
             text = self._features(dit)
             x, t = torch.empty(self.rows, *self.shape[1:]), torch.empty(self.rows)
-            return _bytes(dit, lambda: dit.prepare(text)(x, t))
+            return _bytes(dit, lambda: dit.prepare(text, guidance=1.0 if dit.distilled else None)(x, t))
 
     def _features(self, dit: Dit) -> Text:
         length = self.system.text_encoder.max_tokens

@@ -6,6 +6,7 @@ import torch
 
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, meta_system
 from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.systems.quantize import installed
 from sana_lab.types import Json
@@ -39,7 +40,7 @@ class SamplingPass(NamedTuple):
         return MemoryOptions(self.sampling.quantize, self.system.offload is not None, self.system.autoencoder.tile)
 
     def _counter(self, batch: int) -> MemoryCounter:
-        return MemoryCounter(self.system, self.size, batch, self.sampling.guidance != 1)
+        return MemoryCounter(self.system, self.size, batch, reads_null(self.system.dit, self.sampling.guidance))
 
     def _savings(self, counter: MemoryCounter, peak: int) -> list[str]:
         """The changes whose computed peak is below `peak`."""

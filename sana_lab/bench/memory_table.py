@@ -10,6 +10,7 @@ from sana_lab.config import experiments
 from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file
 from sana_lab.costs.flops import count_parameters
+from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.types import Json
 
@@ -44,7 +45,7 @@ def memory_record(experiment: Json, size: int | None = None, batch: int = 1) -> 
     """Memory of sampling by a resolved experiment's system, in GiB and in its dtype on a GPU, as plain data."""
     system = meta_system(experiment)
     size = size or experiments.image_size(experiment["data"])
-    counter = MemoryCounter(system, size, batch, Sampling(**experiment["sampling"]).guidance != 1)
+    counter = MemoryCounter(system, size, batch, reads_null(system.dit, Sampling(**experiment["sampling"]).guidance))
     peaks, missing = _peaks(counter)
     return {
         "size": size,

@@ -19,8 +19,8 @@ from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.nvml import NvmlDevice
 from sana_lab.costs.timing import Call, Energy, Samples, clock_for, collect_samples, energy_per_call
 from sana_lab.diffusion import Process
-from sana_lab.diffusion.guidance import within
-from sana_lab.diffusion.sampling import Sampling
+from sana_lab.diffusion.guidance import reads_null, within
+from sana_lab.diffusion.sampling import NoiseStreams, Sampling
 from sana_lab.diffusion.solvers import at
 from sana_lab.types import Velocity
 
@@ -103,16 +103,18 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
 
+    is_guided, fresh = reads_null(system.dit, sampling.guidance), NoiseStreams(shape[1:], 1, range(batch))
+
     def text() -> tuple[Any, Any]:
         system.text_encoder.clear_cache()
         caption = system.text_encoder(texts)
-        return caption, system.text_encoder.negative([""], caption) if sampling.guidance != 1 else None
+        return caption, system.text_encoder.negative([""], caption) if is_guided else None
 
     def prepare(pair: tuple[Any, Any], how: Sampling = sampling) -> Velocity:
         return system.velocity(*pair, how)
 
     def denoise(pair: tuple[Any, Any], how: Sampling) -> Tensor:
-        return how.run(prepare(pair, how), noise, system.flow)
+        return how.run(prepare(pair, how), noise, system.flow, fresh)
 
     encoded: list[tuple[Any, Any]] = []
     first = collect_samples({"": lambda: encoded.append(text())}, 0, 1, system.device)[""]
@@ -123,7 +125,7 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
         prepare=lambda: prepare(pair),
         step=lambda t: velocity(noise, at(t, noise)),
         eager_step=lambda t: eager(noise, at(t, noise)),
-        forward=lambda: system.dit(noise, half, pair[0]),
+        forward=lambda: system.dit.without_guidance(noise, half, pair[0]),
         denoise=lambda how: denoise(pair, how),
         decode=lambda: system.autoencoder.decode(noise),
         image=lambda: system.autoencoder.decode(denoise(text(), sampling)),

@@ -4,6 +4,7 @@
 finger is one line at the start and neither hours of work nor an overflow.
 """
 
+import math
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -29,5 +30,6 @@ Positive = Annotated[float, Gt(0), Le(1e9)]
 Nonnegative = Annotated[float, Ge(0), Le(1e9)]  # weight of a loss, learning rate
 Real = Annotated[float, Ge(-1e9), Le(1e9)]
 Ratio = Annotated[float, Gt(0), Le(1024)]  # hidden width as a multiple of another
+Angle = Annotated[float, Gt(0), Lt(math.pi / 2)]  # radians between data and noise
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 ShareOrNumber = Annotated[int | float, Ge(0), Le(10**7)]  # a float below 1 is a share

@@ -28,6 +28,7 @@ TABLE: dict[str, dict[str, str]] = {
         "dpmpp": "sana_lab.diffusion.solvers:dpmpp",
         "rf_solver": "sana_lab.diffusion.solvers:rf_solver",
         "unipc": "sana_lab.diffusion.unipc:unipc",
+        "scm": "sana_lab.diffusion.scm:scm",
     },
     "optimizer": {
         "adamw": "torch.optim:AdamW",

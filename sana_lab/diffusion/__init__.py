@@ -4,6 +4,7 @@ One time axis for training and sampling: t = 0 is data, t = 1 is noise.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -15,12 +16,17 @@ Grid = Literal["even", "flow_match"]
 """Spacing of sampling times: uniform before the shift, or as in diffusers' FlowMatch schedulers (`Flow.schedule`)."""
 
 
+FreshNoise = Callable[[], Tensor]
+"""Standard normal noise (B, C, h, w) of a batch of images, other values at each call."""
+
+
 class Solver(Protocol):
     """Integrator of dx/dt = velocity(x, t) over decreasing times: a pure function; its other parameters are options.
 
     x (B, C, h, w) is the state at `times[0]`; the result, at `times[-1]`, has the same shape, dtype and device. `times`
     (steps + 1,) are float64 on the CPU; coefficients should be too. The solver evaluates the velocity at least once
-    per step, at times t (B,) on the CPU (`solvers.at`).
+    per step, at times t (B,) on the CPU (`solvers.at`). A solver that adds noise has a keyword-only parameter `noise`
+    (`FreshNoise`), its only source of random numbers.
     """
 
     def __call__(self, velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor: ...

@@ -27,13 +27,29 @@ def guided(
     """Guided velocity for captions (B, L, D) and a null text (1 or B rows), in the dtype of the latents.
 
     With scale 1, and at times outside `interval` (inclusive; arXiv 2404.07724), only the conditional half is evaluated.
-    `times` (M,) are the sampling times known in advance, for precomputing time-dependent values.
+    `times` (M,) are the sampling times known in advance, for precomputing time-dependent values. A model distilled with
+    guidance reads the scale, and `null` is not used.
     """
-    model = prepare(dit, text, times)
-    if scale == 1:
+    check(dit, interval)
+    model = prepare(dit, text, times, scale if dit.distilled else None)
+    if not reads_null(dit, scale):
         return bind(model)
     both = classifier_free(bind(model.beside(prepare(dit, null))), scale)
     return both if interval is None else switch(interval, both, bind(model))
+
+
+def reads_null(dit: Dit, scale: float) -> bool:
+    """Whether guidance evaluates the null text: not with scale 1, nor if the model is distilled with guidance."""
+    return scale != 1 and not dit.distilled
+
+
+def check(dit: Dit, interval: tuple[float, float] | None) -> None:
+    """ValueError for an interval of guidance of a model that has guidance as an input."""
+    if dit.distilled and interval is not None:
+        raise ValueError(
+            f"guidance_interval is {list(interval)}, but this DiT is distilled with guidance, which it reads at every "
+            "step; expected null"
+        )
 
 
 def classifier_free(model: Velocity, scale: float) -> Velocity:
@@ -56,7 +72,8 @@ def within(interval: tuple[float, float], t: float) -> bool:
     return interval[0] - TIME_TOLERANCE <= t <= interval[1] + TIME_TOLERANCE
 
 
-def prepare(dit: Dit, text: Text, times: Tensor | None = None) -> SamplingDit:
+def prepare(dit: Dit, text: Text, times: Tensor | None = None, guidance: float | None = None) -> SamplingDit:
     """Denoiser of a text trimmed to its longest row, without a mask if no padding remains."""
     text = text.trimmed()
-    return dit.prepare(text, times, masked=not bool(text.mask.all()))
+    scale = {} if guidance is None else {"guidance": guidance}
+    return dit.prepare(text, times, masked=not bool(text.mask.all()), **scale)

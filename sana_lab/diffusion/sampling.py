@@ -1,5 +1,6 @@
 """Sampling of a trained model: solver, steps, guidance and initial noise."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sana_lab.config.schema import SamplingOptions
-from sana_lab.config.specs import SpecError, build, name_of
-from sana_lab.diffusion import Process
+from sana_lab.config.specs import SpecError, build, find, name_of, resolve
+from sana_lab.diffusion import FreshNoise, Process, scm
+from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.types import Velocity
 
 ROUNDING_SOLVERS = ("dpmpp", "unipc")
@@ -25,15 +27,41 @@ class Sampling(SamplingOptions):
             given = f"{low} to {high}"
             raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
 
-    def run(self, model: Velocity, noise: Tensor, process: Process) -> Tensor:
-        """Integrate from noise (B, C, h, w) to latents with a (guided) network's prediction."""
+    def run(self, model: Velocity, noise: Tensor, process: Process, fresh: FreshNoise | None = None) -> Tensor:
+        """Integrate from noise (B, C, h, w) to latents with a (guided) network's prediction.
+
+        `fresh` makes the noise of a solver that adds some. ValueError if such a solver gets none.
+        """
         times = self.times(process)
         velocity = process.velocity(model, times if name_of(self.solver) in ROUNDING_SOLVERS else None)
-        return build("solver", self.solver)(velocity, process.initial(noise), times)
+        return build("solver", self.solver, **self._supplied(fresh))(velocity, process.initial(noise), times)
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether the solver adds noise between its steps."""
+        return "noise" in inspect.signature(find("solver", name_of(self.solver))).parameters
+
+    def _supplied(self, fresh: FreshNoise | None) -> dict[str, FreshNoise]:
+        if not self.adds_noise:
+            return {}
+        if fresh is None:
+            raise ValueError(f"solver {name_of(self.solver)!r} adds noise between steps; expected `fresh` to make it")
+        return {"noise": fresh}
 
     def times(self, process: Process) -> Tensor:
-        """(steps + 1,) times of the solver. ValueError for an option that the process does not support."""
+        """(steps + 1,) times of the solver. ValueError for an option that the process or solver does not support."""
+        if name_of(self.solver) == "scm":
+            return self._angles(process)
         return (process if self.shift is None else process.with_shift(self.shift)).schedule(self.steps, self.grid)
+
+    def _angles(self, process: Process) -> Tensor:
+        """Times of `scm`, which depend neither on the flow's shift nor on the grid. ValueError where they are set."""
+        if self.shift is not None or self.grid != "even":
+            given = f"shift {self.shift} and grid {self.grid!r} were given"
+            raise ValueError(f"solver 'scm' has times of its own, and {given}; expected shift null and grid 'even'")
+        if isinstance(process, Ddpm):
+            raise ValueError("solver 'scm' begins at pure noise, and noise prediction (ddpm) does not; expected a flow")
+        return scm.schedule(self.steps, resolve("solver", self.solver)["middle"])
 
     def network_times(self, process: Process, dtype: torch.dtype = torch.float32) -> Tensor:
         """The network's times for latents of `dtype`, one per evaluation, from a run on zeros.
@@ -47,7 +75,7 @@ class Sampling(SamplingOptions):
             return torch.zeros_like(x)
 
         noise = torch.zeros(1, 1, 1, 1, dtype=dtype, device="cpu")
-        check_result(self.run(record, noise, process), noise, len(times), name_of(self.solver))
+        check_result(self.run(record, noise, process, fresh=lambda: noise), noise, len(times), name_of(self.solver))
         return torch.cat(times)
 
 
@@ -93,7 +121,19 @@ def check_request(prompts: Sequence[str], negatives: Sequence[str], indices: Seq
 
 def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
     """Gaussian noise (len(indices), *shape); image i depends only on (seed, indices[i])."""
-    return torch.stack([torch.randn(*shape, generator=generator(seed, i)) for i in indices])
+    return NoiseStreams(shape, seed, indices)()
+
+
+class NoiseStreams:
+    """Gaussian noise of a batch of images, other values at each call; that of image i depends only on (seed,
+    indices[i]) and on the number of calls before."""
+
+    def __init__(self, shape: Sequence[int], seed: int, indices: Sequence[int]) -> None:
+        self.shape, self.generators = tuple(shape), [generator(seed, i) for i in indices]
+
+    def __call__(self) -> Tensor:
+        """(len(indices), *shape) in float32 on the CPU."""
+        return torch.stack([torch.randn(*self.shape, generator=g) for g in self.generators])
 
 
 def generator(*key: int) -> torch.Generator:

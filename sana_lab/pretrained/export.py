@@ -1,4 +1,4 @@
-"""Folders that diffusers loads: a component of one of our parts, or the SanaPipeline of a text2image system."""
+"""Folders that diffusers loads: a component of one of our parts, or the pipeline of a text2image system."""
 
 import json
 from collections.abc import Mapping
@@ -40,9 +40,9 @@ def export(
 ) -> list[str]:
     """Write a system or part, or the model of that name, to a new or empty folder for diffusers.
 
-    A text2image system becomes a SanaPipeline, a part (also the only one of another system) its component. Returned are
-    sentences on what runs differently in diffusers. SpecError, before anything is written, where diffusers has no such
-    model.
+    A text2image system becomes a SanaPipeline (a SanaSprintPipeline if its DiT is distilled with guidance), a part,
+    also the only one of another system, its component. Returned are sentences on what runs differently in diffusers.
+    SpecError, before anything is written, where diffusers has no such model.
     """
     name = "CHECKPOINT" if isinstance(model, nn.Module) else str(model)
     model = model if isinstance(model, nn.Module) else loading.open_model(str(model))
@@ -113,7 +113,8 @@ def _write_pipeline(system: TextToImage, folder: Path, part_command: str) -> lis
     text, flow, sampling = system.text_encoder, system.flow, sampling_of(system)
     assert isinstance(text, Llm)
     assert isinstance(flow, Flow)
-    scheduler = schedulers.write_scheduler(flow, sampling, VERSION)
+    is_sprint = system.dit.distilled
+    scheduler = schedulers.write_scm(VERSION) if is_sprint else schedulers.write_scheduler(flow, sampling, VERSION)
     for kind, component in components.items():
         _write_component(component, folder / formats.FOLDERS[kind])
     text.network.save_pretrained(folder / "text_encoder")
@@ -126,10 +127,11 @@ def _write_pipeline(system: TextToImage, folder: Path, part_command: str) -> lis
         "transformer": ["diffusers", components["dit"].config["_class_name"]],
         "vae": ["diffusers", components["autoencoder"].config["_class_name"]],
     }
-    _write_json(folder / "model_index.json", {"_class_name": "SanaPipeline", "_diffusers_version": VERSION, **index})
+    name = "SanaSprintPipeline" if is_sprint else "SanaPipeline"
+    _write_json(folder / "model_index.json", {"_class_name": name, "_diffusers_version": VERSION, **index})
     notes = export_notes.pipeline_notes(text, system.dit, flow, sampling)
     size = latent_side(system) * system.autoencoder.downsample
-    (folder / "README.md").write_text(export_notes.readme(notes, size, sampling))
+    (folder / "README.md").write_text(export_notes.readme(name, notes, size, sampling))
     return notes
 
 
@@ -143,8 +145,6 @@ def _check_system(system: TextToImage, part_command: str) -> None:
     autoencoder: Any = system.autoencoder.spec
     if autoencoder["name"] != "dcae":
         raise SpecError(f"SanaPipeline's autoencoder is AutoencoderDC (dcae), this system's a vae; {alone}")
-    if system.dit.spec["guidance"] is not None:
-        raise SpecError(f"SanaPipeline gives its DiT no guidance, and this one was distilled with it; {alone}")
     if not isinstance(system.flow, Flow):
         raise SpecError(
             f"SanaPipeline's schedulers are for flow matching, and this system predicts noise (ddpm); {alone}"

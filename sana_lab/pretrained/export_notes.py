@@ -18,15 +18,15 @@ def pipeline_notes(text: Llm, dit: Dit, flow: Flow, sampling: Spec) -> list[str]
         _instruction_note(text),
         *([length] if text.max_tokens != 300 else []),
         *([] if text.lowercase else ["diffusers writes every prompt in lower case; the lab did not."]),
-        *([f"In guidance {null}"] if text.null == "nvlabs" else []),
-        *_sampling_notes(flow, sampling),
+        *([f"In guidance {null}"] if text.null == "nvlabs" and not dit.distilled else []),
+        *(_sprint_notes(sampling) if dit.distilled else _sampling_notes(flow, sampling)),
         *dit_notes(dit),
     ]
 
 
 def _instruction_note(text: Llm) -> str:
     if text.instruction_option == "released":
-        return "Prompts were read with an instruction, SanaPipeline's own default of complex_human_instruction."
+        return "Prompts were read with an instruction, the pipeline's own default of complex_human_instruction."
     instruction = [text.instruction] if text.instruction else None
     return f"Prompts were encoded with a custom instruction: pass complex_human_instruction={instruction!r}."
 
@@ -56,6 +56,20 @@ def _sampling_notes(flow: Flow, sampling: Spec) -> list[str]:
     return [note for note, applies in is_note.items() if applies]
 
 
+def _sprint_notes(sampling: Spec) -> list[str]:
+    solver = name_of(sampling["solver"])
+    if solver != "scm":
+        return [f"The lab samples with {solver}, this folder with SCMScheduler, as SANA-Sprint."]
+    return []
+
+
+def _sprint_angle(sampling: Spec) -> float | None:
+    """The argument intermediate_timesteps, which SanaSprintPipeline has for 2 steps alone."""
+    solver = sampling["solver"]
+    middle = solver.get("middle", 1.3) if isinstance(solver, dict) else 1.3
+    return middle if sampling["steps"] == 2 else None
+
+
 def dit_notes(dit: Dit) -> list[str]:
     spec = dit.spec
     if not spec["cross_norm"] or spec["cross_norm_eps"] == 1e-5:
@@ -63,9 +77,10 @@ def dit_notes(dit: Dit) -> list[str]:
     return [f"diffusers' norms of q and k in cross-attention add 1e-5, this model's {spec['cross_norm_eps']:g}."]
 
 
-def readme(notes: list[str], size: int, sampling: Spec) -> str:
+def readme(pipeline: str, notes: list[str], size: int, sampling: Spec) -> str:
     """The README.md of a pipeline's folder; `size` is pixels a side."""
     call = f"    pipe('a red circle', height={size}, width={size}, use_resolution_binning=False,\n"
-    call += f"         num_inference_steps={sampling['steps']}, guidance_scale={sampling['guidance']})"
-    lines = ["# A model of sana_lab for diffusers' SanaPipeline", "", *(f"- {note}" for note in notes), ""]
-    return "\n".join([*lines, "    pipe = SanaPipeline.from_pretrained(FOLDER)", call, ""])
+    call += f"         num_inference_steps={sampling['steps']}, guidance_scale={sampling['guidance']}"
+    call += f", intermediate_timesteps={_sprint_angle(sampling)})" if pipeline == "SanaSprintPipeline" else ")"
+    lines = [f"# A model of sana_lab for diffusers' {pipeline}", "", *(f"- {note}" for note in notes), ""]
+    return "\n".join([*lines, f"    pipe = {pipeline}.from_pretrained(FOLDER)", call, ""])

@@ -22,11 +22,12 @@ def load(
 ) -> Any:
     """A part with its `.spec`, or a whole text2image system, from a path or hub id, in evaluation mode.
 
-    Formats: NVlabs' .pth, diffusers' SanaPipeline and component folders (with `kind` dit, autoencoder or text_encoder
-    that component of a pipeline), and the lab's own .ckpt and weights files. `ema` None takes averaged weights where a
-    .pth has them. `variant` is diffusers' (fp16). Weights keep the file's dtype, memory-mapped and not copied, unless
-    `dtype` is given. `hints` are options of the part that a file does not hold, such as cross_heads. A loaded pipeline
-    is frozen: to train it, name it as `weights:` in an experiment. SpecError for anything else.
+    Formats: NVlabs' .pth, diffusers' SanaPipeline, SanaSprintPipeline and component folders (with `kind` dit,
+    autoencoder or text_encoder that component of a pipeline), and the lab's own .ckpt and weights files. `ema` None
+    takes averaged weights where a .pth has them. `variant` is diffusers' (fp16). Weights keep the file's dtype, memory-
+    mapped and not copied, unless `dtype` is given. `hints` are options of the part that a file does not hold, such as
+    cross_heads. A loaded pipeline is frozen: to train it, name it as `weights:` in an experiment. SpecError for
+    anything else.
     """
     path = files.index_of(hub.locate(str(reference)))
     if variant is not None and not path.is_dir():

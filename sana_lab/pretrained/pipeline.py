@@ -1,4 +1,4 @@
-"""diffusers' SanaPipeline folder as a frozen text2image system."""
+"""diffusers' SanaPipeline and SanaSprintPipeline folders as frozen text2image systems."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +17,25 @@ from sana_lab.systems.text2image import TextToImage
 Spec = dict[str, Any]
 
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-"""Folders of a complete SanaPipeline."""
+"""Folders of a complete pipeline."""
+
+SPRINT = "SanaSprintPipeline"
+"""The pipeline of a DiT distilled with guidance, sampled by `scm`."""
 
 
 def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = None, **options: Any) -> TextToImage:
-    """The system of a SanaPipeline's folder; without `text` the text encoder stays on the meta device.
+    """The system of a pipeline's folder; without `text` the text encoder stays on the meta device.
 
     `text_encoder` changes options of how prompts are read. SpecError if the pipeline is another one or incomplete.
     """
-    check_pipeline(path)
+    name = check_pipeline(path)
     variant = options.get("variant")
     dit = formats.recognise(path, "dit", **options)
     autoencoder = formats.recognise(path, "autoencoder", variant=variant)
     text_spec = {**text_encoder_spec(path, variant), **(text_encoder or {})}
     _check_widths(path, dit, autoencoder)
     flow, sampling = schedulers.read_scheduler(files.read_json(path / "scheduler" / "scheduler_config.json"), path)
+    _check_sprint(path, name, dit, sampling)
     guests.check([flow, sampling], str(path))
     spec = {"name": "text2image", "dit": dit.spec, "autoencoder": autoencoder.spec, "text_encoder": text_spec, **flow}
     size = files.read_json(path / "transformer" / "config.json").get("sample_size", 32)
@@ -39,20 +43,19 @@ def load_pipeline(path: Path, *, text: bool = True, text_encoder: Spec | None = 
     return assemble(spec, loaded, sampling, size, text)
 
 
-def check_pipeline(path: Path) -> None:
-    """SpecError if a pipeline is of another architecture or lacks a component."""
+def check_pipeline(path: Path) -> str:
+    """The pipeline's class. SpecError if it is of another architecture or lacks a component."""
     name = files.read_json(path / "model_index.json").get("_class_name")
-    if name == "SanaSprintPipeline":
-        raise SpecError(f"{path} is a SanaSprintPipeline, whose sampler the lab has not; load its DiT: kind='dit'")
     if name == "SanaPAGPipeline":
         raise SpecError(
             f"{path} is a SanaPAGPipeline, which samples with perturbed-attention guidance, and the lab has none; load "
             "its DiT: kind='dit', or to sample without it write SanaPipeline as _class_name in model_index.json"
         )
-    if name != "SanaPipeline":
-        raise SpecError(f"{path} is a {name}, another architecture; the lab reads SanaPipeline")
+    if name not in ("SanaPipeline", SPRINT):
+        raise SpecError(f"{path} is a {name}, another architecture; the lab reads SanaPipeline and {SPRINT}")
     if missing := [c for c in COMPONENTS if not (path / c).is_dir()]:
         raise SpecError(f"{path} lacks {', '.join(f'{c}/' for c in missing)}; a {name} has {', '.join(COMPONENTS)}")
+    return str(name)
 
 
 def text_encoder_spec(path: Path, variant: str | None = None) -> Spec:
@@ -71,6 +74,18 @@ def _check_widths(path: Path, dit: formats.ReleasedWeights, autoencoder: formats
     width = files.read_json(path / "text_encoder" / "config.json").get("hidden_size")
     if width not in (None, text_dim):
         raise SpecError(f"{path}: the transformer reads text {text_dim} wide, and the text encoder makes it {width}")
+
+
+def _check_sprint(path: Path, name: str, dit: formats.ReleasedWeights, sampling: Spec) -> None:
+    """SpecError unless pipeline, transformer and scheduler are all SANA-Sprint's, or none is."""
+    is_sprint = name == SPRINT
+    reads_guidance, is_scm = dit.spec["guidance"] is not None, sampling["solver"] == "scm"
+    if not reads_guidance == is_scm == is_sprint:
+        raise SpecError(
+            f"{path} is a {name} whose transformer has guidance_embeds {reads_guidance} and whose scheduler is "
+            f"{'SCMScheduler' if is_scm else 'none of Sprint'}; expected {is_sprint} and "
+            f"{'SCMScheduler' if is_sprint else 'a flow-matching scheduler'}"
+        )
 
 
 def assemble(spec: Spec, loaded: Mapping[str, nn.Module], sampling: Spec, size: int, text: bool = True) -> TextToImage:

@@ -46,7 +46,19 @@ def read_scheduler(config: Mapping[str, Any], path: Path) -> tuple[Spec, Spec]:
     if name == "FlowMatchEulerDiscreteScheduler":
         _check_settings(config, path, EULER)
         return {"shift": float(config.get("shift", 1.0)), **released}, {"solver": "euler", "grid": "flow_match"}
-    raise SpecError(f"{path} samples with {name}; the lab has DPMSolverMultistepScheduler's and FlowMatchEuler's")
+    if name == "SCMScheduler":  # the data's standard deviation cancels in its steps
+        if config.get("prediction_type", "trigflow") != "trigflow":
+            raise SpecError(f"{path}: the scheduler has prediction_type {config['prediction_type']!r}, not trigflow")
+        return {"shift": 1.0}, {"solver": "scm", "steps": 2}
+    raise SpecError(
+        f"{path} samples with {name}; the lab has DPMSolverMultistepScheduler's, FlowMatchEuler's and SCMScheduler's"
+    )
+
+
+def write_scm(version: str) -> Spec:
+    """The scheduler_config.json of SANA-Sprint."""
+    header = {"_class_name": "SCMScheduler", "_diffusers_version": version}
+    return {**header, "num_train_timesteps": 1000, "prediction_type": "trigflow", "sigma_data": 0.5}
 
 
 def _check_settings(config: Mapping[str, Any], path: Path, required: Spec) -> None:

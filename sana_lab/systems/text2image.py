@@ -14,9 +14,9 @@ from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, 
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import describe_out_of_memory
-from sana_lab.diffusion import Process
-from sana_lab.diffusion.guidance import Bind, guided
-from sana_lab.diffusion.sampling import Sampling, check_finite, check_request, generator, noise_like
+from sana_lab.diffusion import Process, guidance
+from sana_lab.diffusion.guidance import Bind, guided, reads_null
+from sana_lab.diffusion.sampling import NoiseStreams, Sampling, check_finite, check_request, generator
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
@@ -152,14 +152,13 @@ class TextToImage(System):
         indices = list(range(len(prompts)) if indices is None else indices)
         check_request(prompts, negatives, indices)
         shape = self.latent_shape(size)
-        noise = to_device(
-            noise_like(shape, seed, indices), torch.device(self.offload.device if self.offload else self.device)
-        )
         dit = quantized(self.dit, sampling.quantize)
+        guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work
+        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
         images = [
-            self._sample_batch(prompts[i : i + batch], negatives[i : i + batch], noise[i : i + batch], sampling, dit)
-            for i in range(0, len(prompts), batch)
+            self._sample_batch(prompts[p], negatives[p], NoiseStreams(shape, seed, indices[p]), sampling, dit)
+            for p in parts
         ]
         return torch.cat(images)
 
@@ -176,18 +175,22 @@ class TextToImage(System):
         return self.autoencoder.channels, height // self.autoencoder.downsample, width // self.autoencoder.downsample
 
     def _sample_batch(
-        self, prompts: Sequence[str], negatives: Sequence[str], noise: Tensor, sampling: Sampling, dit: Dit
+        self, prompts: Sequence[str], negatives: Sequence[str], streams: NoiseStreams, sampling: Sampling, dit: Dit
     ) -> Tensor:
+        def fresh() -> Tensor:
+            return to_device(streams(), torch.device(self.offload.device if self.offload else self.device))
+
+        noise = fresh()
         with self._active(self.text_encoder, f"reading {len(prompts)} prompts"):
             text = self.text_encoder(prompts)
             null = (
                 text
-                if sampling.guidance == 1
+                if not reads_null(dit, sampling.guidance)
                 else self.text_encoder.negative([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
         with self._active(dit, f"denoising {self._describe(noise)}"):
             velocity = self.velocity(text, null, sampling, dit)
-            latents = check_finite(sampling.run(velocity, noise, self.flow), dtype_of(dit))
+            latents = check_finite(sampling.run(velocity, noise, self.flow, fresh), dtype_of(dit))
         with self._active(self.autoencoder, f"decoding {self._describe(noise)}"):
             return self.pixels(latents)
 

@@ -70,6 +70,16 @@ def check_budget(experiment: schema.Config, system: System, devices: int) -> Non
         )
 
 
+def check_objective(experiment: schema.Config) -> None:
+    """SpecError for steps of training of a DiT that reads guidance, which no objective of the lab teaches."""
+    dit, steps = experiment["system"].get("dit"), experiment["trainer"]["max_steps"]
+    if isinstance(dit, dict) and dit.get("guidance") is not None and steps:
+        raise SpecError(
+            f"system.dit.guidance is {dit['guidance']:g}, of a DiT distilled with guidance, and no objective here "
+            f"distils; expected trainer.max_steps=0, which takes its weights as they are, not {steps}"
+        )
+
+
 def check_accelerator(name: str) -> None:
     """SpecError if this machine has no such accelerator."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

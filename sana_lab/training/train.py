@@ -38,7 +38,7 @@ from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, 
 from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.card import card
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
-from sana_lab.training.checks import check
+from sana_lab.training.checks import check, check_objective
 from sana_lab.training.points import PointEvaluation, Points, lacking, line
 from sana_lab.training.resume import resumable
 
@@ -84,6 +84,7 @@ def _train_alone(experiment: Config, name: str, record: Record, reporting: Repor
     """Train under the folder's lock and `record`, unless it is trained already."""
     home = folder(experiment)
     check_folder(home)
+    check_objective(experiment)
     ranks.join(experiment["trainer"]["accelerator"])
     with _lock(home, name):
         path = ranks.first(lambda: weights.trained(experiment))

@@ -8,8 +8,17 @@ from torch import Tensor
 
 from sana_lab.config import experiments, hashing, registry, schema, specs
 from sana_lab.config.specs import SpecError
+from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
-from sana_lab.diffusion.sampling import ROUNDING_SOLVERS, Overflow, Sampling, check_finite, generator, noise_like
+from sana_lab.diffusion.sampling import (
+    ROUNDING_SOLVERS,
+    NoiseStreams,
+    Overflow,
+    Sampling,
+    check_finite,
+    generator,
+    noise_like,
+)
 from sana_lab.diffusion.solvers import dpmpp, euler
 from sana_lab.training import checks
 
@@ -60,7 +69,35 @@ def test_noise_is_standard_normal_and_uncorrelated():
     assert np.abs(columns).max() < 0.4
 
 
+def test_streams_of_an_image_depend_on_seed_and_index_alone():
+    """Their first noise is `noise_like`'s; the next is another, the same in any batch."""
+    batch, alone = NoiseStreams(SHAPE, 7, [0, 1, 2]), NoiseStreams(SHAPE, 7, [2])
+    first, second = (batch(), alone()), (batch(), alone())
+    assert torch.equal(first[0], noise_like(SHAPE, 7, [0, 1, 2]))
+    for many, one in (first, second):
+        assert torch.equal(many[2:], one)
+    assert not torch.equal(first[0], second[0])
+
+
 # --- options
+
+
+def test_a_solver_that_adds_noise_is_given_it():
+    noise, sampling = noise_like(SHAPE, 0, [0]), Sampling("scm", 3)
+    assert [name for name in registry.TABLE["solver"] if Sampling(name).adds_noise] == ["scm"]
+    with pytest.raises(ValueError, match="solver 'scm' adds noise between steps"):
+        sampling.run(toward_zero, noise, Flow())
+    latents = sampling.run(toward_zero, noise, Flow(), fresh=NoiseStreams(SHAPE, 1, [0]))
+    assert not torch.equal(latents, sampling.run(toward_zero, noise, Flow(), fresh=NoiseStreams(SHAPE, 2, [0])))
+
+
+def test_times_of_scm_are_its_own():
+    assert torch.equal(Sampling("scm", 2).times(Flow(1.0)), Sampling("scm", 2).times(Flow(6.0, 0.9)))
+    assert Sampling("scm", 1).times(Flow()).tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="scm' has times of its own, and shift None and grid 'flow_match'"):
+        Sampling("scm", grid="flow_match").times(Flow())
+    with pytest.raises(ValueError, match="scm' begins at pure noise"):
+        Sampling("scm").times(Ddpm())
 
 
 def test_run_is_the_solver_on_the_flows_schedule():
@@ -80,7 +117,8 @@ def test_released_time_reaches_the_solvers_that_round_it_in_diffusers():
     flow, noise = Flow(3.0, 0.999, model_time="released"), noise_like(SHAPE, 0, [0])
     for solver in sorted(registry.TABLE["solver"]):
         visited: list[float] = []
-        Sampling(solver, 5).run(lambda x, t, visited=visited: visited.append(1000 * t.item()) or x, noise, flow)
+        model = lambda x, t, visited=visited: visited.append(1000 * t.item()) or x  # noqa: E731
+        Sampling(solver, 5).run(model, noise, flow, fresh=lambda: noise)
         whole = all(abs(t - round(t)) < 1e-3 for t in visited)
         assert whole == (solver in ROUNDING_SOLVERS) == (solver in ("dpmpp", "unipc"))
 

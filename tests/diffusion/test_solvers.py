@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from sana_lab.config import registry, specs
+from sana_lab.diffusion import scm
 from sana_lab.diffusion.flow import Flow
+from sana_lab.diffusion.sampling import Sampling
 from sana_lab.diffusion.solvers import dpmpp, euler, heun, rf_solver
 from sana_lab.diffusion.unipc import unipc
 
@@ -21,6 +23,12 @@ NAMES = sorted(registry.TABLE["solver"])
 MEAN, STD = 0.7, 0.4  # of the data
 START = torch.linspace(-3, 3, 7, dtype=torch.float64).view(7, 1, 1, 1)
 Solver = Callable[..., Tensor]
+
+
+def build(name: str) -> Solver:
+    """The solver with its options, and with noise of 0.3 for all rows if it adds any."""
+    adds_noise = Sampling(name).adds_noise
+    return specs.build("solver", name, **({"noise": lambda: torch.full((), 0.3)} if adds_noise else {}))
 
 
 def variance(t: Tensor) -> Tensor:
@@ -134,7 +142,7 @@ def test_data_of_one_value_is_reached_in_one_step(name: str):
     """x - t velocity is the data itself, so that every solver's last step is exact."""
     for steps in (1, 2, 5):
         times = Flow(3.0).schedule(steps)
-        result = specs.build("solver", name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
+        result = build(name)(lambda x, t: (x - MEAN) / t.view(-1, 1, 1, 1), START, times)
         assert torch.allclose(result, torch.full_like(result, MEAN))
 
 
@@ -153,7 +161,7 @@ def test_dtype_and_shape_are_kept_and_times_are_exact(name: str, dtype: torch.dt
         return velocity(x, t.to(dtype))
 
     times = Flow(3.0).schedule(20)
-    result = specs.build("solver", name)(watched, START.to(dtype), times)
+    result = build(name)(watched, START.to(dtype), times)
     assert (result.dtype, result.shape) == (dtype, START.shape)
     assert all(t.shape == (7,) for t in visited)
     known = torch.cat([times, (times[1:] + times[:-1]) / 2]) if name == "rf_solver" else times
@@ -161,18 +169,18 @@ def test_dtype_and_shape_are_kept_and_times_are_exact(name: str, dtype: torch.dt
 
 
 @pytest.mark.parametrize(
-    ("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp", 10), ("rf_solver", 20), ("unipc", 10)]
+    ("name", "evaluations"), [("euler", 10), ("heun", 19), ("dpmpp", 10), ("rf_solver", 20), ("unipc", 10), ("scm", 10)]
 )
 def test_evaluations(name: str, evaluations: int):
     """One a step; heun two, but for the step that ends at 0; rf_solver two in each."""
     calls = []
-    specs.build("solver", name)(lambda x, t: calls.append(t) or velocity(x, t), START, Flow().schedule(10))
+    build(name)(lambda x, t: calls.append(t) or velocity(x, t), START, Flow().schedule(10))
     assert len(calls) == evaluations
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_do_not_meet_and_the_noise_is_left_alone(name: str):
-    solver, times, noise = specs.build("solver", name), Flow().schedule(6), START.clone()
+    solver, times, noise = build(name), Flow().schedule(6), START.clone()
     result = solver(velocity, noise, times)
     assert torch.equal(noise, START)
     assert torch.allclose(result[2:3], solver(velocity, START[2:3], times))
@@ -233,3 +241,23 @@ def test_rf_solver_is_the_midpoint_rule():
         half = x + (s - t) / 2 * curved(x, t.expand(7))
         x = x + (s - t) * curved(half, ((s + t) / 2).expand(7))
     assert (rf_solver(curved, START, times) - x).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 20])
+@pytest.mark.parametrize("deviation", [0.5, 1.0])
+def test_scm_is_diffusers_loop(steps: int, deviation: float):
+    """The scheduler and the formulas of SanaSprintPipeline, whose standard deviation of the data cancels."""
+    scheduler = diffusers.SCMScheduler(sigma_data=deviation)
+    scheduler.set_timesteps(steps, max_timesteps=math.pi / 2, intermediate_timesteps=1.3 if steps == 2 else None)
+    scheduler.timesteps = scheduler.timesteps.double()
+    scheduler.set_begin_index(0)
+    random, x = torch.Generator().manual_seed(0), START * deviation
+    for angle in scheduler.timesteps[:-1]:
+        t = (angle.sin() / (angle.sin() + angle.cos())).expand(7)
+        scale = (t**2 + (1 - t) ** 2).sqrt().view(-1, 1, 1, 1)
+        y, v = x / deviation * scale, t.view(-1, 1, 1, 1)
+        predicted = ((1 - 2 * v) * y + (1 - 2 * v + 2 * v**2) * curved(y, t)) / scale * deviation
+        x, data = scheduler.step(predicted, angle, x, generator=random, return_dict=False)
+    again = torch.Generator().manual_seed(0)
+    solver = partial(scm.scm, noise=lambda: torch.randn(START.shape, generator=again))
+    assert (solver(curved, START, scm.schedule(steps)) - data / deviation).abs().max() <= 1e-6

@@ -94,10 +94,10 @@ def test_a_pipeline_loads_without_diffusers_and_with_another_instruction(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("FluxPipeline", "FluxPipeline, another architecture; the lab reads SanaPipeline"),
+        ("FluxPipeline", "FluxPipeline, another architecture; the lab reads SanaPipeline and SanaSprintPipeline"),
         ("StableDiffusion3Pipeline", "StableDiffusion3Pipeline, another architecture"),
         ("PixArtSigmaPipeline", "PixArtSigmaPipeline, another architecture"),
-        ("SanaSprintPipeline", "SanaSprintPipeline, .*kind='dit'"),
+        ("SanaSprintPipeline", "SanaSprintPipeline has transformer, vae"),
         ("SanaPAGPipeline", "perturbed-attention guidance, .*kind='dit'"),
     ],
 )

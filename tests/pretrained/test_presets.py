@@ -26,7 +26,7 @@ SIZES = {
 """Millions of parameters in the DiT, from the released code's layers (the paper rounds to 590 and 1604)."""
 
 OTHERS = ("sana1_5_1600m_1024", "sana1_5_4800m_1024", "sana_600m_f8_1024", "sana_600m_f8_256", "sana_600m_t5_xxl",
-          "sana_600m_t5_large")  # fmt: skip
+          "sana_600m_t5_large", "sana_sprint_600m_1024", "sana_sprint_1600m_1024")  # fmt: skip
 
 
 def bare(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
@@ -60,13 +60,23 @@ def test_a_whole_system_is_checked_without_a_network(name: str, here: Path, monk
     train.check(experiments.load(name))
 
 
-@pytest.mark.parametrize(("name", "depth"), [("sana1_5_1600m_1024", 20), ("sana1_5_4800m_1024", 60)])
-def test_sana_1_5_is_as_large_as_diffusers_own(name: str, depth: int):
+@pytest.mark.parametrize(
+    ("name", "width", "depth"),
+    [
+        ("sana1_5_1600m_1024", 2240, 20),
+        ("sana1_5_4800m_1024", 2240, 60),
+        ("sana_sprint_600m_1024", 1152, 28),
+        ("sana_sprint_1600m_1024", 2240, 20),
+    ],
+)
+def test_sana_1_5_and_sprint_are_as_large_as_diffusers_own(name: str, width: int, depth: int):
     diffusers = pytest.importorskip("diffusers")
-    shape = {"num_attention_heads": 70, "attention_head_dim": 32, "num_cross_attention_heads": 20}
-    shape |= {"cross_attention_head_dim": 112, "cross_attention_dim": 2240, "caption_channels": 2304}
+    heads = 20 if width == 2240 else 16
+    shape = {"num_attention_heads": width // 32, "attention_head_dim": 32, "num_cross_attention_heads": heads}
+    shape |= {"cross_attention_head_dim": width // heads, "cross_attention_dim": width, "caption_channels": 2304}
+    shape |= {"num_layers": depth, "qk_norm": "rms_norm_across_heads", "guidance_embeds": "sprint" in name}
     with torch.device("meta"):
-        theirs = diffusers.SanaTransformer2DModel(**shape, num_layers=depth, qk_norm="rms_norm_across_heads")
+        theirs = diffusers.SanaTransformer2DModel(**shape)
     assert millions(dit_of(name)) == millions(theirs)
 
 

@@ -121,6 +121,13 @@ def test_released_weights_of_another_width_are_refused(folder: Path, sana_folder
         checks.check(experiments.load("tiny", [f"system.dit.weights={sana_folder}"]))
 
 
+def test_a_distilled_denoiser_is_not_trained(folder: Path):
+    with pytest.raises(SpecError, match=r"system.dit.guidance is 0.1, .*expected trainer.max_steps=0, .*, not 4"):
+        train.train(experiments.load("tiny", ["system.dit.guidance=0.1"]))
+    checks.check_objective(experiments.load("tiny", ["system.dit.guidance=0.1", "trainer.max_steps=0"]))
+    checks.check_objective(experiments.load("sana_sprint_1600m_1024"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="looks for a missing GPU")
 @pytest.mark.parametrize("name", ["cuda", "gpu", "mps"])
 def test_a_device_that_is_not_there(folder: Path, name: str):

@@ -16,6 +16,7 @@ from sana_lab.config import experiments
 from sana_lab.config.ranges import BatchSize, Evaluations, Pixels
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import count_macs, count_pair_macs, count_parameters, expanded_masks
+from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.diffusion.solvers import at
 from sana_lab.types import Text
@@ -59,7 +60,7 @@ class Image(Probe):
         with torch.no_grad(), expanded_masks(system.text_encoder):
             text_macs, text = measure_call(count_macs, partial(system.text_encoder, [PROMPT]))
             null_macs, null = 0, text
-            if self.sampling.guidance != 1:
+            if reads_null(system.dit, self.sampling.guidance):
                 null_macs, null = measure_call(count_macs, partial(system.text_encoder.without_instruction, [""]))
         with torch.no_grad():
             denoise_macs = self._denoise_macs(system, x, unmasked(text), unmasked(null))
@@ -73,8 +74,8 @@ class Image(Probe):
             "text_tokens": text.tokens.shape[1],
             "steps": self.sampling.steps,
             "evaluations": sum(evaluation_times(self.sampling, system.flow).values()),
-            "tmacs": count_macs(lambda: system.dit(x, t, text)) / 1e12,
-            "tmacs_pair": count_pair_macs(system.dit, shape, system.text_encoder.dim) / 1e12,
+            "tmacs": count_macs(lambda: system.dit.without_guidance(x, t, text)) / 1e12,
+            "tmacs_pair": count_pair_macs(system.dit.without_guidance, shape, system.text_encoder.dim) / 1e12,
             "tmacs_image": image_macs / 1e12,
         }
 

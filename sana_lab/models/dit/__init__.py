@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from sana_lab.ops.transfer import to_device
@@ -18,6 +19,7 @@ class Dit(nn.Module, ABC):
     channels: int
     text_dim: int
     patch: int
+    distilled: bool = False  # whether it reads the scale of guidance (guidance distillation, arXiv 2210.03142)
     quantized: Quantize = "none"  # precision of the weights and matrix products of its blocks
     spec: dict[str, Any]  # resolved spec that it was built from
 
@@ -29,12 +31,23 @@ class Dit(nn.Module, ABC):
         models and None for all others.
         """
 
-    def prepare(self, text: Text, times: Tensor | None = None, masked: bool = True) -> "SamplingDit":
+    def prepare(
+        self, text: Text, times: Tensor | None = None, masked: bool = True, guidance: float | None = None
+    ) -> "SamplingDit":
         """Denoiser of one batch of captions, with everything that is constant across steps precomputed.
 
         `times` (M,) are the sampling times known in advance. `masked=False` asserts that `text.mask` is all True.
+        `guidance` is the scale that a distilled model reads.
         """
-        return TextDit(self, text)
+        return TextDit(self, text, guidance)
+
+    def without_guidance(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        """`forward` as one evaluation of any model: a distilled one reads the scale 1."""
+        return self(x, t, text, self.guidance_input(x))
+
+    def guidance_input(self, x: Tensor, scale: float = 1.0) -> Tensor | None:
+        """The input `guidance` (B,) of `forward` for latents x (B, C, h, w); None if the model reads none."""
+        return torch.full((len(x),), scale, device=x.device) if self.distilled else None
 
 
 class SamplingDit(ABC):
@@ -88,14 +101,15 @@ class SamplingDit(ABC):
 class TextDit(SamplingDit):
     """`SamplingDit` of a `Dit` without precomputation: the network and its text."""
 
-    def __init__(self, dit: Dit, text: Text) -> None:
-        self.dit, self.text = dit, text
+    def __init__(self, dit: Dit, text: Text, guidance: float | None = None) -> None:
+        self.dit, self.text, self.guidance = dit, text, guidance
 
     def step_inputs(self, t: Tensor) -> list[Tensor]:
         return [to_device(t, self.text.tokens.device)]
 
     def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        return self.dit(x, inputs[0], self.text).to(x.dtype)
+        scale = None if self.guidance is None else self.dit.guidance_input(x, self.guidance)
+        return self.dit(x, inputs[0], self.text, scale).to(x.dtype)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -106,10 +120,10 @@ class TextDit(SamplingDit):
         return self.text.tokens.shape[1]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TextDit":
-        return TextDit(self.dit, Text(*map(function, self.text)))
+        return TextDit(self.dit, Text(*map(function, self.text)), self.guidance)
 
     def padded(self, length: int) -> "TextDit":
-        return TextDit(self.dit, self.text.padded(length))
+        return TextDit(self.dit, self.text.padded(length), self.guidance)
 
     def beside(self, other: "TextDit") -> "TextDit":
-        return TextDit(self.dit, self.text.beside(other.text))
+        return TextDit(self.dit, self.text.beside(other.text), self.guidance)

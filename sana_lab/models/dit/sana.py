@@ -103,6 +103,7 @@ class Sana(Dit):
     ) -> None:
         super().__init__()
         self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
+        self.distilled = guidance is not None
         self.position, self.base, self.interpolation = position, base, interpolation
         self.patch_embed = PatchEmbed(channels, dim, patch)
         self.time_embed = TimeEmbed(dim, scale=time_scale)
@@ -146,8 +147,10 @@ class Sana(Dit):
         time = self.embed_time(to_device(t, self.head.table.device), guidance)
         return time, self.time_block(time).unflatten(-1, (6, -1))
 
-    def prepare(self, text: Text, times: Tensor | None = None, masked: bool = True) -> SamplingSana:
-        return prepare(self, text, times, masked)
+    def prepare(
+        self, text: Text, times: Tensor | None = None, masked: bool = True, guidance: float | None = None
+    ) -> SamplingSana:
+        return prepare(self, text, times, masked, guidance)
 
     def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
         """Times and, in a distilled model, guidance (B,) -> (B, dim)."""

@@ -45,11 +45,12 @@ class SamplingSana(SamplingDit):
     mask: Tensor | None  # (B, L) bool; None if every token is valid
     schedule: Schedule | None = None
     constants: list[Tensor] | None = None  # per block (B', C)
+    guidance: float | None = None  # scale that a distilled model reads
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
         """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all share a known time."""
         scheduled = None if self.schedule is None else self.schedule.at(t)
-        return modulation(self.dit, t) if scheduled is None else scheduled
+        return modulation(self.dit, t, self.guidance) if scheduled is None else scheduled
 
     def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         (six, time), rows, dit = inputs, len(x), self.dit
@@ -102,24 +103,25 @@ class SamplingSana(SamplingDit):
         return F.pad(full if self.mask is None else self.mask, (0, length - self.length))
 
 
-def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool) -> SamplingSana:
+def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool, guidance: float | None = None) -> SamplingSana:
     """Implementation of `Sana.prepare`: project captions once and embed known times in one call."""
     caption = dit.caption_embed(text.tokens)
     keys, values = zip(*(block.cross.keys_values(caption) for block in dit.blocks), strict=True)
-    modulations = None if times is None else schedule(dit, times)
-    return SamplingSana(dit, [*keys], [*values], text.mask if masked else None, modulations)
+    modulations = None if times is None else schedule(dit, times, guidance)
+    return SamplingSana(dit, [*keys], [*values], text.mask if masked else None, modulations, guidance=guidance)
 
 
-def schedule(dit: Any, times: Tensor) -> Schedule:
+def schedule(dit: Any, times: Tensor, guidance: float | None = None) -> Schedule:
     """Modulation of the first distinct times of (M,), at most the limit above."""
     distinct = [*dict.fromkeys(times.tolist())][:MAX_TIMES]
-    six, time = modulation(dit, times.new_tensor(distinct))
+    six, time = modulation(dit, times.new_tensor(distinct), guidance)
     return Schedule({t: i for i, t in enumerate(distinct)}, six.transpose(0, 1)[:, :, None], time[:, None])
 
 
-def modulation(dit: Any, t: Tensor) -> tuple[Tensor, Tensor]:
+def modulation(dit: Any, t: Tensor, guidance: float | None = None) -> tuple[Tensor, Tensor]:
     """AdaLN vectors (depth, B, 6, C) of all blocks and the time embedding (B, C) of times (B,)."""
-    time, six = dit.modulation(t)
+    scale = None if guidance is None else torch.full((len(t),), guidance, device=dit.head.table.device)
+    time, six = dit.modulation(t, scale)
     return torch.stack([block.table + six for block in dit.blocks]), time
 
 
