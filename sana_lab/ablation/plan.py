@@ -32,13 +32,22 @@ class Plan(NamedTuple):
     trials: list[Trial]
 
 
-def load(recipe: str, overrides: Sequence[str] = (), scale: str | None = None, *, retrain: bool = False) -> Plan:
+def load(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    *,
+    retrain: bool = False,
+    seeds: Sequence[int] | None = None,
+) -> Plan:
     """Read an ablation by name or path. SpecError for anything that is wrong in the file or in any of its trials.
 
-    With `retrain` weights that ship for rows are not used, and the name is that of a separate sweep.
+    With `retrain` weights that ship for rows are not used, and the name is that of a separate sweep. `seeds` are in
+    place of those of the file.
     """
     raw = read(recipe)
-    table = _parse(at_scale(raw, scale, recipe), recipe)
+    other_seeds = {} if seeds is None else {"seeds": list(seeds)}
+    table = _parse({**at_scale(raw, scale, recipe), **other_seeds}, recipe)
     seeds = table.seeds if isinstance(table, Ablation) else [0]
     checks.check_size(table.axes, len(seeds), recipe)
     checks.check_labels(_labels(table), recipe)
