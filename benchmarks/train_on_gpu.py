@@ -1,10 +1,11 @@
 """Train the rows of `quickstart` and of the paper's ablations on one CUDA device: python benchmarks/train_on_gpu.py
 
-Several processes share the device, each taking the next model of a list by priority (`trainings.py`): quickstart first,
-then autoencoders that rows need, then the nine ablations under ablations/paper at toy size, with three seeds. Latents
-are encoded once for each world, by all processes that wait for them. A model has a budget of seconds; one that crashes,
-hangs or runs out of it costs none of the others (`sections.py`). Weights go to runs/models/HASH, where `ablate` and `ship`
-look for them, and as fp16 with cards to `--out`; each end is a line of results.jsonl there, the last output a table.
+Several processes share the device, each taking the next model of a list by priority (`trainings.py`): quickstart
+first, then autoencoders that rows need, then the nine ablations under ablations/paper at toy size, with three seeds.
+Latents are encoded once for each world, by all processes that wait for them. A model has a budget of seconds; one
+that crashes, hangs or runs out of it costs none of the others (`sections.py`). Weights go to runs/models/HASH, where
+`ablate` and `ship` look for them, and as fp16 with cards to `--out`; each end is a line of results.jsonl there, the
+last output a table.
 """
 
 import argparse
