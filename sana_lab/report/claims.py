@@ -1,12 +1,13 @@
 """Tests of papers' claims on a table: an order of rows is reproduced, not reproduced or not significant."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from sana_lab.config.schema import Expectation
 from sana_lab.report.columns import column, is_count
-from sana_lab.report.significance import half_width
+from sana_lab.report.significance import Error, error
 from sana_lab.report.table import Cell, Row
 
 Outcome = Literal["reproduced", "not reproduced", "not significant", "not measured"]
@@ -37,17 +38,25 @@ def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Map
 
 
 def outcome_of(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
-    """The outcome of one pair, and the difference with its 95 % interval; positive is better."""
-    sign = _direction(metric)
-    difference = sign * (better.mean - worse.mean)
-    half = 0.0 if is_count(metric) else half_width(better, worse)
-    if half is None:
+    """The outcome of one pair; the difference (positive is better) with its 95 % interval, its p value, and the true
+    difference that this table would have shown in 80 % of repetitions."""
+    difference = _direction(metric) * (better.mean - worse.mean)
+    spread = Error(0.0, math.inf) if is_count(metric) else error(better, worse)
+    if spread is None:
         return "not significant", f"a difference of {difference:+.3g}, but one seed and no interval"
-    interval = f"95 % interval {difference - half:.3g} to {difference + half:.3g}"
-    why = f"difference {difference:+.3g}, {'counted' if is_count(metric) else interval}"
-    if abs(difference) <= half:
+    why = f"difference {difference:+.3g}, " + ("counted" if is_count(metric) else _test(difference, spread))
+    if abs(difference) <= spread.half_width:
         return "not significant", why
     return ("reproduced" if difference > 0 else "not reproduced"), why
+
+
+def _test(difference: float, spread: Error) -> str:
+    low, high, p = difference - spread.half_width, difference + spread.half_width, spread.p_value(difference)
+    probability = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return (
+        f"95 % interval {low:.3g} to {high:.3g}, {probability}; "
+        f"a difference of {spread.detectable:.2g} would be seen in 80 % of repetitions"
+    )
 
 
 def _verdict(better: Row, worse: Row, metric: str) -> Verdict:

@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from sana_lab.config.schema import Expectation
 from sana_lab.report.claims import outcome_of, verdicts
-from sana_lab.report.significance import half_width
+from sana_lab.report.significance import Error, error
 from sana_lab.report.table import Cell, Row
 
 
@@ -26,14 +27,25 @@ def outcome(better: Cell, worse: Cell, metric: str = "geneval") -> str:
 def test_over_seeds_the_interval_is_welchs():
     a, b = [0.50, 0.54, 0.58], [0.40, 0.41, 0.45, 0.46]
     test = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    ours = half_width(cell(0, stats.tstd(a), n=3), cell(0, stats.tstd(b), n=4))
-    assert ours == pytest.approx((test.high - test.low) / 2)
+    ours = error(cell(0, stats.tstd(a), n=3), cell(0, stats.tstd(b), n=4))
+    assert ours is not None
+    assert ours.half_width == pytest.approx((test.high - test.low) / 2)
+    p = stats.ttest_ind(a, b, equal_var=False).pvalue
+    assert ours.p_value(sum(a) / 3 - sum(b) / 4) == pytest.approx(p)
+
+
+def test_the_detectable_difference_is_significant_in_80_percent_of_repetitions():
+    freedom, wide = 8, Error(0.1, 8)
+    draws = stats.norm.rvs(wide.detectable, 0.1, size=20_000, random_state=0)
+    errors = 0.1 * np.sqrt(stats.chi2.rvs(freedom, size=20_000, random_state=1) / freedom)
+    significant = np.abs(draws) > stats.t.ppf(0.975, freedom) * errors
+    assert significant.mean() == pytest.approx(0.8, abs=0.03)
 
 
 def test_with_one_seed_the_intervals_of_both_add_as_squares():
-    half = half_width(cell(0.5, interval=(0.44, 0.56)), cell(0.4, interval=(0.32, 0.48)))
-    assert half == pytest.approx(math.hypot(0.06, 0.08))
-    assert half_width(cell(0.5, interval=(0.4, 0.6)), cell(0.4)) is None
+    both = error(cell(0.5, interval=(0.44, 0.56)), cell(0.4, interval=(0.32, 0.48)))
+    assert both is not None and both.half_width == pytest.approx(math.hypot(0.06, 0.08))
+    assert error(cell(0.5, interval=(0.4, 0.6)), cell(0.4)) is None
 
 
 def test_outcomes_by_the_sign_and_the_interval():
@@ -71,7 +83,8 @@ def test_an_order_is_its_neighbours_in_the_metric_that_stands_in():
         ("b", "c", "geneval", "not measured"),
     ]
     assert str(outcomes[0]) == (
-        "Expected: 'a' better than 'b' in GenEval. Reproduced: difference +0.1, 95 % interval 0.0773 to 0.123."
+        "Expected: 'a' better than 'b' in GenEval. Reproduced: difference +0.1, 95 % interval 0.0773 to 0.123, p < 0.001; "
+        "a difference of 0.03 would be seen in 80 % of repetitions."
     )
     assert str(outcomes[1]).endswith("Not measured: nothing of 'c'.")
 
