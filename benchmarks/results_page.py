@@ -270,7 +270,48 @@ def recipe_table() -> str:
     return f"{markdown(header, rows)}\n\n{trial['settings']}. {trial['machine']}."
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "models": models_table, "recipe": recipe_table}
+PAPER = {
+    "objective": "Table 3",
+    "captions": "Table 4",
+    "text_encoder": "Table 9",
+    "instruction": "Table 2",
+    "model_size": "Table 7",
+    "block_design": "Table 12",
+    "latent_channels": "Figure 3b",
+    "autoencoder_split": "Figure 3a",
+    "sampler_steps": "Figure 8",
+}
+"""Quality ablations of the paper, in ablations/paper, and where the paper has them."""
+
+
+def paper_table() -> str:
+    """Each claim of the paper that ablations/paper tests at toy scale, with the paper's numbers and the verdict."""
+    rows = []
+    for name, place in PAPER.items():
+        table = json.loads((RESULTS / "paper" / name / "table.json").read_text())
+        for verdict in table["verdicts"]:
+            claim = f"{verdict['better']} better than {verdict['worse']}"
+            numbers = published_pair(table, verdict)
+            rows.append((f"`{name}`", place, claim, numbers, verdict["metric"], f"**{verdict['outcome']}**", verdict["why"]))
+    return markdown(("Ablation", "Paper", "Claim", "Paper's numbers", "Tested in", "Verdict", "Here"), rows, left=7)
+
+
+def published_pair(table: Json, verdict: Json) -> str:
+    """The paper's two numbers of a claim, or a dash where it prints none."""
+    rows = {row["label"]: row["cells"] for row in (table["published"] or {"rows": []})["rows"]}
+    cells = [rows.get(verdict[side], {}).get(verdict["claimed"]) for side in ("better", "worse")]
+    if None in cells:
+        return "-"
+    better, worse = (f"{cell['mean']:g}" for cell in cells if cell)
+    return f"{verdict['claimed']} {better} against {worse}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu": cpu_table,
+    "models": models_table,
+    "paper": paper_table,
+    "recipe": recipe_table,
+}
 """Tables made of several files."""
 
 RENDERERS: tuple[tuple[str, Callable[[Path], str]], ...] = (

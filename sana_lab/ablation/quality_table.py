@@ -67,12 +67,13 @@ def tabulate(
         if ablation.published
         else None,
     )
-    claims = [str(verdict) for verdict in verdicts(table.rows, ablation.expect, ablation.stand_in)]
+    claims = verdicts(table.rows, ablation.expect, ablation.stand_in)
     baseline = baseline_of(ablation, table)
     differences = significance.differences(table.rows, reports or {}, baseline)
     counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
-    lines = [*claims, *significance.note(differences, baseline), *counted, *noise_note(reports or {}), *table.notes]
-    return replace(table, notes=lines, differences=significance.marked(differences))
+    lines = [*map(str, claims), *significance.note(differences, baseline), *counted, *noise_note(reports or {}), *table.notes]
+    tested = {"differences": significance.marked(differences), "verdicts": [claim._asdict() for claim in claims]}
+    return replace(table, notes=lines, **tested)
 
 
 def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:

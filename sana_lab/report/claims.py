@@ -18,9 +18,10 @@ class Verdict(NamedTuple):
 
     better: str
     worse: str
-    metric: str
+    metric: str  # that was tested
     outcome: Outcome
     why: str
+    claimed: str  # the claim's own metric
 
     def __str__(self) -> str:
         what = f"{self.better!r} better than {self.worse!r} in {column(self.metric).heading}"
@@ -34,7 +35,7 @@ def verdicts(rows: Sequence[Row], expected: Sequence[Expectation], stand_in: Map
     """
     by_label = {row.label: row for row in rows}
     pairs = [(e, a, b) for e in expected for a, b in pairwise(e.order)]
-    return [_verdict(by_label[a], by_label[b], stand_in.get(e.metric, e.metric)) for e, a, b in pairs]
+    return [_verdict(by_label[a], by_label[b], stand_in.get(e.metric, e.metric), e.metric) for e, a, b in pairs]
 
 
 def outcome_of(better: Cell, worse: Cell, metric: str) -> tuple[Outcome, str]:
@@ -59,12 +60,12 @@ def _test(difference: float, spread: Error) -> str:
     )
 
 
-def _verdict(better: Row, worse: Row, metric: str) -> Verdict:
+def _verdict(better: Row, worse: Row, metric: str, claimed: str) -> Verdict:
     cells = [row.cells.get(metric) for row in (better, worse)]
     if cells[0] is None or cells[1] is None:
         missing = " and ".join(repr(r.label) for r, c in zip((better, worse), cells, strict=True) if c is None)
-        return Verdict(better.label, worse.label, metric, "not measured", f"nothing of {missing}")
-    return Verdict(better.label, worse.label, metric, *outcome_of(cells[0], cells[1], metric))
+        return Verdict(better.label, worse.label, metric, "not measured", f"nothing of {missing}", claimed)
+    return Verdict(better.label, worse.label, metric, *outcome_of(cells[0], cells[1], metric), claimed)
 
 
 def _direction(metric: str) -> int:

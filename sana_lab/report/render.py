@@ -254,7 +254,8 @@ def _tree(table: Table) -> dict[str, Any]:
     }
     tree = {"title": table.title, "axes": table.axes, "columns": [asdict(c) for c in table.columns]}
     rows = [_row_tree(r) for r in table.rows]
-    return tree | {"rows": rows, "notes": all_notes(table), "published": published, "differences": table.differences}
+    tested = {"differences": table.differences, "verdicts": table.verdicts}
+    return tree | {"rows": rows, "notes": all_notes(table), "published": published, **tested}
 
 
 def _row_tree(row: Row) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class Table:
     published: Published | None = None
     differences: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     """row -> column -> tested difference from the baseline: value, low, high, test, mark"""
+    verdicts: Sequence[Mapping[str, Any]] = ()
+    """tested claims: better, worse, metric, outcome, why, claimed (the claim's own metric)"""
 
 
 def build_table(
