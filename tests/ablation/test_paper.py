@@ -47,7 +47,8 @@ def test_every_trial_builds_and_is_one_of_its_own(name: str, scale: str | None, 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_toy_scale_is_the_embedded_world_with_the_papers_expectation(name: str):
     paper, toy = loaded(name), loaded(name, "toy")
-    assert paper[0].expect == toy[0].expect != []
+    of_quality = [e for e in paper[0].expect if e.metric != "images_per_s"]  # speed is timed by the efficiency tables
+    assert of_quality == toy[0].expect != []
     assert {experiments.image_size(t.config["data"]) for t in toy[1]} == {64}
     assert all(column(toy[0].stand_in.get(e.metric, e.metric)).better for e in toy[0].expect)
     assert {toy[0].stand_in.get(e.metric, e.metric) for e in toy[0].expect} <= {*toy[0].columns}
