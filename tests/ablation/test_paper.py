@@ -68,18 +68,18 @@ def test_rows_have_the_published_labels_and_expect_what_is_published(name: str):
 def test_a_table_says_what_is_reproduced_beside_what_was_published():
     """On made-up measurements: flow matching better by far over two seeds, at toy scale."""
     ablation, trials = loaded("paper/objective", "toy")
-    measured = {"Flow matching": 0.8, "DDPM": 0.3}
+    measured = {"Flow matching": 0.3, "DDPM": 0.8}
     records = [
         {"label": t.label, "labels": t.labels, "seed": t.seed, "status": "finished", "error": None, "commit": None,
-         "metrics": {"exact": measured[t.label] + 0.01 * t.seed, "fid": 9.0}, "run_id": None}
+         "metrics": {"fd_shapes": measured[t.label] + 0.01 * t.seed, "fid": 9.0}, "run_id": None}
         for t in trials
     ]  # fmt: skip
     table = tabulate(ablation, records)
     assert table.notes[0].startswith(
-        "Expected: 'Flow matching' better than 'DDPM' in Exact. Reproduced: difference +0.5"
+        "Expected: 'Flow matching' better than 'DDPM' in FD-shapes. Reproduced: difference +0.5"
     )
     assert table.published.cell("DDPM", "fid").mean == 19.5
-    worse = [{**r, "metrics": {"exact": -r["metrics"]["exact"]}} for r in records]
+    worse = [{**r, "metrics": {"fd_shapes": -r["metrics"]["fd_shapes"]}} for r in records]
     assert "Not reproduced: difference -0.5" in tabulate(ablation, worse).notes[0]
 
 
