@@ -14,6 +14,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.schema import Config, Trial
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.environment import place
 from sana_lab.evaluation import evaluate as evaluation
 from sana_lab.evaluation import sources
 from sana_lab.evaluation.command import columns
@@ -128,7 +129,7 @@ def measure(store: Store, trial: Json) -> None:
     experiment, options = trial["config"], trial["config"]["eval"]
     if experiment["system"]["name"] == "text2image":
         record = bench.bench(
-            build_untrained(experiment),
+            build_untrained(experiment) if experiment["sampling"]["cache"] is None else trained_system(trial),
             Sampling(**experiment["sampling"]),
             options["bench_size"] or experiments.image_size(experiment["data"]),
             options["bench_batch"],
@@ -138,6 +139,12 @@ def measure(store: Store, trial: Json) -> None:
         store.log_metrics(trial["run"], costs(record))
         store.log_dict(trial["run"], record, "bench.json")
     store.finish(trial["run"])
+
+
+def trained_system(trial: Json) -> TextToImage:
+    """A trial's trained system on the fastest device, for costs that depend on the weights."""
+    path = weights_file(trial) or weights.find_trained(trial["config"], trial["label"])
+    return restore.restore(trial["config"], path).to(place("auto"))
 
 
 def costs(record: Json) -> dict[str, float]:

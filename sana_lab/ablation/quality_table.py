@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sana_lab import environment
 from sana_lab.ablation import learning_table
-from sana_lab.ablation.record import SHIPPED, TrialRecord, equal_rows, within_time
+from sana_lab.ablation.record import EXACT, SHIPPED, TrialRecord, equal_rows, tier, within_time
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
@@ -23,7 +23,7 @@ from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import plots, significance
 from sana_lab.report.claims import verdicts
 from sana_lab.report.columns import COLUMNS, SPEEDUPS, column
-from sana_lab.report.table import Table, build_table, load_published, short_commit
+from sana_lab.report.table import TIER, Table, build_table, load_published, short_commit
 from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE
 from sana_lab.types import Json
@@ -31,9 +31,18 @@ from sana_lab.types import Json
 
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
     """The table of what has finished."""
-    records, trainings = [record.for_table() for record in trials], learning_table.collect(store, trials)
+    records, trainings = with_tiers(trials), learning_table.collect(store, trials)
     table = tabulate(ablation, records, measurement_notes(trials), reports(store, trials))
     return learning_table.with_speedups(table, trainings, baseline_of(ablation, table))
+
+
+def with_tiers(trials: Sequence[TrialRecord]) -> list[Json]:
+    """The records of trials, with their tier as a label beside those of the axes unless all are exact."""
+    tiers = [tier(record.trial) for record in trials]
+    records = [record.for_table() for record in trials]
+    if {*tiers} == {EXACT}:
+        return records
+    return [{**r, "labels": {**r["labels"], TIER: name}} for r, name in zip(records, tiers, strict=True)]
 
 
 def baseline_of(ablation: Ablation, table: Table) -> str:
@@ -90,6 +99,11 @@ def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:
         notes.append(
             f"Tokens, MACs, latency, throughput and memory: the row's own modules at {', '.join(sizes)} with random "
             f"input, batch {options[0]['bench_batch']}; MACs of one denoiser forward at batch 1, without guidance."
+        )
+    if any(tier(record.trial) != EXACT for record in trials):
+        notes.append(
+            "Tier: exact rows compute every block in every step in the weights' precision; the others approximate, and "
+            "are compared with them, not ranked among them: bold is the best of the exact rows."
         )
     notes += shipped_notes(trials) + budget_notes(trials)
     if any("geneval" in m and "fid" not in m for m in metrics):

@@ -54,6 +54,20 @@ class TrialRecord(NamedTuple):
         }
 
 
+EXACT = "exact"
+"""Tier of images that every block computes in every step, in the precision of the weights."""
+
+
+def tier(trial: Trial) -> str:
+    """The tier of a trial's images: exact, or the approximations of its sampling."""
+    sampling = trial.config.get("sampling") or {}
+    approximations = {
+        "step cache": sampling.get("cache") is not None,
+        "quantised": sampling.get("quantize", "none") != "none",
+    }
+    return ", ".join(name for name, applies in approximations.items() if applies) or EXACT
+
+
 def within_time(trial: Trial) -> bool:
     """Whether a trial is trained for a time, not for a number of steps."""
     return trial.kind == "quality" and trial.config["trainer"]["max_seconds"] is not None

@@ -19,6 +19,7 @@ from sana_lab.bench.record import COMPONENTS, Costs, headline, machine, stage_ro
 from sana_lab.bench.stages import (
     StageTimer,
     components,
+    computed_share,
     count_stages,
     eval_mode,
     evaluation_times,
@@ -74,6 +75,7 @@ def bench(
     autoencoder's downsampling and the patch.
     """
     _check(batch, prompts)
+    _check_cache(sampling, measured_steps)
     gpu, no_gpu = nvml.find_device(system.device)
     with eval_mode(components(system).values()):
         evaluations = evaluation_times(sampling, system.flow)
@@ -106,6 +108,7 @@ def bench(
         "tmacs_pair": pair_tmacs(cast("Spec", system.dit.spec), one.latents[1:], system.text_encoder.dim),
         "stages": stage_rows(components(system), COMPONENTS, costs),
         **swept,
+        **({} if sampling.cache is None else {"blocks_computed": 100 * computed_share(system.dit, one, sampling)}),
         "settings": _settings(system, timer, gpu, no_gpu),
         "notes": notes(
             system.dit, sampling, sum(evaluations.values()), batch, measured_steps, costs.memory["total"].method
@@ -243,6 +246,7 @@ def notes(
     rows = "one batched forward of 2 B each" if is_guided else "without guidance"
     if is_guided and sampling.guidance_interval is not None:
         rows = "one batched forward of 2 B each from t {} to {}, of B elsewhere".format(*sampling.guidance_interval)
+    cached = [] if sampling.cache is None else ["blocks_computed: share of the blocks' rows that one image's steps ran"]
     whole = "timed as a whole" if measured_steps is None else "the sum of the stages"
     return [
         f"gmacs: one denoiser forward at batch 1 without guidance, caption projection included; {DEFINITION}",
@@ -256,6 +260,7 @@ def notes(
         f"images_per_s: {batch} / latency of a batch of {batch}",
         f"peak_mib: at batch {batch}, weights of all stages included; {memory}; total: the largest stage",
         "params_m: all three networks, shared parameters once, without the averaged (EMA) copy",
+        *cached,
     ]
 
 
@@ -325,6 +330,14 @@ def _shortfall(device: torch.device) -> Callable[[BatchTrial], str | None]:
 
 def _repeated(prompts: Sequence[str], count: int) -> list[str]:
     return list(islice(cycle(prompts), count))
+
+
+def _check_cache(sampling: Sampling, measured_steps: int | None) -> None:
+    if sampling.cache is not None and measured_steps is not None:
+        raise ValueError(
+            f"measured_steps is {measured_steps}, and under sampling.cache steps differ in cost; expected None, all of "
+            "them (eval.bench_steps=null)"
+        )
 
 
 def _check(batch: int, prompts: Sequence[str]) -> None:

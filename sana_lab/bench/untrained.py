@@ -12,8 +12,9 @@ from sana_lab.types import Json
 
 def build_untrained(experiment: Json) -> Any:
     """A resolved experiment's text2image system without its weights, on the fastest device; on CUDA in the half
-    precision of its training. SpecError if it is not a text2image system."""
+    precision of its training. SpecError if it is not a text2image system, or if its cost depends on its weights."""
     spec = experiment["system"]
+    check_cost(experiment)
     if not all(isinstance(spec.get(name), dict) for name in COMPONENTS.values()):
         raise SpecError(f"bench measures a text2image system, but this experiment trains {spec['name']!r}")
     cuda = torch.cuda.is_available()
@@ -21,6 +22,15 @@ def build_untrained(experiment: Json) -> Any:
     precision = experiment["trainer"]["precision"]
     dtype = next((d for p, d in half.items() if cuda and precision.startswith(p)), torch.float32)
     return untrained_system(spec, torch.device("cuda" if cuda else "cpu"), dtype)
+
+
+def check_cost(experiment: Json) -> None:
+    """SpecError for a step cache: which blocks run depends on trained weights."""
+    if (cache := experiment.get("sampling", {}).get("cache")) is not None:
+        raise SpecError(
+            f"sampling.cache is {cache['name']!r}, whose speed depends on the weights, and these are untrained; "
+            "expected null, or a row of an ablation, which is measured with its trained weights"
+        )
 
 
 def untrained_system(spec: Json, device: torch.device, dtype: torch.dtype) -> Any:

@@ -30,6 +30,10 @@ TABLE: dict[str, dict[str, str]] = {
         "unipc": "sana_lab.diffusion.unipc:unipc",
         "scm": "sana_lab.diffusion.scm:scm",
     },
+    "cache": {
+        "first_block": "sana_lab.diffusion.step_cache:FirstBlockCache",
+        "tea": "sana_lab.diffusion.step_cache:TeaCache",
+    },
     "optimizer": {
         "adamw": "torch.optim:AdamW",
         "adam": "torch.optim:Adam",
@@ -94,6 +98,7 @@ KINDS: dict[str, str] = {
     "autoencoder": "images to latents and back",
     "text_encoder": "prompts to features",
     "solver": "ODE solver that samples",
+    "cache": "reuse of the blocks between steps of sampling, an approximation (`sampling.cache`)",
     "optimizer": "optimiser that trains",
     "data": "data set: images or latents with captions",
     "system": "what is trained: networks, losses and optimiser",
@@ -114,6 +119,7 @@ BASES: dict[str, str] = {
     "dit": "sana_lab.models.dit:Dit",
     "autoencoder": "sana_lab.models.autoencoders:Autoencoder",
     "text_encoder": "sana_lab.models.text:TextEncoder",
+    "cache": "sana_lab.diffusion.step_cache:StepCache",
     "optimizer": "torch.optim:Optimizer",
     "data": "sana_lab.data:DataModule",
     "system": "sana_lab.systems:System",

@@ -99,6 +99,8 @@ class SamplingOptions:
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
     # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations.
     quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
+    # Reuse of the blocks of an earlier step where they would change little: an approximation; null computes all.
+    cache: Annotated[Spec | None, "cache", AsBefore(None)] = None
     offload: Annotated[bool, RUNTIME] = False  # each network is on the device only while it works; same result
     # Replay of denoiser steps as CUDA graphs: auto if possible, always is an error if impossible.
     graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"

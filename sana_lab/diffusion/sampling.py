@@ -26,6 +26,11 @@ class Sampling(SamplingOptions):
         if not 0 <= low <= high <= 1:
             given = f"{low} to {high}"
             raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
+        if self.cache is not None and self.graph == "always":
+            raise ValueError(
+                "sampling.graph is 'always', and sampling.cache chooses in each step which blocks run, which no CUDA "
+                "graph does; expected graph auto or never, or cache null"
+            )
 
     def run(self, model: Velocity, noise: Tensor, process: Process, fresh: FreshNoise | None = None) -> Tensor:
         """Integrate from noise (B, C, h, w) to latents with a (guided) network's prediction.

@@ -51,6 +51,7 @@ COLUMNS = (
     Column("text_tokens", "Text tokens", decimals=0),
     Column("steps", "Steps", decimals=0),
     Column("evaluations", "Forwards", decimals=0),
+    Column("blocks_computed", "Blocks computed", "%", None, 0),
     Column("latency_s", "Latency", "s", "lower", interval=True),
     Column("latency_ms", "Latency", "ms", "lower"),
     Column("text_s", "Text", "s", "lower"),

@@ -15,7 +15,7 @@ from scipy import stats
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.intervals import clustered_mean
 from sana_lab.report.columns import Column, column, is_count
-from sana_lab.report.table import Cell, Row
+from sana_lab.report.table import TIER, Cell, Row
 from sana_lab.types import Json
 
 PAIRED = "paired t test over prompts, same noise"
@@ -41,8 +41,9 @@ class Difference(NamedTuple):
 
 def best(rows: Sequence[Row], column: Column) -> frozenset[int]:
     """Indices of the rows to print in bold: the best mean as displayed, including ties; empty if the column has no
-    better direction or all rows are equal."""
-    means = {i: row.cells[column.name].mean for i, row in enumerate(rows) if column.name in row.cells}
+    better direction or all rows are equal. Where rows have tiers, the exact ones alone compete."""
+    ranked = {i: row for i, row in enumerate(rows) if row.labels.get(TIER, "exact") == "exact"}
+    means = {i: row.cells[column.name].mean for i, row in ranked.items() if column.name in row.cells}
     texts = {i: column.text(mean) for i, mean in means.items()}
     if column.better is None or len(set(texts.values())) < 2:
         return frozenset()

@@ -24,6 +24,10 @@ Record = Mapping[str, Any]
 Status = Literal["finished", "failed", "missing", "published"]
 
 
+TIER = "tier"
+"""Label of a row that is exact or an approximation, where a table has both."""
+
+
 class Cell(NamedTuple):
     """One metric of one row."""
 

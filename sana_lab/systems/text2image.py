@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.checkpoints.build import build
+from sana_lab.config import specs
 from sana_lab.config.experiments import image_size
 from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
@@ -17,6 +18,7 @@ from sana_lab.costs.out_of_memory import describe_out_of_memory
 from sana_lab.diffusion import Process, guidance
 from sana_lab.diffusion.guidance import Bind, guided, reads_null
 from sana_lab.diffusion.sampling import NoiseStreams, Sampling, check_finite, check_request, generator
+from sana_lab.diffusion.step_cache import CachedSteps
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
@@ -201,7 +203,9 @@ class TextToImage(System):
         return guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times, self._bind(sampling, dit))
 
     def _bind(self, sampling: Sampling, dit: Dit) -> Bind:
-        """Wrapper of the denoiser's steps: CUDA graphs, which need weights at fixed addresses, or none."""
+        """Wrapper of the denoiser's steps: a step cache, CUDA graphs (of weights at fixed addresses), or none."""
+        if sampling.cache is not None:
+            return partial(CachedSteps, specs.build("cache", sampling.cache))
         moves = self.offload is not None or dit is not self.dit
         if moves and sampling.graph == "always":
             raise ValueError(

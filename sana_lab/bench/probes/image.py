@@ -10,7 +10,7 @@ from sana_lab.bench import bench
 from sana_lab.bench.peer_stages import measure_call
 from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.stages import components, evaluation_times
-from sana_lab.bench.untrained import untrained_system, with_random_text_encoder
+from sana_lab.bench.untrained import check_cost, untrained_system, with_random_text_encoder
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.ranges import BatchSize, Evaluations, Pixels
@@ -48,6 +48,7 @@ class Image(Probe):
             raise SpecError(
                 f"an image needs a text2image system, but {experiment!r} trains {complete['system']['name']!r}"
             )
+        check_cost(complete)
         self.experiment = {**complete, "system": with_random_text_encoder(complete["system"])}
         self.sampling = Sampling(**complete["sampling"])
         self.size, self.batch, self.dtype, self.measured_steps = size, batch, dtype, measured_steps

@@ -98,6 +98,37 @@ class SamplingDit(ABC):
         return self.map(lambda x: x.repeat_interleave(copies, 0))
 
 
+class Blockwise(SamplingDit):
+    """A denoiser whose blocks run in ranges, for step caches (`diffusion.step_cache`). Tokens are (B, h, w, C)."""
+
+    copies: int
+    """Rows of an image in a batch: its prompt's, and after all of those its null text's if there is one."""
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> tokens before the first block."""
+
+    @abstractmethod
+    def modulated(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Input (B, h, w, C) of the first block's attention."""
+
+    @abstractmethod
+    def run(self, tokens: Tensor, inputs: Sequence[Tensor], start: int = 0, stop: int | None = None) -> Tensor:
+        """Tokens after the blocks from `start` to before `stop`; None is to the last."""
+
+    @abstractmethod
+    def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """Tokens after the last block -> velocity (B, C, h, w)."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Self:
+        """Copy for these rows (K,) of the batch alone, which are all those of some images."""
+
+    @abstractmethod
+    def selected_inputs(self, inputs: Sequence[Tensor], rows: Tensor) -> Sequence[Tensor]:
+        """The inputs of a step for these rows."""
+
+
 class TextDit(SamplingDit):
     """`SamplingDit` of a `Dit` without precomputation: the network and its text."""
 

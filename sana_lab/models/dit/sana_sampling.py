@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sana_lab.models.dit import SamplingDit
+from sana_lab.models.dit import Blockwise
 from sana_lab.models.layers import unpatch
+from sana_lab.ops.modulate import modulate
 from sana_lab.types import Text
 
 MAX_TIMES = 128
@@ -32,7 +34,7 @@ class Schedule(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SamplingSana(SamplingDit):
+class SamplingSana(Blockwise):
     """`Sana` with the cross-attention keys and values of captions and the AdaLN modulation of known times.
 
     `constants` belong to further rows of the batch, after those of `keys`, whose captions have one token: softmax over
@@ -46,6 +48,7 @@ class SamplingSana(SamplingDit):
     schedule: Schedule | None = None
     constants: list[Tensor] | None = None  # per block (B', C)
     guidance: float | None = None  # scale that a distilled model reads
+    copies: int = 1
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
         """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all share a known time."""
@@ -53,12 +56,36 @@ class SamplingSana(SamplingDit):
         return modulation(self.dit, t, self.guidance) if scheduled is None else scheduled
 
     def step(self, x: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        (six, time), rows, dit = inputs, len(x), self.dit
-        tokens = dit.embed(x)
+        return self.project(self.run(self.embed(x), inputs), inputs).to(x.dtype)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.dit.embed(x)
+
+    def modulated(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        shift, scale = inputs[0][0, :, :2].expand(len(tokens), -1, -1).unbind(1)
+        return modulate(tokens, shift, scale, backend=self.dit.blocks[0].backend)
+
+    def run(self, tokens: Tensor, inputs: Sequence[Tensor], start: int = 0, stop: int | None = None) -> Tensor:
+        rows, dit = len(tokens), self.dit
         constants: Sequence[Tensor | None] = self.constants or [None] * len(dit.blocks)
-        for block, modulation, k, v, constant in zip(dit.blocks, six, self.keys, self.values, constants, strict=True):
+        layers = zip(dit.blocks, inputs[0], self.keys, self.values, constants, strict=True)
+        for block, modulation, k, v, constant in islice(layers, start, stop):
             tokens = dit.run(block, tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant)
-        return unpatch(dit.head(tokens, time.expand(rows, -1)), dit.patch).to(x.dtype)
+        return tokens
+
+    def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        return unpatch(self.dit.head(tokens, inputs[1].expand(len(tokens), -1)), self.dit.patch)
+
+    def select(self, rows: Tensor) -> "SamplingSana":
+        keyed = len(self.keys[0])  # constants belong to the rows after these
+        inside, after = rows[rows < keyed], rows[rows >= keyed] - keyed
+        chosen = self.map(lambda x: x[inside])
+        constants = None if self.constants is None else [c[after] for c in self.constants]
+        return replace(chosen, constants=constants)
+
+    def selected_inputs(self, inputs: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        six, time = inputs
+        return [six if six.shape[1] == 1 else six[:, rows], time if len(time) == 1 else time[rows]]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -89,14 +116,14 @@ class SamplingSana(SamplingDit):
         rows, length = len(self.keys[0]), max(self.length, other.length)
         if other.mask is None and other.length == 1:
             constants = [b.cross.constant(v) for b, v in zip(self.dit.blocks, other.values, strict=True)]
-            return replace(self, constants=[c.expand(rows, -1) for c in constants])
+            return replace(self, constants=[c.expand(rows, -1) for c in constants], copies=2)
         keys, values = (
             [torch.cat([_pad(x, length), _pad(y, length).expand(rows, -1, -1, -1)]) for x, y in zip(*pair, strict=True)]
             for pair in ((self.keys, other.keys), (self.values, other.values))
         )
         unmasked = self.mask is None and other.mask is None and self.length == other.length
         masks = [side._padded_mask(length).expand(rows, -1) for side in (self, other)]
-        return replace(self, keys=keys, values=values, mask=None if unmasked else torch.cat(masks))
+        return replace(self, keys=keys, values=values, mask=None if unmasked else torch.cat(masks), copies=2)
 
     def _padded_mask(self, length: int) -> Tensor:
         full = self.keys[0].new_ones(len(self.keys[0]), self.length, dtype=torch.bool)
