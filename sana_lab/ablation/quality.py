@@ -19,6 +19,7 @@ from sana_lab.evaluation import evaluate as evaluation
 from sana_lab.evaluation import sources
 from sana_lab.evaluation.command import columns
 from sana_lab.pretrained import restore
+from sana_lab.systems.quantize import is_simulated
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
@@ -127,7 +128,7 @@ def log_samples(store: Store, trial: Json, system: TextToImage) -> None:
 def measure(store: Store, trial: Json) -> None:
     """The cost of an image, measured on the trial's own modules at the bench size; then the run has finished."""
     experiment, options = trial["config"], trial["config"]["eval"]
-    if experiment["system"]["name"] == "text2image":
+    if experiment["system"]["name"] == "text2image" and not is_simulated(experiment["sampling"]["quantize"]):
         record = bench.bench(
             build_untrained(experiment) if experiment["sampling"]["cache"] is None else trained_system(trial),
             Sampling(**experiment["sampling"]),

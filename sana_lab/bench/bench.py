@@ -80,7 +80,7 @@ def bench(
     with eval_mode(components(system).values()):
         evaluations = evaluation_times(sampling, system.flow)
         gmacs = _unquantised_gmacs(system, sampling, size, prompts, evaluations)
-        quantize(system.dit, sampling.quantize)
+        quantize(system.dit, sampling.precision)
         one = stage_calls(system, sampling, size, 1, prompts)
         timer = StageTimer(sampling, evaluations, repeats, measured_steps, warmup, system.device)
         latency = timer.stages(one)
@@ -268,7 +268,7 @@ def _unquantised_gmacs(
     system: "TextToImage", sampling: Sampling, size: int, prompts: Sequence[str], evaluations: dict[float, int]
 ) -> dict[str, float] | None:
     """Counts of a denoiser before quantisation, because 8-bit products are not counted; None without quantisation."""
-    if sampling.quantize == system.dit.quantized:
+    if sampling.precision == system.dit.quantized:
         return None
     return count_stages(stage_calls(system, sampling, size, 1, prompts), evaluations)
 

@@ -15,6 +15,7 @@ def build_untrained(experiment: Json) -> Any:
     precision of its training. SpecError if it is not a text2image system, or if its cost depends on its weights."""
     spec = experiment["system"]
     check_cost(experiment)
+    check_speed(experiment)
     if not all(isinstance(spec.get(name), dict) for name in COMPONENTS.values()):
         raise SpecError(f"bench measures a text2image system, but this experiment trains {spec['name']!r}")
     cuda = torch.cuda.is_available()
@@ -30,6 +31,14 @@ def check_cost(experiment: Json) -> None:
         raise SpecError(
             f"sampling.cache is {cache['name']!r}, whose speed depends on the weights, and these are untrained; "
             "expected null, or a row of an ablation, which is measured with its trained weights"
+        )
+
+
+def check_speed(experiment: Json) -> None:
+    """SpecError for products that are simulated, which have no speed."""
+    if (mode := experiment.get("sampling", {}).get("quantize", "none")).endswith("_simulated"):
+        raise SpecError(
+            f"sampling.quantize is {mode!r}, which has no speed of its own; expected none, int8, w8a8 or fp8"
         )
 
 

@@ -97,8 +97,13 @@ class SamplingOptions:
     guidance_interval: Annotated[tuple[Share, Share] | None, AsBefore(None)] = None
     # Spacing of times: even before the shift, or that of diffusers' FlowMatch schedulers.
     grid: Annotated[Literal["even", "flow_match"], AsBefore("even")] = "even"
-    # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations.
-    quantize: Annotated[Literal["none", "int8", "w8a8"], AsBefore("none")] = "none"
+    # Products in the denoiser's blocks: none is as trained, int8 has 8-bit weights, w8a8 8-bit weights and activations,
+    # fp8 both in e4m3 (CUDA from 8.9 on). The simulated ones have the same rounding on any device, and no speed.
+    quantize: Annotated[
+        Literal["none", "int8", "w8a8", "fp8", "fp8_simulated", "int4_simulated", "nvfp4_simulated"], AsBefore("none")
+    ] = "none"
+    # Rank of SVDQuant's correction of 4-bit products (arXiv 2411.05007), after smoothing; null rounds alone.
+    quantize_rank: Annotated[Number | None, AsBefore(None)] = None
     # Reuse of the blocks of an earlier step where they would change little: an approximation; null computes all.
     cache: Annotated[Spec | None, "cache", AsBefore(None)] = None
     offload: Annotated[bool, RUNTIME] = False  # each network is on the device only while it works; same result

@@ -26,6 +26,11 @@ class Sampling(SamplingOptions):
         if not 0 <= low <= high <= 1:
             given = f"{low} to {high}"
             raise ValueError(f"guidance_interval is {given}, expected two times from 0 (data) to 1 (noise), rising")
+        if self.quantize_rank is not None and not self.quantize.endswith("4_simulated"):
+            raise ValueError(
+                f"quantize_rank is {self.quantize_rank}, of 4-bit products, and quantize is {self.quantize!r}; "
+                "expected int4_simulated or nvfp4_simulated, or quantize_rank null"
+            )
         if self.cache is not None and self.graph == "always":
             raise ValueError(
                 "sampling.graph is 'always', and sampling.cache chooses in each step which blocks run, which no CUDA "
@@ -40,6 +45,11 @@ class Sampling(SamplingOptions):
         times = self.times(process)
         velocity = process.velocity(model, times if name_of(self.solver) in ROUNDING_SOLVERS else None)
         return build("solver", self.solver, **self._supplied(fresh))(velocity, process.initial(noise), times)
+
+    @property
+    def precision(self) -> str:
+        """`quantize`, and the rank of its correction if it has one: what a denoiser's `quantized` is compared with."""
+        return self.quantize if self.quantize_rank is None else f"{self.quantize}:{self.quantize_rank}"
 
     @property
     def adds_noise(self) -> bool:

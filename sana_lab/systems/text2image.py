@@ -28,9 +28,15 @@ from sana_lab.systems import Evaluator, System
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
+from sana_lab.systems.low_bit_layers import largest_inputs
 from sana_lab.systems.offload import Offload
-from sana_lab.systems.quantize import quantize, quantized
+from sana_lab.systems.quantize import layers, needs_activations, quantize, quantized
 from sana_lab.types import Batch, Part, Text, Velocity
+
+CALIBRATION_PROMPTS = ("a photo of a red apple on a wooden table", "a blue bird", "a street in the rain at night")
+CALIBRATION_STEPS = 8
+CALIBRATION_SEED = 1234
+"""Of the sampling that finds the range of activations before they are rounded to 4 bits."""
 
 
 class TextToImage(System):
@@ -128,9 +134,21 @@ class TextToImage(System):
 
     def prepare_for_sampling(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
         """Quantise the denoiser in place, and move the networks to the device or set up offload; the system itself."""
-        quantize(self.dit, sampling.quantize)
+        quantize(self.dit, sampling.precision, self._activations(sampling))
         self.offload = Offload(device) if sampling.offload else None
         return self.to("cpu" if sampling.offload else device)
+
+    def _activations(self, sampling: Sampling) -> dict[str, Tensor] | None:
+        """Largest inputs by channel of the layers to quantise, over a short sampling of the experiment's prompts; None
+        if the precision needs none."""
+        if not needs_activations(self.dit, sampling.precision):
+            return None
+        experiment = self.experiment or {}
+        prompts = experiment.get("prompts") or CALIBRATION_PROMPTS
+        size = image_size(experiment["data"]) if experiment else self.dit.spec["base"] * self.autoencoder.downsample
+        exact = Sampling("euler", CALIBRATION_STEPS, sampling.guidance, graph="never")
+        chosen = {name: self.dit.get_submodule(name) for name in layers(self.dit, sampling.quantize)}
+        return largest_inputs(chosen, lambda: self.sample(prompts, size=size, sampling=exact, seed=CALIBRATION_SEED))
 
     @torch.no_grad()
     def sample(
@@ -154,7 +172,7 @@ class TextToImage(System):
         indices = list(range(len(prompts)) if indices is None else indices)
         check_request(prompts, negatives, indices)
         shape = self.latent_shape(size)
-        dit = quantized(self.dit, sampling.quantize)
+        dit = quantized(self.dit, sampling.precision, self._activations(sampling))
         guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work
         parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]

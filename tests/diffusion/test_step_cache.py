@@ -122,7 +122,9 @@ def test_a_higher_threshold_computes_less_and_errs_more(dit: Dit):
         middle = threshold(dit, cache)
         counts, errors = [], []
         for value in (0.0, middle, 1e9):
-            counts.append(sum(blocks_of(dit, lambda c=spec(cache, value): run(velocity(dit, c)))))
+            model = velocity(dit, spec(cache, value))
+            rows = blocks_of(dit, lambda model=model: run(model))
+            counts.append(sum(rows))
             errors.append(tiny.error(run(velocity(dit, spec(cache, value))), expected))
         assert counts[0] > counts[1] > counts[2]
         assert 0 == errors[0] < errors[1] < errors[2]

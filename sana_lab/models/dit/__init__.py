@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
-Quantize = Literal["none", "int8", "w8a8"]
+Quantize = Literal["none", "int8", "w8a8", "fp8", "fp8_simulated", "int4_simulated", "nvfp4_simulated"]
 
 
 class Dit(nn.Module, ABC):
@@ -20,7 +20,7 @@ class Dit(nn.Module, ABC):
     text_dim: int
     patch: int
     distilled: bool = False  # whether it reads the scale of guidance (guidance distillation, arXiv 2210.03142)
-    quantized: Quantize = "none"  # precision of the weights and matrix products of its blocks
+    quantized: str = "none"  # precision of the weights and products of its blocks (`Sampling.precision`)
     spec: dict[str, Any]  # resolved spec that it was built from
 
     @abstractmethod
