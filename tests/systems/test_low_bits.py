@@ -89,9 +89,7 @@ def test_the_four_large_projections_and_nothing_else(mode: str):
 
 @pytest.mark.skipif(module.has_fp8(), reason="looks for a missing device")
 def test_fp8_is_refused_where_no_device_has_it():
-    with pytest.raises(
-        ValueError, match=r"quantize 'fp8' needs a CUDA device of compute capability 8.9 .*fp8_simulated"
-    ):
+    with pytest.raises(ValueError, match=r"quantize 'fp8' needs a CUDA device of compute .*fp8_simulated"):
         quantize(tiny.dit(DIT), "fp8")
 
 

@@ -141,7 +141,7 @@ def test_twice_in_another_way():
 
 
 def test_an_unknown_way():
-    with pytest.raises(ValueError, match="quantize is 'int4', expected none, int8, w8a8, fp8, .* or nvfp4_simulated"):
+    with pytest.raises(ValueError, match=r"quantize is 'int4', expected none, int8, w8a8, fp8, .* or nvfp4_simulated"):
         quantize(make(), "int4")
 
 
