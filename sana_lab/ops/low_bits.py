@@ -33,9 +33,9 @@ def e4m3_product(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: T
 
 
 def e4m3_matmul(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """The same in one kernel (`torch._scaled_mm`), rounded to bfloat16. K and N are multiples of 16."""
-    out = torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale.t(), out_dtype=torch.bfloat16)
-    return out if bias is None else out + bias.to(out.dtype)
+    """The same in one kernel (`torch._scaled_mm`): bias and result in bfloat16. K and N are multiples of 16."""
+    half = None if bias is None else bias.to(torch.bfloat16)
+    return torch._scaled_mm(a, b.t(), scale_a=a_scale, scale_b=b_scale.t(), bias=half, out_dtype=torch.bfloat16)
 
 
 def int4(x: Tensor, group: int = 64) -> Tensor:
