@@ -160,14 +160,18 @@ def _table_arguments(parser: ArgumentParser) -> None:
 def _ablate_arguments(parser: ArgumentParser) -> None:
     _table_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="list the trials and their states, and exit")
-    parser.add_argument("--workers", type=int, help="trials trained at a time (one per core, at most 2)")
+    parser.add_argument("--workers", type=int, help="trials trained at a time (one per GPU, else two)")
+    parser.add_argument(
+        "--executor", metavar="SPEC", help="where trials run: local, ray, slurm or '{name: slurm, partition: gpu}'"
+    )
 
 
 def _ablate(options: Namespace) -> int:
     from sana_lab.ablation import runner
 
     places: dict[str, Any] = {"out": options.out, "scale": options.scale, "retrain": options.retrain}
-    return runner.main(options.ablation, options.overrides, workers=options.workers, dry_run=options.dry_run, **places)
+    places |= {"workers": options.workers, "executor": options.executor}
+    return runner.main(options.ablation, options.overrides, dry_run=options.dry_run, **places)
 
 
 def _table(options: Namespace) -> None:

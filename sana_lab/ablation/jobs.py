@@ -5,7 +5,6 @@ from graphlib import TopologicalSorter
 
 import torch
 
-from sana_lab import environment
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.protocol import Job, Kind
 from sana_lab.ablation.record import TrialRecord
@@ -18,8 +17,9 @@ from sana_lab.types import Json
 class Jobs:
     """Run each stage of a sweep in a worker process; if a worker dies, its open runs are marked as failed."""
 
-    def __init__(self, store: Store, pool: WorkerPool, threads: int, device: torch.device | None) -> None:
-        self.store, self.pool, self.threads, self.device = store, pool, threads, device
+    def __init__(self, store: Store, pool: WorkerPool, device: torch.device | None) -> None:
+        self.store, self.pool, self.device = store, pool, device
+        self.threads, self.whole = pool.executor.threads, pool.executor.whole
         self.untrainable: dict[str, str] = {}  # experiment -> why it could not be trained
 
     def train(self, experiment: str) -> None:
@@ -46,14 +46,14 @@ class Jobs:
 
     def evaluate_alone(self, group: list[TrialRecord]) -> None:
         """Train and evaluate with all cores, while nothing else runs."""
-        job = self._job("evaluate", group)._replace(threads=environment.cores())
+        job = self._job("evaluate", group)._replace(threads=self.whole)
         self.end(group, self.pool.run(group[0].model, job), group[0].model)
 
     def measure(self, group: list[TrialRecord]) -> None:
         """Measure the costs of trials, one after the other, with all cores."""
         if group:
             probes = group[0].trial.kind == "efficiency"
-            threads = torch.get_num_threads() if probes else environment.cores()  # a probe's key names torch's threads
+            threads = torch.get_num_threads() if probes else self.whole  # a probe's key names torch's threads
             self.end(group, self.pool.run("bench", self._job("measure", group)._replace(threads=threads)), "bench")
 
     def end(self, group: Iterable[TrialRecord], status: int, title: str) -> None:

@@ -16,6 +16,7 @@ from sana_lab.ablation import checks
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.experiments import merge, nest
+from sana_lab.config.memo import reusing
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Trial
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.table import load_published
@@ -45,6 +46,11 @@ def load(
     With `retrain` weights that ship for rows are not used, and the name is that of a separate sweep. `seeds` are in
     place of those of the file.
     """
+    with reusing():
+        return _load(recipe, overrides, scale, retrain)
+
+
+def _load(recipe: str, overrides: Sequence[str], scale: str | None, retrain: bool) -> Plan:
     raw = read(recipe)
     other_seeds = {} if seeds is None else {"seeds": list(seeds)}
     table = _parse({**at_scale(raw, scale, recipe), **other_seeds}, recipe)

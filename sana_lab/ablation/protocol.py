@@ -73,6 +73,27 @@ class Line(NamedTuple):
         return cls(text) if mark == "!" and text else None
 
 
+class End(NamedTuple):
+    """The end of a job, after which the worker waits for another, or ends because a trial failed in it."""
+
+    status: int
+    retires: bool = False
+
+    def send(self) -> None:
+        """Print the message; as `Progress.send`."""
+        try:
+            print(f"= {self.status} {int(self.retires)}", flush=True)
+        except BrokenPipeError:
+            os._exit(1)
+
+    @classmethod
+    def parse(cls, line: str) -> "End | None":
+        """The message in a line of a worker's stdout."""
+        words = line.split()
+        ends = len(words) == 3 and words[0] == "=" and words[1].isdigit() and words[2] in ("0", "1")
+        return cls(int(words[1]), words[2] == "1") if ends else None
+
+
 def exit_with_parent(parent: int, seconds: float = 0.5) -> threading.Thread:
     """End this process soon after its parent ends (immediately if it already has), so that a killed sweep leaves no
     workers."""

@@ -29,6 +29,10 @@ from sana_lab.training import PICTURE
 from sana_lab.types import Json
 
 
+MAX_LINES = 40
+"""Most rows of a plot of curves."""
+
+
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
     """The table of what has finished."""
     records, trainings = with_tiers(trials), learning_table.collect(store, trials)
@@ -204,9 +208,11 @@ def _plotted(measured: Collection[str]) -> list[str]:
 
 
 def curves(store: Store, finished: Sequence[TrialRecord]) -> dict[str, list[tuple[int, float]]]:
-    """label -> training loss by step, of the first seed; trials that reuse a model have none."""
+    """label -> training loss by step, of the first seed of the first MAX_LINES rows that have a curve."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for record in finished:
+        if record.trial.label in lines or len(lines) == MAX_LINES:
+            continue
         history = store.history(record.run_id, "train/loss")
         if len(history) > 1:
             lines.setdefault(record.trial.label, history)

@@ -7,17 +7,18 @@ again, a model that another trial trained is not trained again, and a failed tri
 import json
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-import torch
 from filelock import FileLock, Timeout
 
 from sana_lab import environment
 from sana_lab.ablation import efficiency, plan, results
+from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
@@ -27,7 +28,9 @@ from sana_lab.ablation.record import TrialRecord, equal_rows, within_time
 from sana_lab.ablation.trials import records, state, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation, schema, specs
+from sana_lab.config.memo import reuse, reusing
 from sana_lab.config.paths import check_folder
+from sana_lab.config.yaml_text import read_value
 from sana_lab.data import DataModule
 from sana_lab.evaluation.sources import check_evaluation_captions
 from sana_lab.tracking.store import Run, Store
@@ -40,6 +43,7 @@ def main(
     overrides: Sequence[str] = (),
     *,
     workers: int | None = None,
+    executor: str | None = None,
     dry_run: bool = False,
     out: Path | None = None,
     scale: str | None = None,
@@ -51,27 +55,56 @@ def main(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
-    ablation = plan.load(recipe, overrides, scale, retrain=retrain)
-    quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
-    for config in quality:  # other seeds differ only in the seed
-        check(config)
-        check_evaluation_captions(config)
     store = Store(weights.HOME)
-    if dry_run:
-        check_content(quality)
-        print("\n".join(describe(ablation, records(store, ablation))))
-        return 0
+    with reusing():
+        ablation = plan.load(recipe, overrides, scale, retrain=retrain)
+        spec = executor_of(ablation, executor, workers)
+        quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
+        for config in quality:  # other seeds differ only in the seed
+            check(config)
+            reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
+        if dry_run:
+            check_content(quality)
+            print("\n".join(describe(ablation, records(store, ablation))))
+            return 0
+        place: Executor = specs.build("executor", spec)
+        check_devices(place, ablation.trials)
+    place.check()
     if isinstance(ablation.table, schema.Ablation) and (retrain or ablation.table.weights):
         from sana_lab.ablation import shipping
 
-        print("\n".join(shipping.announce(ablation, records(store, ablation), workers or default_workers())))
+        print("\n".join(shipping.announce(ablation, records(store, ablation), place.slots)))
     check_folder(weights.HOME)
     check_folder(out or table_folder(ablation))
     with lock(ablation.name), terminable():
-        run(store, ablation, workers or default_workers())
+        run(store, ablation, place)
     trials = records(store, ablation)
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
     return 0 if all(record.done for record in trials) else 1
+
+
+def executor_of(ablation: Plan, executor: str | None, workers: int | None) -> schema.Config:
+    """The spec of the executor: of the command line, else of the ablation's file. SpecError."""
+    spec = ablation.table.executor if executor is None else read_value(executor)
+    resolved = specs.resolve("executor", spec, "--executor" if executor else "executor")
+    if workers is None:
+        return resolved
+    count = {"local": "workers", "ray": "jobs", "slurm": "jobs"}.get(resolved["name"])
+    if count is None:
+        raise specs.SpecError(f"--workers is for the lab's own executors, not for {resolved['name']!r}")
+    return {**resolved, count: workers}
+
+
+def check_devices(executor: Executor, trials: Sequence[schema.Trial]) -> None:
+    """SpecError for a trial that asks for more devices than its slot has."""
+    for trial in trials if executor.devices is not None else []:
+        given = str(trial.config["trainer"]["devices"]) if trial.kind == "quality" else "auto"
+        devices = len(given.split(",")) if "," in given else int(given) if given.isdigit() else 1
+        if devices > executor.devices:
+            raise specs.SpecError(
+                f"{trial.label!r} has trainer.devices {given}, and the executor gives a trial {executor.devices}; "
+                "expected trainer.devices auto, or more devices of the executor"
+            )
 
 
 def check_content(configs: Sequence[schema.Config]) -> None:
@@ -116,7 +149,7 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
     ]
 
 
-def run(store: Store, ablation: Plan, workers: int) -> None:
+def run(store: Store, ablation: Plan, executor: Executor) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
     trials = records(store, ablation)
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
@@ -129,9 +162,10 @@ def run(store: Store, ablation: Plan, workers: int) -> None:
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
     try:
-        missing = [r._replace(run=trial_run(store, ablation.name, parent, r)) for r in missing]
+        about = environment.environment()
+        missing = [r._replace(run=trial_run(store, ablation.name, parent, r, about)) for r in missing]
         end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
-        work_off(store, ablation, missing, workers)
+        work_off(store, ablation, missing, executor)
     except BaseException as error:
         end_open_runs(store, ablation.name)
         store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -149,16 +183,16 @@ def check_data(missing: Sequence[TrialRecord]) -> None:
         specs.build("data", source).check_content()
 
 
-def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], workers: int) -> None:
+def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], executor: Executor) -> None:
     """All stages of the missing trials. Any error, and Ctrl-C, kills the workers.
 
     What is trained within a time comes last, alone and with all cores, so that its time is that of a quiet machine.
     """
     unevaluated = [r for r in missing if r.trial.kind == "quality" and not r.evaluated]
     needed = untrained(unevaluated)
-    with progress(ablation.name, missing, unevaluated, needed) as bar, ThreadPoolExecutor(workers) as threads:
-        pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar)
-        jobs = Jobs(store, pool, environment.cores() // workers or 1, efficiency.device_of(ablation.table))
+    with progress(ablation.name, missing, unevaluated, needed) as bar, ThreadPoolExecutor(executor.slots) as threads:
+        pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
+        jobs = Jobs(store, pool, efficiency.device_of(ablation.table))
         try:
             for group in in_order(needed):
                 list(threads.map(jobs.train, group))
@@ -171,6 +205,8 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], worke
         except BaseException:
             pool.stop()
             raise
+        finally:
+            executor.close()
 
 
 def measurable(store: Store, record: TrialRecord) -> bool:
@@ -189,8 +225,10 @@ def sweep_run(store: Store, ablation: Plan) -> str:
     return store.start_run(ablation.name, ablation.table.title, tags)
 
 
-def trial_run(store: Store, name: str, parent: str, record: TrialRecord) -> Run:
-    """A trial's run: its failed or interrupted run if there is one, else a new one."""
+def trial_run(
+    store: Store, name: str, parent: str, record: TrialRecord, about: Mapping[str, object] | None = None
+) -> Run:
+    """A trial's run: its failed or interrupted run if there is one, else a new one; `about` is the environment."""
     if record.run is not None:
         store.resume(record.run.id)
         return store.run(record.run.id)
@@ -203,7 +241,7 @@ def trial_run(store: Store, name: str, parent: str, record: TrialRecord) -> Run:
         "sana.label": trial.label,
         "sana.seed": trial.seed,
         **{f"label.{axis}": label for axis, label in trial.labels.items()},
-        **environment.environment(),
+        **(environment.environment() if about is None else about),
     }
     title = trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
     run_id = store.start_run(name, title, tags, parent)
@@ -281,6 +319,3 @@ def terminable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def default_workers() -> int:
-    """One process per core, at most two; one with a GPU, which processes share inefficiently."""
-    return 1 if torch.cuda.is_available() else min(2, environment.cores())

@@ -7,6 +7,7 @@ from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
+from sana_lab.config.memo import reusing
 from sana_lab.config.schema import Trial
 from sana_lab.tracking.store import Run, Store
 
@@ -14,7 +15,8 @@ from sana_lab.tracking.store import Run, Store
 def records(store: Store, plan: Plan) -> list[TrialRecord]:
     """Each trial of the plan with its newest run; a finished run counts before any other."""
     runs = runs_by_key(store, plan.name)
-    keys = [keys_of(trial, plan) for trial in plan.trials]
+    with reusing():
+        keys = [keys_of(trial, plan) for trial in plan.trials]
     return [TrialRecord(trial, *k, runs.get(k[0])) for trial, k in zip(plan.trials, keys, strict=True)]
 
 
@@ -30,7 +32,7 @@ def keys_of(trial: Trial, plan: Plan) -> tuple[str, str]:
 def runs_by_key(store: Store, name: str) -> dict[str, Run]:
     """The newest run of each trial of a sweep; a finished run counts before any other."""
     runs: dict[str, Run] = {}
-    for run in reversed(store.find(name)):
+    for run in reversed(store.summaries(name)):
         key = run.tags.get("sana.trial", "")
         if runs.get(key) is None or runs[key].status != "FINISHED":
             runs[key] = run

@@ -1,9 +1,12 @@
-"""A worker process of an ablation: `python -m sana_lab.ablation.worker JOB.json PID` does one job and prints progress.
+"""A worker process of an ablation: `python -m sana_lab.ablation.worker PID` does jobs and prints progress.
 
-Imports take seconds, in which the runner may be killed: this module imports what reads the job and watches the runner,
-each job what it needs. A job of probes does not wait for Lightning and all measures.
+A line of stdin is a job: {job: its file, log: file for stderr, keep: whether the job's file stays}. Imports take
+seconds, in which the runner may be killed: this module imports what reads jobs and watches the runner, each job what it
+needs. A job of probes does not wait for Lightning and all measures.
 """
 
+import json
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Progress, exit_with_parent
+from sana_lab.ablation.heartbeat import Heartbeat
+from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, End, Job, Progress, exit_with_parent
 from sana_lab.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -20,23 +24,37 @@ if TYPE_CHECKING:
     from sana_lab.types import Json
 
 
-def main(path: Path, runner: int) -> int:
-    """Do the job; `runner` is the process id of the runner, with which this process ends."""
+def main(runner: int) -> int:
+    """Do the jobs of stdin until it ends, or until a trial fails; `runner` is the process id of the process with which
+    this one ends."""
     exit_with_parent(runner)
-    job = Job.read(path)
-    path.unlink()  # it holds configurations with the values of environment variables, which are not stored
+    for line in sys.stdin:
+        message = json.loads(line)
+        with Path(message["log"]).open("a") as log:
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        path = Path(message["job"])
+        job = Job.read(path)
+        if not message["keep"]:
+            path.unlink()  # it holds configurations with the values of environment variables, which are not stored
+        failures = do(job)
+        End(0, retires=failures > 0).send()
+        if failures:  # it may have left a CUDA context that is unusable
+            break
+    return 0
+
+
+def do(job: Job) -> int:
+    """Do a job; the number of trials that failed."""
     import torch
 
     torch.set_num_threads(job.threads)
     store = Store(job.store)
-    if job.kind == "train":
-        train(job)
-    elif job.kind == "evaluate":
-        evaluate(store, job.trials, job.threads)
-    else:
-        for trial in job.trials:
-            measure(store, trial, job.device)
-    return 0
+    with Heartbeat(store, [trial["run"] for trial in job.trials]):
+        if job.kind == "train":
+            train(job)
+        elif job.kind == "evaluate":
+            return evaluate(store, job.trials, job.threads)
+        return sum(not measure(store, trial, job.device) for trial in job.trials)
 
 
 def train(job: Job) -> None:
@@ -47,32 +65,36 @@ def train(job: Job) -> None:
     quality.train_needed(job.experiment)
 
 
-def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> None:
-    """Train the model that these trials share, then evaluate each of them."""
+def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> int:
+    """Train the model that these trials share, then evaluate each of them; the number of those that failed."""
     import torch
 
     from sana_lab.ablation import quality
 
-    if guarded(store, trials, partial(quality.fit, store, trials[0])):
+    if not guarded(store, trials, partial(quality.fit, store, trials[0])):
+        return len(trials)
+    failures = 0
+    for trial in trials:
         torch.set_num_threads(threads)
-        for trial in trials:
-            Progress(0, f"evaluating {trial['label']}").send()
-            guarded(store, [trial], partial(quality.evaluate, store, trial))
-            Progress(EVALUATION, trial["label"]).send()
+        Progress(0, f"evaluating {trial['label']}").send()
+        failures += not guarded(store, [trial], partial(quality.evaluate, store, trial))
+        Progress(EVALUATION, trial["label"]).send()
+    return failures
 
 
-def measure(store: Store, trial: "Json", device: str | None) -> None:
-    """Measure a trial's costs; then its run has finished."""
+def measure(store: Store, trial: "Json", device: str | None) -> bool:
+    """Measure a trial's costs; then its run has finished. Whether nothing failed."""
     Progress(0, f"measuring {trial['label']}").send()
     if trial["kind"] == "efficiency":
         import torch
 
-        guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
+        done = guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
     else:
         from sana_lab.ablation import quality
 
-        guarded(store, [trial], partial(quality.measure, store, trial))
+        done = guarded(store, [trial], partial(quality.measure, store, trial))
     Progress(MEASUREMENT, f"measured {trial['label']}").send()
+    return done
 
 
 def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
@@ -99,4 +121,4 @@ def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) ->
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1])))

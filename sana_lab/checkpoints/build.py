@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sana_lab.config import registry, specs
+from sana_lab.config.memo import reuse
 
 
 def build(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
@@ -15,6 +16,12 @@ def build(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
     A function gets its options bound. `supplied` are arguments that no spec sets, such as the channels of a DiT. On the
     meta device nothing is loaded. SpecError if the spec is wrong, or the weights are missing or do not fit.
     """
+    if torch.get_default_device().type == "meta":
+        return reuse(("on meta", kind, spec, supplied), lambda: _build(kind, spec, supplied))
+    return _build(kind, spec, supplied)
+
+
+def _build(kind: str, spec: specs.Spec, supplied: dict[str, Any]) -> Any:
     from sana_lab.config import experiments  # here, as every system imports this module
 
     part = specs.build(kind, experiments.resolve(kind, spec), **supplied)

@@ -1,7 +1,7 @@
 """The lab's weights files: one safetensors file with its card, found by path or by `experiment:NAME`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sana_lab.checkpoints import files, mismatch, state_dicts
 from sana_lab.config import atomic_write
+from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 
@@ -77,8 +78,13 @@ def shipped(experiment: Config, folder: Path | None = None) -> Path | None:
 
     key = hashing.experiment_hash(experiment)
     folders = [folder] if folder else [root / "weights" for root in experiments.roots("experiments")]
-    paths = (path for each in folders for path in sorted(each.glob("*.safetensors")))
-    return next((path for path in paths if card(path).get("hash") == key), None)
+    return reuse(("shipped", folders), lambda: _by_hash(folders)).get(key)
+
+
+def _by_hash(folders: Iterable[Path]) -> dict[str, Path]:
+    """The first weights file of each hash on a card."""
+    paths = [path for each in folders for path in sorted(each.glob("*.safetensors"))]
+    return {key: path for path in reversed(paths) if (key := card(path).get("hash"))}
 
 
 # One file

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sana_lab.config import interpolation, secrets, specs
+from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
 from sana_lab.config.specs import SpecError, nearest
@@ -57,7 +58,7 @@ def read(path: Path) -> Config:
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """The experiment of that name: bases merged, `key=value` applied, resolved and completed. SpecError."""
-    return complete(apply(compose(name), overrides), name)
+    return reuse(("load", name, list(overrides)), lambda: complete(apply(compose(name), overrides), name))
 
 
 def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from safetensors import safe_open
 
 from sana_lab.config import digests, experiments, guests, specs
+from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config, EvaluationOptions, SamplingOptions, TrainerOptions, Trial
 from sana_lab.config.specs import AsBefore, Option, Runtime
 from sana_lab.config.validation import kind_of
@@ -68,6 +69,10 @@ def _digest(value: Any) -> str:
 
 def _without_later(record: type, values: Config) -> Config:
     """Options without runtime ones, and without those added later at their as-before value, so that keys persist."""
+    return reuse(("without later", record, values), lambda: _earlier(record, values))
+
+
+def _earlier(record: type, values: Config) -> Config:
     schema = {k: o for k, o in specs.fields(record).items() if not o.marks(Runtime)}
     return {k: v for k, v in values.items() if k in schema and not any(m.value == v for m in schema[k].marks(AsBefore))}
 
@@ -77,12 +82,16 @@ def _without_later(record: type, values: Config) -> Config:
 
 def _trained_by(config: Config) -> Config:
     return {
-        "system": with_contents(specs.canonical("system", config["system"])),
-        "data": with_contents(specs.canonical("data", config["data"])),
-        "content": _data_digest(config["data"]),
+        "system": _part("system", config["system"]),
+        "data": _part("data", config["data"]),
+        "content": reuse(("digest", config["data"]), lambda: _data_digest(config["data"])),
         "trainer": _without_later(TrainerOptions, config["trainer"]),
         "seed": config["seed"],
     }
+
+
+def _part(kind: str, spec: Config) -> Any:
+    return reuse(("part", kind, spec), lambda: with_contents(specs.canonical(kind, spec)))
 
 
 def _data_digest(data: Config) -> str:
@@ -120,6 +129,10 @@ def _existing(text: str) -> Path | None:
 
 
 def _evaluated_by(options: Config) -> Config:
+    return reuse(("evaluated", options), lambda: _evaluation(options))
+
+
+def _evaluation(options: Config) -> Config:
     schema = specs.fields(EvaluationOptions)
     hashed = _without_later(EvaluationOptions, options)
     return {k: v if k in OUTPUTS else _measured_with(schema[k], v) for k, v in hashed.items()}

@@ -88,6 +88,11 @@ TABLE: dict[str, dict[str, str]] = {
         "text": "sana_lab.bench.probes.text:TextProbe",
         "attention": "sana_lab.bench.probes.attention:AttentionPair",
     },
+    "executor": {
+        "local": "sana_lab.ablation.executors.local:Local",
+        "ray": "sana_lab.ablation.executors.ray_cluster:RayCluster",
+        "slurm": "sana_lab.ablation.executors.slurm:Slurm",
+    },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
@@ -107,6 +112,7 @@ KINDS: dict[str, str] = {
     "vqa": "questions about images to answers, for DPG-Bench",
     "measure": "quality measure of a suite (`eval.measures`)",
     "probe": "cost measurement of an efficiency table",
+    "executor": "where the trials of an ablation run (`executor:`, or `--executor`)",
 }
 """kind -> what its parts do, in words."""
 
@@ -128,6 +134,7 @@ BASES: dict[str, str] = {
     "vqa": "sana_lab.evaluation.vqa:Vqa",
     "measure": "sana_lab.evaluation:Measure",
     "probe": "sana_lab.bench.probes:Probe",
+    "executor": "sana_lab.ablation.executors:Executor",
 }
 """kind -> required base class. Other kinds are functions, identified by their first parameters."""
 

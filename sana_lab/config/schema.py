@@ -165,6 +165,7 @@ class Ablation:
     stand_in: dict[str, str] = field(default_factory=dict)  # metric of a claim -> metric that is tested instead
     baseline: str | None = None  # label of the row that others are tested against; the first row where None
     weights: str | None = None  # folder with weights of trained rows: a name in experiments/weights, or a path
+    executor: Annotated[Spec, "executor"] = "local"  # where trials run: local, ray or slurm, with options
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces
 
 
@@ -185,4 +186,5 @@ class EfficiencyTable:
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
     plot: Literal["walk", "crossing"] | None = None  # a bar per row, or two costs over sizes with their crossover
+    executor: Annotated[Spec, "executor"] = "local"  # where trials run: local, ray or slurm, with options
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces

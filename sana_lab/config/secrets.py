@@ -4,6 +4,7 @@ import os
 import re
 from typing import Any
 
+from sana_lab.config.memo import reuse
 from sana_lab.config.validation import SpecError
 
 SECRET = re.compile(
@@ -38,5 +39,9 @@ def _secret(text: str, path: str) -> str | None:
     option = path.rpartition(".")[2].partition("[")[0]
     if text and SECRET.search(option):
         return option
-    values = {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST}
-    return next((name for name, value in values.items() if value in text), None)
+    return next((name for name, value in reuse(("secrets",), _values).items() if value in text), None)
+
+
+def _values() -> dict[str, str]:
+    """Variables that hold a secret, with their values."""
+    return {name: value for name, value in os.environ.items() if SECRET.search(name) and len(value) >= SHORTEST}

@@ -16,6 +16,7 @@ from copy import deepcopy
 from dataclasses import is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from sana_lab.config.memo import reuse
 from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WEIGHTED
 from sana_lab.config.validation import (
     SpecError,
@@ -47,6 +48,10 @@ class AsBefore(NamedTuple):
     """Marks an option added later: at this value it is omitted from the hash, so that earlier models keep theirs."""
 
     value: Any
+
+    def __hash__(self) -> int:
+        """Of the value's text, as it may be a list: annotations are keys of caches."""
+        return hash(repr(self.value))
 
 
 class Option(NamedTuple):
@@ -92,6 +97,11 @@ def presets(kind: str) -> dict[str, dict[str, Any]]:
 
 def options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
     """The options of a part by name, in the order of its signature."""
+    return dict(_options(kind, target))
+
+
+@functools.lru_cache(maxsize=1024)
+def _options(kind: str, target: Callable[..., Any]) -> dict[str, Option]:
     hints = _hints(target)
     leading = LEADING.get(kind, ())
     return {
@@ -119,7 +129,12 @@ def resolve(kind: str, spec: Spec, where: str = "", part_of: PartOf | None = Non
 
     `where` is the path in error messages. `part_of` looks up `experiment:NAME`; `config.experiments.resolve` gives it.
     """
-    where = where or kind
+    return reuse(
+        ("resolve", kind, spec, part_of is None), lambda: _resolve(kind, spec, where or kind, part_of)
+    )
+
+
+def _resolve(kind: str, spec: Spec, where: str, part_of: PartOf | None) -> dict[str, Any]:
     values = _as_mapping(kind, spec, where)
     if preset := presets(kind).get(values["name"]):
         values = {**deepcopy(preset), **values, "name": preset["name"]}
@@ -179,6 +194,10 @@ def build(kind: str, spec: Spec, **supplied: Any) -> Any:
 
 def canonical(kind: str, spec: Spec) -> dict[str, Any]:
     """Identity of a part for hashing: resolved, without runtime options and options at their as-before value."""
+    return reuse(("canonical", kind, spec), lambda: _canonical(kind, spec))
+
+
+def _canonical(kind: str, spec: Spec) -> dict[str, Any]:
     resolved = resolve(kind, spec)
     target = find(kind, resolved["name"])
     settings = _canonical_options(options(kind, target), resolved)
@@ -278,7 +297,11 @@ def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -
         value = vars(value)
     if not isinstance(value, dict):
         raise SpecError(f"{where} is {value!r}, expected a mapping of {', '.join(fields(record))}")
-    return complete(fields(record), value, where, where, part_of)
+    given = value
+    return reuse(
+        ("record", record, given, part_of is None),
+        lambda: complete(fields(record), given, where, where, part_of),
+    )
 
 
 def _canonical_options(schema: dict[str, Option], resolved: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class Written:
     def __init__(self, text: str, value: Any) -> None:
         self.text, self.value = text, value
 
+    def as_key(self) -> tuple[str, Any]:
+        """What tells it from others, as the key of a stored result."""
+        return self.text, self.value
+
     def __str__(self) -> str:
         """The text, for interpolation inside other text."""
         return self.text
@@ -128,11 +132,13 @@ def _read(value: Written, annotation: Any) -> Any:
     return reading if type(reading) in others else value.text
 
 
+@functools.cache
 def bare(annotation: Any) -> Any:
     """The annotation without its marks."""
     return bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
+@functools.cache
 def kind_of(annotation: Any) -> str | None:
     """The kind of part that a spec with this annotation names: `Annotated[Spec, "attention"]`; None for plain data."""
     if get_origin(annotation) is Annotated:
@@ -140,6 +146,7 @@ def kind_of(annotation: Any) -> str | None:
     return next(filter(None, map(kind_of, get_args(annotation))), None) if _is_union(annotation) else None
 
 
+@functools.cache
 def is_optional(annotation: Any) -> bool:
     """Whether None is a value of this type."""
     if get_origin(annotation) is Annotated:
@@ -193,15 +200,8 @@ def _short(number: Any) -> str:
 
 
 @functools.cache
-def _adapter_of_hashable(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(_plain(annotation))
-
-
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    try:
-        return _adapter_of_hashable(annotation)
-    except TypeError:  # marks with a list in them, such as AsBefore([])
-        return TypeAdapter(_plain(annotation))
+    return TypeAdapter(_plain(annotation))
 
 
 def _plain(annotation: Any) -> Any:

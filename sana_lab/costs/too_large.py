@@ -5,6 +5,7 @@ import os
 import torch
 
 from sana_lab.config import experiments
+from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 
@@ -19,6 +20,10 @@ GIB = 2**30
 
 def total_memory() -> int:
     """Bytes of the machine's memory, and of its GPUs where those have more."""
+    return reuse(("total memory",), _total_memory)
+
+
+def _total_memory() -> int:
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     devices = sum(torch.cuda.get_device_properties(i).total_memory for i in gpus)
     return max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), devices)

@@ -221,6 +221,13 @@ class Store:
         existing = self.client.get_experiment_by_name(experiment)
         return [] if existing is None else list(self._search([existing.experiment_id], _strings(tags or {})))
 
+    def summaries(self, experiment: str) -> list[Run]:
+        """The runs of an experiment, newest first, without their parameters; a thousand in less than a second."""
+        if not database.exists(self.database):
+            return []
+        _ = self.client  # checks the database
+        return [_summary(row) for row in database.runs(self.database, experiment)]
+
     def all_runs(self, experiment: str) -> list[Run]:
         """Every run of the experiment with this id, newest first."""
         return list(self._search([experiment], {}))
@@ -288,6 +295,13 @@ def _record(run: "MlflowRun") -> Run:
     return Run(
         info.run_id, info.run_name, info.status, data.tags, data.params, metrics, *times, info.experiment_id, parent
     )
+
+
+def _summary(row: database.Row) -> Run:
+    ended = row.ended / 1000 if row.ended and row.status != "RUNNING" else None
+    metrics = {k: _number(v) for k, v in row.metrics.items()}
+    times = (row.started / 1000, ended)
+    return Run(row.id, row.name, row.status, row.tags, {}, metrics, *times, row.experiment, row.tags.get(PARENT))
 
 
 def _number(value: float) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 from sana_lab.checkpoints import files, formats, hub, weights
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments, limits, schema, specs
+from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
 from sana_lab.costs import too_large
@@ -35,16 +36,13 @@ def check(experiment: schema.Config) -> None:
     check_accelerator(experiment["trainer"]["accelerator"])
     experiments.prerequisites(experiment)
     try:
-        with torch.device("meta"):
-            system: System = specs.build("system", experiment["system"])
-            system.check()
-            optimizers = system.configure_optimizers()
-        Sampling(**experiment["sampling"]).network_times(system.flow or Flow())
+        system, optimizers = reuse(("on meta", experiment["system"]), lambda: system_on_meta(experiment["system"]))
+        flow, sampling = system.flow or Flow(), experiment["sampling"]
+        reuse(("times", id(system), sampling), lambda: Sampling(**sampling).network_times(flow))
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
-    too_large.check_parameters(system)
     count = ranks.count(experiment)
     too_large.check_experiment(experiment, count)
     check_budget(experiment, system, count)
@@ -52,6 +50,15 @@ def check(experiment: schema.Config) -> None:
         check_sizes(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
+
+
+def system_on_meta(spec: schema.Config) -> tuple[System, Any]:
+    """A system and its optimisers, checked, without memory."""
+    with torch.device("meta"):
+        system: System = specs.build("system", spec)
+        system.check()
+        too_large.check_parameters(system)
+        return system, system.configure_optimizers()
 
 
 def check_budget(experiment: schema.Config, system: System, devices: int) -> None:
@@ -82,14 +89,14 @@ def check_objective(experiment: schema.Config) -> None:
 
 def check_accelerator(name: str) -> None:
     """SpecError if this machine has no such accelerator."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cuda": reuse(("cuda",), torch.cuda.is_available), "mps": torch.backends.mps.is_available()}
     if not available.get(name, name != "gpu" or any(available.values())):
         raise SpecError(f"trainer.accelerator is {name!r}, which this machine does not have; expected auto or cpu")
 
 
 def check_trainer(options: schema.Config, system: System, optimizers: Any) -> None:
     """SpecError for trainer options that exclude each other or that this machine does not support."""
-    cuda = torch.cuda.is_available() and options["accelerator"] != "cpu"
+    cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
     check_kernels(torch.device("cuda" if cuda else "cpu"), system)
     if options["compile"]:
         compile.check(system, "cuda" if cuda else "cpu")
@@ -114,6 +121,10 @@ def check_points(experiment: schema.Config, system: System) -> None:
 
 def check_kernels(device: torch.device, system: nn.Module) -> None:
     """SpecError if a part has the backend triton and the device cannot run it."""
+    reuse(("kernels", str(device), id(system)), lambda: _check_kernels(device, system))
+
+
+def _check_kernels(device: torch.device, system: nn.Module) -> None:
     for name, module in system.named_modules():
         if getattr(module, "backend", None) == "triton" and (missing := backend.missing_for(device)):
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")

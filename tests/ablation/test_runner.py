@@ -1,6 +1,7 @@
 """Which trials run, which reuse a model, what is recorded of a worker that dies; the whole road is in test_road."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from rich.console import Console
 from sana_lab import __main__
 from sana_lab.ablation import jobs as stages
 from sana_lab.ablation import plan, quality, quality_table, runner
+from sana_lab.ablation.executors.local import Local
 from sana_lab.ablation.jobs import Jobs
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
@@ -81,9 +83,10 @@ def started(store: Store, record: TrialRecord) -> TrialRecord:
 
 
 @pytest.fixture
-def jobs(store) -> Jobs:
-    bar = ProgressBar("grid", 100, console=Console(file=io.StringIO()))
-    return Jobs(store, WorkerPool(weights.HOME / "sweeps/grid", bar), 1, None)
+def jobs(store) -> Iterator[Jobs]:
+    bar, executor = ProgressBar("grid", 100, console=Console(file=io.StringIO())), Local(workers=1)
+    yield Jobs(store, WorkerPool(weights.HOME / "sweeps/grid", bar, executor), None)
+    executor.close()
 
 
 def test_rows_that_differ_in_sampling_share_a_model(store):
@@ -235,7 +238,7 @@ class TestStopped:
         name = f"stopped-{status}"
         monkeypatch.setattr(runner, "work_off", stop)
         with pytest.raises(error):
-            runner.run(store, plan.load("grid")._replace(name=name), 1)
+            runner.run(store, plan.load("grid")._replace(name=name), Local(workers=1))
         assert [r.status for r in store.find(name, {"sana.kind": "sweep"})] == [status]
         assert [r.status for r in store.find(name, {"sana.kind": "trial"})] == ["KILLED"] * 4
 
@@ -263,7 +266,7 @@ class TestStopped:
         handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)]
         with runner.terminable():
             with pytest.raises(KeyboardInterrupt):
-                runner.run(store, ablation._replace(name=name), 1)
+                runner.run(store, ablation._replace(name=name), Local(workers=1))
             os.kill(os.getpid(), number)
         assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)] == handlers
         assert [r.status for r in store.find(name)] == ["KILLED"] * 2
@@ -274,7 +277,7 @@ class TestStopped:
         key = hashing.trial_hash(one.trials[0])
         current, old = (store.start_run("left", k, {"sana.kind": "trial", "sana.trial": k}) for k in (key, "another"))
         monkeypatch.setattr(runner, "work_off", lambda *_: None)
-        runner.run(store, one, 1)
+        runner.run(store, one, Local(workers=1))
         assert [store.run(r).status for r in (current, old)] == ["RUNNING", "KILLED"]
 
 
@@ -284,13 +287,16 @@ class TestWorkerOfAKilledRunner:
     def command(self, folder: Path, runner: str) -> str:
         (folder / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
         Job("measure", "runs", 1, []).write(folder / "job.json")
-        return f"[sys.executable, '-m', 'sana_lab.ablation.worker', '{folder}/job.json', {runner}]"
+        line = {"job": str(folder / "job.json"), "log": str(folder / "log"), "keep": False}
+        (folder / "lines").write_text(json.dumps(line) + "\n")
+        return f"[sys.executable, '-m', 'sana_lab.ablation.worker', {runner}]"
 
     def variables(self, folder: Path) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": f"{folder}:{Path(runner.__file__).parents[2]}"}
 
     def test_it_ends_while_it_imports(self, tmp_path):
-        code = f"import os, subprocess, sys; subprocess.run({self.command(tmp_path, 'str(os.getpid())')})"
+        words = self.command(tmp_path, "str(os.getpid())")
+        code = f"import os, subprocess, sys; subprocess.run({words}, stdin=open('{tmp_path}/lines'))"
         variables = self.variables(tmp_path)
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=variables, text=True) as killed:
             assert killed.stdout.readline() == "importing\n"
@@ -324,7 +330,7 @@ def test_a_sweep_that_was_killed_after_its_last_trial_is_finished(store, capsys)
         run = store.start_run("ended", record.trial.label, {"sana.kind": "trial", "sana.trial": record.key}, parent)
         store.finish(run)
     assert store.run(parent).status == "RUNNING"
-    runner.run(store, ended, workers=1)
+    runner.run(store, ended, Local(workers=1))
     assert "ended: all 4 trials are done" in capsys.readouterr().out
     assert store.run(parent).status == "FINISHED"
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sana_lab import environment
 from sana_lab.ablation import plan, quality_table, runner, shipping
+from sana_lab.ablation.executors.local import Local
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, Job, Line
@@ -58,7 +59,7 @@ def test_they_come_last_and_have_the_machine(store: Store, monkeypatch: pytest.M
         return 0
 
     monkeypatch.setattr(WorkerPool, "run", run)
-    runner.run(store, plan.load("rows"), 2)
+    runner.run(store, plan.load("rows"), Local(workers=2))
     own = ["trained here (90 s)"]
     assert sorted(jobs[:2]) == [("evaluate", 3, ["linear"]), ("evaluate", 3, ["softmax"])]
     assert jobs[2:] == [("measure", 6, ["linear", "softmax"]), ("evaluate", 6, own), ("measure", 6, own)]
@@ -84,7 +85,7 @@ def test_they_are_not_shipped_and_their_time_is_known(store: Store):
 
 def test_lines_of_a_worker_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = io.StringIO()
-    pool = WorkerPool(tmp_path, ProgressBar("rows", 100, console=Console(file=out)))
+    pool = WorkerPool(tmp_path, ProgressBar("rows", 100, console=Console(file=out)), Local(workers=1))
     Line("trained here (90 s): 30 of 90 s, 60 s left, step 4, loss 0.5").send()
     for line in ("some talk of a library\n", *capsys.readouterr().out.splitlines(True)):
         pool.show(line)

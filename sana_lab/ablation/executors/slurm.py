@@ -1,0 +1,199 @@
+"""Executor `slurm`: jobs of Slurm through submitit, in arrays (`pip install sana_lab[slurm]`)."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from sana_lab.ablation.executors import Executor, Show, within_reach
+from sana_lab.ablation.executors.remote import Tail, lines_of, run_job
+from sana_lab.ablation.protocol import Job
+from sana_lab.config.atomic_write import write_text
+from sana_lab.config.ranges import Count, Number
+from sana_lab.config.specs import SpecError
+
+GATHER = 1.0
+"""Seconds in which jobs are gathered to one array."""
+
+POLL = 2.0
+"""Seconds between questions for a job's state."""
+
+
+class Submission(NamedTuple):
+    """A job to submit, and the future of its status."""
+
+    path: Path
+    log: Path
+    future: "Future[int]"
+
+
+class SlurmTask:
+    """The callable of a Slurm job. Before preemption or the time limit, it is put into the queue again."""
+
+    def __init__(self, folder: str, submission: Submission) -> None:
+        self.folder, self.path, self.log = folder, str(submission.path), str(submission.log)
+
+    def __call__(self) -> int:
+        return run_job(self.folder, self.path, self.log, {})  # sbatch passes the environment on
+
+    def checkpoint(self) -> Any:
+        """The same job again: a trial resumes from its last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Slurm(Executor):
+    """Jobs of Slurm, a trial each, in job arrays. A preempted job is requeued, and its trial resumes.
+
+    Nodes share the working directory; runs belong on a tracking server.
+    """
+
+    def __init__(
+        self,
+        partition: str | None = None,  # partition of the jobs
+        account: str | None = None,  # account to charge
+        minutes: Count = 1440,  # time limit of a job, which is then requeued
+        gpus: Number = 0,  # CUDA devices of a trial
+        cpus: Count = 1,  # CPUs of a trial
+        memory_gb: Count | None = None,  # main memory of a trial; null is Slurm's default
+        jobs: Count = 64,  # jobs that wait or run at a time
+        requeues: Number = 10,  # most requeues of a job at its time limit; preemption is not counted
+        sbatch: dict[str, Any] | None = None,  # further options of sbatch, such as {qos: low}
+        setup: list[str] | None = None,  # lines of shell before a job, such as `module load cuda`
+        cluster: Literal["slurm", "local"] = "slurm",  # local runs the same jobs as processes here, to try a sweep
+    ) -> None:
+        self.cluster, self.requeues = cluster, requeues
+        self.slots, self.devices = jobs, gpus or None
+        self.threads = self.whole = cpus
+        names = {"partition": partition, "account": account, "mem": None if memory_gb is None else f"{memory_gb}GB"}
+        self.parameters: dict[str, Any] = {k: v for k, v in names.items() if v is not None}
+        self.parameters |= {"time": minutes, "cpus_per_task": cpus, "array_parallelism": jobs}
+        self.parameters |= {"additional_parameters": dict(sbatch or {}), "setup": list(setup or [])}
+        self.parameters |= {"gpus_per_node": gpus} if gpus else {}
+        if reserved := sorted((sbatch or {}).keys() & {"array", "output", "error", "requeue", "signal", "time", "wckey"}):
+            raise SpecError(f"executor.sbatch sets {reserved[0]!r}, which the executor sets itself; leave it out")
+        self.queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
+        self.jobs: dict[Path, tuple[Any, Future[int]]] = {}
+        self.stopped = threading.Event()
+
+    def check(self) -> None:
+        import_submitit()
+        if self.cluster == "slurm":
+            import shutil
+            import subprocess
+
+            if shutil.which("sbatch") is None:
+                raise ValueError("executor 'slurm' needs sbatch, which is not on this machine; run it on a login node")
+            command = ["sinfo", "--noheader", "--format=%P"]
+            within_reach(
+                "Slurm's controller", lambda: subprocess.run(command, check=True, capture_output=True, timeout=9)
+            )
+
+    def start(self, folder: Path, show: Show) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        super().start(folder.absolute(), show)
+        self.executor = self._executor(self.folder / "slurm")
+        self._cancel_left()
+        self.tail = Tail(show)
+        self.tail.start()
+        threading.Thread(target=self._submit, daemon=True).start()
+
+    def run(self, title: str, job: Job) -> int:
+        if self.stopped.is_set():
+            return 1
+        submission = Submission(self.folder / f"{title}.json", self.log(title), Future())
+        job.write(submission.path)
+        self.tail.follow(lines_of(submission.path))
+        self.queue.put(submission)
+        try:
+            return submission.future.result()
+        finally:
+            self.tail.leave(lines_of(submission.path))
+            submission.path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        for job, _ in list(self.jobs.values()):
+            with contextlib.suppress(Exception):  # it may have ended
+                job.cancel()
+
+    def _executor(self, folder: Path) -> Any:
+        submitit = import_submitit()
+        if self.cluster == "local":
+            executor = submitit.LocalExecutor(folder=folder)
+            executor.update_parameters(timeout_min=self.parameters["time"], setup=self.parameters["setup"])
+            return executor
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self.requeues)
+        executor.update_parameters(job_name=f"sana-{self.folder.name}", **self.parameters)
+        return executor
+
+    def _submit(self) -> None:
+        """Gather jobs to arrays, submit them, and follow them to their ends."""
+        while not self.stopped.is_set():
+            batch = self._gathered()
+            if batch:
+                self._submit_array(batch)
+            for path, (job, future) in list(self.jobs.items()):
+                if job.done():
+                    del self.jobs[path]
+                    future.set_result(_status(job))
+        for _, future in self.jobs.values():
+            future.set_result(1)
+
+    def _gathered(self) -> list[Submission]:
+        """The jobs of the next array: those that come within GATHER of the first; none if none comes for POLL."""
+        with contextlib.suppress(queue.Empty):
+            batch = [self.queue.get(timeout=POLL)]
+            end = time.monotonic() + GATHER
+            with contextlib.suppress(queue.Empty):
+                while (left := end - time.monotonic()) > 0:
+                    batch.append(self.queue.get(timeout=left))
+            return batch
+        return []
+
+    def _submit_array(self, batch: Sequence[Submission]) -> None:
+        try:
+            with self.executor.batch():
+                tasks = [SlurmTask(str(Path.cwd()), submission) for submission in batch]
+                jobs = [self.executor.submit(task) for task in tasks]
+        except Exception as error:  # of sbatch: an option that this cluster refuses
+            for submission in batch:
+                submission.log.write_text(f"{error}\n")
+                submission.future.set_result(1)
+            return
+        for submission, job in zip(batch, jobs, strict=True):
+            self.jobs[submission.path] = (job, submission.future)
+        write_text(self.folder / "slurm-jobs", "\n".join(sorted({job.job_id for job, _ in self.jobs.values()})))
+
+    def _cancel_left(self) -> None:
+        """Cancel jobs that a killed sweep of this name has left; their trials resume in new ones."""
+        import subprocess
+
+        record = self.folder / "slurm-jobs"
+        if self.cluster == "slurm" and record.exists() and (ids := record.read_text().split()):
+            subprocess.run(["scancel", *ids], check=False, capture_output=True)
+            record.unlink()
+
+
+def _status(job: Any) -> int:
+    """The exit status of a job that has ended; 1 if it has no result."""
+    try:
+        return int(job.result())
+    except Exception as error:  # submitit's errors: the job's own, a cancelled job, a result that is missing
+        with contextlib.suppress(OSError):
+            Path(job.paths.stderr).open("a").write(f"{error}\n")
+        return 1
+
+
+def import_submitit() -> Any:
+    """submitit. ImportError with its extra."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise ImportError("executor 'slurm' needs submitit; run: pip install 'sana_lab[slurm]'") from error
+    return submitit

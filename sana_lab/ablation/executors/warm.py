@@ -1,0 +1,65 @@
+"""A worker process that does one job after another, so that a sweep pays for imports once per worker."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sana_lab.ablation.executors import Show
+from sana_lab.ablation.protocol import End
+
+
+class WarmWorker:
+    """Starts `python -m sana_lab.ablation.worker` for the first job, and again after one that failed or died.
+
+    The process ends with this one, however that ends.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self.variables = dict(variables)  # of the environment, beside that of this process
+        self.process: subprocess.Popen[str] | None = None
+
+    def run(self, job: Path, log: Path, show: Show, *, keep: bool = False) -> int:
+        """Do the job of a file, which the worker deletes unless `keep`; the exit status. Its stderr goes to `log`."""
+        process = self._started(log)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps({"job": str(job), "log": str(log), "keep": keep}) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it has died; its output ends below
+            pass
+        for line in process.stdout:
+            if (end := End.parse(line)) is None:
+                show(line)
+            else:
+                if end.retires:
+                    self.close()
+                return end.status
+        self.process = None
+        return process.wait() or 1
+
+    def kill(self) -> None:
+        """End the process immediately; safe because checkpoints and weights files are written atomically."""
+        if (process := self.process) is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the process once it is idle."""
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()  # an idle worker has nothing to finish
+            process.communicate()
+
+    def _started(self, log: Path) -> subprocess.Popen[str]:
+        if self.process is None or self.process.poll() is not None:
+            command = [sys.executable, "-m", "sana_lab.ablation.worker", str(os.getpid())]
+            variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **self.variables}
+            pipe = subprocess.PIPE
+            with log.open("w") as errors:
+                self.process = subprocess.Popen(
+                    command, env=variables, stdin=pipe, stdout=pipe, stderr=errors, text=True, start_new_session=True
+                )
+        return self.process
