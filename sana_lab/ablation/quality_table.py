@@ -28,7 +28,6 @@ from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE
 from sana_lab.types import Json
 
-
 MAX_LINES = 40
 """Most rows of a plot of curves."""
 
