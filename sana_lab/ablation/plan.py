@@ -47,12 +47,14 @@ def load(
     place of those of the file.
     """
     with reusing():
-        return _load(recipe, overrides, scale, retrain)
+        return _load(recipe, overrides, scale, retrain, seeds)
 
 
-def _load(recipe: str, overrides: Sequence[str], scale: str | None, retrain: bool) -> Plan:
+def _load(
+    recipe: str, overrides: Sequence[str], scale: str | None, retrain: bool, given_seeds: Sequence[int] | None
+) -> Plan:
     raw = read(recipe)
-    other_seeds = {} if seeds is None else {"seeds": list(seeds)}
+    other_seeds = {} if given_seeds is None else {"seeds": list(given_seeds)}
     table = _parse({**at_scale(raw, scale, recipe), **other_seeds}, recipe)
     seeds = table.seeds if isinstance(table, Ablation) else [0]
     checks.check_size(table.axes, len(seeds), recipe)

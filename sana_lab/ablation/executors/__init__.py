@@ -35,6 +35,7 @@ class Executor(ABC):
     whole: int
     """CPU threads of a job that runs alone."""
 
+    @abstractmethod
     def check(self) -> None:
         """Before any work: ImportError for a missing package with its extra, ValueError for a cluster out of reach."""
 

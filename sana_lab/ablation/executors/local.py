@@ -30,10 +30,14 @@ class Local(Executor):
         self.whole = environment.cores()
         self.threads = self.whole // self.slots or 1
         self.stopped = False
-        self.workers = [WarmWorker(self._variables(groups[i % len(groups)] if groups else [])) for i in range(self.slots)]
+        slots = [groups[i % len(groups)] if groups else [] for i in range(self.slots)]
+        self.workers = [WarmWorker(self._variables(ids)) for ids in slots]
         self.idle: queue.SimpleQueue[WarmWorker] = queue.SimpleQueue()
         for worker in self.workers:
             self.idle.put(worker)
+
+    def check(self) -> None:
+        """Nothing: a machine is within its own reach."""
 
     def start(self, folder: Path, show: Show) -> None:
         folder.mkdir(parents=True, exist_ok=True)

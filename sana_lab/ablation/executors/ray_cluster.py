@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab.ablation.executors import Executor, Show, within_reach
-from sana_lab.ablation.executors.remote import Tail, lines_of, run_job, variables
+from sana_lab.ablation.executors.remote import Tail, add_text, lines_of, run_job, variables
 from sana_lab.ablation.protocol import Job
 from sana_lab.config.ranges import Count, Nonnegative, Number, Positive
 from sana_lab.config.specs import SpecError
@@ -62,7 +62,7 @@ class RayCluster(Executor):
         try:
             return int(import_ray().get(reference))
         except (exceptions.RayError, ValueError) as error:
-            self.log(title).open("a").write(f"{error}\n")
+            add_text(self.log(title), f"{error}\n")
             return 1
         finally:
             self.references.pop(title, None)

@@ -45,6 +45,12 @@ def lines_of(job: Path) -> Path:
     return job.with_suffix(".lines")
 
 
+def add_text(path: Path, text: str) -> None:
+    """Write text to the end of a file."""
+    with path.open("a") as file:
+        file.write(text)
+
+
 class Tail(threading.Thread):
     """Shows the lines of files as they grow, once a second."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sana_lab.ablation.executors import Executor, Show, within_reach
-from sana_lab.ablation.executors.remote import Tail, lines_of, run_job
+from sana_lab.ablation.executors.remote import Tail, add_text, lines_of, run_job
 from sana_lab.ablation.protocol import Job
 from sana_lab.config.atomic_write import write_text
 from sana_lab.config.ranges import Count, Number
@@ -21,6 +21,10 @@ GATHER = 1.0
 
 POLL = 2.0
 """Seconds between questions for a job's state."""
+
+
+RESERVED = {"array", "output", "error", "requeue", "signal", "time", "wckey"}
+"""Options of sbatch that the executor and submitit set."""
 
 
 class Submission(NamedTuple):
@@ -75,7 +79,7 @@ class Slurm(Executor):
         self.parameters |= {"time": minutes, "cpus_per_task": cpus, "array_parallelism": jobs}
         self.parameters |= {"additional_parameters": dict(sbatch or {}), "setup": list(setup or [])}
         self.parameters |= {"gpus_per_node": gpus} if gpus else {}
-        if reserved := sorted((sbatch or {}).keys() & {"array", "output", "error", "requeue", "signal", "time", "wckey"}):
+        if reserved := sorted((sbatch or {}).keys() & RESERVED):
             raise SpecError(f"executor.sbatch sets {reserved[0]!r}, which the executor sets itself; leave it out")
         self.queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         self.jobs: dict[Path, tuple[Any, Future[int]]] = {}
@@ -186,7 +190,7 @@ def _status(job: Any) -> int:
         return int(job.result())
     except Exception as error:  # submitit's errors: the job's own, a cancelled job, a result that is missing
         with contextlib.suppress(OSError):
-            Path(job.paths.stderr).open("a").write(f"{error}\n")
+            add_text(Path(job.paths.stderr), f"{error}\n")
         return 1
 
 
