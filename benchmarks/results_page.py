@@ -292,7 +292,9 @@ def paper_table() -> str:
         for verdict in table["verdicts"]:
             claim = f"{verdict['better']} better than {verdict['worse']}"
             numbers = published_pair(table, verdict)
-            rows.append((f"`{name}`", place, claim, numbers, verdict["metric"], f"**{verdict['outcome']}**", verdict["why"]))
+            rows.append(
+                (f"`{name}`", place, claim, numbers, verdict["metric"], f"**{verdict['outcome']}**", verdict["why"])
+            )
     return markdown(("Ablation", "Paper", "Claim", "Paper's numbers", "Tested in", "Verdict", "Here"), rows, left=7)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(sana_lab.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("types", "intervals", "environment", "config", "ops"),
     ("models", "costs", "report"),
-    ("diffusion", "checkpoints", "tracking"),
+    ("diffusion", "checkpoints", "tracking", "methods"),
     ("data", "systems", "peers"),
     ("pretrained", "bench"),
     ("training", "evaluation", "api"),

@@ -83,7 +83,13 @@ def tabulate(
     baseline = baseline_of(ablation, table)
     differences = significance.differences(table.rows, reports or {}, baseline)
     counted = [f"MACs of a guided pair: {PAIR}."] if "tmacs_pair" in {c.name for c in table.columns} else []
-    lines = [*map(str, claims), *significance.note(differences, baseline), *counted, *noise_note(reports or {}), *table.notes]
+    lines = [
+        *map(str, claims),
+        *significance.note(differences, baseline),
+        *counted,
+        *noise_note(reports or {}),
+        *table.notes,
+    ]
     tested = {"differences": significance.marked(differences), "verdicts": [claim._asdict() for claim in claims]}
     return replace(table, notes=lines, **tested)
 

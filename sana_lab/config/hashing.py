@@ -105,6 +105,8 @@ def with_contents(value: Any, key: str = "") -> Any:
     """References in a canonical spec replaced: `experiment:NAME` by a hash, files and folders of models by a digest."""
     if isinstance(value, dict):
         return {k: with_contents(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [with_contents(v, key) if isinstance(v, dict) else v for v in value]
     if not isinstance(value, str):
         return value
     if value.startswith("experiment:"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from sana_lab.config import registry, schema, specs
-from sana_lab.config.validation import SpecError, kind_of, nearest, range_words
+from sana_lab.config.validation import SpecError, admits_list, kind_of, nearest, range_words
 
 SECTIONS: dict[str, type] = {
     "experiment": schema.Experiment,
@@ -90,8 +90,9 @@ def type_words(annotation: Any) -> str:
     """A type as the values that YAML may hold: `text | null`, `list of int`, `attention`, `auto | torch | triton`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if kind := kind_of(annotation):
+        several = f" | list of {kind}" if admits_list(annotation) else ""
         optional = " | null" if type(None) in get_args(inner[0]) else ""
-        return kind + optional
+        return kind + several + optional
     if origin is Annotated:
         return f"{type_words(inner[0])} {range_words(annotation)}".rstrip()
     if origin is Literal:

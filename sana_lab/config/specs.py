@@ -21,6 +21,7 @@ from sana_lab.config.registry import BASES, LEADING, PRESETS, RENAMED, TABLE, WE
 from sana_lab.config.validation import (
     SpecError,
     Written,
+    admits_list,
     bare,
     describe,
     is_optional,
@@ -129,9 +130,7 @@ def resolve(kind: str, spec: Spec, where: str = "", part_of: PartOf | None = Non
 
     `where` is the path in error messages. `part_of` looks up `experiment:NAME`; `config.experiments.resolve` gives it.
     """
-    return reuse(
-        ("resolve", kind, spec, part_of is None), lambda: _resolve(kind, spec, where or kind, part_of)
-    )
+    return reuse(("resolve", kind, spec, part_of is None), lambda: _resolve(kind, spec, where or kind, part_of))
 
 
 def _resolve(kind: str, spec: Spec, where: str, part_of: PartOf | None) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def complete(
 def check(value: Any, annotation: Any, where: str, part_of: PartOf | None = None) -> Any:
     """`value` of the annotated type as plain data, specs resolved and dataclasses completed. SpecError."""
     if kind := kind_of(annotation):
-        return None if value is None and is_optional(annotation) else resolve(kind, value, where, part_of)
+        return _check_specs(kind, value, annotation, where, part_of)
     if is_dataclass(bare(annotation)):
         return _check_record(opened(value), bare(annotation), where, part_of)
     value, annotation = validate(value, annotation, where), bare(annotation)
@@ -291,6 +290,15 @@ def _from_experiment(
     return resolve(kind, {**part_of(name, kind), **values, "weights": values.get("weights", name)}, where, part_of)
 
 
+def _check_specs(kind: str, value: Any, annotation: Any, where: str, part_of: PartOf | None) -> Any:
+    """A spec, or a list of them where the annotation admits one. A list of one is that spec, an empty one is null."""
+    several = typed(value, annotation)
+    if isinstance(several, list | tuple) and admits_list(annotation) and (several or is_optional(annotation)):
+        resolved = [resolve(kind, each, f"{where}[{i}]", part_of) for i, each in enumerate(several)]
+        return resolved if len(resolved) > 1 else next(iter(resolved), None)
+    return None if several is None and is_optional(annotation) else resolve(kind, value, where, part_of)
+
+
 def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -> dict[str, Any]:
     value = {} if value is inspect.Parameter.empty or value is None else value
     if is_dataclass(value) and not isinstance(value, type):
@@ -310,6 +318,12 @@ def _canonical_options(schema: dict[str, Option], resolved: dict[str, Any]) -> d
         before = option.marks(AsBefore)
         if option.marks(Runtime) or (before and before[0].value == resolved[key]):
             continue
-        kind = option.kind
-        settings[key] = canonical(kind, resolved[key]) if kind and resolved[key] is not None else resolved[key]
+        settings[key] = _canonical_specs(option.kind, resolved[key]) if option.kind else resolved[key]
     return settings
+
+
+def _canonical_specs(kind: str, value: Any) -> Any:
+    """The identity of a spec, of each in a list, or of null."""
+    if isinstance(value, list):
+        return [canonical(kind, each) for each in value]
+    return None if value is None else canonical(kind, value)

@@ -154,10 +154,15 @@ def is_optional(annotation: Any) -> bool:
     return annotation in (None, type(None)) or (_is_union(annotation) and any(map(is_optional, get_args(annotation))))
 
 
+def admits_list(annotation: Any) -> bool:
+    """Whether an option of a kind of part takes a list of specs: `Annotated[Spec | list[Spec], "method"]`."""
+    return get_origin(annotation) is list or any(map(admits_list, get_args(annotation)))
+
+
 def describe(annotation: Any) -> str:
     """The type in words for an error message."""
     if kind := kind_of(annotation):
-        return f"a spec of kind {kind!r}"
+        return f"a spec of kind {kind!r}" + (", or a list of them" if admits_list(annotation) else "")
     if get_origin(annotation) is Annotated:
         return f"{describe(get_args(annotation)[0])} {range_words(annotation)}".rstrip()
     if _is_union(annotation):

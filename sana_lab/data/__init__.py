@@ -26,6 +26,9 @@ class DataModule(L.LightningDataModule, ABC):
     size: int
     """Height and width in pixels of the images, or of the images behind latents."""
 
+    gives_images: bool = True
+    """Whether its batches hold images."""
+
     def __init__(self, batch: int, seed: int, workers: int) -> None:
         super().__init__()
         self.batch, self.seed, self.workers = batch, seed, workers

@@ -50,6 +50,7 @@ class Features(DataModule):
         super().__init__(batch, seed, workers)
         self.source, self.text_encoder, self.shard, self.bucket = source, text_encoder, shard, bucket
         self.cache = Path(cache) if cache else Path("runs", "features")
+        self.gives_images = isinstance(source, dict) and bool(source.get("images"))
         self.check_least(shard=1, bucket=1)
 
     def setup(self, stage: str | None = None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sana_lab.checkpoints.build import build
 from sana_lab.config import experiments
 from sana_lab.config.ranges import BatchSize, Count, Seed, Workers
-from sana_lab.config.specs import RUNTIME, Spec, canonical
+from sana_lab.config.specs import RUNTIME, AsBefore, Spec, canonical
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.shards import Captions, Shards
 from sana_lab.data.stream import turn
@@ -55,9 +55,11 @@ class Latents(DataModule):
         cache: Annotated[str | None, RUNTIME] = None,  # folder of the encoded sets; null is runs/latents
         shard: Annotated[Count, RUNTIME] = 1024,  # latents in a file
         workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
+        images: Annotated[bool, AsBefore(False)] = False,  # add the source's images to batches, for training methods
     ) -> None:
         super().__init__(batch, seed, workers)
         self.source, self.autoencoder, self.items, self.captions = source, autoencoder, items, captions
+        self.gives_images = images
         self.shard, self.cache = shard, Path(cache) if cache else Path("runs", "latents")
         self.check_least(items=1, captions=1, shard=1)
 
@@ -91,7 +93,13 @@ class Latents(DataModule):
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """Latents read from disk, with captions in rotation."""
         prompts = [self._caption(split, i, draw) for i, draw in turns]
-        return Batch(None, prompts, self._store(split).latents([i for i, _ in turns]))
+        images = self._images([i for i, _ in turns], split) if self.gives_images else None
+        return Batch(images, prompts, self._store(split).latents([i for i, _ in turns]))
+
+    def _images(self, rows: Sequence[int], split: Split) -> Tensor | None:
+        """The images (B, 3, H, W) that these rows were encoded from, on the same turns."""
+        count = (self.images_source.len_train or sys.maxsize) if split == "train" else self.images_source.len_val
+        return self.images_source.batch_of([(row % count, row // count) for row in rows], split).images
 
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
         """The captions of `batch_at`."""
@@ -103,6 +111,11 @@ class Latents(DataModule):
 
     def _store(self, split: Split) -> Shards:
         return self.stores.train if split == "train" else self.stores.val
+
+    @functools.cached_property
+    def images_source(self) -> DataModule:
+        """The source, for batches with images."""
+        return self._source()
 
     @functools.cached_property
     def stores(self) -> Stores:

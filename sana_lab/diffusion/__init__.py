@@ -12,6 +12,12 @@ from torch import Tensor
 
 from sana_lab.types import Velocity
 
+Prediction = Literal["velocity", "data"]
+"""Output of a flow's network: the velocity, or the clean latents (x-prediction)."""
+
+Weighting = Literal["uniform", "cosmap", "min_snr"]
+"""Weight of a flow's squared error of the velocity at a time (`Flow.weights`)."""
+
 Grid = Literal["even", "flow_match"]
 """Spacing of sampling times: uniform before the shift, or as in diffusers' FlowMatch schedulers (`Flow.schedule`)."""
 
@@ -49,7 +55,15 @@ class Process(ABC):
 
     @abstractmethod
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
-        """The network's target (B, ...)."""
+        """What the loss compares with, (B, ...)."""
+
+    def as_target(self, output: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The network's output (B, ...) at times t (B,) as the quantity of `target`."""
+        return output
+
+    def weights(self, t: Tensor) -> Tensor | None:
+        """Factors (B,) of the training loss at times t (B,); None for 1."""
+        return None
 
     @abstractmethod
     def network_times(self, t: Tensor) -> Tensor:

@@ -1,16 +1,27 @@
 """Flow matching with straight paths between data and noise (rectified flow)."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sana_lab.diffusion import Grid, Process
+from sana_lab.diffusion import Grid, Prediction, Process, Weighting
+from sana_lab.ops.transfer import to_device
 from sana_lab.types import Velocity
 
 ROUNDING, ROUNDING_FLOAT64 = 1.2e-4, 1e-9
 """Tolerance of rounding down to thousandths, in thousandths: 1000 t in float32 may be 6e-5 below the integer k."""
+
+MIN_TIME = 0.05
+"""Smallest time that divides an error of the data in training (x-prediction; JiT, arXiv 2511.13720)."""
+
+MIN_SAMPLING_TIME = 1e-4
+"""Smallest time that divides in sampling; schedules end their evaluations above it."""
+
+SNR_LIMIT = 5.0
+"""Limit of the signal-to-noise ratio in `min_snr` (arXiv 2303.09556)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Flow(Process):
     # Times given to the network: exact, or rounded down to thousandths, as in training of the released models and in
     # diffusers' multistep solvers (`sampling.ROUNDING_SOLVERS`).
     model_time: Literal["exact", "released"] = "exact"
+    prediction: Prediction = "velocity"  # the network's output; the loss is on the velocity in both cases
+    weighting: Weighting = "uniform"  # weight of the loss by time
 
     def __post_init__(self) -> None:
         if not (self.shift > 0 and 0 < self.start <= 1):
@@ -42,11 +55,29 @@ class Flow(Process):
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        t = t.to(data).view(-1, *[1] * (data.ndim - 1))
+        t = _wide(t, data)
         return (1 - t) * data + t * noise
 
     def target(self, data: Tensor, noise: Tensor) -> Tensor:
         return noise - data
+
+    def as_target(self, output: Tensor, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The velocity; from predicted data it is (x_t - output) / t, whose error is divided by at least `MIN_TIME`."""
+        if self.prediction == "velocity":
+            return output
+        return noise - data + (data - output) / _wide(t, data).clamp(min=MIN_TIME)
+
+    def weights(self, t: Tensor) -> Tensor | None:
+        """Factors (B,) of the squared error of the velocity at times t (B,).
+
+        `cosmap` is 2 / (pi (1 - 2 t + 2 t^2)), the density of a cosine schedule's times (SD3, arXiv 2403.03206).
+        `min_snr` weights the error of the data by min(SNR, 5), SNR = (1 - t)^2 / t^2, which is t^2 min(SNR, 5) here.
+        """
+        if self.weighting == "uniform":
+            return None
+        if self.weighting == "cosmap":
+            return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
+        return torch.minimum((1 - t) ** 2, SNR_LIMIT * t**2)
 
     def network_times(self, t: Tensor) -> Tensor:
         if self.model_time == "exact":
@@ -74,11 +105,26 @@ class Flow(Process):
         return noise
 
     def velocity(self, model: Velocity, exact_times: Tensor | None = None) -> Velocity:
-        """The network's prediction; times are rounded from `exact_times`, as float32 may fall below a thousandth."""
+        """The network's velocity, or that of its predicted data. Times are rounded from `exact_times`, as float32 may
+        fall below a thousandth."""
+        rounded = self._rounded(model, exact_times)
+        return rounded if self.prediction == "velocity" else _from_data(rounded)
+
+    def _rounded(self, model: Velocity, exact_times: Tensor | None) -> Velocity:
         if exact_times is None or self.model_time == "exact":
             return model
         rounded = self.network_times(exact_times)
         return lambda x, t: model(x, rounded.to(t)[_nearest(exact_times.to(t), t)])
+
+
+def _wide(t: Tensor, x: Tensor) -> Tensor:
+    """Times (B,) beside x (B, ...), with its device and dtype."""
+    return to_device(t, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _from_data(model: Velocity) -> Velocity:
+    """(x - predicted data) / t."""
+    return lambda x, t: (x - model(x, t)) / _wide(t, x).clamp(min=MIN_SAMPLING_TIME)
 
 
 def _nearest(times: Tensor, t: Tensor) -> Tensor:

@@ -81,6 +81,11 @@ class Extractor(ABC):
     def features(self, images: Tensor) -> Tensor:
         """Features (B, dim), without gradient, on the extractor's device, independent of the rest of the batch."""
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Features (B, h, w, dim) of the cells of a grid, for representation alignment; by default one token, the
+        features."""
+        return self.features(images)[:, None, None]
+
     @abstractmethod
     def identity(self) -> Json:
         """Everything the features depend on: extractor, layer, sha256 of weights, resize, dtype."""

@@ -4,6 +4,7 @@ Legend: B batch, h, w token grid, C width, L caption tokens, H heads, D head wid
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal, cast, final
 
 import torch
@@ -14,6 +15,9 @@ from sana_lab.config.ranges import Ratio, Width
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.ops.cpu_linear import product
 from sana_lab.ops.mix_ffn import mix_ffn
+
+Scattered = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""(convolution of a grid, expanded tokens (B, 1, n, 2 M)) -> (B, 1, n, M): Mix-FFN's 3x3 under token routing."""
 
 
 class RmsNorm(nn.Module):
@@ -67,12 +71,17 @@ class MixFfn(nn.Module):
         self.depthwise = nn.Conv2d(2 * hidden, 2 * hidden, kernel, padding=kernel // 2, groups=2 * hidden)
         self.project = nn.Linear(hidden, dim, bias=False)
         self.backend: Literal["auto", "torch", "triton"] = backend
+        self.scattered: Scattered | None = None  # applies the convolution to tokens that are no whole grid
 
     def forward(self, x: Tensor) -> Tensor:
-        convolution = self.depthwise.weight, cast(Tensor, self.depthwise.bias)
         y = product(self.expand, x, self.backend)
-        y = mix_ffn(y, *convolution, backend=self.backend, overwrite=True)
+        y = self.convolve(y) if self.scattered is None else self.scattered(self.convolve, y)
         return product(self.project, y, self.backend)
+
+    def convolve(self, y: Tensor) -> Tensor:
+        """Gated 3x3 of expanded tokens (B, h, w, 2 M) -> (B, h, w, M); zeros are as the padding outside of the grid."""
+        convolution = self.depthwise.weight, cast(Tensor, self.depthwise.bias)
+        return mix_ffn(y, *convolution, backend=self.backend, overwrite=True)
 
 
 @final

@@ -149,6 +149,10 @@ def _check_system(system: TextToImage, part_command: str) -> None:
         raise SpecError(
             f"SanaPipeline's schedulers are for flow matching, and this system predicts noise (ddpm); {alone}"
         )
+    if system.flow.prediction != "velocity":
+        raise SpecError(
+            f"SanaPipeline's schedulers are for predictions of the velocity, and this system predicts data; {alone}"
+        )
 
 
 def sampling_of(system: TextToImage) -> Spec:

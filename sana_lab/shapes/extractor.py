@@ -35,6 +35,11 @@ class Shapes(Extractor):
     def features(self, images: Tensor) -> Tensor:
         return self.network.features(as_input(resize(images.to(self.device), SIDE, "clean")))
 
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The last stage's cells (B, h, w, dim), whose mean are the features."""
+        return self.network.body(as_input(resize(images.to(self.device), SIDE, "clean"))).movedim(1, -1)
+
     def identity(self) -> Json:
         return {
             "extractor": "shapes",

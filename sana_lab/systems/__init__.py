@@ -136,15 +136,37 @@ class System(L.LightningModule, ABC):
                 "and tables show its losses and costs alone"
             )
 
+    # Training methods
+
+    def setup(self, stage: str) -> None:
+        """Build the training methods, before Lightning makes the optimisers and reads the checkpoint."""
+        methods, trainer = self.part("methods"), self.trainer
+        if stage == "fit" and methods is not None and methods.specs:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            if data is None:
+                raise ValueError("a system with `method` is trained on a data module, whose size it must know")
+            self.build_methods(data.size, data.batch, data.gives_images, trainer.strategy.root_device)
+
+    def build_methods(
+        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+    ) -> None:
+        """Build the methods of the option `method` for images of `size` pixels, unless they are; none here."""
+
     # Optimisation
 
     def configure_optimizers(self) -> Any:
-        """The optimiser of the option `optimizer`, over all parameters that train."""
+        """The optimiser of the option `optimizer`, over all parameters that train; those of training methods may be in
+        groups of their own."""
         if "optimizer" not in self.settings:
             raise SpecError(
                 f"system {type(self).__name__} has no option `optimizer` and no method `configure_optimizers`"
             )
-        return optimizer(self.settings.optimizer, trainable(self), self)
+        groups = [] if (methods := self.part("methods")) is None else methods.parameter_groups()
+        own = {p for group in groups for p in group["params"]}
+        built = optimizer(self.settings.optimizer, [(n, p) for n, p in trainable(self) if p not in own], self)
+        for group in groups:
+            built.add_param_group(group)
+        return built
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the step's learning rate, if the system has the option `warmup`."""
@@ -186,7 +208,9 @@ class System(L.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Restore the average. SpecError if the checkpoint is of another system."""
         expected = mismatch.shapes_of(self._own_state())
-        mismatch.check_state(expected, checkpoint["state_dict"], "the checkpoint", type(self).__name__)
+        unbuilt = () if any(name.startswith("methods.") for name in expected) else ("methods.*",)
+        state, model = checkpoint["state_dict"], type(self).__name__
+        mismatch.check_state(expected, state, "the checkpoint", model, ignored=unbuilt)
         self.average.load(checkpoint["average"])
 
     def trained(self) -> dict[str, Tensor]:

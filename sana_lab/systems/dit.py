@@ -10,13 +10,14 @@ from sana_lab.config import specs
 from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec, SpecError
-from sana_lab.diffusion import Process
+from sana_lab.diffusion import Prediction, Process, Weighting
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.dit import Dit
 from sana_lab.ops.transfer import to_device
 from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, process, validate
+from sana_lab.systems.method_steps import Methods, build_methods, training_loss
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Part, Text
 
@@ -26,6 +27,8 @@ class DitSystem(System):
 
     The loss is that of `text2image`. A text2image experiment takes the result with `dit: experiment:NAME`.
     """
+
+    auxiliary = ("methods",)
 
     def __init__(
         self,
@@ -44,18 +47,26 @@ class DitSystem(System):
         # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
         draws: Annotated[Width, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
+        # Output of a flow's network: the velocity, or the clean latents (x-prediction); the loss is on the velocity.
+        prediction: Annotated[Prediction, AsBefore("velocity")] = "velocity",
+        # Weight of a flow's loss by time: 1, SD3's cosmap, or min-SNR with 5; validation is not weighted.
+        weighting: Annotated[Weighting, AsBefore("uniform")] = "uniform",
+        # Training methods beside the objective: one spec or a list of specs; they are in no exported weights.
+        method: Annotated[Spec | list[Spec] | None, "method", AsBefore(None)] = None,
     ) -> None:
         super().__init__()
         check_draws(draws)
-        self.flow: Process = process(objective, shift, start, model_time)
-        channels = build_on_meta("autoencoder", autoencoder).channels
+        self.flow: Process = process(objective, shift, start, model_time, prediction, weighting)
+        encoder = build_on_meta("autoencoder", autoencoder)
+        self.downsample: int = encoder.downsample
         text = build_on_meta("text_encoder", text_encoder)
         if text.null != "diffusers":
             raise SpecError(
                 f"text_encoder null is {text.null!r}, which needs features of padding, and a cache holds none; "
                 "expected 'diffusers', or system: text2image"
             )
-        self.dit: Dit = build("dit", dit, channels=channels, text_dim=text.dim)
+        self.dit: Dit = build("dit", dit, channels=encoder.channels, text_dim=text.dim)
+        self.methods = Methods(method)
         self.average = Average(self, ema)
         self.wholes: list[TextToImage] = []  # the system that samples, once it was needed; no child module
 
@@ -64,14 +75,25 @@ class DitSystem(System):
         random, part = generator(self.settings.seed, TRAIN, batch_idx, 0), Part.of_trainer(self._trainer)
         dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
         text = without(text, dropped, null)
-        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws, part).mean()
-        self.log("train/loss", loss.detach(), batch_size=len(latents), sync_dist=True)
-        return loss
+        return training_loss(self, batch, latents, text, random, part, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         latents, text, _ = features(batch)
         with self.averaged():
             validate(self, self.dit, self.flow, latents, text, self.settings.seed, batch_idx)
+
+    def images_of(self, batch: Batch, latents: Tensor) -> Tensor:
+        """The batch's images (B, 3, H, W) in [-1, 1]. ValueError if it has none."""
+        if batch.images is None:
+            raise ValueError(
+                "the batch holds no images, which a training method reads; expected data.source.images=true"
+            )
+        return batch.images
+
+    def build_methods(
+        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+    ) -> None:
+        build_methods(self, self.downsample, size, batch, images, device)
 
     # Sampling
 

@@ -24,14 +24,14 @@ class Average:
         """Move the average towards the parameters; to be called after each optimiser step."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters = dict(trainable(module))
+        parameters = self._followed(module)
         self.values = {k: v.to(parameters[k].device) for k, v in self.values.items()}
         torch._foreach_lerp_(list(self.values.values()), [parameters[k].detach().float() for k in self.values], weight)
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
         """Context with the averages in place of the parameters."""
-        raw = {name: p.detach().clone() for name, p in trainable(module)}
+        raw = {name: p.detach().clone() for name, p in self._followed(module).items()}
         self.write(module)
         try:
             yield
@@ -41,6 +41,10 @@ class Average:
     def write(self, module: nn.Module) -> None:
         """Replace the parameters by their averages permanently."""
         _write(module, self.values)
+
+    def _followed(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """The module's parameters that are averaged: those it had at the beginning, none of training methods."""
+        return {name: p for name, p in trainable(module) if name in self.values}
 
     def state(self) -> dict[str, int | dict[str, Tensor]]:
         """State for a checkpoint."""
@@ -67,5 +71,6 @@ def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 @torch.no_grad()
 def _write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    for name, p in trainable(module):
-        p.copy_(values[name])
+    parameters = dict(trainable(module))
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -1,12 +1,13 @@
 """The loss of flow matching and of noise prediction, and its validation by time bin."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from sana_lab.diffusion import Process
+from sana_lab.config.specs import SpecError
+from sana_lab.diffusion import Prediction, Process, Weighting
 from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import generator
@@ -21,9 +22,40 @@ Objective = Literal["flow", "ddpm"]
 """Prediction of the network: the velocity of a straight flow, or the noise."""
 
 
-def process(objective: Objective, shift: float, start: float, model_time: Literal["exact", "released"]) -> Process:
-    """The process from data to noise of an objective; the other options are the flow's."""
-    return Flow(shift, start, model_time=model_time) if objective == "flow" else Ddpm()
+def process(
+    objective: Objective,
+    shift: float,
+    start: float,
+    model_time: Literal["exact", "released"],
+    prediction: Prediction = "velocity",
+    weighting: Weighting = "uniform",
+) -> Process:
+    """The process from data to noise of an objective; the other options are the flow's. SpecError for one of them that
+    noise prediction does not have."""
+    if objective == "flow":
+        return Flow(shift, start, model_time=model_time, prediction=prediction, weighting=weighting)
+    for name, value, default in (("prediction", prediction, "velocity"), ("weighting", weighting, "uniform")):
+        if value != default:
+            raise SpecError(f"system.{name} is {value!r}, an option of objective 'flow', and objective is 'ddpm'")
+    return Ddpm()
+
+
+class Noised(NamedTuple):
+    """What the network of a training step is given, beside the text."""
+
+    latents: Tensor  # (B, C, h, w)
+    noise: Tensor  # (B, C, h, w)
+    times: Tensor  # (B,)
+
+
+def noised(
+    flow: Process, latents: Tensor, random: torch.Generator, times: Tensor | None = None, part: Part = WHOLE
+) -> Noised:
+    """Latents with random noise, and with random times if none are given: those of this part of a batch."""
+    (n, *shape), device = latents.shape, latents.device
+    noise = to_device(part.draw(lambda k: torch.randn(k, *shape, generator=random), n), device, latents.dtype)
+    times = part.draw(lambda k: flow.sample_times(k, generator=random), n) if times is None else times
+    return Noised(latents, noise, to_device(times, latents.device, latents.dtype))
 
 
 def velocity_losses(
@@ -39,24 +71,24 @@ def velocity_losses(
 
     Times (B,) are sampled from the process if not given. Random numbers are those of this part of a batch.
     """
-    return squared_errors(lambda x, t: dit(x, t, text), flow, latents, random, times, part)
+    return squared_errors(lambda x, t: dit(x, t, text), flow, noised(flow, latents, random, times, part))
 
 
-def squared_errors(
-    model: Velocity,
-    flow: Process,
-    latents: Tensor,
-    random: torch.Generator,
-    times: Tensor | None = None,
-    part: Part = WHOLE,
-) -> Tensor:
+def squared_errors(model: Velocity, flow: Process, inputs: Noised) -> Tensor:
     """`velocity_losses` of a model whose text is bound."""
-    (n, *shape), device = latents.shape, latents.device
-    noise = to_device(part.draw(lambda k: torch.randn(k, *shape, generator=random), n), device, latents.dtype)
-    times = part.draw(lambda k: flow.sample_times(k, generator=random), n) if times is None else times
-    times = to_device(times, latents.device, latents.dtype)
-    predicted = model(flow.mix(latents, noise, times), flow.network_times(times))
-    return (predicted - flow.target(latents, noise)).square().mean((1, 2, 3))
+    return (predict(model, flow, inputs) - flow.target(inputs.latents, inputs.noise)).square().mean((1, 2, 3))
+
+
+def predict(model: Velocity, flow: Process, inputs: Noised) -> Tensor:
+    """The network's prediction (B, C, h, w) of the flow's target."""
+    latents, noise, times = inputs
+    output = model(flow.mix(latents, noise, times), flow.network_times(times))
+    return flow.as_target(output, latents, noise, times)
+
+
+def bound(dit: Dit, text: Text, draws: int) -> Velocity:
+    """The network with its text, for `draws` noises of each latent in succession; the text is prepared once."""
+    return (lambda x, t: dit(x, t, text)) if draws == 1 else dit.prepare(text).repeat(draws)
 
 
 def check_draws(draws: int) -> None:
@@ -65,20 +97,9 @@ def check_draws(draws: int) -> None:
         raise ValueError(f"draws is {draws}, expected at least 1 noise and time for each image of a step")
 
 
-def draws_losses(
-    dit: Dit,
-    flow: Process,
-    latents: Tensor,
-    text: Text,
-    random: torch.Generator,
-    draws: int,
-    part: Part = WHOLE,
-) -> Tensor:
-    """`velocity_losses` (B draws,) of `draws` noises and times for each latent; its text is prepared once."""
-    if draws == 1:
-        return velocity_losses(dit, flow, latents, text, random, part=part)
-    model = dit.prepare(text).repeat(draws)
-    return squared_errors(model, flow, latents.repeat_interleave(draws, 0), random, part=part)
+def repeated(x: Tensor, draws: int) -> Tensor:
+    """Each row `draws` times in succession."""
+    return x if draws == 1 else x.repeat_interleave(draws, 0)
 
 
 def validate(

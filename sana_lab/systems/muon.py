@@ -51,6 +51,10 @@ class Muon(torch.optim.Optimizer):
         defaults = {"momentum": momentum, "iterations": iterations, "betas": tuple(betas), "eps": eps}
         super().__init__([g for g in groups if g["params"]], {"lr": lr, "weight_decay": weight_decay, **defaults})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, of AdamW unless it says `muon`."""
+        super().add_param_group({"muon": False, **param_group})
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both groups; the closure's loss."""

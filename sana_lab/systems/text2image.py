@@ -15,7 +15,7 @@ from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, 
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
 from sana_lab.costs.out_of_memory import describe_out_of_memory
-from sana_lab.diffusion import Process, guidance
+from sana_lab.diffusion import Prediction, Process, Weighting, guidance
 from sana_lab.diffusion.guidance import Bind, guided, reads_null
 from sana_lab.diffusion.sampling import NoiseStreams, Sampling, check_finite, check_request, generator
 from sana_lab.diffusion.step_cache import CachedSteps
@@ -27,8 +27,9 @@ from sana_lab.ops.transfer import to_device
 from sana_lab.systems import Evaluator, System
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
-from sana_lab.systems.losses import TRAIN, Objective, check_draws, draws_losses, process, validate
+from sana_lab.systems.losses import TRAIN, Objective, check_draws, process, validate
 from sana_lab.systems.low_bit_layers import largest_inputs
+from sana_lab.systems.method_steps import Methods, build_methods, training_loss
 from sana_lab.systems.offload import Offload
 from sana_lab.systems.quantize import layers, needs_activations, quantize, quantized
 from sana_lab.types import Batch, Part, Text, Velocity
@@ -45,6 +46,7 @@ class TextToImage(System):
     The loss is the mean squared error of the velocity, or of the noise with `objective: ddpm`.
     """
 
+    auxiliary = ("methods",)
     offload: Offload | None = None  # copies each network to the device only while it runs; None disables offload
 
     def __init__(
@@ -65,16 +67,23 @@ class TextToImage(System):
         # Times given to a flow's network: exact, or rounded down to thousandths as in the released models.
         model_time: Annotated[Literal["exact", "released"], AsBefore("exact")] = "exact",
         draws: Annotated[Width, AsBefore(1)] = 1,  # noises and times per image and step; text is encoded once
+        # Output of a flow's network: the velocity, or the clean latents (x-prediction); the loss is on the velocity.
+        prediction: Annotated[Prediction, AsBefore("velocity")] = "velocity",
+        # Weight of a flow's loss by time: 1, SD3's cosmap, or min-SNR with 5; validation is not weighted.
+        weighting: Annotated[Weighting, AsBefore("uniform")] = "uniform",
+        # Training methods beside the objective: one spec or a list of specs; they are in no exported weights.
+        method: Annotated[Spec | list[Spec] | None, "method", AsBefore(None)] = None,
     ) -> None:
         super().__init__()
         check_draws(draws)
-        self.flow: Process = process(objective, shift, start, model_time)
+        self.flow: Process = process(objective, shift, start, model_time, prediction, weighting)
         self.autoencoder: Autoencoder = build("autoencoder", autoencoder).requires_grad_(False).eval()
         self.text_encoder: TextEncoder = build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
         self.text_encoder.requires_grad_(self.text_trains)
         self.frozen = ("autoencoder",) if self.text_trains else ("autoencoder", "text_encoder")
         self.dit: Dit = build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
+        self.methods = Methods(method)
         self.average = Average(self, ema)
         self.graphs = Graphs()
 
@@ -92,9 +101,7 @@ class TextToImage(System):
         latents = self.latents_of(batch)
         dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
         text = self.encode_text(batch.prompts, dropped.tolist())
-        loss = draws_losses(self.dit, self.flow, latents, text, random, self.settings.draws, part).mean()
-        self.log("train/loss", loss.detach(), batch_size=len(latents), sync_dist=True)
-        return loss
+        return training_loss(self, batch, latents, text, random, part, batch_idx)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the averaged weights on fixed noise and times."""
@@ -109,6 +116,16 @@ class TextToImage(System):
             return batch.latents
         assert batch.images is not None
         return self.autoencoder.encode(batch.images)
+
+    @torch.no_grad()
+    def images_of(self, batch: Batch, latents: Tensor) -> Tensor:
+        """The batch's images (B, 3, H, W) in [-1, 1], decoded from its latents if it has none."""
+        return self.autoencoder.decode(latents).clamp(-1, 1) if batch.images is None else batch.images
+
+    def build_methods(
+        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+    ) -> None:
+        build_methods(self, self.autoencoder.downsample, size, batch, True, device)
 
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
         """Features of prompts; dropped prompts get the features of the empty prompt."""

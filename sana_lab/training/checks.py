@@ -50,6 +50,31 @@ def check(experiment: schema.Config) -> None:
         check_sizes(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
+    if (methods := system.part("methods")) is not None and methods.specs:
+        check_methods(experiment, system, methods)
+
+
+def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:
+    """SpecError if a training method does not fit the model; teachers that are trained first are left out."""
+    data = experiments.source_of(experiment["data"])
+    missing = [name for name in experiments.referenced(methods.specs) if trained_weights(name) is None]
+    methods.specs = [spec for spec in methods.specs if not {*experiments.referenced(spec)} & {*missing}]
+    try:
+        with torch.device("meta"):
+            system.build_methods(int(data["size"]), experiment["data"].get("batch"), gives_images(experiment["data"]))
+            system.configure_optimizers()
+    except (ValueError, OSError) as error:
+        raise SpecError(str(error)) from error
+    changing = [method.name for method in methods if method.changes_forward]
+    if changing and experiment["trainer"]["compile"]:
+        raise SpecError(
+            f"method {changing[0]!r} changes the forward pass of blocks, and trainer.compile is true; expected false"
+        )
+
+
+def gives_images(data: schema.Config) -> bool:
+    """Whether batches of a data spec hold images: of caches, if `latents` has `images`."""
+    return "source" not in data or (data.get("images", True) and gives_images(data["source"]))
 
 
 def system_on_meta(spec: schema.Config) -> tuple[System, Any]:

@@ -354,3 +354,17 @@ def test_a_resumed_run_goes_on_where_it_stopped(make, tmp_path):
     second, _ = fit(6, tmp_path / "some.ckpt")
     assert first + second == whole
     assert whole == [make().train_batch(n).prompts for n in range(6)]
+
+
+def test_images_are_those_that_the_latents_are_of(make):
+    """Also on later turns, in which a row is another crop of its picture."""
+    data = make({"crop": "random", "held_out": 0}, items=25, images=True)
+    rows = [0, 9, 10, 24]
+    batch = data.batch_at(rows)
+    autoencoder = build("autoencoder", data.autoencoder).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(autoencoder.encode(batch.images), batch.latents, atol=1e-2, rtol=1e-2)
+    assert not torch.equal(batch.images[0], batch.images[2])  # picture 0 on its first and second turn
+    plain = make({"crop": "random", "held_out": 0}, items=25)
+    assert (plain.batch_at(rows).images, plain.gives_images, data.gives_images) == (None, False, True)
+    assert plain.digest() == data.digest()

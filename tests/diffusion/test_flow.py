@@ -1,5 +1,7 @@
 """The time axis: training times against their distribution, the path by differences, the schedule by diffusers."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -164,3 +166,56 @@ def test_schedules_need_a_step(steps: int):
 def test_shift_and_start_have_a_range(wrong: dict[str, float]):
     with pytest.raises(ValueError, match="expected shift > 0 and 0 < start <= 1"):
         Flow(**wrong)
+
+
+# --- prediction of the data, weights of the loss
+
+
+def test_predicted_data_are_the_velocity_divided_by_the_time():
+    """(x_t - output) / t, for which the true data give the target."""
+    flow, random = Flow(prediction="data"), generator()
+    data, noise, output = (torch.randn(5, 2, 3, 3, generator=random, dtype=torch.float64) for _ in range(3))
+    t = torch.tensor([0.06, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)
+    for i in range(5):
+        expected = (flow.mix(data, noise, t)[i] - output[i]) / t[i]
+        torch.testing.assert_close(flow.as_target(output, data, noise, t)[i], expected)
+    torch.testing.assert_close(flow.as_target(data, data, noise, t), flow.target(data, noise))
+    assert Flow().as_target(output, data, noise, t) is output
+
+
+def test_the_error_of_data_near_time_zero_is_divided_by_the_smallest_time():
+    flow, data = Flow(prediction="data"), torch.zeros(2, 1, 1, 1)
+    error = flow.as_target(data + 0.1, data, data, torch.tensor([1e-4, 0.05]))
+    torch.testing.assert_close(error.flatten(), torch.tensor([-2.0, -2.0]))
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpmpp", "unipc", "rf_solver"])
+def test_a_network_that_predicts_the_data_samples_them(solver: str):
+    data = torch.randn(2, 4, 3, 3, generator=generator(1))
+    noise = torch.randn(2, 4, 3, 3, generator=generator(2))
+    result = Sampling(solver=solver, steps=4).run(lambda x, t: data, noise, Flow(prediction="data"))
+    torch.testing.assert_close(result, data, atol=1e-4, rtol=1e-4)
+
+
+def test_rounded_times_reach_a_network_that_predicts_the_data():
+    seen: list[float] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(1000 * float(t[0]))
+        return torch.zeros_like(x)
+
+    flow = Flow(prediction="data", model_time="released")
+    Sampling(solver="dpmpp", steps=7).run(network, torch.zeros(1, 1, 1, 1), flow)
+    assert len(seen) == 7
+    assert all(value == pytest.approx(round(value), abs=1e-3) for value in seen)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.3, 0.5, 0.99])
+def test_weights_of_the_loss_are_their_formulas(t: float):
+    times = torch.tensor([t], dtype=torch.float64)
+    cosmap, snr = Flow(weighting="cosmap").weights(times), Flow(weighting="min_snr").weights(times)
+    assert cosmap is not None
+    assert snr is not None
+    assert float(cosmap) == pytest.approx(2 / math.pi / (1 - 2 * t + 2 * t * t))
+    assert float(snr) == pytest.approx(t**2 * min(((1 - t) / t) ** 2, 5.0))  # of the velocity's error: data's over t^2
+    assert Flow().weights(times) is None

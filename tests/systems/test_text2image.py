@@ -17,7 +17,7 @@ from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator, noise_like
 from sana_lab.models.dit import Dit
 from sana_lab.shapes.data import Shapes
-from sana_lab.systems.losses import draws_losses, velocity_losses
+from sana_lab.systems.losses import bound, noised, repeated, squared_errors, velocity_losses
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Text
 
@@ -330,7 +330,8 @@ def test_hyperparameters_rebuild_the_system():
 def test_several_draws_are_the_pictures_repeated_with_their_text_read_once():
     system = tiny.text2image()
     latents, text = torch.randn(3, system.autoencoder.channels, 2, 2), system.encode_text(["a", "a red circle", ""])
-    losses = draws_losses(system.dit, system.flow, latents, text, generator(3), 4)
+    inputs = noised(system.flow, repeated(latents, 4), generator(3))
+    losses = squared_errors(bound(system.dit, text, 4), system.flow, inputs)
     many = Text(text.tokens.repeat_interleave(4, 0), text.mask.repeat_interleave(4, 0))
     plain = velocity_losses(system.dit, system.flow, latents.repeat_interleave(4, 0), many, generator(3))
     torch.testing.assert_close(losses, plain)

@@ -1,6 +1,7 @@
 """CLIP's image tower (arXiv 2103.00020) from a transformers folder; CMMD's is ViT-L/14 at 336 pixels (2401.09603)."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -44,9 +45,20 @@ class Clip(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        pixels = standardise(resize(images.to(self.device), self.size, self.resize), self.mean, self.std)
-        features = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
+        features = self.network.visual_projection(self._outputs(images).pooler_output)
         return F.normalize(features) if self.normalize else features
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens of patches (B, h, w, dim), with the norm and projection of the pooled one (MaskCLIP's)."""
+        states = self._outputs(images).last_hidden_state[:, 1:]
+        features = self.network.visual_projection(self.network.vision_model.post_layernorm(states))
+        side = math.isqrt(features.shape[1])
+        return (F.normalize(features, dim=-1) if self.normalize else features).unflatten(1, (side, side))
+
+    def _outputs(self, images: Tensor) -> Any:
+        pixels = standardise(resize(images.to(self.device), self.size, self.resize), self.mean, self.std)
+        return self.network.vision_model(pixel_values=pixels)
 
     def identity(self) -> Json:
         return {

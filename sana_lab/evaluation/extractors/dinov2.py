@@ -37,8 +37,18 @@ class Dinov2(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
+        return self._states(images)[:, 0]
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The tokens of patches after the last norm, (B, h, w, dim), a side of size / 14 (the network's patch)."""
+        states, side = self._states(images), self.size // self.network.config.patch_size
+        return states[:, -(side**2) :].unflatten(1, (side, side))
+
+    def _states(self, images: Tensor) -> Tensor:
+        """Class token, registers if the network has some, and patches (B, N, dim)."""
         pixels = standardise(resize(images.to(self.device), self.size, self.resize), MEAN, STD)
-        return self.network(pixel_values=pixels).last_hidden_state[:, 0]
+        return self.network(pixel_values=pixels).last_hidden_state
 
     def identity(self) -> Json:
         return {

@@ -58,12 +58,20 @@ class Inception(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
+        return _pooled(self._activations(images))
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """The layer's activations (B, h, w, dim); 8 x 8 of layer 2048."""
+        return self._activations(images).movedim(1, -1)
+
+    def _activations(self, images: Tensor) -> Tensor:
         x = self._pixels(images)
         for layer in STAGES:
             x = self._stage(x, layer)
             if layer == self.layer:
                 break
-        return _pooled(x)
+        return x
 
     @torch.no_grad()
     def features_and_logits(self, images: Tensor) -> Outputs:

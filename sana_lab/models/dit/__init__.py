@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
+BlockCall = Callable[..., Tensor]
+"""A block as it is called: tokens (B, h, w, width) and conditions -> tokens."""
+
 Quantize = Literal["none", "int8", "w8a8", "fp8", "fp8_simulated", "int4_simulated", "nvfp4_simulated"]
 
 
@@ -23,6 +26,13 @@ class Dit(nn.Module, ABC):
     quantized: str = "none"  # precision of the weights and products of its blocks (`Sampling.precision`)
     spec: dict[str, Any]  # resolved spec that it was built from
 
+    width: int | None = None
+    """Width of the tokens (B, h, w, width) between its `blocks`, for training methods; None if it offers no hidden
+    states. A DiT that sets it calls each block as `self.call(block, tokens, ...)`."""
+    blocks: Any  # nn.ModuleList of the blocks, in order, of a DiT with `width`
+    around: Callable[..., Tensor] | None = None
+    """(run, block, tokens, ...) -> tokens, in place of run(block, tokens, ...) in a training step with methods."""
+
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Noisy latents (B, C, h, w) at times t (B,) in [0, 1] (1 is noise) -> velocity (B, C, h, w).
@@ -30,6 +40,14 @@ class Dit(nn.Module, ABC):
         Times may be on the CPU and latents on a GPU. `guidance` (B,), such as 4.5, is required by guidance-distilled
         models and None for all others.
         """
+
+    def call(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+        """Output (B, h, w, width) of a block; in a training step with methods, what they make of it."""
+        return self.run(block, *arguments) if self.around is None else self.around(self.run, block, *arguments)
+
+    def run(self, block: BlockCall, *arguments: Tensor | None) -> Tensor:
+        """Run a block or what methods put in its place; to override for activation checkpointing."""
+        return block(*arguments)
 
     def prepare(
         self, text: Text, times: Tensor | None = None, masked: bool = True, guidance: float | None = None

@@ -1,9 +1,10 @@
 """Activation checkpointing of blocks: which activations the forward pass keeps for the backward pass."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = bool | Literal["selective"]
@@ -13,7 +14,7 @@ attention, and recomputes large, cheap operations: norms, modulation, gates, Mix
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear")
 
 
-def run(block: nn.Module, mode: Checkpointing, *arguments: Tensor | None) -> Any:
+def run(block: Callable[..., Any], mode: Checkpointing, *arguments: Tensor | None) -> Any:
     """block(*arguments); the gradients do not depend on the mode."""
     if not mode:
         return block(*arguments)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.ranges import Depth, Positive, Real, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build
-from sana_lab.models.dit import Dit
+from sana_lab.models.dit import BlockCall, Dit
 from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
 from sana_lab.models.dit.sana_sampling import SamplingSana, prepare
 from sana_lab.models.layers import (
@@ -104,7 +104,7 @@ class Sana(Dit):
         super().__init__()
         self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
         self.distilled = guidance is not None
-        self.position, self.base, self.interpolation = position, base, interpolation
+        self.position, self.base, self.interpolation, self.width = position, base, interpolation, dim
         self.patch_embed = PatchEmbed(channels, dim, patch)
         self.time_embed = TimeEmbed(dim, scale=time_scale)
         self.guidance_embed = None if guidance is None else TimeEmbed(dim, scale=guidance)
@@ -139,7 +139,7 @@ class Sana(Dit):
         x = self.embed(x)  # (B, h, w, C)
         for block in self.blocks:
             keys, values = block.cross.keys_values(caption)
-            x = self.run(block, x, block.table + six, keys, values, text.mask)
+            x = self.call(block, x, block.table + six, keys, values, text.mask)
         return unpatch(self.head(x, time), self.patch)  # (B, channels, h p, w p)
 
     def modulation(self, t: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -172,6 +172,6 @@ class Sana(Dit):
             x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
         return x
 
-    def run(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:
+    def run(self, block: BlockCall, *arguments: Tensor | None) -> Tensor:
         """Run a block, with activation checkpointing in training."""
         return run(block, self.training and self.checkpointing, *arguments)

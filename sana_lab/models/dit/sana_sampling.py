@@ -70,7 +70,7 @@ class SamplingSana(Blockwise):
         constants: Sequence[Tensor | None] = self.constants or [None] * len(dit.blocks)
         layers = zip(dit.blocks, inputs[0], self.keys, self.values, constants, strict=True)
         for block, modulation, k, v, constant in islice(layers, start, stop):
-            tokens = dit.run(block, tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant)
+            tokens = dit.call(block, tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant)
         return tokens
 
     def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,136 @@
+"""Interface of training methods: loss terms beside the objective's, modules that train with them, token routing.
+
+A method is one option of a system (`system.method`, a spec or a list of specs). It is built when training begins and is
+in no exported weights; several combine.
+"""
+
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sana_lab.config.specs import SpecError
+from sana_lab.models.dit import BlockCall, Dit
+from sana_lab.types import WHOLE, Batch, Part, Text
+
+
+class Model(NamedTuple):
+    """The model that methods train with, known before training."""
+
+    dit: Dit
+    size: int  # pixels a side of the training images
+    grid: tuple[int, int]  # tokens (h, w) of their latents
+    batch: int | None = None  # items of a batch; None if unknown
+    images: bool = True  # whether a step has images, for `Step.images`
+    device: torch.device = torch.device("cpu")  # where training runs
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks whose hidden states methods may use; 0 if the DiT offers none."""
+        return 0 if self.dit.width is None else len(self.dit.blocks)
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states. SpecError for a DiT that offers none."""
+        if self.dit.width is None:
+            raise SpecError(
+                f"dit {type(self.dit).__name__} offers no hidden states; expected one with `width` and `call`"
+            )
+        return self.dit.width
+
+    def block(self, index: int | None, share: float, name: str) -> int:
+        """A checked index of a block, from 0; None is the block at this share of the depth. SpecError."""
+        assert self.width
+        if index is None:
+            return max(0, round(share * self.depth) - 1)
+        if not 0 <= index < self.depth:
+            raise SpecError(f"method {name!r} uses block {index}, and the DiT has blocks 0 to {self.depth - 1}")
+        return index
+
+
+@dataclass
+class Step:
+    """One training step. Rows B' are `draws` times those of the batch, each item's in succession."""
+
+    batch: Batch
+    text: Text  # of the B items
+    latents: Tensor  # (B', C, h, w), clean
+    noise: Tensor  # (B', C, h, w)
+    times: Tensor  # (B',) in [0, 1], 1 is noise
+    target: Tensor  # (B', C, h, w): velocity, or noise with objective ddpm
+    random: torch.Generator  # of this step, for `uniform`
+    pixels: Callable[[], Tensor]  # images of the B items
+    draws: int = 1
+    part: Part = WHOLE
+    prediction: Tensor = field(default_factory=lambda: torch.empty(0))  # of the target, once the DiT has run
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # block -> output (B', h, w, width) on the whole grid
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B, 3, H, W) in [-1, 1]: the batch's, or decoded from its latents."""
+        return self.pixels()
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """Rows (B, ...) of the batch as the rows (B', ...) of the step."""
+        return x if self.draws == 1 else x.repeat_interleave(self.draws, 0)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Random numbers (B', *shape) in [0, 1) on the CPU, the same for one device and for several."""
+        return self.part.draw(lambda n: torch.rand(n, *shape, generator=self.random), len(self.latents))
+
+
+class Method(nn.Module, ABC):
+    """A training method. A subclass implements `losses`, `wrap` or both; its constructor takes its options.
+
+    Its parameters train with the system's optimiser; they are in checkpoints, but in no average and no weights file.
+    """
+
+    name: str = ""
+    """Name of its loss term, distinct among the methods of a system; set by the lab before `build`."""
+
+    weight: float = 1.0
+    """Factor of its terms in the loss; they are logged without it."""
+
+    blocks: Sequence[int] = ()
+    """Blocks whose hidden states `losses` reads; set at the latest in `build`."""
+
+    needs_images: bool = False
+    """Whether `losses` reads `Step.images`."""
+
+    def build(self, model: Model) -> None:
+        """Create what depends on the model, and check that the method fits it. SpecError."""
+
+    def losses(self, step: Step) -> Mapping[str, Tensor]:
+        """Scalar terms by name, logged as train/NAME; the step has its prediction and hidden states."""
+        return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of its parameters with options of their own, such as {"params": [...], "lr": 1e-3}; the others are
+        stepped as those of the model."""
+        return []
+
+    def begin(self, step: Step) -> None:
+        """Prepare the forward pass of a step, such as by random numbers."""
+
+    def wrap(self, index: int, call: BlockCall, block: nn.Module) -> BlockCall:
+        """What runs in place of `call`, block `index` or what another method made of it, in a step's forward pass.
+
+        It may run a second time in the backward pass (activation checkpointing), with the same result.
+        """
+        return call
+
+    def whole(self, index: int, tokens: Tensor) -> Tensor:
+        """Output (B', h, w, width) on the whole grid of a block that this method's `wrap` changes."""
+        return tokens
+
+    def end(self) -> None:
+        """Forget what `begin` prepared."""
+
+    @property
+    def changes_forward(self) -> bool:
+        """Whether it changes the forward pass."""
+        return type(self).wrap is not Method.wrap
