@@ -166,3 +166,35 @@ class TestFunction:
             Function(f"{__name__}:scalar")
         with pytest.raises(ValueError, match=r"gave \(2, 3\) for 2 images, expected \(2, 4\)"):
             Function(f"{__name__}:colours", dim=4).features(images())
+
+
+class TestTokens:
+    """Features of cells, for representation alignment."""
+
+    def test_inceptions_are_the_activations_whose_mean_are_the_features(self, inception_weights):
+        extractor = Inception(str(inception_weights), "192")
+        tokens = extractor.tokens(images())
+        assert tokens.shape == (2, 35, 35, 192)
+        torch.testing.assert_close(tokens.mean((1, 2)), extractor.features(images()), rtol=1e-4, atol=1e-5)
+
+    def test_dinov2s_are_the_patches_without_the_class_token(self, dino_folder):
+        extractor = Dinov2(str(dino_folder), size=42)
+        states = extractor.network(pixel_values=torch.zeros(1, 3, 42, 42)).last_hidden_state
+        tokens = extractor.tokens(images())
+        assert (tokens.shape, states.shape) == ((2, 3, 3, 32), (1, 10, 32))
+        torch.testing.assert_close(tokens[:1], extractor.tokens(images()[:1]), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(tokens[:, 0, 0], extractor.features(images()))
+
+    def test_clips_have_the_norm_and_projection_of_the_pooled_token(self, clip_folder):
+        extractor = Clip(str(clip_folder))
+        outputs = extractor._outputs(images())
+        with torch.no_grad():
+            normed = extractor.network.vision_model.post_layernorm(outputs.last_hidden_state)
+            torch.testing.assert_close(extractor.network.visual_projection(normed[:, 0]), extractor.features(images()))
+            expected = extractor.network.visual_projection(normed[:, 1:]).reshape(2, 2, 2, 24)
+        torch.testing.assert_close(extractor.tokens(images()), expected)
+
+    def test_an_extractor_without_cells_has_one_token(self):
+        tokens = Function(f"{__name__}:colours").tokens(images())
+        assert tokens.shape == (2, 1, 1, 3)
+        torch.testing.assert_close(tokens[:, 0, 0], colours(images()))
