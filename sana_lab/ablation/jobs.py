@@ -44,6 +44,14 @@ class Jobs:
         title = group[0].model
         self.end(group, self.pool.run(title, self._job("evaluate", group)), title)
 
+    def append(self, group: list[TrialRecord]) -> None:
+        """Evaluate finished trials that share a model with the measures that they lack; errors leave them as they are.
+
+        A run that takes weights which could not be trained is left as it is too."""
+        able = [r for r in group if not self._blocked(r.trial.config)]
+        if able:
+            self.pool.run(f"append-{able[0].model}", self._job("append", able))
+
     def evaluate_alone(self, group: list[TrialRecord]) -> None:
         """Train and evaluate with all cores, while nothing else runs."""
         job = self._job("evaluate", group)._replace(threads=self.whole)

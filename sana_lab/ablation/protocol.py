@@ -11,11 +11,12 @@ from sana_lab.config.atomic_write import write_text
 EVALUATION, MEASUREMENT = 400, 150
 """Weight of a trial's evaluation and cost measurement in the progress bar, in training steps."""
 
-Kind = Literal["train", "evaluate", "measure"]
+Kind = Literal["train", "evaluate", "append", "measure"]
 
 
 class Job(NamedTuple):
-    """Work for one process: train an experiment, evaluate trials that share a model, or measure costs one by one."""
+    """Work for one process: train an experiment, evaluate trials that share a model, append measures to finished ones,
+    or measure costs one by one."""
 
     kind: Kind
     store: str  # home folder of the runs

@@ -118,7 +118,7 @@ def log_samples(store: Store, trial: Json, system: TextToImage) -> None:
     """Images of the experiment's prompts, sampled from the same noise in every trial."""
     prompts = trial["config"]["prompts"]
     images = sources.sampler(system.sample, trial["config"])(prompts, list(range(len(prompts))))
-    store.log_image(trial["run"], "final", callbacks.image_row(images))
+    store.log_image(trial["run"], "final", callbacks.image_row(images, prompts))
     path = weights.HOME / "sweeps" / trial["key"] / "samples.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, images=images.numpy(), prompts=np.array(prompts))

@@ -20,7 +20,7 @@ from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
 from sana_lab.evaluation import noise_seeds
 from sana_lab.evaluation.extractors.inception import hint
-from sana_lab.report import plots, significance
+from sana_lab.report import grids, plots, significance
 from sana_lab.report.claims import verdicts
 from sana_lab.report.columns import COLUMNS, SPEEDUPS, column
 from sana_lab.report.table import TIER, Table, build_table, load_published, short_commit
@@ -179,7 +179,7 @@ def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table:
     paths += learning_table.plot(table, trainings, baseline_of(ablation, table), folder)
     images, prompts = samples(store, finished)
     paths += training_pictures(store, finished, folder)
-    return paths + ([plots.grid(images, prompts, folder / "samples.png")] if images else [])
+    return paths + ([grids.grid(images, prompts, folder / "samples.png")] if images else [])
 
 
 def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Path) -> list[Path]:

@@ -10,9 +10,11 @@ from sana_lab.types import Json
 EVALUATED = "sana.judged"
 """Tag of a run whose quality has been measured and whose costs may be missing; its value is the trial's key."""
 
-
 SHIPPED = "sana.shipped"
 """Tag of a run whose weights ship: where and how they were trained, as JSON."""
+
+TRIAL = "sana.trial"
+"""Tag of a run with the key of its trial."""
 
 
 class TrialRecord(NamedTuple):
@@ -32,6 +34,16 @@ class TrialRecord(NamedTuple):
     @property
     def done(self) -> bool:
         return self.run is not None and self.run.status == "FINISHED"
+
+    @property
+    def lacks_measures(self) -> bool:
+        """Whether its finished run is that of the same trial with fewer measures, which are to be appended."""
+        return self.run is not None and self.done and self.run.tags.get(TRIAL, self.key) != self.key
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done and not self.lacks_measures
 
     @property
     def evaluated(self) -> bool:

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sana_lab.ablation import efficiency_table, quality_table
+from sana_lab.ablation import efficiency_table, quality_table, sweep_page
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config.schema import Ablation, EfficiencyTable
 from sana_lab.report import page, render
 from sana_lab.tracking.store import Store
+from sana_lab.tracking.view import write_view
 
 
 def write(
     store: Store, name: str, options: Ablation | EfficiencyTable, trials: Sequence[TrialRecord], folder: Path
 ) -> None:
-    """Write table.{md,tex,csv,json}, *.png and index.html to `folder`; attach them to the sweep's run; print the
+    """Write table.{md,tex,csv,json}, *.png and report.html to `folder`; attach them to the sweep's run; print the
     Markdown."""
     if isinstance(options, EfficiencyTable):
         table = efficiency_table.build(options, trials)
@@ -25,5 +26,7 @@ def write(
     for sweep in store.find(name, {"sana.kind": "sweep"})[:1]:
         for path in paths:
             store.log_file(sweep.id, path, "table")
+        sweep_page.write(store, sweep.id, options, trials, table, plots)
+        write_view(store, sweep.experiment)
     print(render.to_markdown(table))
     print("\n".join(str(path) for path in paths))

@@ -17,15 +17,15 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from sana_lab import environment
-from sana_lab.ablation import efficiency, plan, results
+from sana_lab.ablation import efficiency, generations, parameters, plan, results, sweep_page
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
-from sana_lab.ablation.record import TrialRecord, equal_rows, within_time
-from sana_lab.ablation.trials import records, state, weights_of
+from sana_lab.ablation.record import TRIAL, TrialRecord, equal_rows, within_time
+from sana_lab.ablation.trials import measure_tags, records, state, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation, schema, specs
 from sana_lab.config.memo import reuse, reusing
@@ -33,7 +33,8 @@ from sana_lab.config.paths import check_folder
 from sana_lab.config.yaml_text import read_value
 from sana_lab.data import DataModule
 from sana_lab.evaluation.sources import check_evaluation_captions
-from sana_lab.tracking.store import Run, Store
+from sana_lab.tracking.store import CONFIG, Run, Store, artifact_link
+from sana_lab.tracking.view import CURRENT, STATE, write_view
 from sana_lab.training import tenths
 from sana_lab.training.checks import check
 
@@ -80,7 +81,7 @@ def main(
         run(store, ablation, place)
     trials = records(store, ablation)
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
-    return 0 if all(record.done for record in trials) else 1
+    return 0 if all(record.complete for record in trials) else 1
 
 
 def executor_of(ablation: Plan, executor: str | None, workers: int | None) -> schema.Config:
@@ -125,7 +126,8 @@ def write_table(
     ablation = plan.load(recipe, overrides, scale, retrain=retrain)
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
-    results.write(store, ablation.name, ablation.table, records(store, ablation), out or table_folder(ablation))
+    trials = generations.refresh(store, ablation)
+    results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
 
 
 def table_folder(ablation: Plan) -> Path:
@@ -151,9 +153,9 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
 
 def run(store: Store, ablation: Plan, executor: Executor) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
-    trials = records(store, ablation)
+    trials = generations.refresh(store, ablation)
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
-    missing = list({r.key: r for r in trials if not r.done}.values())
+    missing = list({r.key: r for r in trials if not r.complete}.values())
     if not missing:
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
         end_open_sweep(store, ablation.name)
@@ -162,15 +164,15 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
     try:
-        about = environment.environment()
-        missing = [r._replace(run=trial_run(store, ablation.name, parent, r, about)) for r in missing]
+        about, keys = environment.environment(), parameters.differing(ablation.trials)
+        missing = [r._replace(run=trial_run(store, ablation.name, parent, r, keys, about)) for r in missing]
         end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
         work_off(store, ablation, missing, executor)
     except BaseException as error:
         end_open_runs(store, ablation.name)
         store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    store.finish(parent, "FINISHED" if all(r.done for r in records(store, ablation)) else "FAILED")
+    store.finish(parent, "FINISHED" if all(r.complete for r in records(store, ablation)) else "FAILED")
 
 
 def check_data(missing: Sequence[TrialRecord]) -> None:
@@ -188,14 +190,17 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], execu
 
     What is trained within a time comes last, alone and with all cores, so that its time is that of a quiet machine.
     """
+    lacking = [r for r in missing if r.lacks_measures]
+    missing = [r for r in missing if not r.lacks_measures]
     unevaluated = [r for r in missing if r.trial.kind == "quality" and not r.evaluated]
-    needed = untrained(unevaluated)
+    needed = untrained([*unevaluated, *lacking])
     with progress(ablation.name, missing, unevaluated, needed) as bar, ThreadPoolExecutor(executor.slots) as threads:
         pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
         jobs = Jobs(store, pool, efficiency.device_of(ablation.table))
         try:
             for group in in_order(needed):
                 list(threads.map(jobs.train, group))
+            list(threads.map(jobs.append, by_model(lacking)))
             able = [r for r in unevaluated if not jobs.blocked(r)]
             list(threads.map(jobs.evaluate, by_model([r for r in able if not within_time(r.trial)])))
             jobs.measure([r for r in missing if measurable(store, r)])
@@ -221,14 +226,24 @@ def sweep_run(store: Store, ablation: Plan) -> str:
     if runs:
         store.resume(runs[0].id)
         return runs[0].id
-    tags = {"sana.kind": "sweep", "sana.sweep": ablation.name}
-    return store.start_run(ablation.name, ablation.table.title, tags)
+    tags = {"sana.kind": "sweep", "sana.sweep": ablation.name, **sweep_page.tags_of(ablation.table)}
+    run = store.start_run(ablation.name, sweep_page.heading(ablation.table), tags)
+    write_view(store, store.run(run).experiment)
+    return run
 
 
 def trial_run(
-    store: Store, name: str, parent: str, record: TrialRecord, about: Mapping[str, object] | None = None
+    store: Store,
+    name: str,
+    parent: str,
+    record: TrialRecord,
+    keys: Sequence[str],
+    about: Mapping[str, object] | None = None,
 ) -> Run:
-    """A trial's run: its failed or interrupted run if there is one, else a new one; `about` is the environment."""
+    """A trial's run: its failed or interrupted run if there is one, else a new one with its labels, its seed and these
+    options as parameters and a link to the whole configuration; `about` is the environment."""
+    if record.lacks_measures and record.run is not None:
+        return record.run  # it stays finished, also if the new measures fail
     if record.run is not None:
         store.resume(record.run.id)
         return store.run(record.run.id)
@@ -236,17 +251,20 @@ def trial_run(
     tags = {
         "sana.kind": "trial",
         "sana.sweep": name,
-        "sana.trial": record.key,
+        TRIAL: record.key,
         "sana.model": record.model,
         "sana.label": trial.label,
         "sana.seed": trial.seed,
+        STATE: CURRENT,
+        **measure_tags(trial),
         **{f"label.{axis}": label for axis, label in trial.labels.items()},
         **(environment.environment() if about is None else about),
     }
-    title = trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
-    run_id = store.start_run(name, title, tags, parent)
-    store.log_params(run_id, interpolation.as_written(trial.config))
-    return store.run(run_id)
+    run_id = store.start_run(name, generations.run_name(trial), tags, parent)
+    store.log_params(run_id, interpolation.as_written(trial.config), parameters.of_trial(trial, keys))
+    run = store.run(run_id)
+    store.set_tags(run_id, {"mlflow.note.content": f"[Configuration]({artifact_link(run.experiment, run_id, CONFIG)})"})
+    return run
 
 
 def end_open_sweep(store: Store, name: str) -> None:

@@ -1,23 +1,64 @@
 """State of a plan's trials: each trial's key and the MLflow run of that key."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
-from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.record import TRIAL, TrialRecord
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
 from sana_lab.config.memo import reusing
 from sana_lab.config.schema import Trial
 from sana_lab.tracking.store import Run, Store
 
+CORE, MEASURES = "sana.core", "sana.measures"
+"""Tags of a run: hash of its trial without measures that can be appended, and the hashes of those that it has."""
+
 
 def records(store: Store, plan: Plan) -> list[TrialRecord]:
-    """Each trial of the plan with its newest run; a finished run counts before any other."""
-    runs = runs_by_key(store, plan.name)
+    """Each trial of the plan with its newest run; a finished run counts before any other.
+
+    A trial without a run has the finished run of the same trial with fewer measures, if there is one.
+    """
+    every = store.summaries(plan.name)
+    runs = runs_by_key(every)
     with reusing():
         keys = [keys_of(trial, plan) for trial in plan.trials]
-    return [TrialRecord(trial, *k, runs.get(k[0])) for trial, k in zip(plan.trials, keys, strict=True)]
+        return [
+            TrialRecord(trial, *k, runs.get(k[0]) or with_fewer_measures(trial, every))
+            for trial, k in zip(plan.trials, keys, strict=True)
+        ]
+
+
+def with_fewer_measures(trial: Trial, runs: Iterable[Run]) -> Run | None:
+    """The finished run of the trial with the most of its measures, or with all of them and more; None if none is."""
+    finished = [run for run in runs if CORE in run.tags and run.status == "FINISHED"]
+    if trial.kind != "quality" or not finished:
+        return None
+    core, measures = core_of(trial), set(hashing.measure_hashes(trial))
+    same = [run for run in finished if run.tags[CORE] == core]
+    able = [run for run in same if (has := measures_of(run)) <= measures or has >= measures]
+    return max(able, key=lambda run: len(measures_of(run) & measures), default=None)
+
+
+def core_of(trial: Trial) -> str:
+    """Hash of a trial without its measures; of weights that ship by their content."""
+    core = hashing.core_hash(trial)
+    return hashing.with_weights(core, trial.weights) if trial.weights else core
+
+
+def measures_of(run: Run) -> set[str]:
+    """Hashes of the measures that a run was evaluated with."""
+    return set(json.loads(run.tags.get(MEASURES, "[]")))
+
+
+def measure_tags(trial: Trial) -> dict[str, str]:
+    """The tags by which a measure can be appended to the trial's finished run later."""
+    if trial.kind != "quality":
+        return {}
+    return {CORE: core_of(trial), MEASURES: json.dumps(sorted(hashing.measure_hashes(trial)))}
 
 
 def keys_of(trial: Trial, plan: Plan) -> tuple[str, str]:
@@ -29,11 +70,11 @@ def keys_of(trial: Trial, plan: Plan) -> tuple[str, str]:
     return (efficiency.trial_hash(trial, efficiency.device_of(plan.table)),) * 2
 
 
-def runs_by_key(store: Store, name: str) -> dict[str, Run]:
-    """The newest run of each trial of a sweep; a finished run counts before any other."""
+def runs_by_key(every: Iterable[Run]) -> dict[str, Run]:
+    """The newest run of each trial of a sweep, whose runs come newest first; a finished run counts before any other."""
     runs: dict[str, Run] = {}
-    for run in reversed(store.summaries(name)):
-        key = run.tags.get("sana.trial", "")
+    for run in reversed(list(every)):
+        key = run.tags.get(TRIAL, "")
         if runs.get(key) is None or runs[key].status != "FINISHED":
             runs[key] = run
     return runs
@@ -54,5 +95,7 @@ def state(record: TrialRecord) -> str:
     if record.run is None:
         path = weights_of(record.trial) if record.trial.kind == "quality" else None
         return "to run" if path is None else f"{'weights ship' if is_shipped(path) else 'trained'}, to evaluate"
+    if record.lacks_measures:
+        return "done, measures to append"
     states = {"FINISHED": "done", "FAILED": f"failed: {record.run.tags.get('sana.error', '')}"}
     return states.get(record.run.status, "unfinished")

@@ -8,14 +8,16 @@ needs. A job of probes does not wait for Lightning and all measures.
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sana_lab.ablation import durations
 from sana_lab.ablation.heartbeat import Heartbeat
-from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, End, Job, Progress, exit_with_parent
+from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, End, Job, Line, Progress, exit_with_parent
 from sana_lab.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def do(job: Job) -> int:
 
     torch.set_num_threads(job.threads)
     store = Store(job.store)
+    if job.kind == "append":  # to finished runs, which need no sign of life
+        return append(store, job.trials)
     with Heartbeat(store, [trial["run"] for trial in job.trials]):
         if job.kind == "train":
             train(job)
@@ -82,6 +86,25 @@ def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> int:
     return failures
 
 
+def append(store: Store, trials: "Sequence[Json]") -> int:
+    """Append the measures that finished trials lack; a failure leaves the run as it is, with the error as a tag. The
+    number of failures."""
+    from sana_lab.ablation import measures
+
+    failures = 0
+    for trial in trials:
+        Progress(0, f"appending measures to {trial['label']}").send()
+        try:
+            measures.append(store, trial)
+        except Exception as error:
+            failures += 1
+            traceback.print_exc()
+            Line(f"{trial['label']}: no measure appended: {type(error).__name__}: {error}").send()
+            store.set_tags(trial["run"], {"sana.append_error": f"{type(error).__name__}: {error}"})
+        Progress(EVALUATION, trial["label"]).send()
+    return failures
+
+
 def measure(store: Store, trial: "Json", device: str | None) -> bool:
     """Measure a trial's costs; then its run has finished. Whether nothing failed."""
     Progress(0, f"measuring {trial['label']}").send()
@@ -108,7 +131,9 @@ def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
 
 
 def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) -> bool:
-    """Run the job; if it raises, its trials' runs fail with the error and the others continue."""
+    """Run the job; if it raises, its trials' runs fail with the error and the others continue. The time it takes counts
+    for the first of them."""
+    start = time.time()
     try:
         work()
     except Exception as error:
@@ -117,6 +142,8 @@ def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) ->
             store.set_tags(trial["run"], {"sana.error": f"{type(error).__name__}: {error}"})
             store.finish(trial["run"], "FAILED")
         return False
+    finally:
+        durations.add(store, trials[0]["run"], start, time.time())
     return True
 
 

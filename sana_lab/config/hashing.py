@@ -25,6 +25,9 @@ MODEL_OPTIONS = ("weights", "model", "lpips_weights")
 OUTPUTS = ("worst_picture",)
 """Options of `eval:` that name an output file; they enter the hash unchanged."""
 
+ADDABLE = ("measures", "fid_weights")
+"""Options of `eval:` that add a measure and change nothing of others."""
+
 NOT_OF_POINTS = ("bench_", "worst", "noise_seeds")
 """Beginnings of the options of `eval:` that the points of a training do not depend on."""
 
@@ -41,6 +44,21 @@ def trial_hash(trial: Trial) -> str:
     prompts = trial.config["prompts"]
     model = experiment_hash(trial.config)
     return _digest({"model": model, "sampling": sampling, "eval": evaluation, "prompts": prompts} | _implied(trial))
+
+
+def core_hash(trial: Trial) -> str:
+    """The name of a trial without what `measure_hashes` lists: measures may be appended to a finished trial of it."""
+    options = {**trial.config["eval"], **{name: None for name in ADDABLE if name != "measures"}, "measures": []}
+    return trial_hash(trial._replace(config={**trial.config, "eval": options}))
+
+
+def measure_hashes(trial: Trial) -> dict[str, tuple[str, Any]]:
+    """Hash of each measure that `eval:` adds to those that the data imply, to its option and the option's value."""
+    options = trial.config["eval"]
+    values = [("measures", spec) for spec in options["measures"]]
+    values += [(k, options[k]) for k in ADDABLE if k != "measures" and options[k] is not None]
+    schema = specs.fields(EvaluationOptions)
+    return {_digest([name, _measured_with(schema[name], value)]): (name, value) for name, value in values}
 
 
 def _implied(trial: Trial) -> Config:

@@ -159,6 +159,7 @@ class Ablation:
     common: dict[str, Any] = field(default_factory=dict)  # overrides of every row, before those of its labels
     notes: list[str] = field(default_factory=list)  # lines under the table
     x: str | None = None  # axis whose labels are numbers, for a line plot of quality over it
+    question: str | None = None  # what the table answers, in the reader's words: heading of the sweep's page and report
     prompts: list[str] = field(default_factory=list)  # sampled from the same noise in each row; empty: the base's own
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
@@ -182,6 +183,7 @@ class EfficiencyTable:
     warmup: Number = 1  # calls before them
     over: str | None = None  # base of `speedup` and `fewer_macs`: a label of the first axis, or `before`
     of: Literal["images_per_s", "latency_s"] = "images_per_s"  # metric that `speedup` is the ratio of
+    question: str | None = None  # what the table answers, in the reader's words: heading of the sweep's page and report
     notes: list[str] = field(default_factory=list)  # lines under the table
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table

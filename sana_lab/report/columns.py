@@ -1,6 +1,7 @@
 """Columns of tables: heading, unit, better direction and decimals of every metric."""
 
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,6 +166,10 @@ COUNTS = frozenset(
 """Metrics that are counted, not measured: any difference is real, and no test applies."""
 
 
+COST_UNITS = frozenset({"s", "ms", "img/s", "/s", "MiB", "GiB", "J", "M", "B", "G", "T", "GMACs", "times"})
+"""Units of time, memory, energy, size and work."""
+
+
 def is_count(name: str) -> bool:
     """Whether a metric is counted, also one that `COLUMNS` does not have."""
     return name in COUNTS or name.endswith(("_params_m", "_gmacs"))
@@ -180,6 +185,33 @@ def column(name: str) -> Column:
             stem = name if end == "loss" else name.removesuffix(end)
             return Column(name, words(stem), unit, better)
     return Column(name, words(name))
+
+
+def is_quality(name: str, measured: Collection[str]) -> bool:
+    """Whether a metric is a measure of quality: it has a better direction and an interval, and is no cost."""
+    known = column(name)
+    if known.better is None or name in SPEEDUPS or is_cost(name):
+        return False
+    return known.interval or f"{name}_low" in measured
+
+
+def is_cost(name: str) -> bool:
+    """Whether a metric is counted or timed: what a row takes, in a unit."""
+    return is_count(name) or column(name).unit in COST_UNITS or name in SPEEDUPS
+
+
+def quality_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
+    """The first of a table's columns that is a measure of quality; without one, the first with a better direction."""
+    present = [name for name in columns if name in measured]
+    better = [name for name in present if column(name).better]
+    return next((name for name in present if is_quality(name, measured)), next(iter(better), None))
+
+
+def cost_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
+    """The first measured metric that a quality is plotted over: latency before work before size."""
+    order = ("latency_s", "latency_ms", "images_per_s", "tmacs_image", "gmacs", "peak_mib", "train_s", "params_m")
+    names = [*(name for name in order if name in set(columns)), *order]
+    return next((name for name in names if name in measured), None)
 
 
 def words(name: str) -> str:

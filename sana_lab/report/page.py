@@ -9,7 +9,7 @@ from sana_lab.config.atomic_write import write_text
 from sana_lab.report.render import all_notes, as_table, body_of, published_title
 from sana_lab.report.table import Table
 
-NAME = "index.html"
+NAME = "report.html"
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1a1a1a }
@@ -23,7 +23,7 @@ li { margin: 0.2rem 0 }
 
 
 def write(table: Table, pictures: Sequence[Path], folder: Path) -> Path:
-    """Write index.html with the pictures, PNG files, inside it."""
+    """Write report.html with the pictures, PNG files, inside it."""
     path = folder / NAME
     write_text(path, to_html(table, pictures))
     return path

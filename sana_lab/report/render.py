@@ -20,11 +20,11 @@ HOLE = "—"
 
 def to_markdown(table: Table) -> str:
     """A heading, the table, the published table if there is one, and the notes."""
-    blocks = [f"### {_markdown(table.title)}", _markdown_block(table, marked=True)]
+    blocks = [f"### {markdown_text(table.title)}", markdown_block(table, marked=True)]
     if table.published:
-        blocks += [f"**{_markdown(published_title(table.published))}**", _markdown_block(as_table(table.published))]
-        blocks += [_markdown(" ".join(table.published.notes))] if table.published.notes else []
-    blocks.append("\n".join(f"- {_markdown(note)}" for note in all_notes(table)))
+        blocks += [f"**{markdown_text(published_title(table.published))}**", markdown_block(as_table(table.published))]
+        blocks += [markdown_text(" ".join(table.published.notes))] if table.published.notes else []
+    blocks.append("\n".join(f"- {markdown_text(note)}" for note in all_notes(table)))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -184,14 +184,15 @@ def published_title(published: Published) -> str:
     return f"Published, not measured here: {published.title} ({published.source})"
 
 
-def _markdown_block(table: Table, marked: bool = False) -> str:
+def markdown_block(table: Table, marked: bool = False) -> str:
+    """The table alone in Markdown."""
     body = body_of(table, marked)
     rule = [":--"] * body.labels + ["--:"] * (len(body.heads) - body.labels)
     rows = [
-        [f"**{_markdown(text)}**" if (i, j) in body.bold else _markdown(text) for j, text in enumerate(row)]
+        [f"**{markdown_text(text)}**" if (i, j) in body.bold else markdown_text(text) for j, text in enumerate(row)]
         for i, row in enumerate(body.rows)
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [[_markdown(h) for h in body.heads], rule, *rows])
+    return "\n".join(f"| {' | '.join(line)} |" for line in [[markdown_text(h) for h in body.heads], rule, *rows])
 
 
 def _latex_block(table: Table, marked: bool = False) -> str:
@@ -225,7 +226,8 @@ def _latex(text: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text in one line that Markdown shows as it is."""
     return re.sub(r"([\\|*_<>`])", r"\\\1", " ".join(text.split()))
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -139,6 +139,21 @@ def runs(path: Path, experiment: str) -> list[Row]:
         for run, key, value in database.execute(metrics, (experiment,)):
             rows[run].metrics[key] = value
     return list(rows.values())
+
+
+def set_times(path: Path, run: str, started: float, ended: float | None) -> None:
+    """Set start and, where given, end of a run, in seconds since 1970; MLflow's client sets the end alone."""
+    with _connection(path) as database:
+        times = (round(1000 * started), None if ended is None else round(1000 * ended), run)
+        database.execute("UPDATE runs SET start_time = ?, end_time = COALESCE(?, end_time) WHERE run_uuid = ?", times)
+
+
+def replace_params(path: Path, run: str, prefix: str, params: Mapping[str, str]) -> None:
+    """Replace the parameters of a run whose keys begin with `prefix`; MLflow's client never changes a parameter."""
+    with _connection(path) as database:
+        database.execute("DELETE FROM params WHERE run_uuid = ? AND substr(key, 1, ?) = ?", (run, len(prefix), prefix))
+        rows = [(key, value, run) for key, value in params.items()]
+        database.executemany("INSERT INTO params (key, value, run_uuid) VALUES (?, ?, ?)", rows)
 
 
 def path_of(location: str) -> Path | None:

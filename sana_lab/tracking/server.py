@@ -9,8 +9,11 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from sana_lab.tracking.store import Store
-from sana_lab.tracking.view import VIEW, write_view
+from sana_lab.tracking.store import Store, artifact_link
+from sana_lab.tracking.view import ROWS, VIEW, write_view
+
+TRAINING = "workflowType=machine_learning"
+"""Part of an address without which a new browser opens MLflow's pages for agents."""
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -28,15 +31,29 @@ def serve(home: Path | str, host: str = "127.0.0.1", port: int = 5000) -> None:
         print(f"port {port} is busy; using {free}")
     for name, experiment in experiments.items():
         write_view(store, experiment)
-        link = runs_link(f"http://{host}:{free}", experiment)
-        print(f"{name}: {link}\n  curves and images: {charts_link(link)}")
+        print("\n".join(links(store, f"http://{host}:{free}", name, experiment)))
     print("MLflow answers in about ten seconds; Ctrl-C stops it", flush=True)
     os.execve(sys.executable, command(store, host, free), environment())
 
 
-def runs_link(base: str, experiment: str) -> str:
-    """The table of runs of an experiment; without `workflowType` a new browser opens MLflow's pages for agents."""
-    return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+def links(store: Store, base: str, name: str, experiment: str) -> list[str]:
+    """The lines on an experiment: its trials, their charts, and for a sweep the page with its answer and its report."""
+    runs = runs_link(base, experiment)
+    lines = [f"{name}: {runs}", f"  curves and images: {charts_link(runs)}"]
+    for sweep in store.find(name, {"sana.kind": "sweep"})[:1]:
+        lines = [
+            f"{name}: {base}/#/experiments/{experiment}/runs/{sweep.id}?{TRAINING}",
+            f"  report: {base}/{artifact_link(experiment, sweep.id, 'table/report.html')}?{TRAINING}",
+            f"  trials: {runs}",
+            f"  charts: {charts_link(runs)}",
+            f"  means over seeds: {charts_link(runs_link(base, experiment, ROWS))}",
+        ]
+    return lines
+
+
+def runs_link(base: str, experiment: str, view: str = VIEW) -> str:
+    """The table of runs of an experiment."""
+    return f"{base}/#/experiments/{experiment}/runs?{TRAINING}&viewStateShareKey={view}"
 
 
 def charts_link(runs: str) -> str:
@@ -59,7 +76,18 @@ def free_port(host: str, port: int, tries: int = 50) -> int:
 
 def command(store: Store, host: str, port: int) -> list[str]:
     storage = ["--backend-store-uri", store.uri, "--artifacts-destination", str(store.artifacts)]
-    return [sys.executable, "-m", "mlflow", "server", *storage, "--host", host, "--port", str(port), "--workers", "1"]
+    return [
+        sys.executable,
+        "-m",
+        "sana_lab.tracking.mlflow_app",
+        *storage,
+        "--host",
+        host,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
 
 
 def environment() -> dict[str, str]:

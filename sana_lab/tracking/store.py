@@ -35,6 +35,11 @@ IGNORED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_I
 
 MAX_PARAM = 500  # characters of a parameter in the table of runs; config/resolved.yaml holds the whole
 
+CONFIG = "config/resolved.yaml"
+"""Artifact with the whole configuration of a run."""
+
+MAX_TAG = 8000  # characters of a tag, and so of a run's description; MLflow cuts longer ones
+
 
 class Run(NamedTuple):
     """MLflow's record of one run; metrics are the last values."""
@@ -153,27 +158,47 @@ class Store:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES[1:])}")
         self.client.set_terminated(run_id, status=status.upper())
 
+    def set_times(self, run_id: str, started: float, ended: float | None = None) -> None:
+        """Set when a run started and, if given, ended, in seconds since 1970."""
+        _ = self.client  # checks the database
+        database.set_times(self.database, run_id, started, ended)
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Change a run's name."""
+        self.client.update_run(run_id, name=name)
+
+    def replace_params(self, run_id: str, prefix: str, params: Mapping[str, object]) -> None:
+        """Replace the parameters whose keys begin with `prefix` by these, which a log never does."""
+        _ = self.client
+        database.replace_params(
+            self.database, run_id, prefix, {clean(k): _short(v) for k, v in _strings(params).items()}
+        )
+
     def set_tags(self, run_id: str, tags: Mapping[str, object]) -> None:
         from mlflow.entities import RunTag
 
         for chunk in _chunks([RunTag(k, v) for k, v in _strings(tags).items()], 100):
             self.client.log_batch(run_id, tags=chunk)
 
-    def log_params(self, run_id: str, config: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-        """Write nested plain data as flat parameters, and whole as the artifact config/resolved.yaml.
+    def log_params(
+        self, run_id: str, config: Mapping[str, Any], params: Mapping[str, object] | None = None
+    ) -> dict[str, tuple[str, str]]:
+        """Write nested plain data as the artifact config/resolved.yaml, and as flat parameters, or `params` in their
+        place.
 
         A parameter never changes once written: on resume only new keys are added, and those that differ are returned
         as {key: (value in the run, new value)}.
         """
         from mlflow.entities import Param
 
-        params = {clean(k): _short(v) for k, v in flatten(config).items()}
+        flat = flatten(config) if params is None else _strings(params)
+        texts = {clean(k): _short(v) for k, v in flat.items()}
         written = self.client.get_run(run_id).data.params
-        for chunk in _chunks([Param(k, v) for k, v in params.items() if k not in written], 100):
+        for chunk in _chunks([Param(k, v) for k, v in texts.items() if k not in written], 100):
             self.client.log_batch(run_id, params=chunk)
-        if not written:
-            self.log_dict(run_id, config, "config/resolved.yaml")
-        return {k: (written[k], v) for k, v in params.items() if k in written and written[k] != v}
+        if config and not written:
+            self.log_dict(run_id, config, CONFIG)
+        return {k: (written[k], v) for k, v in texts.items() if k in written and written[k] != v}
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, Any], step: int = 0) -> None:
         """Write numbers, or tensors of one element, at `step`; None is left out."""
@@ -256,6 +281,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def artifact_link(experiment: str, run_id: str, file: str) -> str:
+    """The address of an artifact's page, relative to that of MLflow's server."""
+    return f"#/experiments/{experiment}/runs/{run_id}/artifacts/{file}"
 
 
 def clean(key: str) -> str:

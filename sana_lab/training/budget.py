@@ -105,7 +105,7 @@ class ChangingPicture(Callback):
         self._add_row(trainer, module)
 
     def _add_row(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        from sana_lab.report import plots
+        from sana_lab.report import grids
         from sana_lab.training.points import undisturbed
 
         assert isinstance(module, System)
@@ -118,6 +118,6 @@ class ChangingPicture(Callback):
         if images is None:
             return
         self.rows[f"{seconds:.0f} s, step {trainer.global_step}"] = images.cpu()
-        plots.grid(self.rows, self.experiment["prompts"], self.path)
+        grids.grid(self.rows, self.experiment["prompts"], self.path)
         if (log := getattr(trainer.logger, "log_image", None)) is not None:  # other loggers of Lightning have none
-            log("samples", image_row(images), trainer.global_step)
+            log("samples", image_row(images, self.experiment["prompts"]), trainer.global_step)

@@ -4,10 +4,10 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
@@ -16,6 +16,9 @@ from torch import Tensor
 from sana_lab.config.schema import Config
 from sana_lab.systems import System
 from sana_lab.training.resume import latest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Progress = Callable[..., None]
 """Called with the number of finished optimiser steps and the total; of a training within a time, with tenths of seconds
@@ -180,11 +183,16 @@ class SampleGrid(Callback):
         assert isinstance(module, System)
         images = module.preview(self.experiment)
         if images is not None:
-            log("samples", image_row(images), trainer.global_step)
+            log("samples", image_row(images, self.experiment["prompts"]), trainer.global_step)
 
 
-def image_row(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 -> one row (3, H + 4, B (W + 2) + 2) with white gaps."""
+def image_row(images: Tensor, prompts: Sequence[str] = ()) -> "Tensor | Image":
+    """One row of (B, 3, H, W) uint8, with a prompt above each image where there are as many; else (3, H + 4, B (W + 2)
+    + 2) with white gaps."""
     from torchvision.utils import make_grid
 
+    if len(prompts) == len(images):
+        from sana_lab.report.grids import captioned
+
+        return captioned(images, prompts)
     return make_grid(images, nrow=len(images), padding=2, pad_value=255)

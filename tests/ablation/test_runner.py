@@ -105,7 +105,7 @@ def test_a_trial_records_the_environment_as_it_was_written(store, monkeypatch):
     tiny.write(Path(), "ablations/place.yaml", GRID.replace("{sampling.steps: 2}", "{prompts: ['${oc.env:PLACE}']}"))
     record = grid(store, "place")[0]
     assert record.trial.config["prompts"] == ["a-value-of-the-environment"]
-    run = runner.trial_run(store, "grid", start(store, record), record)
+    run = runner.trial_run(store, "grid", start(store, record), record, ["prompts"])
     assert run.params["prompts"] == '["${oc.env:PLACE}"]'
     assert "a-value" not in store.file(run.id, "config/resolved.yaml").read_text()
     store.finish(run.id)

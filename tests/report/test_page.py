@@ -61,7 +61,7 @@ def test_it_holds_table_notes_and_pictures(table: Table, tmp_path: Path):
     picture_bytes = picture.read_bytes()
     picture.unlink()
     reader = read(path)
-    assert path.name == "index.html"
+    assert path.name == "report.html"
     assert reader.texts["h1"] == reader.texts["title"] == [NASTY]
     assert reader.texts["th"][:2] == ["Row", "GenEval ↑"]
     assert {NASTY, "second", "0.50", "5.81"} <= set(reader.texts["td"])

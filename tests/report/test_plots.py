@@ -8,7 +8,8 @@ from PIL import Image
 
 from sana_lab.report import efficiency_plots, plots
 from sana_lab.report.columns import column
-from sana_lab.report.plots import against, curves, grid, pareto, quality, running_mean, span, tradeoff
+from sana_lab.report.grids import grid
+from sana_lab.report.plots import against, curves, pareto, quality, running_mean, span, tradeoff
 from sana_lab.report.table import Cell, build_table
 
 

@@ -1,0 +1,95 @@
+"""Runs of a sweep that follow its file: renamed labels, trials that are no longer in it, measures that came later."""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sana_lab.ablation import parameters
+from sana_lab.ablation.plan import Plan
+from sana_lab.ablation.record import TRIAL, TrialRecord
+from sana_lab.ablation.trials import MEASURES, measure_tags, measures_of, records
+from sana_lab.config import hashing
+from sana_lab.config.memo import reusing
+from sana_lab.config.schema import Trial
+from sana_lab.tracking.store import Run, Store
+from sana_lab.tracking.view import CURRENT, STATE
+
+SUPERSEDED = "superseded"
+"""Value of a run's tag STATE for a trial that is no longer in the ablation; views and tables show current runs only."""
+
+LABEL, LABEL_OF = "sana.label", "label."
+"""Tag with a run's row, and the beginning of the tags with its labels on the axes."""
+
+
+def run_name(trial: Trial) -> str:
+    """The name of a trial's run: its label, and its seed where it is not 0."""
+    return trial.label if trial.seed == 0 else f"{trial.label} (seed {trial.seed})"
+
+
+def refresh(store: Store, plan: Plan) -> list[TrialRecord]:
+    """The trials with their runs, after these follow the plan: names, labels, parameters and state. Prints changes."""
+    trials = records(store, plan)
+    whole = {run.id: run for run in store.find(plan.name, {"sana.kind": "trial"})}  # with parameters
+    by_run = {r.run_id: r._replace(run=whole.get(r.run_id, r.run)) for r in reversed(trials) if r.run is not None}
+    with reusing():
+        keys = parameters.differing(plan.trials) if by_run else []
+        renamed = {line: None for r in by_run.values() if (line := follow(store, r, keys))}
+    outdated = [run for run in whole.values() if is_outdated(run, by_run, plan)]
+    for run in outdated:
+        store.set_tags(run.id, {STATE: SUPERSEDED})
+    lines = [*renamed, *superseded(outdated)]
+    print("".join(f"{plan.name}: {line}\n" for line in lines), end="")
+    return records(store, plan) if lines or by_run else trials
+
+
+def follow(store: Store, record: TrialRecord, keys: Sequence[str]) -> str:
+    """Give a trial's run the labels, parameters and tags of the plan; the line to print if it had another label."""
+    run, trial = record.run, record.trial
+    assert run is not None
+    old = run.tags.get(LABEL, trial.label)
+    tags = {LABEL: trial.label, STATE: CURRENT, **{f"{LABEL_OF}{axis}": text for axis, text in trial.labels.items()}}
+    tags |= identity(record)
+    if changed := {k: v for k, v in tags.items() if run.tags.get(k) != v}:
+        store.set_tags(run.id, changed)
+    if old != trial.label:
+        store.rename(run.id, run_name(trial))
+    axes = parameters.axes_of(trial)
+    if axes != {k: v for k, v in run.params.items() if k.startswith(parameters.AXIS)}:
+        store.replace_params(run.id, parameters.AXIS, axes)
+    wanted = {k: v for k, v in parameters.of_trial(trial, keys).items() if not k.startswith(parameters.AXIS)}
+    if wanted.keys() - run.params.keys():
+        store.log_params(run.id, {}, wanted)
+    return f"{old!r} is now called {trial.label!r}" if old != trial.label else ""
+
+
+def identity(record: TrialRecord) -> dict[str, str]:
+    """Tags of a run that has every measure of the trial, perhaps more: those by which it is identified later."""
+    run, trial = record.run, record.trial
+    assert run is not None
+    if trial.kind != "quality" or not run.tags.get(TRIAL):
+        return {}
+    if run.tags[TRIAL] == record.key:
+        return {k: v for k, v in measure_tags(trial).items() if k not in run.tags}
+    return {TRIAL: record.key} if measures_of(run) >= set(hashing.measure_hashes(trial)) else {}
+
+
+def is_outdated(run: Run, current: dict[str, TrialRecord], plan: Plan) -> bool:
+    """Whether a run that is not marked yet is of no trial of the plan. A probe's run on another device, under a label
+    that exists, is not."""
+    if run.id in current or run.tags.get(STATE) == SUPERSEDED:
+        return False
+    labels = {trial.label for trial in plan.trials if trial.kind == "efficiency"}
+    return run.tags.get(LABEL) not in labels
+
+
+def superseded(runs: Sequence[Run]) -> Iterator[str]:
+    """A line on each row whose runs are no longer shown."""
+    labels = [run.tags.get(LABEL, run.name) for run in runs]
+    for label in dict.fromkeys(labels):
+        n = labels.count(label)
+        yield f"{n} {'run' if n == 1 else 'runs'} of {label!r} superseded, hidden from table and view"
+
+
+def appended_tags(record_key: str, trial: Trial, has: set[str]) -> dict[str, Any]:
+    """Tags of a run after measures were appended to it."""
+    return {TRIAL: record_key, MEASURES: json.dumps(sorted(has | set(hashing.measure_hashes(trial))))}
