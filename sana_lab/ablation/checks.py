@@ -9,7 +9,7 @@ from sana_lab.config.registry import TABLE
 from sana_lab.config.schema import Ablation, Config, EfficiencyTable
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import COLUMNS, column
-from sana_lab.report.efficiency_plots import SCOPES, tokens_of_label
+from sana_lab.report.crossover import SCOPES, tokens_of_label
 
 MAX_TRIALS = 1000
 """Largest number of trials of an ablation: each is composed, built without memory, and a line of the dry run."""

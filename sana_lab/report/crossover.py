@@ -1,9 +1,18 @@
 """Crossover size of two costs measured at several sizes."""
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
+
+SCOPES = {
+    "core": "mixing of q, k, v",
+    "core_train": "mixing, with gradients",
+    "layer": "layer, with projections",
+    "step": "forward of the DiT",
+}
+"""What is timed of two attentions, by the prefix of its columns."""
 
 Point = tuple[float, float, float, float]
 """(size, ratio, low, high): ratio of the first cost to the second, with its 95 % interval."""
@@ -44,6 +53,12 @@ def crossing(points: Sequence[Point]) -> Crossing | None:
     ordered = sorted(points)
     at, early, late = (_passes([(p[0], p[i]) for p in ordered]) for i in (1, 3, 2))
     return Crossing(at, early, late, ordered[0][0], ordered[-1][0], ordered[0][1] >= 1)
+
+
+def tokens_of_label(label: str) -> float | None:
+    """The digits of a label as a number; None if it has none."""
+    digits = re.sub(r"[^0-9]", "", label)
+    return float(digits) if digits else None
 
 
 def _passes(line: Sequence[tuple[float, float]]) -> float | None:

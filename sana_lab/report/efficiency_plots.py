@@ -1,6 +1,5 @@
 """Plots of efficiency tables: bars of cumulative changes, and two costs over sizes with their crossover."""
 
-import re
 import textwrap
 from pathlib import Path
 
@@ -10,16 +9,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sana_lab.report.columns import column
-from sana_lab.report.crossover import Crossing, crossing
+from sana_lab.report.crossover import SCOPES, Crossing, crossing, tokens_of_label
 from sana_lab.report.plots import COLOURS, DPI, MARKERS, WIDTH, literal, save, span
 from sana_lab.report.table import Published, Row, Table
-
-SCOPES = {
-    "core": "mixing of q, k, v",
-    "core_train": "mixing, with gradients",
-    "layer": "layer, with projections",
-    "step": "forward of the DiT",
-}
 
 
 def walk(table: Table, metric: str, path: Path | str) -> Path:
@@ -80,12 +72,6 @@ def tokens_of(row: Row) -> float:
     if tokens is None:
         raise ValueError(f"the row {row.label!r} has no number of tokens")
     return tokens
-
-
-def tokens_of_label(label: str) -> float | None:
-    """The digits of a label as a number; None if it has none."""
-    digits = re.sub(r"[^0-9]", "", label)
-    return float(digits) if digits else None
 
 
 def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> None:
