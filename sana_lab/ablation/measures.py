@@ -1,10 +1,11 @@
 """Measures that an ablation asks for after its trials have finished: appended to their runs, nothing else changes."""
 
 import json
+from pathlib import Path
 
 from sana_lab import environment
-from sana_lab.ablation import generations, quality
-from sana_lab.ablation.trials import measures_of
+from sana_lab.ablation import generations
+from sana_lab.ablation.trials import measures_of, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing, interpolation
 from sana_lab.config.schema import Config, Trial
@@ -20,8 +21,9 @@ def append(store: Store, trial: Json) -> None:
 
     Numbers of other measures, costs and curves stay. The report says under `appended` on which machine and commit.
     """
-    run, plan = store.run(trial["run"]), Trial({}, 0, trial["config"])
-    path = quality.weights_file(trial) or weights.find_trained(trial["config"], trial["label"])
+    shipped = Path(trial["weights"]) if trial.get("weights") else None
+    plan = Trial({}, 0, trial["config"], weights=shipped, retrain=trial.get("retrain", False))
+    run, path = store.run(trial["run"]), weights_of(plan) or weights.find_trained(trial["config"], trial["label"])
     report = evaluation.evaluate(restore.restore(lacking(plan, measures_of(run)), path), may_be_empty=True)
     old = json.loads(store.file(run.id, "report.json").read_text())
     added = added_measures(old, report)
