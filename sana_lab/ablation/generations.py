@@ -56,9 +56,9 @@ def follow(store: Store, record: TrialRecord, keys: Sequence[str]) -> str:
     axes = parameters.axes_of(trial)
     if axes != {k: v for k, v in run.params.items() if k.startswith(parameters.AXIS)}:
         store.replace_params(run.id, parameters.AXIS, axes)
-    wanted = {k: v for k, v in parameters.of_trial(trial, keys).items() if not k.startswith(parameters.AXIS)}
-    if wanted.keys() - run.params.keys():
-        store.log_params(run.id, {}, wanted)
+    options = {k: v for k, v in parameters.of_trial(trial, keys).items() if not k.startswith(parameters.AXIS)}
+    if options.keys() - run.params.keys():
+        store.log_params(run.id, {}, options)
     return f"{old!r} is now called {trial.label!r}" if old != trial.label else ""
 
 
