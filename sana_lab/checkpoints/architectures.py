@@ -152,10 +152,11 @@ def read_sana(config: Config) -> tuple[Spec, Spec]:
 def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
     """The configuration of a `sana`. SpecError if diffusers cannot run it."""
     attention, ffn = spec["attention"], spec["ffn"]
-    if attention["name"] != "linear" or ffn["name"] != "mix" or ffn.get("kernel", 3) != 3:
+    mixers = [layer["name"] for layer in (attention if isinstance(attention, list) else [attention])]
+    if mixers != ["linear"] or ffn["name"] != "mix" or ffn.get("kernel", 3) != 3:
         raise SpecError(
             f"diffusers' SanaTransformer2DModel has attention linear and ffn mix of kernel 3; this DiT has attention "
-            f"{attention['name']} and ffn {ffn['name']} of kernel {ffn.get('kernel', 'none')}"
+            f"{', '.join(mixers)} and ffn {ffn['name']} of kernel {ffn.get('kernel', 'none')}"
         )
     if spec["cross_norm"] != attention["qk_norm"]:
         raise SpecError("diffusers norms q and k of self- and cross-attention or of neither; this DiT norms only one")

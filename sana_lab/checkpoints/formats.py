@@ -164,9 +164,10 @@ def check_agree(spec: Spec, weights: ReleasedWeights) -> None:
     for key in CHECKED_OPTIONS:
         if key in released and released[key] != spec.get(key) and _has_effect(key, released):
             raise SpecError(f"{weights.source} has {key} {released[key]!r}, and the spec says {spec.get(key)!r}")
-    ours, theirs = (s.get("attention", {}) for s in (spec, released))
-    if "head_dim" in theirs and ours.get("head_dim") != theirs["head_dim"]:
-        raise SpecError(f"{weights.source} has heads of {theirs['head_dim']}, the spec of {ours.get('head_dim')}")
+    ours, theirs = spec.get("attention", {}), released.get("attention", {})
+    for layer in ours if isinstance(ours, list) else [ours]:
+        if "head_dim" in theirs and layer.get("head_dim") != theirs["head_dim"]:
+            raise SpecError(f"{weights.source} has heads of {theirs['head_dim']}, the spec of {layer.get('head_dim')}")
 
 
 def _has_effect(key: str, spec: Spec) -> bool:

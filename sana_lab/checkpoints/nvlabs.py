@@ -153,8 +153,9 @@ def is_time_ambiguous(state: State) -> bool:
 
 def _check_hints(dim: int, heads: int | None, source: str, hints: Spec) -> None:
     """SpecError if heads follow neither from the width nor from `hints`."""
-    attention = hints.get("attention")
-    if heads is not None and (dim in HEADS_OF_WIDTH or "head_dim" in dict(attention or {})):
+    attention = hints.get("attention") or {}
+    first = attention[0] if isinstance(attention, list) else attention
+    if heads is not None and (dim in HEADS_OF_WIDTH or "head_dim" in dict(first)):
         return
     known = ", ".join(f"{h} of width {w}" for w, h in HEADS_OF_WIDTH.items())
     raise SpecError(

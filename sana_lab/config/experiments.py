@@ -152,6 +152,11 @@ def merge(base: Any, over: Any) -> Any:
         return merged if isinstance(base, dict) else Written(over.text, merged)
     if isinstance(base, str) and isinstance(over, dict) and "name" not in over:
         base = {"name": base}
+    if isinstance(base, list) and isinstance(over, dict) and "name" not in over:
+        options = ", ".join(map(str, over))
+        raise SpecError(
+            f"an override of {options} is for one part, where there is a list of {len(base)}; expected a list"
+        )
     if isinstance(base, dict) and isinstance(over, str) and "name" in base:
         return base if base["name"] == over else over
     if not isinstance(base, dict) or not isinstance(over, dict):

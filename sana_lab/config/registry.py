@@ -5,6 +5,10 @@ TABLE: dict[str, dict[str, str]] = {
         "softmax": "sana_lab.models.attention.softmax:SoftmaxAttention",
         "linear": "sana_lab.models.attention.linear:LinearAttention",
         "mean": "sana_lab.models.attention.mean:MeanAttention",
+        "gated_linear": "sana_lab.models.attention.gated_linear:GatedLinear",
+        "gated_delta": "sana_lab.models.attention.gated_delta:GatedDelta",
+        "mhla": "sana_lab.models.attention.mhla:Mhla",
+        "conv": "sana_lab.models.attention.conv:ConvMixer",
     },
     "ffn": {
         "mix": "sana_lab.models.layers:MixFfn",
@@ -105,7 +109,7 @@ TABLE: dict[str, dict[str, str]] = {
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
 KINDS: dict[str, str] = {
-    "attention": "self-attention of a DiT's blocks",
+    "attention": "mixer of the tokens in a DiT's blocks: self-attention, or what replaces it",
     "ffn": "feed-forward network of a DiT's blocks",
     "dit": "denoiser: latents, time and text to a velocity",
     "autoencoder": "images to latents and back",
@@ -129,7 +133,7 @@ PRESETS: dict[str, str] = {"autoencoder": "sana_lab.models.autoencoders.presets:
 """kind -> location of its presets (name -> spec). A preset is used like a part's name, and options override it."""
 
 BASES: dict[str, str] = {
-    "attention": "sana_lab.models.attention:Attention",
+    "attention": "sana_lab.models.attention:Mixer",
     "ffn": "torch.nn:Module",
     "dit": "sana_lab.models.dit:Dit",
     "autoencoder": "sana_lab.models.autoencoders:Autoencoder",

@@ -3,7 +3,7 @@
 A *part* is a callable whose signature is its only schema. A *spec* is plain data, a name and options:
 `"linear"`, or `{"name": "linear", "eps": 1e-8}`. Positional-only parameters and keyword-only parameters without a
 default are supplied by code (a DiT tells its attention the width); every other parameter is an option that a spec
-may set. An inner part is marked in the signature: `attention: Annotated[Spec, "attention"] = "linear"`.
+may set. An inner part is marked in the signature: `ffn: Annotated[Spec, "ffn"] = "mix"`.
 """
 
 import dataclasses
@@ -43,6 +43,16 @@ class Runtime:
 
 
 RUNTIME = Runtime()
+
+
+class Pattern:
+    """Marks an option whose list of specs repeats: `Annotated[Spec | list[Spec], "attention", PATTERN]`.
+
+    Lists that repeat to the same layers resolve to the shortest of them, so that equal stacks have one hash.
+    """
+
+
+PATTERN = Pattern()
 
 
 class AsBefore(NamedTuple):
@@ -295,8 +305,15 @@ def _check_specs(kind: str, value: Any, annotation: Any, where: str, part_of: Pa
     several = typed(value, annotation)
     if isinstance(several, list | tuple) and admits_list(annotation) and (several or is_optional(annotation)):
         resolved = [resolve(kind, each, f"{where}[{i}]", part_of) for i, each in enumerate(several)]
+        resolved = _shortest(resolved) if PATTERN in get_args(annotation) else resolved
         return resolved if len(resolved) > 1 else next(iter(resolved), None)
     return None if several is None and is_optional(annotation) else resolve(kind, value, where, part_of)
+
+
+def _shortest(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The shortest pattern whose repetition is the list."""
+    lengths = (n for n in range(1, len(specs) + 1) if len(specs) % n == 0)
+    return specs[: next(n for n in lengths if specs == specs[:n] * (len(specs) // n))]
 
 
 def _check_record(value: Any, record: Any, where: str, part_of: PartOf | None) -> dict[str, Any]:

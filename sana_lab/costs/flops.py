@@ -110,7 +110,8 @@ def _formulas() -> dict[Any, Callable[..., int]]:
     forward = {getattr(aten, f"_scaled_dot_product_{name}"): _sdpa for name in fused}
     backward = {aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward}
     convolution = {aten.convolution_backward: _convolution_backward}
-    return {**forward, **backward, **convolution, aten.mv: _mv, aten.dot: _dot}
+    solve = {aten.linalg_solve_triangular: _solve_triangular}
+    return {**forward, **backward, **convolution, **solve, aten.mv: _mv, aten.dot: _dot}
 
 
 def _sdpa(q: Shape, k: Shape, v: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -129,6 +130,12 @@ def _convolution_backward(grad: Shape, x: Shape, weight: Shape, *rest: Any, out_
     """The gradients of input and weight, each as many MACs as the forward; PyTorch's formula ignores groups."""
     *_, transposed, _, _, output_mask = rest
     return 2 * math.prod(x if transposed else grad) * math.prod(weight[1:]) * sum(output_mask[:2])
+
+
+def _solve_triangular(a: Shape, b: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Substitution: each of n rows takes a product with the rows solved before it; divisions are not counted."""
+    *batch, n, columns = b
+    return math.prod(batch) * n * (n - 1) * columns
 
 
 def _mv(matrix: Shape, vector: Shape, *_: Any, out_shape: Any = None, **__: Any) -> int:

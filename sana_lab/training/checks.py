@@ -16,6 +16,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs import too_large
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.models.attention import Mixer, lacks_backward
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
@@ -42,6 +43,7 @@ def check(experiment: schema.Config) -> None:
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
+    check_mixers(system)
     check_points(experiment, system)
     count = ranks.count(experiment)
     too_large.check_experiment(experiment, count)
@@ -153,6 +155,18 @@ def _check_kernels(device: torch.device, system: nn.Module) -> None:
     for name, module in system.named_modules():
         if getattr(module, "backend", None) == "triton" and (missing := backend.missing_for(device)):
             raise SpecError(f"{name} has backend 'triton', which needs {missing}; expected auto or torch")
+
+
+def check_mixers(system: nn.Module) -> None:
+    """SpecError if the mixer of a block has no backward, so that the blocks below would not train."""
+    mixers = {type(m): (name, m) for name, m in system.named_modules() if isinstance(m, Mixer)}
+    for name, mixer in mixers.values():
+        if lacks_backward(mixer):
+            part = f"{type(mixer).__module__}:{type(mixer).__qualname__}"
+            raise SpecError(
+                f"{name} ({part}) has no backward: no gradient reaches its input; expected differentiable operations, "
+                "without torch.no_grad, detach or a kernel that registers no gradient"
+            )
 
 
 def check_sizes(experiment: schema.Config, system: System) -> None:

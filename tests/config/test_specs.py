@@ -215,7 +215,11 @@ def test_weights_are_an_option_of_what_has_weights():
     ("kind", "spec", "words"),
     [
         ("attention", "liner", ("no attention is called 'liner'", "did you mean 'linear'?")),
-        ("attention", "zzzz", ("no attention is called 'zzzz'", "there is: linear, mean, softmax")),
+        (
+            "attention",
+            "zzzz",
+            ("no attention is called 'zzzz'", "there is: conv, gated_delta, gated_linear, linear, mean, mhla, softmax"),
+        ),
         ("attenton", "linear", ("no kind of part is called 'attenton'", "did you mean 'attention'?")),
         (
             "attention",
@@ -232,7 +236,14 @@ def test_weights_are_an_option_of_what_has_weights():
         ("attention", {"name": "linear", "head_dim": True}, ("attention.head_dim is True (bool)", "expected int")),
         ("attention", {"name": "linear", "qk_norm": 1}, ("attention.qk_norm is 1 (int)", "expected bool")),
         ("attention", {"name": "linear", "eps": None}, ("attention.eps is None", "expected float")),
-        ("attention", {"eps": 1e-6}, ("expected a name or a mapping with a 'name'", "there is: linear, mean, softmax")),
+        (
+            "attention",
+            {"eps": 1e-6},
+            (
+                "expected a name or a mapping with a 'name'",
+                "there is: conv, gated_delta, gated_linear, linear, mean, mhla, softmax",
+            ),
+        ),
         ("attention", None, ("attention is None", "expected a name or a mapping")),
         ("attention", ["linear"], ("attention is ['linear']", "expected a name or a mapping")),
         ("attention", "", ("attention is ''", "expected a name or a mapping")),
@@ -251,9 +262,9 @@ def test_weights_are_an_option_of_what_has_weights():
         (
             "attention",
             "os:system",
-            ("'os:system' is no attention", "a subclass of sana_lab.models.attention.Attention"),
+            ("'os:system' is no attention", "a subclass of sana_lab.models.attention.Mixer"),
         ),
-        ("attention", "torch.nn:Linear", ("'torch.nn:Linear' is no attention", "sana_lab.models.attention.Attention")),
+        ("attention", "torch.nn:Linear", ("'torch.nn:Linear' is no attention", "sana_lab.models.attention.Mixer")),
         ("solver", "os:system", ("'os:system' is no solver", "begins (velocity, x, times, ...)")),
         ("solver", "torch.nn:Linear", ("'torch.nn:Linear' is no solver",)),
         ("attention", "nowhere_at_all:Thing", ("nowhere_at_all", "there is no module")),

@@ -1,29 +1,46 @@
-"""Interface of self-attention: shared projections; subclasses differ in how they mix q, k and v.
+"""Interfaces of what mixes the tokens of a DiT's block, and the stack of one mixer per block.
 
-Softmax and linear attention have the same parameters, state-dict keys, heads, biases and norms; they differ only in the
-mixing of tokens (in the released code the option also changes head width, bias and norm).
+A `Mixer` maps tokens to tokens, sees their grid and may own any parameters. `Attention` is the pure case: shared
+projections, and subclasses that differ only in how they mix q, k and v. Softmax and linear attention so have the same
+parameters, state-dict keys, heads, biases and norms (in the released code the option also changes head width, bias and
+norm).
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.specs import Spec, SpecError
 from sana_lab.models.layers import RmsNorm, saturated
 from sana_lab.ops.cpu_linear import product
 
 
-class Attention(nn.Module, ABC):
+class Mixer(nn.Module, ABC):
+    """Exchange of information between the tokens of each image, at any grid; projections included."""
+
+    order: int = 0  # blocks below with a mixer of the same class; scans choose their direction by it
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+
+
+class Attention(Mixer):
     """Self-attention over a grid of tokens; a subclass implements `mix`.
 
     As in SANA: qkv without bias, optional RMSNorm of q and k over the full width, output projection with bias.
     """
 
     def __init__(self, dim: int, head_dim: int, qk_norm: bool) -> None:
-        super().__init__()
-        if dim % head_dim:
-            raise SpecError(f"width {dim} is not a multiple of the attention's head_dim {head_dim}")
-        self.heads = dim // head_dim
+        super().__init__(dim)
+        self.heads = whole_heads(dim, head_dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.norm_q = RmsNorm(dim) if qk_norm else nn.Identity()
         self.norm_k = RmsNorm(dim) if qk_norm else nn.Identity()
@@ -43,3 +60,47 @@ class Attention(nn.Module, ABC):
         q, k, v = qkv.unbind(2)
         q, k = self.norm_q(q.flatten(2)).view_as(q), self.norm_k(k.flatten(2)).view_as(k)
         return self.mix(q, k, v)
+
+
+def whole_heads(dim: int, head_dim: int) -> int:
+    """The number of heads. SpecError unless they fill the width."""
+    if dim % head_dim:
+        raise SpecError(f"width {dim} is not a multiple of the attention's head_dim {head_dim}")
+    return dim // head_dim
+
+
+def layers(attention: Spec | list[Spec], depth: int) -> list[Spec]:
+    """One spec for each of `depth` blocks: a spec for all, or a pattern that repeats. SpecError if it does not fit."""
+    pattern = attention if isinstance(attention, list) else [attention]
+    if depth % len(pattern):
+        below = depth - depth % len(pattern)
+        depths = " or ".join(str(d) for d in (below, below + len(pattern)) if d)
+        lengths = ", ".join(str(n) for n in range(1, depth + 1) if depth % n == 0)
+        raise SpecError(
+            f"attention is a pattern of {len(pattern)} layers, of which depth {depth} is no multiple; expected a "
+            f"pattern of {lengths} layers, or depth {depths}"
+        )
+    return pattern * (depth // len(pattern))
+
+
+def number(mixers: Sequence[Mixer]) -> None:
+    """Set `order`: how many mixers of the same class come before each."""
+    counts: Counter[type[Mixer]] = Counter()
+    for mixer in mixers:
+        mixer.order = counts[type(mixer)]
+        counts[type(mixer)] += 1
+
+
+def lacks_backward(mixer: Mixer) -> bool:
+    """Whether no gradient reaches the input, by a run on the meta device; False if the mixer does not run there."""
+    dtype = next((p.dtype for p in mixer.parameters()), torch.float32)
+    x = torch.empty(1, 2, 2, mixer.dim, device="meta", dtype=dtype, requires_grad=True)
+    try:
+        with torch.enable_grad():
+            out = mixer(x)
+    except (NotImplementedError, RuntimeError):
+        return False
+    try:
+        return torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is None
+    except (NotImplementedError, RuntimeError):
+        return True

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.config.ranges import Depth, Positive, Real, Width
-from sana_lab.config.specs import RUNTIME, AsBefore, Spec, build
+from sana_lab.config.specs import PATTERN, RUNTIME, AsBefore, Spec, build
+from sana_lab.models.attention import layers, number
 from sana_lab.models.dit import BlockCall, Dit
 from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
 from sana_lab.models.dit.sana_sampling import SamplingSana, prepare
@@ -79,7 +80,8 @@ class Sana(Dit):
         dim: Width = 1152,  # width of tokens; a multiple of the attention's head_dim and of cross_heads
         depth: Depth = 28,  # number of blocks
         patch: Width = 1,  # side of a patch, in cells of the latent grid
-        attention: Annotated[Spec, "attention"] = "linear",  # self-attention of each block
+        # Mixer of tokens: one for all blocks, one for each, or a pattern that repeats, from the first block on.
+        attention: Annotated[Spec | list[Spec], "attention", PATTERN] = "linear",
         ffn: Annotated[Spec, "ffn"] = "mix",  # feed-forward layer of each block
         cross_heads: Width = 16,  # heads of cross-attention
         cross_norm: bool = False,  # RMSNorm of q and k in cross-attention (SANA-1.5)
@@ -111,8 +113,10 @@ class Sana(Dit):
         self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
         self.blocks: Any = nn.ModuleList(
-            Block(dim, attention, ffn, cross_heads, cross_norm, cross_norm_eps, backend) for _ in range(depth)
+            Block(dim, layer, ffn, cross_heads, cross_norm, cross_norm_eps, backend)
+            for layer in layers(attention, depth)
         )
+        number([block.attention for block in self.blocks])
         self.head = Head(dim, patch * patch * channels, backend)
         self.initialise()
         if zero_head:

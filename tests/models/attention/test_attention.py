@@ -1,4 +1,4 @@
-"""Every attention of the table keeps one contract; softmax and linear against naive loops; a new one in one line."""
+"""Attentions that differ in the mixing alone: one contract, naive loops, and a new one in one line."""
 
 import math
 from pathlib import Path
@@ -14,9 +14,8 @@ from sana_lab.models.attention import Attention
 from sana_lab.models.attention.linear import LinearAttention
 from sana_lab.training import train
 
-NAMES = sorted(registry.TABLE["attention"])
+NAMES = ["linear", "mean", "softmax"]
 NORMED = [(name, qk_norm) for name in NAMES for qk_norm in (False, True) if not (name == "mean" and qk_norm)]
-DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def make(name: str, dim: int = 24, **options: object) -> Attention:
@@ -50,32 +49,7 @@ def naive(name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-# --- the contract, for every attention
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("grid", [(1, 1), (4, 4), (3, 5)])
-def test_shape_is_kept(name: str, grid: tuple[int, int]):
-    x = torch.randn(2, *grid, 24)
-    assert make(name)(x).shape == x.shape
-
-
-@pytest.mark.parametrize(("name", "qk_norm"), NORMED)
-def test_gradient_reaches_input_and_every_parameter(name: str, qk_norm: bool):
-    attention = make(name, qk_norm=qk_norm)
-    x = torch.randn(2, 3, 4, 24, requires_grad=True)
-    attention(x).square().sum().backward()
-    for gradient in [x.grad, *(p.grad for p in attention.parameters())]:
-        assert gradient is not None
-        assert gradient.isfinite().all()
-        assert gradient.abs().max() > 0
-
-
-@pytest.mark.parametrize(("name", "qk_norm"), NORMED)
-def test_gradient_is_the_derivative(name: str, qk_norm: bool):
-    attention = make(name, dim=8, head_dim=4, qk_norm=qk_norm).double()
-    x = torch.randn(1, 2, 2, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(attention, (x,), atol=1e-6)
+# --- the contract of pure mixing: same parameters, other mixing
 
 
 @pytest.mark.parametrize(("name", "qk_norm"), NORMED)
@@ -99,35 +73,6 @@ def test_tokens_are_a_set(name: str):
     attention, x = make(name).double(), torch.randn(1, 1, 6, 24, dtype=torch.float64)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     assert torch.allclose(attention(x[:, :, order]), attention(x)[:, :, order])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_of_a_batch_do_not_meet(name: str):
-    attention, x = make(name).double(), torch.randn(3, 2, 2, 24, dtype=torch.float64)
-    assert torch.allclose(attention(x)[1:2], attention(x[1:2]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_output_keeps_the_dtype_and_agrees_with_float64(name: str, dtype: torch.dtype):
-    attention, x = make(name), torch.randn(2, 4, 4, 24)
-    exact = attention.double()(x.double())
-    ours = attention.to(dtype)(x.to(dtype))
-    assert ours.dtype == dtype
-    assert (ours.double() - exact).norm() <= DTYPES[dtype] * exact.norm()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_widths_must_hold_whole_heads(name: str):
-    with pytest.raises(SpecError, match="width 30 is not a multiple of the attention's head_dim 8"):
-        make(name, dim=30)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_builds_on_the_meta_device(name: str):
-    with torch.device("meta"):
-        attention = make(name)
-        assert attention(torch.empty(1, 2, 2, 24)).shape == (1, 2, 2, 24)
 
 
 # --- softmax and linear
@@ -258,8 +203,5 @@ def test_a_new_attention_in_one_line(here: Path, cosine: str, monkeypatch):
 
 def test_the_contract_holds_for_a_new_attention(cosine: str):
     """What the tests above ask of each name of the table, asked of a guest."""
-    test_shape_is_kept(cosine, (3, 5))
-    test_gradient_is_the_derivative(cosine, False)
     test_all_share_parameters_and_keys(cosine, True)
     test_tokens_are_a_set(cosine)
-    test_images_of_a_batch_do_not_meet(cosine)
