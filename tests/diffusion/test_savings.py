@@ -15,7 +15,7 @@ from sana_lab.diffusion.ddpm import Ddpm
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided, prepare, within
 from sana_lab.diffusion.sampling import Sampling
-from sana_lab.models.dit import Dit, TextDit
+from sana_lab.models.dit import Dit, TextDit, sana
 from sana_lab.models.dit.sana_sampling import MAX_TIMES, Schedule
 from sana_lab.profiler.host_syncs import SyncCounter
 from sana_lab.types import Text, Velocity
@@ -173,6 +173,20 @@ def test_what_the_steps_share_is_computed_once(solver: str, interval: tuple[floa
     how.run(velocity, noise(), flow, noise)
     assert calls == []
     assert set(queries) == {ROWS}, "the empty prompt's half has nothing to ask"
+
+
+@torch.no_grad()
+def test_positions_are_computed_once_for_a_grid(monkeypatch: pytest.MonkeyPatch):
+    """And again for another grid; the same tokens to the last bit."""
+    dit, calls = make("2K"), []
+    other = make("2K")
+    computed = sana.sincos_positions
+    monkeypatch.setattr(sana, "sincos_positions", lambda *args: calls.append(args) or computed(*args))
+    for x in (noise(), noise(), noise().mT, noise()):
+        assert torch.equal(dit.embed(x), dit.embed(x))
+        other.positions = {}
+        assert torch.equal(dit.embed(x), other.embed(x))
+    assert len(calls) == 3 + 4
 
 
 @torch.no_grad()

@@ -107,6 +107,7 @@ class Sana(Dit):
         self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
         self.distilled = guidance is not None
         self.position, self.base, self.interpolation, self.width = position, base, interpolation, dim
+        self.positions: dict[tuple[Any, ...], Tensor] = {}
         self.patch_embed = PatchEmbed(channels, dim, patch)
         self.time_embed = TimeEmbed(dim, scale=time_scale)
         self.guidance_embed = None if guidance is None else TimeEmbed(dim, scale=guidance)
@@ -172,9 +173,19 @@ class Sana(Dit):
             raise ValueError(f"latents of {x.shape[-2]}x{x.shape[-1]} do not divide into patches of {self.patch}")
         x = self.patch_embed(x.to(self.patch_embed.proj.weight.dtype))
         if self.position == "sincos":
-            h, w, dim = x.shape[1:]
-            x = x + sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
+            x = x + self._positions(x)
         return x
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """Position embedding (h, w, dim) of tokens (B, h, w, dim); that of the last grid is stored."""
+        h, w, dim = x.shape[1:]
+        key = (h, w, x.dtype, x.device)
+        if key in self.positions:
+            return self.positions[key]
+        positions = sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
+        if type(x) is Tensor and not torch.compiler.is_compiling():  # a fake tensor is of no use later
+            self.positions = {key: positions}
+        return positions
 
     def run(self, block: BlockCall, *arguments: Tensor | None) -> Tensor:
         """Run a block, with activation checkpointing in training."""

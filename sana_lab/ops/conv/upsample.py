@@ -13,9 +13,6 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from sana_lab.ops.inference_backend import Fast, uses_fast
 
-TAPS = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
-"""Rows of the 3 x 3 kernel that are summed into each row of the 4 x 4 transposed kernel."""
-
 LEAST_CELLS = 900  # on smaller grids folding the kernel costs more than it saves
 
 
@@ -37,8 +34,16 @@ def pays(x: Tensor) -> bool:
 def folded(weight: Tensor) -> Tensor:
     """Kernel (C, O, 4, 4) of the equivalent transposed convolution."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    taps = torch.tensor(TAPS, dtype=wide.dtype, device=weight.device)
-    return torch.einsum("ocyx,iy,jx->coij", wide, taps, taps).to(weight.dtype)
+    return _summed(_summed(wide, 2), 3).transpose(0, 1).to(weight.dtype)
+
+
+def _summed(weight: Tensor, axis: int) -> Tensor:
+    """Four taps of three along an axis: those that read one cell of the grid before upsampling are added.
+
+    Sums of slices, since a table of taps would be copied to the device at each call, and the host would wait.
+    """
+    first, middle, last = weight.unbind(axis)
+    return torch.stack([last, middle + last, first + middle, first], axis)
 
 
 @torch.library.custom_op("sana_lab::upsample_conv3x3", mutates_args=())

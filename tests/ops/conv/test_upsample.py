@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.ops.conv import upsample as module
@@ -39,6 +41,22 @@ def test_every_backend_is_the_loop(backend, biased):
 def test_half_precision_rounds_the_folded_kernel_once():
     _, weight, _ = inputs(torch.bfloat16)
     assert folded(weight).equal(folded(weight.double()).to(torch.bfloat16))
+
+
+def test_folding_stays_on_the_device():
+    """No tensor of the host: a copy from it would have the host wait, and forbid a CUDA graph."""
+    devices: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            devices.extend(t.device.type for t in tree_leaves(out) if isinstance(t, Tensor))
+            return out
+
+    weight = torch.empty(4, 5, 3, 3, device="meta")
+    with Watch():
+        folded(weight)
+    assert {*devices} == {"meta"}
 
 
 def test_auto_folds_where_it_pays_and_no_gradient_is_recorded(monkeypatch):
