@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -33,6 +35,25 @@ def check_launchable(device: torch.device, interpreted: bool) -> None:
             "backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
             f"these tensors are on {device.type}, which backend 'torch' takes"
         )
+
+
+def is_direct(x: Tensor) -> bool:
+    """Whether a kernel on x may be launched without its custom operator, whose wrapper costs the host tens of
+    microseconds: nothing records a gradient, traces, or watches operators (FLOP counters, fake tensors)."""
+    return (
+        type(x) is Tensor
+        and x.device.type != "meta"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def on_device(x: Tensor) -> AbstractContextManager[None]:
+    """Context with x's CUDA device as the current one; a null context where it is already, or x is on the CPU."""
+    is_current = not x.is_cuda or x.get_device() == torch.cuda.current_device()
+    return nullcontext() if is_current else torch.cuda.device(x.device)
 
 
 def missing_for(device: torch.device) -> str | None:

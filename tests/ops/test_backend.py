@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from sana_lab.ops.backend import check_launchable, choose, missing_for
+from sana_lab.ops.backend import check_launchable, choose, is_direct, missing_for, on_device
 
 
 def test_backends() -> None:
@@ -56,3 +58,32 @@ assert {name for name in sys.modules if name.startswith("triton")} == before
 assert not [name for name in sys.modules if name.startswith("sana_lab.ops") and name.endswith(("kernels", "launch"))]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_kernel_is_launched_without_its_operator_where_nothing_watches() -> None:
+    """Not under autograd, function transforms, compilers, counters or fake tensors, nor on the meta device."""
+    x, answers = torch.zeros(2), list[bool]()
+    assert not is_direct(x)
+    with torch.no_grad():
+        assert is_direct(x)
+        assert not is_direct(x.to("meta"))
+        assert not is_direct(torch.nn.Parameter(x))
+        with FlopCounterMode(display=False):
+            assert not is_direct(x)
+        with FakeTensorMode() as mode:
+            assert not is_direct(mode.from_tensor(x))
+        torch.func.vmap(lambda row: answers.append(is_direct(row)) or row)(x)
+    with torch.inference_mode():
+        assert is_direct(x)
+    assert answers == [False]
+
+
+def test_a_compiled_function_holds_the_operator() -> None:
+    with torch.no_grad():
+        traced = torch.compile(lambda t: t + (1 if is_direct(t) else 2), backend="eager", fullgraph=True)
+        assert traced(torch.zeros(2)).tolist() == [2, 2]
+
+
+def test_the_device_of_a_tensor_of_the_host() -> None:
+    with on_device(torch.zeros(1)) as nothing:
+        assert nothing is None

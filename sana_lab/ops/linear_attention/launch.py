@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sana_lab.ops.backend import on_device
 from sana_lab.ops.linear_attention import kernels
 from sana_lab.ops.linear_attention.closed_form import nothing
 from sana_lab.ops.linear_attention.tiling import SUMMED_IN_PLACE, Tiling, plan, power_of_two
@@ -30,7 +31,7 @@ def launch(kernel: Any, cut: Tiling, x: Tensor, *arguments: Any, **constants: An
 def start(kernel: Any, x: Tensor, grid: tuple[int, int], *arguments: Any, **constants: Any) -> None:
     """Launch a kernel on x's device, unless the grid is empty."""
     if grid[0]:
-        with torch.cuda.device_of(x):
+        with on_device(x):
             kernel[grid](*arguments, **constants)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, check_launchable, choose, no_autocast
+from sana_lab.ops.backend import Backend, check_launchable, choose, is_direct, no_autocast
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTH = 128
@@ -41,7 +41,8 @@ def linear_attention(
         return definition(q, k, v, mask, eps)
     from sana_lab.ops.linear_attention import autograd as op
 
-    return op.linear_attention(q, k, v, mask, eps)[0]
+    apply = op.formulas(q).forward if is_direct(q) else op.linear_attention
+    return apply(q, k, v, mask, eps)[0]
 
 
 def qkv_linear_attention(
@@ -65,7 +66,8 @@ def qkv_linear_attention(
         return normed_definition(qkv, norms, mask, eps)
     from sana_lab.ops.linear_attention import autograd as op
 
-    return op.qkv_linear_attention(qkv, *(norms or (None, None, 1.0)), mask, eps)[0]
+    apply = op.formulas(qkv).qkv_forward if is_direct(qkv) else op.qkv_linear_attention
+    return apply(qkv, *(norms or (None, None, 1.0)), mask, eps)[0]
 
 
 def uses_kernel(q: Tensor, backend: Backend) -> bool:

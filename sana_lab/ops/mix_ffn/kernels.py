@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sana_lab.ops.backend import on_device
 from sana_lab.ops.mix_ffn import closed_form as closed
 from sana_lab.ops.mix_ffn.closed_form import Grads
 
@@ -269,7 +270,7 @@ def launch(kernel: Any, cut: GridTiling, x: Tensor, channels: int, *arguments: A
     constants |= cut._asdict() | {"fast": fast(x)}
     warps = constants.pop("warps")
     options = {name.upper(): value for name, value in constants.items()}
-    with torch.cuda.device_of(x):
+    with on_device(x):
         kernel[cut.grid(x, channels)](*arguments, *x.shape[1:3], channels, **options, num_warps=warps)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, check_launchable, choose
+from sana_lab.ops.backend import Backend, check_launchable, choose, is_direct
 from sana_lab.ops.mix_ffn.closed_form import definition
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -28,7 +28,7 @@ def mix_ffn(x: Tensor, weight: Tensor, bias: Tensor, *, backend: Backend = "auto
     from sana_lab.ops.mix_ffn import kernels as kernel
 
     check_launchable(x.device, kernel.interpreted())
-    return kernel.mix_ffn(x, weight, bias)
+    return (kernel.forward if is_direct(x) else kernel.mix_ffn)(x, weight, bias)
 
 
 def unsupported(x: Tensor, weight: Tensor) -> str | None:

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from sana_lab.ops.backend import on_device
 from sana_lab.ops.modulate import closed_form as closed
 
 Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -154,7 +155,7 @@ def launch(
 ) -> None:
     """Launch a kernel over the tokens of x. Unused pointers are set to x's."""
     _, h, w, c = x.shape
-    with torch.cuda.device_of(x):
+    with on_device(x):
         kernel[cut.grid(x)](
             *(x if t is None else t for t in tensors), *arguments, h * w, w, c, closed.EPS,
             W=cut.width, LOOPS=cut.loops, num_warps=cut.warps, **flags,

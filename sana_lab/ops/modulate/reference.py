@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sana_lab.ops.backend import Backend, check_launchable, choose
+from sana_lab.ops.backend import Backend, check_launchable, choose, is_direct
 from sana_lab.ops.modulate.closed_form import definition
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -42,7 +42,7 @@ def _either(
 
     check_launchable(x.device, kernel.interpreted())
     every = (None if t is None else t.expand(x.shape[0], -1) for t in (gate, shift, scale))
-    total, out = kernel.modulate(x, y, *every, narrow(x.device))
+    total, out = (kernel.forward if is_direct(x) else kernel.modulate)(x, y, *every, narrow(x.device))
     return x if y is None else total, out
 
 

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sana_lab.ops.backend import on_device
+
 
 @triton.jit
 def _kernel(
@@ -58,7 +60,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tenso
 
 def _launch(cells: int, cut: CellTiling, x: Tensor, *arguments: Any) -> None:
     *tensors, eps, added = arguments
-    with torch.cuda.device_of(x):
+    with on_device(x):
         _kernel[(triton.cdiv(cells, cut.rows),)](
             x, *tensors, cells, x.shape[1], eps, W=cut.width, ROWS=cut.rows, ADDED=added, num_warps=cut.warps
         )

@@ -242,6 +242,18 @@ def test_autocast_and_meta_keep_the_dtype() -> None:
 
 
 @pytest.mark.parametrize("normed", [False, True])
+@torch.no_grad()
+def test_without_the_operator(normed: bool) -> None:
+    """In inference the kernels are launched alone: the same to the last bit."""
+    shape = (2, 21, 3, 8)
+    projected, norms = qkv(FULL, shape), norms_of(shape) if normed else None
+    q, k, v = projected.unbind(2)
+    fused = op.qkv_linear_attention(projected, *(norms or (None, None, 1.0)), None, 1e-8)[0]
+    assert torch.equal(qkv_linear_attention(projected, norms, backend="triton"), fused)
+    assert torch.equal(linear_attention(q, k, v, backend="triton"), op.linear_attention(q, k, v, None, 1e-8)[0])
+
+
+@pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(
     ("dtype", "shape"), [(FULL, (2, 45, 3, 32)), (HALF, (1, 45, 2, 32)), (FULL, (1, 9, 2, 24)), (BRAIN, (1, 20, 2, 16))]
 )

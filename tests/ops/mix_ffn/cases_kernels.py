@@ -56,6 +56,14 @@ def compare(x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "shape"), SMALL)
+@torch.no_grad()
+def test_without_the_operator(dtype: torch.dtype, shape: Shape) -> None:
+    """In inference the kernel is launched alone: the same to the last bit."""
+    x, weight, bias, _ = tensors(dtype, shape)
+    assert torch.equal(mix_ffn(x, weight, bias, backend="triton"), kernel.mix_ffn(x, weight, bias))
+
+
+@pytest.mark.parametrize(("dtype", "shape"), SMALL)
 def test_agrees_with_the_definition(dtype: torch.dtype, shape: Shape) -> None:
     compare(*tensors(dtype, shape))
 

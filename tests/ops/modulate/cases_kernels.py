@@ -79,6 +79,16 @@ def test_agrees_with_the_definition(kind: str, dtype: torch.dtype, shape: Shape)
     compare(tensors(kind, dtype, shape), BOUNDS[dtype])
 
 
+@torch.no_grad()
+def test_without_the_operator() -> None:
+    """In inference the kernel is launched alone: the same to the last bit."""
+    random = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 5, 24, generator=random).to(DEVICE) for _ in range(2))
+    gate, shift, scale = (torch.randn(2, 24, generator=random).to(DEVICE) for _ in range(3))
+    mine = add_modulate(x, y, gate, shift, scale, backend="triton")
+    assert all(map(torch.equal, mine, kernel.modulate(x, y, gate, shift, scale, None)))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "shape"), LARGE)
 @pytest.mark.parametrize("kind", KINDS)
