@@ -118,14 +118,14 @@ def body_of(table: Table, marked: bool) -> Body:
     counted = ["Seeds"] if marked and uneven else []
     heads = [words(axis) if axis != "label" else "" for axis in table.axes] + counted
     numbers = _error_numbers(table) if marked else {}
-    rows = []
+    rows, places = [], _places(table)
     for row in table.rows:
         labels = _labels(row, table.axes)
         labels[-1] += f" {numbers[row.label]}" if row.label in numbers else ""
         rows.append(
-            labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in _places(table)]
+            labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in places]
         )
-    titles = [p.column.title + (", published" if p.published else "") for p in _places(table)]
+    titles = [p.column.title + (", published" if p.published else "") for p in places]
     return Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
 
 

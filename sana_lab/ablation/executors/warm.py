@@ -1,5 +1,6 @@
 """A worker process that does one job after another, so that a sweep pays for imports once per worker."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -38,8 +39,8 @@ class WarmWorker:
                 if end.retires:
                     self.close()
                 return end.status
-        self.process = None
-        return process.wait() or 1
+        self._discard(process)
+        return process.returncode or 1
 
     def kill(self) -> None:
         """End the process immediately; safe because checkpoints and weights files are written atomically."""
@@ -48,13 +49,22 @@ class WarmWorker:
 
     def close(self) -> None:
         """End the process once it is idle."""
-        process, self.process = self.process, None
-        if process is not None:
+        if (process := self.process) is not None:
             process.kill()  # an idle worker has nothing to finish
-            process.communicate()
+            self._discard(process)
+
+    def _discard(self, process: subprocess.Popen[str]) -> None:
+        """Wait for the end of a process, and close its pipes."""
+        self.process = None
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # a line that it has not read
+                pipe.close()  # type: ignore[union-attr]
 
     def _started(self, log: Path) -> subprocess.Popen[str]:
-        if self.process is None or self.process.poll() is not None:
+        if self.process is not None and self.process.poll() is not None:  # killed while it was idle
+            self._discard(self.process)
+        if self.process is None:
             command = [sys.executable, "-m", "sana_lab.ablation.worker", str(os.getpid())]
             variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **self.variables}
             pipe = subprocess.PIPE
