@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_lab.commands import examples
+
 DESCRIPTION = """Take SANA apart, one idea at a time.
 
 An EXPERIMENT is a name in experiments/ or a YAML file; key=value changes one of its options, such as
@@ -26,7 +28,7 @@ class Verb(NamedTuple):
 
 
 def _experiment(parser: ArgumentParser) -> None:
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="name in experiments/, or a YAML file")
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="name in experiments/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="option to change")
 
 
@@ -144,7 +146,7 @@ def _json(parser: ArgumentParser) -> None:
 
 
 def _table_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("ablation", metavar="ABLATION", help="name in ablations/, or a YAML file")
+    parser.add_argument("ablation", nargs="?", metavar="ABLATION", help="name in ablations/, or a YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="option to change in every trial; makes a separate sweep"
     )
@@ -276,6 +278,57 @@ def _parts(options: Namespace) -> None:
     parts_verb.main(options.kind, options.name)
 
 
+def _list_arguments(parser: ArgumentParser) -> None:
+    kinds = ("experiments", "ablations", "parts", "models", "runs")
+    parser.add_argument("what", nargs="?", choices=kinds, help="what to list (how many there are of each)")
+
+
+def _list(options: Namespace) -> None:
+    from sana_lab.commands import listing
+
+    listing.main(options.what)
+
+
+def _new_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("what", choices=("ablation", "experiment", "part"), help="what to begin")
+    parser.add_argument("name", metavar="NAME", help="of the file, and of what is in it")
+    parser.add_argument("--kind", help="kind of a part, such as solver (attention)")
+
+
+def _new(options: Namespace) -> None:
+    from sana_lab.commands import new
+
+    new.main(options.what, options.name, options.kind)
+
+
+def _doctor(options: Namespace) -> int:
+    from sana_lab.commands import doctor
+
+    return doctor.main()
+
+
+def _completion_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="shell that is to complete")
+
+
+def _completion(options: Namespace) -> None:
+    from sana_lab.commands import completion
+
+    print(completion.SCRIPTS[options.shell], end="")
+
+
+def _check_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("part", metavar="PART", help="your module:attribute, or a registered name")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="option of the part")
+    parser.add_argument("--kind", help="kind of part such as attention (that of the class it inherits)")
+
+
+def _check(options: Namespace) -> int:
+    from sana_lab.commands import check
+
+    return check.main(options.part, options.overrides, options.kind)
+
+
 def _ui_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=5000, help="(5000)")
 
@@ -303,6 +356,11 @@ VERBS: dict[str, Verb] = {
     "import": Verb("convert released weights: NVlabs .pth, diffusers folder, hub id", _import_arguments, _import),
     "export": Verb("write a diffusers folder from a trained experiment or its weights", _export_arguments, _export),
     "parts": Verb("list parts and sections, with the options of each", _parts_arguments, _parts),
+    "list": Verb("list experiments, ablations, parts, models or runs", _list_arguments, _list),
+    "new": Verb("write a commented ablation, experiment or part that runs", _new_arguments, _new),
+    "doctor": Verb("look at versions, devices, the runs and the disk", lambda parser: None, _doctor),
+    "completion": Verb("print the completion script of a shell", _completion_arguments, _completion),
+    "check": Verb("run the rules of a part's kind on your part, before training", _check_arguments, _check),
     "ui": Verb("browse runs in MLflow, on this machine only", _ui_arguments, _ui),
 }
 
@@ -312,16 +370,32 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(
         "sana-lab", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
-        verb.arguments(verbs.add_parser(name, help=verb.text, description=verb.text, allow_abbrev=False))
+        about: dict[str, Any] = {"help": verb.text, "description": verb.text, "epilog": examples.epilog(name)}
+        raw = argparse.RawDescriptionHelpFormatter
+        verb.arguments(verbs.add_parser(name, allow_abbrev=False, formatter_class=raw, **about))
     return top
+
+
+class Version(argparse.Action):
+    """Print the version, which takes a while to look up, and exit."""
+
+    def __call__(self, parser: ArgumentParser, *_: Any) -> None:
+        import importlib.metadata
+
+        print(f"sana-lab {importlib.metadata.version('sana_lab')}")
+        parser.exit()
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
     """Options and key=value in any order, which argparse alone does not accept after an option."""
     top = parser()
     options, rest = top.parse_known_args(arguments)
+    for key in ("experiment", "ablation"):  # argparse takes an optional one for missing where it follows an option
+        if getattr(options, key, "") is None and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+            setattr(options, key, rest.pop(0))
     if odd := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]:
         top.error(f"unrecognized arguments: {' '.join(odd)}")
     if rest:
@@ -331,7 +405,12 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; the exit status is 0, 1 for an error that the user can fix, 130 for Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["complete"]:
+        return _complete(words[1:])
     options = parse(arguments)
+    if (missing := _missing_recipe(options)) is not None:
+        return _print_usage(options.verb, missing)
     _silence_torchao()
     try:
         _check_numbers(options)
@@ -353,6 +432,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"sana-lab: MLflow's database: {next(iter(str(error).splitlines()), error)}", file=sys.stderr)
         return 1
+
+
+def _complete(words: Sequence[str]) -> int:
+    """The words that a shell offers next, a line each."""
+    from sana_lab.commands import completion
+
+    print("\n".join(completion.complete(parser(), [word for word in words if word != "--"])))
+    return 0
+
+
+def _missing_recipe(options: Namespace) -> str | None:
+    """The kind of recipe that a verb lacks; None if it has one or takes none."""
+    kinds = {"experiment": "experiments", "ablation": "ablations"}
+    return next((kinds[key] for key in kinds if getattr(options, key, "") is None), None)
+
+
+def _print_usage(verb: str, kind: str) -> int:
+    """What there is for a verb without its recipe; exit status 2, as for other missing arguments."""
+    from sana_lab.commands import listing
+
+    print("\n".join(listing.usage(verb, kind)))
+    return 2
 
 
 def _is_of_mlflow(error: BaseException) -> bool:

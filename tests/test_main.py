@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit):
         __main__.main(["--help"])
     output = capsys.readouterr().out
-    assert not [verb for verb in VERBS if f"\n    {verb} " not in output]
+    assert not [verb for verb in VERBS if not re.search(rf"\n    {verb}\s", output)]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -96,7 +97,6 @@ def test_runs_as_a_module():
     [
         ([], "VERB"),
         (["trian", "tiny"], "invalid choice: 'trian'"),
-        (["train"], "EXPERIMENT"),
         (["train", "tiny", "--dry"], "--dry"),
         (["train", "tiny", "--dry-run", "seed"], "seed"),
         (["sample", "a red circle"], "--out"),

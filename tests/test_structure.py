@@ -17,13 +17,13 @@ from sana_lab.training import train
 
 ROOT = Path(sana_lab.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "intervals", "environment", "config", "ops"),
+    ("types", "intervals", "environment", "deferred_imports", "config", "ops"),
     ("models", "costs", "report"),
     ("diffusion", "checkpoints", "tracking", "methods"),
     ("data", "systems", "peers"),
-    ("pretrained", "bench"),
+    ("pretrained", "bench", "contracts"),
     ("training", "evaluation", "api"),
-    ("shapes", "emoji", "ablation", "profiler"),
+    ("shapes", "emoji", "ablation", "profiler", "commands", "templates"),
     ("", "__main__"),
 )
 """Packages and root modules, from the bottom up. A package imports lower floors only."""

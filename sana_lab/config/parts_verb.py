@@ -15,25 +15,25 @@ from sana_lab.config.validation import SpecError, nearest
 def main(kind: str | None = None, name: str | None = None) -> None:
     """`sana-lab parts`, `parts KIND`, `parts SECTION`, `parts KIND NAME`. SpecError with the nearest name."""
     if kind is None:
-        _print("Kinds of parts: sana-lab parts KIND", sorted(registry.KINDS.items()))
+        print_table("Kinds of parts: sana-lab parts KIND", sorted(registry.KINDS.items()))
         sections = [(n, options.first_sentence(record.__doc__ or "")) for n, record in options.SECTIONS.items()]
-        _print("Sections of YAML files: sana-lab parts SECTION", sections)
+        print_table("Sections of YAML files: sana-lab parts SECTION", sections)
     elif kind in options.SECTIONS and name is None:
         doc = inspect.getdoc(options.SECTIONS[kind]) or ""
-        _print(doc, options.describe_section(kind), ("option", "type", "default", "meaning"))
+        print_table(doc, options.describe_section(kind), ("option", "type", "default", "meaning"))
     elif kind not in registry.TABLE:
         raise SpecError(f"no kind of part is called {kind!r}; {nearest(kind, [*registry.TABLE, *options.SECTIONS])}")
     elif name is None:
-        _print(f"{kind}: {registry.KINDS[kind]}", [(n, options.summary(kind, n)) for n in registry.TABLE[kind]])
+        print_table(f"{kind}: {registry.KINDS[kind]}", [(n, options.summary(kind, n)) for n in registry.TABLE[kind]])
         if presets := specs.presets(kind):
-            _print("Presets, used by name like a part", [(n, options.preset_summary(kind, n)) for n in presets])
+            print_table("Presets, used by name like a part", [(n, options.preset_summary(kind, n)) for n in presets])
     else:
         rows = options.describe_part(kind, name)
         doc = options.first_sentence(inspect.getdoc(specs.find(kind, name)) or "")
-        _print(f"{kind} {name}: {doc}", rows, ("option", "type", "default", "meaning"))
+        print_table(f"{kind} {name}: {doc}", rows, ("option", "type", "default", "meaning"))
 
 
-def _print(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("name", "what it is")) -> None:
+def print_table(title: str, rows: Sequence[Sequence[str]], columns: Sequence[str] = ("name", "what it is")) -> None:
     """A title and a table of plain text that wraps its last column to the terminal's width."""
     console = Console(width=shutil.get_terminal_size((100, 24)).columns, highlight=False, soft_wrap=False)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -101,6 +101,11 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     return target
 
 
+def base_of(kind: str) -> Any:
+    """The interface that parts of a kind inherit; of kinds that are classes."""
+    return _import(BASES[kind])
+
+
 def presets(kind: str) -> dict[str, dict[str, Any]]:
     """The presets of a kind: name -> spec."""
     return _import(PRESETS[kind]) if kind in PRESETS else {}

@@ -13,6 +13,7 @@ from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
+from sana_lab.contracts import run as contracts
 from sana_lab.costs import too_large
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
@@ -50,6 +51,7 @@ def check(experiment: schema.Config) -> None:
     check_budget(experiment, system, count)
     if system.part("autoencoder") is not None:
         check_sizes(experiment, system)
+    contracts.check_guests(experiment)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
     if (methods := system.part("methods")) is not None and methods.specs:

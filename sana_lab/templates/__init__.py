@@ -1,0 +1,1 @@
+"""Complete examples of parts: `sana-lab new part NAME` writes them, and docs/extending.md shows them."""
