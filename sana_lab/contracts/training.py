@@ -43,7 +43,7 @@ def items(subject: Subject) -> None:
         return
     expect_shape(batch.images, (len(turns), 3, data.size, data.size), "`images` of a batch")
     low, high = float(batch.images.min()), float(batch.images.max())
-    expect(-1.001 <= low and high <= 1.001, f"images lie in [{low:g}, {high:g}], expected [-1, 1]")
+    expect(low >= -1.001 and high <= 1.001, f"images lie in [{low:g}, {high:g}], expected [-1, 1]")
 
 
 def repeats(subject: Subject) -> None:
