@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_lab import deferred_imports
 from sana_lab.commands import examples
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
@@ -412,6 +413,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (missing := _missing_recipe(options)) is not None:
         return _print_usage(options.verb, missing)
     _silence_torchao()
+    deferred_imports.install()
     try:
         _check_numbers(options)
         _check_names(options)

@@ -18,9 +18,11 @@ def main(part: str, overrides: Sequence[str] = (), kind: str | None = None) -> i
     print(f"{kind} {part} {yaml_words(settings) if settings else ''}".rstrip())
     findings = run.check(kind, spec)
     for finding in findings:
-        print(f"  ok    {finding.rule}" if finding.problem is None else f"  FAIL  {finding.rule}\n        {finding.problem}")
+        print(f"  {'ok  ' if finding.problem is None else 'FAIL'}  {finding.rule}")
+        print("" if finding.problem is None else f"        {finding.problem}\n", end="")
     if missing := run.unexplained(kind, part):
-        print(f"  note  no comment beside {', '.join(missing)}: `sana-lab parts {kind} {part}` shows them without a meaning")
+        shown = f"`sana-lab parts {kind} {part}` shows them without a meaning"
+        print(f"  note  no comment beside {', '.join(missing)}: {shown}")
     broken = sum(finding.problem is not None for finding in findings)
     print(f"{broken} of {len(findings)} rules broken" if broken else f"all {len(findings)} rules kept")
     return 1 if broken else 0

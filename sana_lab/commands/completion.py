@@ -29,22 +29,22 @@ FIRST = {
 
 
 def complete(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """The words that may stand in place of the last of `words`, which is begun or empty."""
-    *before, begun = words or [""]
-    return sorted(word for word in set(_candidates(_verbs(parser), before, begun)) if word.startswith(begun))
+    """The words that may stand in place of the last of `words`, of which a part is typed, or nothing."""
+    *before, prefix = words or [""]
+    return sorted(word for word in set(_candidates(_verbs(parser), before, prefix)) if word.startswith(prefix))
 
 
 def _verbs(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     return next(dict(a.choices) for a in parser._actions if isinstance(a, _SubParsersAction))
 
 
-def _candidates(verbs: dict[str, ArgumentParser], before: Sequence[str], begun: str) -> Iterable[str]:
+def _candidates(verbs: dict[str, ArgumentParser], before: Sequence[str], prefix: str) -> Iterable[str]:
     if not before:
         return [*verbs, "--help", "--version"]
     verb, *rest = before
     if verb not in verbs:
         return []
-    if begun.startswith("-"):
+    if prefix.startswith("-"):
         return [option for action in verbs[verb]._actions for option in action.option_strings]
     if verb == "parts":
         return registry.TABLE if not rest else registry.TABLE.get(rest[0], {})

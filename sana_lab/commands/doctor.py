@@ -54,7 +54,8 @@ def version(package: str) -> str | None:
 def _devices() -> Iterator[Line]:
     import torch
 
-    yield True, "CPU", f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    yield True, "CPU", f"{cores} cores, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     words = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)
     yield True, "GPU", words or "none: everything runs on the CPU; the paper's model sizes are too slow to train there"

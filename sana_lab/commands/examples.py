@@ -21,7 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compare": ("sana-lab compare before.json after.json", "sana-lab compare softmax.json linear.json"),
     "stats": (
         "sana-lab stats photos --extractor shapes --out photos.safetensors",
-        "sana-lab stats photos --extractor '{name: inception, weights: inception.pth}' --out fid.safetensors --features",
+        "sana-lab stats photos --extractor '{name: inception, weights: inception.pth}' --out fid.safetensors",
     ),
     "import": ("sana-lab import SANA.pth --out sana.safetensors", "sana-lab import folder --part dit"),
     "export": ("sana-lab export shapes_sana folder", "sana-lab export weights.safetensors folder --part autoencoder"),
@@ -30,7 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "new": ("sana-lab new part my_attention --kind attention", "sana-lab new ablation my_ablation"),
     "check": ("sana-lab check my_attention:MyAttention", "sana-lab check my_solver:my_solver at=0.4"),
     "doctor": ("sana-lab doctor", "cd project && sana-lab doctor"),
-    "completion": ('eval "$(sana-lab completion bash)"', "sana-lab completion fish > ~/.config/fish/completions/sana-lab.fish"),
+    "completion": (
+        'eval "$(sana-lab completion bash)"',
+        "sana-lab completion fish > ~/.config/fish/completions/sana-lab.fish",
+    ),
     "ui": ("sana-lab ui", "sana-lab ui --port 5001"),
 }
 

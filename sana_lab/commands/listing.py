@@ -57,8 +57,8 @@ def parts() -> Rows:
 def models() -> Rows:
     """Name, steps, samples, time of training and file of every model that is trained here or ships."""
     roots = [root / "weights" for root in experiments.roots("experiments")]
-    files = [*sorted((HOME / "models").glob("*/weights.safetensors")), *(f for r in roots for f in sorted(r.rglob("*.safetensors")))]
-    return [_model(path) for path in dict.fromkeys(files)]
+    own = sorted((HOME / "models").glob("*/weights.safetensors"))
+    return [_model(path) for path in [*own, *(path for root in roots for path in sorted(root.rglob("*.safetensors")))]]
 
 
 def _model(path: Path) -> tuple[str, ...]:

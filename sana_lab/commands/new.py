@@ -10,7 +10,8 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 
 CLASSES = {
     **{"attention": "Mean", "ffn": "GatedMlp", "dit": "ConvNet", "autoencoder": "Pixels", "text_encoder": "Letters"},
-    **{"solver": "midpoint", "data": "Stripes", "measure": "Brightness", "extractor": "Thumbnails", "system": "Palette"},
+    **{"solver": "midpoint", "data": "Stripes", "measure": "Brightness", "extractor": "Thumbnails"},
+    "system": "Palette",
 }
 """kind -> the name of its example in `sana_lab.templates`."""
 

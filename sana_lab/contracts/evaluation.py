@@ -60,9 +60,9 @@ def prompts(subject: Subject) -> None:
 def estimates(subject: Subject) -> None:
     """Its report holds numbers, each inside its interval."""
     report = _report(subject, (12, 12))
-    expect(hasattr(report, "values") and bool(report.values), "its report has no values; expected sana_lab.evaluation.Report")
+    expect(hasattr(report, "values") and bool(report.values), "its report has no values; expected evaluation.Report")
     for name, estimate in report.values.items():
-        expect(hasattr(estimate, "low"), f"{name} is {estimate!r}, expected sana_lab.intervals.Estimate(value, low, high, n)")
+        expect(hasattr(estimate, "low"), f"{name} is {estimate!r}, expected an intervals.Estimate")
         expect(math.isfinite(estimate.value), f"{name} is {estimate.value}")
         inside = estimate.low is None or estimate.low - 1e-9 <= estimate.value <= estimate.high + 1e-9
         expect(inside, f"{name} {estimate.value:g} lies outside its interval [{estimate.low}, {estimate.high}]")
@@ -115,7 +115,8 @@ def extractor_shape(subject: Subject) -> None:
 def extractor_rows(subject: Subject) -> None:
     """The features of an image do not depend on the others of its batch."""
     extractor, images = subject.make(), _images(4)
-    expect_close(extractor.features(images)[1:2], extractor.features(images[1:2]), "an image alone and in a batch differ")
+    alone = extractor.features(images[1:2])
+    expect_close(extractor.features(images)[1:2], alone, "an image alone and in a batch differ")
 
 
 def extractor_sees(subject: Subject) -> None:

@@ -200,7 +200,7 @@ def long_prompt(subject: Subject) -> None:
     """A prompt of any length has at most `max_tokens` tokens."""
     encoder = subject.make()
     length = _encode(encoder, [LONG]).tokens.shape[1]
-    expect(length <= encoder.max_tokens, f"a long prompt has {length} tokens, more than max_tokens {encoder.max_tokens}")
+    expect(length <= encoder.max_tokens, f"a long prompt has {length} tokens, max_tokens is {encoder.max_tokens}")
 
 
 @torch.no_grad()

@@ -40,7 +40,11 @@ def keeps_shape_and_dtype(subject: Subject) -> None:
 def straight_lines(subject: Subject) -> None:
     """Data of one value, whose paths are straight lines, are reached."""
     goal = torch.full_like(_noise(), 0.25)
-    out = subject.make()(lambda x, t: (x - goal) / t.to(x.dtype)[:, None, None, None].clamp(min=1e-12), _noise(), _times(4))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return (x - goal) / t.to(x.dtype)[:, None, None, None].clamp(min=1e-12)
+
+    out = subject.make()(velocity, _noise(), _times(4))
     expect_close(out, goal, "four steps along straight lines miss their end")
 
 
@@ -55,7 +59,8 @@ def converges(subject: Subject) -> None:
 def rows_are_independent(subject: Subject) -> None:
     """The result of an image does not depend on the others of its batch, and is the same twice."""
     solver, x = subject.make(), _noise()
-    expect_close(solver(_flow, x, _times(4))[1:], solver(_flow, x[1:], _times(4)), "an image alone and in a batch differ")
+    alone = solver(_flow, x[1:], _times(4))
+    expect_close(solver(_flow, x, _times(4))[1:], alone, "an image alone and in a batch differ")
 
 
 def one_step(subject: Subject) -> None:

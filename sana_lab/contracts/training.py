@@ -51,7 +51,8 @@ def repeats(subject: Subject) -> None:
     one, other = subject.make(0), subject.make(1)
     turns = _turns(one)
     first, last = one.batch_of(turns, "train"), other.batch_of(turns[-1:], "train")
-    expect(first.prompts[-1:] == last.prompts, f"an item has the captions {first.prompts[-1]!r} and {last.prompts[0]!r}")
+    captions = f"{first.prompts[-1]!r} and {last.prompts[0]!r}"
+    expect(first.prompts[-1:] == last.prompts, f"an item has the captions {captions}")
     for name in ("images", "latents"):
         if isinstance(value := getattr(first, name), Tensor):
             expect(torch.equal(value[-1:], getattr(last, name)), f"the same item has other {name} the second time")

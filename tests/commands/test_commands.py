@@ -16,8 +16,8 @@ from sana_lab.config.specs import SpecError
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
 
 
-def words(*begun: str) -> list[str]:
-    return completion.complete(__main__.parser(), begun)
+def words(*prefix: str) -> list[str]:
+    return completion.complete(__main__.parser(), prefix)
 
 
 # new
