@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab import deferred_imports
-from sana_lab.commands import examples
+from sana_lab.commands import deferred_imports, examples
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
 

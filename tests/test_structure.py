@@ -17,7 +17,7 @@ from sana_lab.training import train
 
 ROOT = Path(sana_lab.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("types", "intervals", "environment", "deferred_imports", "config", "ops"),
+    ("types", "intervals", "environment", "config", "ops"),
     ("models", "costs", "report"),
     ("diffusion", "checkpoints", "tracking", "methods"),
     ("data", "systems", "peers"),

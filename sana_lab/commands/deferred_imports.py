@@ -25,15 +25,28 @@ DEFERRED: dict[str, tuple[str, ...]] = {
     "torch.utils.flop_counter": ("triton",),
     "transformers.quantizers": ("torchao",),
     "transformers.modeling_utils": ("torchao",),
-    "transformers.loss.loss_for_object_detection": ("scipy",),
+    "transformers.loss.loss_for_object_detection": ("scipy", "scipy.optimize"),
+    "transformers.masking_utils": ("torch._dynamo",),
+    "transformers.generation.continuous_batching.cache": ("torch._dynamo",),
+    "transformers.integrations.flash_attention": ("torch._dynamo",),
+    "transformers.integrations.accelerate": ("torch.distributed.tensor",),
+    "transformers.core_model_loading": ("torch.distributed.tensor",),
+    "transformers.image_transforms": ("scipy",),
     "transformers.generation": ("torchao", "sklearn", "scipy"),
-    "sana_lab.intervals": ("scipy",),
-    "sana_lab.report.significance": ("scipy",),
-    "sana_lab.report.learning": ("scipy",),
-    "sana_lab.report.plots": ("matplotlib",),
-    "sana_lab.report.efficiency_plots": ("matplotlib",),
 }
 """Module -> libraries, or packages inside one, that are deferred while it is imported, if they are not imported yet."""
+
+PACKAGE = f"{__name__.partition('.')[0]}."
+
+OWN: dict[str, tuple[str, ...]] = {
+    "intervals": ("scipy",),
+    "report.significance": ("scipy",),
+    "report.learning": ("scipy",),
+    "evaluation.reconstruction": ("torchvision", "skimage"),
+    "report.plots": ("matplotlib",),
+    "report.efficiency_plots": ("matplotlib",),
+}
+"""The same of modules of this package."""
 
 
 def install() -> None:
@@ -183,7 +196,7 @@ class Deferring(MetaPathFinder):
     """Wraps the loaders of the modules in `DEFERRED`."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        libraries = DEFERRED.get(name)
+        libraries = DEFERRED.get(name) or OWN.get(name.removeprefix(PACKAGE))
         spec = PathFinder.find_spec(name, path, target) if libraries else None
         if libraries is None or spec is None or spec.loader is None:
             return None
