@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
+from typing import Any, Union
 
 DEFERRED: dict[str, tuple[str, ...]] = {
     "torchmetrics": ("transformers", "torchvision", "scipy", "matplotlib"),
@@ -23,18 +23,10 @@ DEFERRED: dict[str, tuple[str, ...]] = {
     "lightning.pytorch.trainer.connectors.logger_connector.result": ("torch._dynamo",),
     "lightning.pytorch.utilities.compile": ("torch._dynamo",),
     "torch.utils.flop_counter": ("triton",),
-    "transformers.quantizers": ("torchao",),
-    "transformers.modeling_utils": ("torchao",),
-    "transformers.loss.loss_for_object_detection": ("scipy", "scipy.optimize"),
-    "transformers.masking_utils": ("torch._dynamo",),
-    "transformers.generation.continuous_batching.cache": ("torch._dynamo",),
-    "transformers.integrations.flash_attention": ("torch._dynamo",),
-    "transformers.integrations.accelerate": ("torch.distributed.tensor",),
-    "transformers.core_model_loading": ("torch.distributed.tensor",),
-    "transformers.image_transforms": ("scipy",),
-    "transformers.generation": ("torchao", "sklearn", "scipy"),
+    "transformers.*": ("torchao", "torch._dynamo", "torch.distributed.tensor", "scipy", "scipy.optimize", "sklearn"),
 }
-"""Module -> libraries, or packages inside one, that are deferred while it is imported, if they are not imported yet."""
+"""Module, or `package.*` -> libraries, or packages inside one, that are deferred while it is
+imported, if they are not imported yet."""
 
 PACKAGE = f"{__name__.partition('.')[0]}."
 
@@ -87,6 +79,13 @@ class Attribute:
 
     def __subclasscheck__(self, subclass: type) -> bool:
         return self._is_imported() and issubclass(subclass, self._real())
+
+    def __or__(self, other: Any) -> Any:
+        """In annotations, such as `DTensor | None`."""
+        return Union[self, other]  # type: ignore[valid-type]  # noqa: UP007
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # type: ignore[valid-type]  # noqa: UP007
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._real(),)
@@ -196,7 +195,8 @@ class Deferring(MetaPathFinder):
     """Wraps the loaders of the modules in `DEFERRED`."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        libraries = DEFERRED.get(name) or OWN.get(name.removeprefix(PACKAGE))
+        every = f"{name.partition('.')[0]}.*"
+        libraries = DEFERRED.get(name) or DEFERRED.get(every) or OWN.get(name.removeprefix(PACKAGE))
         spec = PathFinder.find_spec(name, path, target) if libraries else None
         if libraries is None or spec is None or spec.loader is None:
             return None
