@@ -1,30 +1,22 @@
 """BERT-like encoders (arXiv 1810.04805): bidirectional, small, such as those of sentence-transformers."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, final
 
+from torch import Tensor
 from transformers import AutoModel, BertConfig, BertModel
 
 from sana_lab.config.ranges import Depth, Tokens, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
-from sana_lab.models.text import Null, TextEncoder
+from sana_lab.models.text import Null
+from sana_lab.models.text.bidirectional import BidirectionalEncoder
 from sana_lab.models.text.loading import Dtype, check_family, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.models.text.tokenizer import (
-    check_prompts,
-    count_truncated,
-    offline_tokenizer,
-    pad_rows,
-    padding_id,
-    token_rows,
-)
-from sana_lab.ops.transfer import to_device
-from sana_lab.types import Text
+from sana_lab.models.text.tokenizer import offline_tokenizer
 
 POSITIONS = 512  # of the tiny BERT, as of BERT
 
 
 @final
-class Encoder(TextEncoder):
+class Encoder(BidirectionalEncoder):
     """A pretrained BERT, RoBERTa, MPNet, MiniLM ..., or without `model` a tiny BERT that trains with the DiT.
 
     Features are the last hidden states of all tokens, the first of which (CLS) and the last (SEP) the tokenizer adds;
@@ -45,29 +37,19 @@ class Encoder(TextEncoder):
         # random weights in the published configuration of `model`, offline tokenizer: for measuring speed
         random_init: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
-        super().__init__()
-        self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
-            self.tokenizer = offline_tokenizer(start=False)
-            self.network = _tiny(width, layers, heads, len(self.tokenizer), max_tokens, dtype)
+            tokenizer = offline_tokenizer(start=False)
+            network = _tiny(width, layers, heads, len(tokenizer), max_tokens, dtype)
         else:
-            self.network = _pretrained(model, max_tokens, dtype, random_init)
-            self.tokenizer = load_tokenizer(model, random_init)
-        self.null = null
-        self.train(not self.pretrained)
-        self.dim = self.network.config.hidden_size
+            network, tokenizer = _pretrained(model, max_tokens, dtype, random_init), load_tokenizer(model, random_init)
+        trained = model is not None
+        super().__init__(
+            network, tokenizer, pretrained=trained, max_tokens=max_tokens, pad_to_max=pad_to_max, null=null
+        )
 
-    def forward(self, prompts: Sequence[str]) -> Text:
-        """Last hidden states; a longer prompt is truncated to `max_tokens` and keeps its SEP."""
-        return self.without_instruction(prompts)
-
-    def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
-        texts = check_prompts(prompts)
-        rows = token_rows(self.tokenizer, texts, self.max_tokens)
-        self.warn_truncated(count_truncated(self.tokenizer, texts, rows, self.max_tokens))
-        ids, mask = pad_rows(rows, padding_id(self.tokenizer), self.max_tokens if self.pad_to_max else length)
-        ids, mask = to_device(ids, self.network.device), to_device(mask, self.network.device)
-        return Text(self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state, mask)
+    def features(self, ids: Tensor, mask: Tensor, host_mask: Tensor) -> Tensor:
+        states: Tensor = self.network(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return states
 
 
 def _pretrained(model: str, max_tokens: int, dtype: Dtype, random_init: bool) -> Any:

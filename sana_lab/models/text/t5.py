@@ -1,30 +1,21 @@
 """T5 encoders (arXiv 1910.10683): bidirectional, the text encoders of Imagen and PixArt."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, final
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForTextEncoding, T5Config, T5EncoderModel
 
 from sana_lab.config.ranges import Depth, Tokens, Width
 from sana_lab.config.specs import RUNTIME, AsBefore, SpecError
-from sana_lab.models.text import Null, TextEncoder
+from sana_lab.models.text import Null
 from sana_lab.models.text.attention_masks import attention_mask
+from sana_lab.models.text.bidirectional import BidirectionalEncoder
 from sana_lab.models.text.loading import Dtype, check_family, load_network, load_tokenizer, read_config, tiny_dtype
-from sana_lab.models.text.tokenizer import (
-    check_prompts,
-    count_truncated,
-    offline_tokenizer,
-    pad_rows,
-    padding_id,
-    token_rows,
-)
-from sana_lab.ops.transfer import to_device
-from sana_lab.types import Text
+from sana_lab.models.text.tokenizer import offline_tokenizer
 
 
 @final
-class T5(TextEncoder):
+class T5(BidirectionalEncoder):
     """A pretrained T5, mT5 or UMT5 encoder, or without `model` a tiny T5 that trains with the DiT.
 
     Features are the last hidden states, in the network's dtype.
@@ -44,32 +35,22 @@ class T5(TextEncoder):
         # random weights in the published configuration of `model`, offline tokenizer: for measuring speed
         random_init: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
-        super().__init__()
         if max_tokens < 2:
             raise SpecError(f"max_tokens is {max_tokens}, expected at least 2: a word and EOS")
-        self.pretrained, self.max_tokens, self.pad_to_max = model is not None, max_tokens, pad_to_max
         if model is None:
-            self.tokenizer = offline_tokenizer(start=False)
-            self.network = _tiny(width, layers, heads, len(self.tokenizer), dtype)
+            tokenizer = offline_tokenizer(start=False)
+            network = _tiny(width, layers, heads, len(tokenizer), dtype)
         else:
-            self.network = _pretrained(model, dtype, random_init)
-            self.tokenizer = load_tokenizer(model, random_init)
-        self.null = null
-        self.train(not self.pretrained)
-        self.dim = self.network.config.d_model
+            network, tokenizer = _pretrained(model, dtype, random_init), load_tokenizer(model, random_init)
+        trained = model is not None
+        super().__init__(
+            network, tokenizer, pretrained=trained, max_tokens=max_tokens, pad_to_max=pad_to_max, null=null
+        )
 
-    def forward(self, prompts: Sequence[str]) -> Text:
-        """Last hidden states; a longer prompt is truncated to `max_tokens` and keeps its EOS."""
-        return self.without_instruction(prompts)
-
-    def without_instruction(self, prompts: Sequence[str], length: int = 0) -> Text:
-        texts = check_prompts(prompts)
-        rows = token_rows(self.tokenizer, texts, self.max_tokens)
-        self.warn_truncated(count_truncated(self.tokenizer, texts, rows, self.max_tokens))
-        ids, mask = pad_rows(rows, padding_id(self.tokenizer), self.max_tokens if self.pad_to_max else length)
-        ids, device_mask = to_device(ids, self.network.device), to_device(mask, self.network.device)
-        visible = attention_mask(self.network, mask, device_mask)
-        return Text(self.network(input_ids=ids, attention_mask=visible).last_hidden_state, device_mask)
+    def features(self, ids: Tensor, mask: Tensor, host_mask: Tensor) -> Tensor:
+        visible = attention_mask(self.network, host_mask, mask)
+        states: Tensor = self.network(input_ids=ids, attention_mask=visible).last_hidden_state
+        return states
 
 
 def _pretrained(model: str, dtype: Dtype, random_init: bool) -> Any:
