@@ -39,9 +39,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> None:
     from sana_lab.evaluation.points import Evaluation
-    from sana_lab.training import train
+    from sana_lab.training import command
 
-    train.main(options.experiment, options.overrides, options.dry_run, Evaluation())
+    command.main(options.experiment, options.overrides, options.dry_run, Evaluation())
 
 
 def _sample_arguments(parser: ArgumentParser) -> None:

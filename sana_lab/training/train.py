@@ -1,13 +1,9 @@
-"""Command `sana-lab train`: train or resume an experiment; its folder is named by its hash."""
+"""Train or resume an experiment; its folder is named by its hash. The verb is `command`."""
 
-import json
-import logging
-import shlex
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -19,27 +15,23 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from sana_lab import environment
-from sana_lab.checkpoints import files, weights
-from sana_lab.config import experiments, hashing, interpolation, specs
+from sana_lab.checkpoints import weights
+from sana_lab.config import hashing, interpolation, specs
 from sana_lab.config.atomic_write import explaining_full_disk, write_text
 from sana_lab.config.limits import point_steps
 from sana_lab.config.paths import check_folder
-from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
-from sana_lab.costs.out_of_memory import advise_on_out_of_memory, first_line
+from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.tracking.logger import RunLogger
-from sana_lab.tracking.store import Store
 from sana_lab.training import callbacks, ranks
 from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, TimeBudget
 from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.card import card
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
-from sana_lab.training.checks import check, check_objective
-from sana_lab.training.points import PointEvaluation, Points, lacking, line
+from sana_lab.training.checks import check_objective
+from sana_lab.training.points import PointEvaluation, Points
 from sana_lab.training.resume import resumable
 
 Record = Callable[[], AbstractContextManager[Logger | None]]
@@ -77,10 +69,10 @@ def train(
     trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite; `OutOfMemory`
     with advice on options that need less memory; `DiskFull` with the room that is left.
     """
-    return _train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce))
+    return train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce))
 
 
-def _train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
+def train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
     """Train under the folder's lock and `record`, unless it is trained already."""
     home = folder(experiment)
     check_folder(home)
@@ -117,7 +109,7 @@ def _train_rank(
         torch.set_num_threads(options["threads"])
     L.seed_everything(experiment["seed"], verbose=False)
     if ranks.is_first():
-        write_text(home / "experiment.yaml", _yaml(experiment))
+        write_text(home / "experiment.yaml", as_yaml(experiment))
     data: DataModule = specs.build("data", experiment["data"])
     system: System = specs.build("system", experiment["system"])
     system.clip = options["gradient_clip"]
@@ -151,7 +143,7 @@ def _points(experiment: Config, home: Path, timer: Timer, evaluation: PointEvalu
     return [Points(experiment, home, timer, evaluation)]
 
 
-def _yaml(experiment: Config) -> str:
+def as_yaml(experiment: Config) -> str:
     """The experiment as YAML, what came from the environment as it was written."""
     return OmegaConf.to_yaml(OmegaConf.create(interpolation.as_written(experiment)))
 
@@ -217,7 +209,7 @@ def _trainer(
     bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
         **ranks.placement(options, count),
-        plugins=[CheckpointFiles(), *ranks.plugins(count)],
+        plugins=[CheckpointFiles(experiment), *ranks.plugins(count)],
         max_steps=options["max_steps"],
         max_epochs=-1,
         precision=options["precision"],
@@ -234,139 +226,3 @@ def _trainer(
         enable_model_summary=False,
         default_root_dir=home,
     )
-
-
-def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEvaluation | None = None) -> None:
-    """`sana-lab train`: train an experiment and those it takes weights from under MLflow runs, or print it.
-
-    `evaluation` measures the points of `eval.at` and `eval.every`.
-    """
-    experiment = experiments.load(name, overrides)
-    check(experiment)
-    if dry_run:
-        specs.build("data", experiment["data"]).check_content()
-        print(_yaml(experiment), end="")
-        trained = "yes" if weights.trained(experiment) else "no"
-        print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
-        return
-    ranks.join(experiment["trainer"]["accelerator"])
-    for prerequisite in experiments.prerequisites(experiment):
-        if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
-            main(prerequisite, [], False, evaluation)
-    path = ranks.first(lambda: weights.trained(experiment))
-    if path is not None:
-        lacks = lacking(path, experiment)
-        text = "\n".join(
-            [f"{name} is trained already: {path}", *([lacks] if lacks else []), _further(name, overrides, path)]
-        )
-    else:
-        _say_other_steps(name, overrides)
-        text = f"trained: {_tracked(experiment, name, evaluation)}"
-    if ranks.is_first():
-        print(text)
-
-
-def _say_other_steps(name: str, overrides: Sequence[str]) -> None:
-    """Print how to go on from the same experiment with other steps, where it is trained."""
-    if ranks.is_first() and (path := _with_other_steps(name, overrides)) is not None:
-        print(f"{name} is trained with other steps: {path}; this trains it anew\n{_further(name, overrides, path)}")
-
-
-def _with_other_steps(name: str, overrides: Sequence[str]) -> Path | None:
-    """The weights of the same experiment without an override of its steps, where it is trained."""
-    others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
-    return weights.trained(experiments.load(name, others)) if len(others) < len(overrides) else None
-
-
-def _further(name: str, overrides: Sequence[str], path: Path) -> str:
-    """How to train on from finished weights: another experiment, whose trained parts begin with them."""
-    trained = {tensor.partition(".")[0] for tensor in files.tensor_names(path)}
-    starts = [f"system.{kind}.weights={path}" for kind in WEIGHTED if kind in trained]
-    if not starts:
-        return "more steps train it anew: trainer.max_steps=N"
-    others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
-    command = shlex.join(["sana-lab", "train", name, *others, *starts, "trainer.max_steps=N"])
-    return f"to train N steps more from these weights: {command}"
-
-
-def _tracked(experiment: Config, name: str, evaluation: PointEvaluation | None) -> Path:
-    """Train under an MLflow run, which ends as FINISHED, KILLED or FAILED."""
-    store = Store(weights.HOME)
-    with interrupt_on_sigterm():
-        path = _train_alone(experiment, name, lambda: _recorded(store, experiment, name), Reporting(None, evaluation))
-    if ranks.is_first():
-        card = weights.card(path)
-        print("\n".join([json.dumps(card["measured"]), *line(card)]))
-    return path
-
-
-@contextmanager
-def _recorded(store: Store, experiment: Config, name: str) -> Iterator[Logger | None]:
-    """The logger of the first rank, on the run that the model's training began, or on a new one."""
-    if not ranks.is_first():
-        yield None
-        return
-    with explaining_full_disk(store.database):
-        run = _run(store, experiment, name)
-    tracker = RunLogger(store, run)
-    try:
-        yield tracker
-        with explaining_full_disk(store.database):
-            tracker.finalize("success")
-            store.finish(run)
-    except BaseException as error:
-        with suppress_storage_errors():
-            tracker.finalize("failed")
-            store.set_tags(run, {"sana.error": f"{type(error).__name__}: {error}"})
-            store.finish(run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-
-
-def _run(store: Store, experiment: Config, name: str) -> str:
-    """The id of the model's newest run that is not finished, resumed, or of a new run."""
-    model = {"sana.model": hashing.experiment_hash(experiment)}
-    store.create("training")
-    run = next((r.id for r in store.find("training", model) if r.status != "FINISHED"), None)
-    if run is None:
-        run = store.start_run("training", name, {**model, **environment.environment()})
-    else:
-        store.resume(run)
-        store.set_tags(run, {"sana.error": "", **environment.environment()})
-    store.log_params(run, interpolation.as_written(experiment))
-    return run
-
-
-@contextmanager
-def suppress_storage_errors() -> Iterator[None]:
-    """Warn where a failure cannot be recorded, so that it is not hidden by the one of the record.
-
-    MLflow's own log of the failed write, a traceback over a hundred lines, is left out.
-    """
-    from mlflow.exceptions import MlflowException
-
-    log = logging.getLogger("mlflow.store.db.utils")
-    before = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    except (MlflowException, OSError) as error:
-        warnings.warn(f"the run keeps its status, as MLflow cannot write: {first_line(error)}", stacklevel=3)
-    finally:
-        log.setLevel(before)
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM within the block, as on Ctrl-C. Signals are those of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -20,7 +20,7 @@ from sana_lab.evaluation import evaluate
 from sana_lab.evaluation.points import Evaluation
 from sana_lab.systems import System
 from sana_lab.tracking.store import Store
-from sana_lab.training import points, train
+from sana_lab.training import command, points, train
 from sana_lab.training.callbacks import Timer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
@@ -68,7 +68,7 @@ class TestSteps:
 
     def test_one_that_never_comes_is_an_error(self, folder):
         with pytest.raises(SpecError, match=r"eval\.every is 9, and trainer\.max_steps 8; expected at most as many"):
-            train.main("tiny", ["eval.every=9"], False, Evaluation())
+            command.main("tiny", ["eval.every=9"], False, Evaluation())
         for share in ("0", "1.5"):
             with pytest.raises(SpecError, match=r"eval\.at\[0\] is .*expected float in \(0, 1\]"):
                 experiments.load("tiny", [f"eval.at=[{share}]"])
