@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from sana_lab.config import experiments, schema
+from sana_lab.config import experiments, interpolation, schema
 from sana_lab.config.atomic_write import replacing
 from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
@@ -68,6 +68,14 @@ def settings(system: TextToImage, changes: schema.Config) -> schema.Config:
     return experiments.check_sampling({**(experiment["sampling"] if experiment else {}), **changes})
 
 
+def stored_settings(system: TextToImage) -> schema.Config:
+    """The sampling options to store in a picture: what came from the environment as it was written."""
+    experiment: Any = getattr(system, "experiment", None)
+    config = {**(experiment or {}), "sampling": settings(system, {})}
+    stored: schema.Config = interpolation.as_written(config)["sampling"]
+    return stored
+
+
 def main(options: argparse.Namespace) -> None:
     """`sana-lab sample`: write DIR/000-a-red-circle.png ..., with prompt and settings in each file."""
     if blank := [p for p in options.prompts if not p.strip()]:
@@ -83,7 +91,7 @@ def main(options: argparse.Namespace) -> None:
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         noise = {"seed": options.seed, "index": i}
         about = {"prompt": prompt, "model": options.model, **noise, "negative": options.negative}
-        print(write(options.out, image, {**about, "sampling": settings(system, {})}))
+        print(write(options.out, image, {**about, "sampling": stored_settings(system)}))
 
 
 def memory_advice(system: TextToImage, size: int | None, batch: int, batch_option: str) -> list[str]:

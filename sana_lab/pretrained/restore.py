@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sana_lab.checkpoints import files, mismatch, state_dicts, weights
-from sana_lab.config import experiments, guests, hashing, registry, schema, specs
+from sana_lab.config import experiments, guests, hashing, interpolation, registry, schema, specs
 from sana_lab.config.validation import SpecError
 
 
@@ -36,6 +36,7 @@ def from_checkpoint(path: Path) -> Any:
     if not isinstance(checkpoint, dict) or not {"hyper_parameters", "average"} <= checkpoint.keys():
         raise SpecError(f"{path} is no checkpoint of the lab: it holds no specs; for NVlabs' weights call it .pth")
     options = checkpoint["hyper_parameters"]
+    interpolation.check_from_file(options, str(path), "system")
     guests.check(options, str(path))
     with guests.brought_by(str(path)):
         system = specs.build("system", {"name": system_with(options, path), **options})

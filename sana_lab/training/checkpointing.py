@@ -8,17 +8,37 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from sana_lab.config import atomic_write
+from sana_lab.config import atomic_write, interpolation
+from sana_lab.config.schema import Config
 from sana_lab.tracking.logger import RunLogger
+
+OPTIONS = "hyper_parameters"
+"""Lightning's key of a system's options in a checkpoint."""
 
 
 class CheckpointFiles(TorchCheckpointIO):
     """Write a checkpoint beside its place and rename it; Lightning's own goes through the folder of temporary files,
-    where a full disk leaves an empty checkpoint."""
+    where a full disk leaves an empty checkpoint.
+
+    The system's options are stored as written: what came from the environment is in no checkpoint. Training resumes
+    from it; such a checkpoint alone is no model.
+    """
+
+    def __init__(self, experiment: Config) -> None:
+        super().__init__()
+        self.experiment = experiment
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         with atomic_write.replacing(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+            torch.save({**checkpoint, **self._options(checkpoint)}, partial)
+
+    def _options(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """The system's options as they were written; empty where a checkpoint has none."""
+        options = checkpoint.get(OPTIONS)
+        if options is None:
+            return {}
+        texts = self.experiment.get(interpolation.WRITTEN, [])
+        return {OPTIONS: interpolation.as_written({"system": dict(options), interpolation.WRITTEN: texts})["system"]}
 
 
 class Checkpoints(Checkpoint):

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import tiny
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sana_lab import __main__, api
-from sana_lab.checkpoints import weights
+from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, interpolation
 from sana_lab.config.validation import SpecError
-from sana_lab.training import train
+from sana_lab.training import resume, train
 
 VALUE = "a-value-of-the-environment"
 
@@ -132,3 +133,37 @@ def test_a_card_s_system_names_no_variable(here: Path, key: str):
     with pytest.raises(SpecError, match=rf"{key} '.*oc.env:PLACE.*', an environment variable") as caught:
         api.load(str(path))
     assert VALUE not in str(caught.value)
+
+
+@pytest.fixture
+def trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A trained experiment with options of system and sampling from the environment."""
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("STEPS", "3")
+    width, steps = "${oc.decode:${oc.env:WIDTH}}", "${oc.decode:${oc.env:STEPS}}"
+    config = load(here, {"system.dit.dim": width, "sampling.steps": steps})
+    train.train(config)
+    return config
+
+
+def test_a_checkpoint_holds_the_options_as_written_and_is_resumed(trained: Any):
+    """Alone it is no model, as a card's system that names a variable."""
+    path = Path(str(resume.latest(train.folder(trained))))
+    assert files.read_torch(path)["hyper_parameters"]["dit"]["dim"] == "${oc.decode:${oc.env:WIDTH}}"
+    with pytest.raises(SpecError, match=r"system.dit.dim '.*oc.env:WIDTH.*', an environment variable"):
+        api.load(str(path))
+    weights_path = weights.trained(trained)
+    assert weights_path is not None
+    before = weights.read(weights_path)
+    weights_path.unlink()
+    after = weights.read(train.train(trained))
+    assert all(after[name].equal(tensor) for name, tensor in before.items())
+
+
+def test_a_sampled_picture_holds_the_options_as_written(trained: Any):
+    assert __main__.main(["sample", "a red circle", "--model", "tiny", "--out", "pictures"]) == 0
+    (path,) = Path("pictures").glob("*.png")
+    with Image.open(path) as image:
+        stored = json.loads(image.text["sana_lab"])["sampling"]  # type: ignore[attr-defined]
+    assert stored["steps"] == "${oc.decode:${oc.env:STEPS}}"
+    assert stored["solver"] == {"name": "euler"}
