@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sana_lab.config import text_files
 from sana_lab.config.archives import check_archive
 from sana_lab.config.validation import SpecError
 
@@ -157,11 +158,11 @@ def first_line(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping. SpecError otherwise."""
+    """A JSON mapping, in any UTF, with a byte order mark or without. SpecError otherwise."""
     try:
         if (size := path.stat().st_size) > JSON_LIMIT:
             raise SpecError(f"{path} has {size:,} bytes, expected a JSON file of at most {JSON_LIMIT:,}")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(text_files.read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):

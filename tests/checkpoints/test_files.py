@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_peers import NVLABS_HINTS, close, nvlabs_state, velocities
 
+from sana_lab.checkpoints import files
 from sana_lab.config.validation import SpecError
 from sana_lab.pretrained import loading
 
@@ -91,3 +92,19 @@ def test_missing_or_truncated_shards_are_named(tmp_path: Path):
     last.unlink()
     with pytest.raises(SpecError, match=f"lacks {last.name}, which diffusion_pytorch_model.safetensors.index.json"):
         loading.load(folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_in_any_utf(tmp_path: Path, encoding: str):
+    path = tmp_path / "config.json"
+    path.write_bytes('{"name": "Größe"}'.encode(encoding))
+    assert files.read_json(path) == {"name": "Größe"}
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe{", b'{"a": "\xe9"}', b'{"a": "\x00"}'])
+def test_json_that_cannot_be_read_is_one_line_with_its_path(tmp_path: Path, content: bytes):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=r"config\.json") as caught:
+        files.read_json(path)
+    assert "\n" not in str(caught.value)

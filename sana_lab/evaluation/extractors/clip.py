@@ -1,6 +1,5 @@
 """CLIP's image tower (arXiv 2103.00020) from a transformers folder; CMMD's is ViT-L/14 at 336 pixels (2401.09603)."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
+from sana_lab.checkpoints import files
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.environment import place
 from sana_lab.evaluation import Extractor, Resize, transformers_models
@@ -94,7 +94,4 @@ def _statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _read(path: Path) -> Json:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise SpecError(f"{path} is no JSON: {error}") from error
+    return files.read_json(path) if path.is_file() else {}
