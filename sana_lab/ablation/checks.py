@@ -10,12 +10,16 @@ from sana_lab.config.schema import Ablation, Config, EfficiencyTable
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import COLUMNS, column
 from sana_lab.report.crossover import SCOPES, tokens_of_label
+from sana_lab.systems import System
 
 MAX_TRIALS = 1000
 """Largest number of trials of an ablation: each is composed, built without memory, and a line of the dry run."""
 
 MAX_SEED = 2**32 - 1
 """Largest seed of Lightning and NumPy."""
+
+OF_TRAINING = ("val_loss", "train_s", "train_steps", "train_samples")
+"""Metrics of a trial whose system has no evaluation."""
 
 GUEST = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -100,6 +104,20 @@ def check_metrics(table: Ablation | EfficiencyTable, known: set[str] | None, tit
             raise SpecError(f"{title} expects an order in {metric!r}, of which neither more nor less is better")
         if len(set(expectation.order)) < max(2, len(expectation.order)):
             raise SpecError(f"{title} expects the order {expectation.order}, expected two different rows or more")
+
+
+def check_evaluates(table: Ablation | EfficiencyTable, system: System, recipe: str) -> None:
+    """SpecError for columns and claims in what only an evaluation measures, where a row's system has none."""
+    if system.evaluates or not isinstance(table, Ablation):
+        return
+    claimed = [table.stand_in.get(expectation.metric, expectation.metric) for expectation in table.expect]
+    measured = [metric for metric in (*table.columns, *claimed) if metric not in OF_TRAINING and "/" not in metric]
+    if measured:
+        raise SpecError(
+            f"ablation {recipe!r} shows {measured[0]!r}, and its system {type(system).__name__} has no method "
+            f"`evaluate`, or encoders without weights, so that only its training is measured; expected columns such as "
+            f"{', '.join(OF_TRAINING)}"
+        )
 
 
 def check_numeric_axis(table: Ablation, title: str) -> None:

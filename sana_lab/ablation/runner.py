@@ -17,7 +17,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from sana_lab import environment
-from sana_lab.ablation import efficiency, generations, parameters, plan, results, sweep_page
+from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, sweep_page
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
 from sana_lab.ablation.plan import Plan
@@ -62,7 +62,7 @@ def main(
         spec = executor_of(ablation, executor, workers)
         quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
         for config in quality:  # other seeds differ only in the seed
-            check(config)
+            checks.check_evaluates(ablation.table, check(config), recipe)
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)

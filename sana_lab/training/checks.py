@@ -30,8 +30,11 @@ SHAPE_OPTIONS = {"dim", "depth", "patch", "widths", "latent"}
 """Options that are determined by the shapes of released weights."""
 
 
-def check(experiment: schema.Config) -> None:
-    """Build everything on the meta device to find errors before training. SpecError, ImportError for missing extras."""
+def check(experiment: schema.Config) -> System:
+    """Build everything on the meta device to find errors before training; the system there.
+
+    SpecError, ImportError for missing extras.
+    """
     quantize.check(experiment["sampling"]["quantize"])
     limits.check_trainer(experiment["trainer"])
     limits.check_evaluation(experiment["eval"])
@@ -56,6 +59,7 @@ def check(experiment: schema.Config) -> None:
         check_weights(part, part.spec["weights"], kind)
     if (methods := system.part("methods")) is not None and methods.specs:
         check_methods(experiment, system, methods)
+    return system
 
 
 def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:

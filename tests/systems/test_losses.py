@@ -15,7 +15,7 @@ from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling, generator
 from sana_lab.models.dit import Dit
 from sana_lab.systems.losses import process, velocity_losses
-from sana_lab.training.train import check
+from sana_lab.training.checks import check
 from sana_lab.types import Text
 
 TEXT = Text(torch.zeros(5, 1, 8), torch.ones(5, 1, dtype=torch.bool))

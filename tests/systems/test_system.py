@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sana_lab.ablation import runner
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.specs import Spec, SpecError
@@ -147,3 +148,23 @@ def test_children_are_found_by_their_kind():
     system = Guest()
     assert system.part("colour") is system.colour
     assert system.part("dit") is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "claims", "metric"),
+    [("[val_loss, geneval]", "[]", "geneval"), ("[val_loss]", "[{metric: exact, order: [a, b]}]", "exact")],
+)
+def test_an_ablation_of_it_that_shows_an_evaluation_is_refused_before_training(
+    here: Path, columns: str, claims: str, metric: str
+):
+    experiment(here, Guest)
+    rows = "axes: {start: {a: {system.start: 0.0}, b: {system.start: 1.0}}}"
+    path = here / "ablations/guests.yaml"
+    path.parent.mkdir()
+    path.write_text(f"title: Guests\nbase: guest\n{rows}\ncolumns: {columns}\nexpect: {claims}\n")
+    with pytest.raises(SpecError, match=f"shows '{metric}', and its system Guest has no method `evaluate`") as caught:
+        runner.main("guests", dry_run=True)
+    assert "\n" not in str(caught.value)
+    assert not (here / "runs").exists()
+    path.write_text(f"title: Guests\nbase: guest\n{rows}\ncolumns: [val_loss, train_s]\n")
+    assert runner.main("guests", dry_run=True) == 0
