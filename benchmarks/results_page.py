@@ -34,6 +34,7 @@ SECTIONS = (
     ("Models that ship", "models", ()),
     ("What helps to learn fast", "recipe", ()),
     ("GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
+    ("Controls of the exact score", "exact/controls.md", ()),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
     ("Against diffusers on a CPU", "cpu", ()),
