@@ -99,7 +99,7 @@ def _bench(options: Namespace) -> None:
     from sana_lab.bench import bench, memory_table
     from sana_lab.config import experiments, specs
     from sana_lab.pretrained import loading
-    from sana_lab.training import train
+    from sana_lab.training import checks
 
     shared: dict[str, Any] = {"size": options.size, "batch": options.batch, "json_file": options.json}
     timed: dict[str, Any] = {"repeats": options.repeats, "max_batch": options.sweep}
@@ -115,7 +115,7 @@ def _bench(options: Namespace) -> None:
         if (value := getattr(options, name)) is not None:
             raise specs.SpecError(f"--{name} is for a diffusers pipeline; expected sampling.{name}={value}")
     experiment = experiments.load(options.experiment, options.overrides)
-    train.check(experiment)
+    checks.check(experiment)
     if options.memory:
         memory_table.main(experiment, **shared)
     else:

@@ -13,7 +13,7 @@ import pytest
 import sana_lab
 from sana_lab.ablation import plan
 from sana_lab.config import experiments, registry, specs
-from sana_lab.training import train
+from sana_lab.training import checks
 
 ROOT = Path(sana_lab.__file__).parent
 FLOORS: tuple[tuple[str, ...], ...] = (
@@ -249,7 +249,7 @@ def test_every_kind_is_known_by_a_class_or_by_its_first_parameters():
 def test_every_shipped_experiment_is_right(name: str, here: Path):
     experiment = experiments.load(name)
     assert experiments.complete(experiment) == experiment
-    train.check(experiment)
+    checks.check(experiment)
 
 
 @pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not plan.compares_efficiency(n)])
@@ -258,7 +258,7 @@ def test_every_shipped_ablation_is_right(name: str, here: Path):
     if any(trial.config["sampling"]["quantize"] != "none" for trial in trials):
         pytest.importorskip("torchao")
     for trial in trials:
-        train.check(trial.config)
+        checks.check(trial.config)
     assert len(trials) == len(ablation.seeds) * len({t.label for t in trials})
     assert ablation.columns
 

@@ -13,7 +13,7 @@ from sana_lab.costs.flops import PAIR
 from sana_lab.models.text import loading
 from sana_lab.report.columns import column
 from sana_lab.report.table import load_published
-from sana_lab.training import train
+from sana_lab.training import checks
 
 EFFICIENCY = [name for name in experiments.available("ablations", "paper") if plan.compares_efficiency(name)]
 NAMES = [name for name in experiments.available("ablations", "paper") if name not in EFFICIENCY]
@@ -41,7 +41,7 @@ def test_every_trial_builds_and_is_one_of_its_own(name: str, scale: str | None, 
     assert len(trials) == len(ablation.seeds) * len({t.label for t in trials}) == len({str(t.config) for t in trials})
     built = {str(t.config["system"]): t for t in reversed(trials) if t.seed == ablation.seeds[0]}
     for trial in built.values():
-        train.check(trial.config)
+        checks.check(trial.config)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +111,7 @@ def test_parameters_stand_beside_those_of_the_same_network(name: str, published:
 def test_every_trial_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loading, "HfApi", None)
     for trial in {str(t.config["system"]): t for t in loaded(name)[1]}.values():
-        train.check(trial.config)
+        checks.check(trial.config)
 
 
 def test_a_scale_is_an_option_of_the_verb_and_part_of_the_sweeps_name(here: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,7 +11,7 @@ from sana_lab.bench.bench import pair_tmacs
 from sana_lab.config import experiments, specs
 from sana_lab.models.text import loading
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.training import train
+from sana_lab.training import checks
 
 SIZES = {
     "sana_600m_512": 591.75,
@@ -57,7 +57,7 @@ def test_a_denoiser_has_the_published_size(name: str):
 @pytest.mark.parametrize("name", [*SIZES, *OTHERS])
 def test_a_whole_system_is_checked_without_a_network(name: str, here: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loading, "HfApi", None)  # asking the hub would raise
-    train.check(experiments.load(name))
+    checks.check(experiments.load(name))
 
 
 @pytest.mark.parametrize(

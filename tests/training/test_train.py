@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_written(folder):
 def test_sizes_that_do_not_divide_are_refused_before_any_work(folder, size, nearest):
     for name in ("tiny", "squeeze"):
         with pytest.raises(SpecError, match=nearest):
-            train.check({**(e := experiments.load(name)), "data": {**e["data"], "size": int(size)}})
+            checks.check({**(e := experiments.load(name)), "data": {**e["data"], "size": int(size)}})
 
 
 def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, runs, capsys):

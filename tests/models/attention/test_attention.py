@@ -12,7 +12,7 @@ from sana_lab.config import experiments, registry, schema, specs
 from sana_lab.config.specs import SpecError, build
 from sana_lab.models.attention import Attention
 from sana_lab.models.attention.linear import LinearAttention
-from sana_lab.training import train
+from sana_lab.training import checks
 
 NAMES = ["linear", "mean", "softmax"]
 NORMED = [(name, qk_norm) for name in NAMES for qk_norm in (False, True) if not (name == "mean" and qk_norm)]
@@ -178,7 +178,7 @@ def test_a_new_attention_in_one_file(here: Path, cosine: str):
     """From YAML by `module:Class`, its options checked like anyone's."""
     tiny.write_experiment(here, "mine", changes={"system.dit.attention": {"name": cosine, "gain": 2}})
     experiment = experiments.load("mine")
-    train.check(experiment)
+    checks.check(experiment)
     dit = dit_of(experiment)
     assert type(dit.blocks[0].attention).__name__ == "Cosine"
     assert dit.blocks[0].attention.gain == 2.0
