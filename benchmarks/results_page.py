@@ -33,7 +33,7 @@ SECTIONS = (
     ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png")),
     ("Models that ship", "models", ()),
     ("What helps to learn fast", "recipe", ()),
-    ("GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
+    ("Exact and GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
     ("Controls of the exact score", "exact/controls.md", ()),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
