@@ -14,7 +14,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import count_macs
 from sana_lab.models.attention import layers
 from sana_lab.systems.muon import is_hidden
-from sana_lab.training import train
+from sana_lab.training import checks
 from sana_lab.types import Text
 
 LINEAR, SOFTMAX = ({"name": name, "head_dim": 8} for name in ("linear", "softmax"))
@@ -170,7 +170,7 @@ def test_diffusers_has_no_stacks():
 def test_a_stack_in_an_experiment(here: Path):
     tiny.write_experiment(here, "mine", changes={"system.dit.depth": 4})
     pattern = "system.dit.attention=[linear, {name: linear, eps: 1.0e-6}]"
-    train.check(experiments.load("mine", [pattern]))
+    checks.check(experiments.load("mine", [pattern]))
     hashes = [hashing.experiment_hash(experiments.load("mine", [o])) for o in (
         pattern, "system.dit.attention=[linear, softmax]", "system.dit.attention=[linear, softmax, linear, softmax]",
         "system.dit.attention=[linear, linear]", "system.dit.attention=linear",
@@ -179,7 +179,7 @@ def test_a_stack_in_an_experiment(here: Path):
     assert hashes[3] == hashes[4] == hashing.experiment_hash(experiments.load("mine"))
     assert len(set(hashes)) == 3
     with pytest.raises(SpecError, match="pattern of 3 layers, of which depth 4 is no multiple; expected"):
-        train.check(experiments.load("mine", ["system.dit.attention=[linear, linear, softmax]"]))
+        checks.check(experiments.load("mine", ["system.dit.attention=[linear, linear, softmax]"]))
     with pytest.raises(SpecError, match="an override of eps is for one part, where there is a list of 2"):
         experiments.load("mine", [pattern, "system.dit.attention.eps=1"])
 
@@ -219,4 +219,4 @@ def test_a_mixer_without_a_backward_is_refused(here: Path, name: str):
         here, "mine", changes={"system.dit.attention": ["linear", f"frozen_mixer:{name}"], "system.dit.depth": 2}
     )
     with pytest.raises(SpecError, match=rf"blocks.1.attention \(frozen_mixer:{name}\) has no backward"):
-        train.check(experiments.load("mine"))
+        checks.check(experiments.load("mine"))
