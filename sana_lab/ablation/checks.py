@@ -10,7 +10,6 @@ from sana_lab.config.schema import Ablation, Config, EfficiencyTable
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.columns import COLUMNS, column
 from sana_lab.report.crossover import SCOPES, tokens_of_label
-from sana_lab.systems import System
 
 MAX_TRIALS = 1000
 """Largest number of trials of an ablation: each is composed, built without memory, and a line of the dry run."""
@@ -106,8 +105,8 @@ def check_metrics(table: Ablation | EfficiencyTable, known: set[str] | None, tit
             raise SpecError(f"{title} expects the order {expectation.order}, expected two different rows or more")
 
 
-def check_evaluates(table: Ablation | EfficiencyTable, system: System, recipe: str) -> None:
-    """SpecError for columns and claims in what only an evaluation measures, where a row's system has none."""
+def check_evaluates(table: Ablation | EfficiencyTable, system: Any, recipe: str) -> None:
+    """SpecError for columns and claims in what only an evaluation measures, where a row's `System` has none."""
     if system.evaluates or not isinstance(table, Ablation):
         return
     claimed = [table.stand_in.get(expectation.metric, expectation.metric) for expectation in table.expect]
