@@ -9,6 +9,9 @@ from sana_lab.ablation import quality_table
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config import experiments
 from sana_lab.config.schema import Trial
+from sana_lab.report import significance
+from sana_lab.report.render import to_markdown
+from sana_lab.report.table import build_table
 from sana_lab.tracking.store import Run
 
 
@@ -44,3 +47,26 @@ def test_the_largest_range_between_seeds_of_noise_is_stated():
     (note,) = quality_table.noise_note(reports)
     assert note.endswith("Largest range between the seeds of one row: GenEval 0.06.")
     assert quality_table.noise_note({"a": {"measures": {}}}) == []
+
+
+def test_rows_of_another_tier_are_marked_and_never_the_best():
+    """A step cache and fewer bits are approximations: their rows have a tier, and bold is of the exact rows alone."""
+    rows = [
+        record(metrics={"geneval": 0.4}, label="one"),
+        record(metrics={"geneval": 0.5}, label="other"),
+        record(["sampling.cache=tea"], {"geneval": 0.9}, label="cached"),
+        record(["sampling.cache=tea", "sampling.quantize=fp8_simulated"], {"geneval": 0.8}, label="both"),
+    ]
+    labels = [trial["labels"] for trial in quality_table.with_tiers(rows)]
+    assert [label["tier"] for label in labels] == ["exact", "exact", "step cache", "step cache, quantised"]
+    table = build_table(quality_table.with_tiers(rows), title="t", columns=["geneval"])
+    assert table.axes == ["model", "tier"]
+    assert significance.best(table.rows, table.columns[0]) == {1}
+    assert "| cached | step cache | 0.90 |" in to_markdown(table)
+    assert [note for note in quality_table.measurement_notes(rows) if note.startswith("Tier: exact rows")]
+
+
+def test_a_table_of_exact_rows_has_no_tier():
+    rows = [record(label="one"), record(label="other")]
+    assert [trial["labels"] for trial in quality_table.with_tiers(rows)] == [{"model": "one"}, {"model": "other"}]
+    assert not [note for note in quality_table.measurement_notes(rows) if "Tier" in note]
