@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sana_lab.ablation.protocol import Line, Progress
-from sana_lab.ablation.record import EVALUATED, SHIPPED, machine
+from sana_lab.ablation.record import EVALUATED, SHIPPED, THUMBNAILS, machine
 from sana_lab.ablation.trials import is_shipped, weights_of
 from sana_lab.bench import bench
 from sana_lab.bench.untrained import build_untrained
@@ -18,6 +18,7 @@ from sana_lab.environment import place
 from sana_lab.evaluation import evaluate as evaluation
 from sana_lab.evaluation import sources
 from sana_lab.evaluation.command import columns
+from sana_lab.evaluation.thumbnails import Thumbnails
 from sana_lab.pretrained import restore
 from sana_lab.systems.quantize import is_simulated
 from sana_lab.systems.text2image import TextToImage
@@ -81,10 +82,12 @@ def evaluate(store: Store, trial: Json) -> None:
     """Measures and samples of a trained trial, written to its run."""
     path = weights_file(trial) or weights.find_trained(trial["config"], trial["label"])
     system = restore.restore(trial["config"], path)
-    report = evaluation.evaluate(system, may_be_empty=True)
+    thumbnails = Thumbnails()
+    report = evaluation.evaluate(system, may_be_empty=True, thumbnails=thumbnails)
     card = weights.card(path)
     store.log_metrics(trial["run"], {**columns(report), **training_metrics(card)})
     store.log_dict(trial["run"], report, "report.json")
+    store.log_dict(trial["run"], thumbnails.images, THUMBNAILS)
     log_points(store, trial, path)
     if trial["config"]["prompts"] and isinstance(system, TextToImage):
         log_samples(store, trial, system)

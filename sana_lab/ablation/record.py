@@ -13,6 +13,9 @@ EVALUATED = "sana.judged"
 SHIPPED = "sana.shipped"
 """Tag of a run whose weights ship: where and how they were trained, as JSON."""
 
+THUMBNAILS = "thumbnails.json"
+"""Artifact of a run: prompt of the evaluation -> its first image, small, as WebP in base64."""
+
 TRIAL = "sana.trial"
 """Tag of a run with the key of its trial."""
 

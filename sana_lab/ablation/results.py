@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sana_lab.ablation import efficiency_table, quality_table, sweep_page
+from sana_lab.ablation import efficiency_table, quality_table, report_page, sweep_page
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config.schema import Ablation, EfficiencyTable
 from sana_lab.report import page, render
@@ -22,7 +22,11 @@ def write(
     else:
         table = quality_table.build(store, options, trials)
         plots = quality_table.plot(store, options, trials, table, folder)
-    paths = [*render.write(table, folder), *plots, page.write(table, plots, folder)]
+    paths = [
+        *render.write(table, folder),
+        *plots,
+        page.write(table, plots, folder, report_page.content(store, options, trials, table)),
+    ]
     for sweep in store.find(name, {"sana.kind": "sweep"})[:1]:
         for path in paths:
             store.log_file(sweep.id, path, "table")

@@ -19,6 +19,7 @@ from sana_lab.environment import place
 from sana_lab.evaluation import Measure, Report, image_folder, noise_seeds, reconstruction, run_measures, sources
 from sana_lab.evaluation.image_files import Skipped
 from sana_lab.evaluation.noise_seeds import build_measure, values_by_seed
+from sana_lab.evaluation.thumbnails import Thumbnails
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.models.autoencoders.losses import Lpips
 from sana_lab.peers.pipeline import Peer, is_pipeline
@@ -32,6 +33,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     *,
     may_be_empty: bool = False,  # accept an experiment without measures, as a trial that is measured otherwise
+    thumbnails: Thumbnails | None = None,  # takes a small picture for each prompt of a system that generates images
 ) -> Json:
     """All measures that `eval:` names, as plain data, with everything that they depend on.
 
@@ -45,7 +47,7 @@ def evaluate(
     if isinstance(model, str):
         report = _evaluate_name(model, overrides, may_be_empty)
     else:
-        report = _evaluate_system(model, may_be_empty)
+        report = _evaluate_system(model, may_be_empty, thumbnails)
     return {
         **report,
         "seconds": round(time.perf_counter() - start, 1),
@@ -114,7 +116,7 @@ def _evaluate_pipeline(peer: Peer, options: Json, given: Json) -> Json:
     return {**report, "settings": settings, "model": peer.identity()}
 
 
-def _evaluate_system(system: Any, may_be_empty: bool) -> Json:
+def _evaluate_system(system: Any, may_be_empty: bool, thumbnails: Thumbnails | None = None) -> Json:
     experiment = getattr(system, "experiment", None)
     if experiment is None or not isinstance(system, System):
         raise SpecError(
@@ -122,7 +124,7 @@ def _evaluate_system(system: Any, may_be_empty: bool) -> Json:
             "expected the name of an experiment, a pipeline's folder, or what `load` makes of them"
         )
     skip = may_be_empty and not system.evaluates
-    report = {} if skip else system.evaluate(Evaluator(system, may_be_empty))
+    report = {} if skip else system.evaluate(Evaluator(system, may_be_empty, thumbnails))
     if not isinstance(report, dict):
         kind = type(system).__name__
         raise SpecError(f"system {kind}: evaluate returned a {type(report).__name__}, expected plain data in a dict")
@@ -143,8 +145,9 @@ def is_measured(report: Json) -> bool:
 class Evaluator:
     """`sana_lab.systems.Evaluator` of one system."""
 
-    def __init__(self, system: System, may_be_empty: bool = False) -> None:
+    def __init__(self, system: System, may_be_empty: bool = False, thumbnails: Thumbnails | None = None) -> None:
         self.system, self.experiment, self.may_be_empty = system, system.experiment, may_be_empty
+        self.thumbnails = thumbnails
         self.options: Json = self.experiment["eval"]
         self.device = place("auto")
 
@@ -157,7 +160,9 @@ class Evaluator:
         if not measures:
             return as_json({}, {})
         with advise_on_out_of_memory(self._memory_advice):
-            return measure_source(measures, sources.system_source(sample, self.experiment), self.options)
+            source = sources.system_source(sample, self.experiment)
+            source = source if self.thumbnails is None else self.thumbnails.of(source)
+            return measure_source(measures, source, self.options)
 
     def reconstructed(self, autoencoder: Autoencoder) -> Json:
         """Reconstruction quality on held-out images, or on `eval.reconstruction_folder`."""

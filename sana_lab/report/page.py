@@ -1,63 +1,94 @@
-"""A table with its plots and pictures as one HTML file that needs nothing else."""
+"""A table with its plots, pictures, outcomes and runs as one HTML file that needs nothing else: `report.html`."""
 
-import base64
-from collections.abc import Sequence
-from html import escape
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sana_lab.config.atomic_write import write_text
-from sana_lab.report.render import all_notes, as_table, body_of, published_title
+from sana_lab.report import html
+from sana_lab.report.columns import column
+from sana_lab.report.html import Outcomes
+from sana_lab.report.render import all_notes, as_table, body_of, cells_of, published_title
 from sana_lab.report.table import Table
 
 NAME = "report.html"
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1a1a1a }
-div.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th.label, td.label { text-align: left }
-img { max-width: 100%; margin: 0.5rem 0 }
-li { margin: 0.2rem 0 }
-"""
+PAIRED = ("by_steps", "by_images", "by_seconds", "training_loss")
+"""Parts of the names of plots of curves."""
 
 
-def write(table: Table, pictures: Sequence[Path], folder: Path) -> Path:
+@dataclass(frozen=True)
+class Content:
+    """What a report has beside its table and plots."""
+
+    question: str | None = None
+    answer: str = ""
+    steps: Mapping[str, Mapping[int, Path]] = field(default_factory=dict)  # label -> training step -> PNG of samples
+    outcomes: Sequence[Outcomes] = ()
+    runs: Sequence[Mapping[str, str]] = ()  # of each trial: row, seed, run, ... in the order to show
+
+
+def write(table: Table, pictures: Sequence[Path], folder: Path, content: Content | None = None) -> Path:
     """Write report.html with the pictures, PNG files, inside it."""
     path = folder / NAME
-    write_text(path, to_html(table, pictures))
+    write_text(path, to_html(table, pictures, content))
     return path
 
 
-def to_html(table: Table, pictures: Sequence[Path] = ()) -> str:
-    """The page: heading, table, published table, notes, pictures."""
+def to_html(table: Table, pictures: Sequence[Path] = (), content: Content | None = None) -> str:
+    """The page: question, answer, table, published numbers, plots, curves, samples, outcomes, runs and notes."""
+    content = content or Content()
+    curves = [path for path in pictures if any(part in path.stem for part in PAIRED)]
+    samples = [path for path in pictures if path.stem.startswith("samples")]
+    others = [path for path in pictures if path not in curves + samples]
     published = []
     if table.published:
-        published = [f"<h2>{escape(published_title(table.published))}</h2>", _table(as_table(table.published), False)]
-    notes = "\n".join(f"<li>{escape(note)}</li>" for note in all_notes(table))
-    parts = [f"<h1>{escape(table.title)}</h1>", _table(table, True), *published, f"<ul>\n{notes}\n</ul>"]
-    body = "\n".join([*parts, *map(_picture, pictures)])
-    head = f'<meta charset="utf-8"><title>{escape(table.title)}</title><style>{STYLE}</style>'
-    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+        published = [html.paragraph(published_title(table.published)), numbers(as_table(table.published), False)]
+    parts = {
+        "Table": [numbers(table, True), *published],
+        "Intervals and trade-offs": [html.pairs([html.figure(path, caption(path)) for path in others])],
+        "Curves": [html.pairs([html.figure(path, caption(path)) for path in curves])],
+        "Samples": [*(html.figure(path, "Same prompts, same noise down each column.") for path in samples)],
+        "Samples during training": [html.slider(content.steps)],
+        "Outcomes by prompt": [html.outcomes(content.outcomes)],
+        "Runs": [runs(content.runs)],
+        "Notes": [html.notes(all_notes(table))],
+    }
+    sections = {title: text for title, inner in parts.items() if (text := html.section(title, *inner))}
+    head = [html.heading(table.title), html.paragraph(content.question or "", "question")]
+    head += [html.paragraph(content.answer, "answer"), html.contents(list(sections))]
+    return html.document(table.title, [*head, *sections.values()])
 
 
-def _table(table: Table, marked: bool) -> str:
-    body = body_of(table, marked)
-    heads = "".join(_cell("th", text, j < body.labels) for j, text in enumerate(body.heads))
-    rows = [
-        "".join(_cell("td", text, j < body.labels, (i, j) in body.bold) for j, text in enumerate(row))
-        for i, row in enumerate(body.rows)
-    ]
-    lines = "\n".join(f"<tr>{row}</tr>" for row in (heads, *rows))
-    return f'<div class="wide"><table>\n{lines}\n</table></div>'
+def numbers(table: Table, marked: bool) -> str:
+    """The table; each number is sorted by its mean and names its runs."""
+    body, cells = body_of(table, marked), cells_of(table)
+    rows = []
+    for i, row in enumerate(body.rows):
+        line = [html.Cell(text) for text in row[: body.labels]]
+        for j, text in enumerate(row[body.labels :]):
+            cell = cells[i][j]
+            value = "" if cell is None or not math.isfinite(cell.mean) else cell.mean
+            origin = f"n = {cell.n}; runs: {', '.join(cell.run_ids)}" if cell and cell.run_ids else ""
+            line.append(html.Cell(text, value, origin, (i, j + body.labels) in body.bold))
+        rows.append(line)
+    return html.table(body.heads, rows, body.labels)
 
 
-def _cell(tag: str, text: str, is_label: bool, bold: bool = False) -> str:
-    inner = f"<b>{escape(text)}</b>" if bold else escape(text)
-    return f'<{tag} class="label">{inner}</{tag}>' if is_label else f"<{tag}>{inner}</{tag}>"
+def runs(lines: Sequence[Mapping[str, str]]) -> str:
+    """A table of the runs that the numbers come from."""
+    heads = list(dict.fromkeys(name for line in lines for name in line))
+    rows = [[html.Cell(line.get(name, "")) for name in heads] for line in lines]
+    return html.table(heads, rows, len(heads)) if heads else ""
 
 
-def _picture(path: Path) -> str:
-    title = path.stem.replace("_", " ")
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<h2>{escape(title)}</h2>\n<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+def caption(path: Path) -> str:
+    """What a plot shows, from its name: `METRIC`, `METRIC_COST`, `METRIC_by_AXIS`."""
+    metric, _, axis = path.stem.partition("_by_")
+    if axis:
+        return f"{column(metric).heading} by {axis.replace('_', ' ')}."
+    if path.stem.endswith("_latency_s"):
+        head = column(path.stem.removesuffix("_latency_s")).heading
+        return f"{head} over latency; the line joins the best trade-offs."
+    return f"{column(path.stem).heading}."

@@ -129,6 +129,14 @@ def body_of(table: Table, marked: bool) -> Body:
     return Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
 
 
+def cells_of(table: Table) -> list[list[Cell | None]]:
+    """The numbers behind the texts of `body_of` after its labels."""
+    return [
+        [_published_cell(table, row, p.column) if p.published else row.cells.get(p.column.name) for p in _places(table)]
+        for row in table.rows
+    ]
+
+
 class _Place(NamedTuple):
     """A column of the body: our numbers, or the published ones of the same metric."""
 
