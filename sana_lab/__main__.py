@@ -329,6 +329,25 @@ def _check(options: Namespace) -> int:
     return check.main(options.part, options.overrides, options.kind)
 
 
+def _rm_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="sweep, SWEEP:LABEL (a row), or a run's id")
+    parser.add_argument("--superseded", action="store_true", help="of sweeps only runs that are no longer shown")
+    parser.add_argument("--models", action="store_true", help="models that no trial and no experiment uses")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _rm(options: Namespace) -> int:
+    from sana_lab.commands import disk
+
+    return disk.remove(options.targets, models=options.models, superseded=options.superseded, yes=options.yes)
+
+
+def _du(options: Namespace) -> int:
+    from sana_lab.commands import disk
+
+    return disk.usage()
+
+
 def _ui_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=5000, help="(5000)")
 
@@ -361,6 +380,8 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb("look at versions, devices, the runs and the disk", lambda parser: None, _doctor),
     "completion": Verb("print the completion script of a shell", _completion_arguments, _completion),
     "check": Verb("run the rules of a part's kind on your part, before training", _check_arguments, _check),
+    "du": Verb("show what runs, models and tables take on the disk", lambda parser: None, _du),
+    "rm": Verb("remove runs, trials, sweeps or unused models; asks first", _rm_arguments, _rm),
     "ui": Verb("browse runs in MLflow, on this machine only", _ui_arguments, _ui),
 }
 

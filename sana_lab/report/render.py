@@ -122,9 +122,7 @@ def body_of(table: Table, marked: bool) -> Body:
     for row in table.rows:
         labels = _labels(row, table.axes)
         labels[-1] += f" {numbers[row.label]}" if row.label in numbers else ""
-        rows.append(
-            labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in places]
-        )
+        rows.append(labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in places])
     titles = [p.column.title + (", published" if p.published else "") for p in places]
     return Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
 

@@ -158,6 +158,20 @@ class Store:
             raise ValueError(f"status {status!r} is not one of {', '.join(STATUSES[1:])}")
         self.client.set_terminated(run_id, status=status.upper())
 
+    def delete_run(self, run_id: str) -> None:
+        """Remove a run from the database for good, as `mlflow gc` does; its artifacts stay."""
+        self.client.delete_run(run_id)
+        self.client._tracking_client.store._hard_delete_run(run_id)
+
+    def delete(self, experiment: str) -> None:
+        """Remove an experiment and all its runs from the database for good; artifacts stay."""
+        for run in self.summaries(experiment):
+            self.delete_run(run.id)
+        existing = self.client.get_experiment_by_name(experiment)
+        assert existing is not None
+        self.client.delete_experiment(existing.experiment_id)
+        self.client._tracking_client.store._hard_delete_experiment(existing.experiment_id)
+
     def set_times(self, run_id: str, started: float, ended: float | None = None) -> None:
         """Set when a run started and, if given, ended, in seconds since 1970."""
         _ = self.client  # checks the database

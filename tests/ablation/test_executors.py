@@ -101,7 +101,9 @@ class TestSpec:
         with pytest.raises(SpecError, match="executor.sbatch sets 'array'"):
             Slurm(sbatch={"array": "1-4"})
 
-    @pytest.mark.parametrize(("package", "executor", "extra"), [("ray", RayCluster, "ray"), ("submitit", Slurm, "slurm")])
+    @pytest.mark.parametrize(
+        ("package", "executor", "extra"), [("ray", RayCluster, "ray"), ("submitit", Slurm, "slurm")]
+    )
     def test_a_missing_package_names_its_extra(self, monkeypatch, package, executor, extra):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=rf"pip install 'sana_lab\[{extra}\]'"):
