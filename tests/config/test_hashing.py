@@ -203,7 +203,7 @@ def test_a_plan_says_that_a_trial_is_to_run_again(folder: Path):
     write(folder, "ablations/two.yaml", "title: t\nbase: tiny\naxes: {a: {x: {eval.fid_weights: inception.pth}}}\n")
     write(folder, "inception.pth", "some numbers")
     finished: list[Run] = []
-    store: Any = SimpleNamespace(find=lambda name: finished)  # the runs that MLflow has of this sweep
+    store: Any = SimpleNamespace(summaries=lambda name: finished)  # the runs that MLflow has of this sweep
 
     def planned() -> Any:
         return records(store, plan.load("two"))[0]
