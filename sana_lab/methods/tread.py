@@ -83,9 +83,11 @@ class Tread(Method):
         if not 0 < self.count < count:
             raise SpecError(f"method {self.name!r} has share {self.share}, which leaves {self.count} of {count} tokens")
         for block in model.dit.blocks[self.start : self.end_block]:
-            if not isinstance(mixer := getattr(block, "attention", None), Attention):
-                kind = type(mixer).__name__
-                raise SpecError(f"method {self.name!r} gives blocks a part of the tokens, and {kind} needs their grid")
+            if not mixes_sets(mixer := getattr(block, "attention", None)):
+                raise SpecError(
+                    f"method {self.name!r} gives blocks a part of the tokens, and {type(mixer).__name__} needs their "
+                    f"grid; expected attention softmax, linear or mean in blocks {self.start} to {self.end_block - 1}"
+                )
 
     def begin(self, step: Step) -> None:
         random = step.uniform(self.grid[0] * self.grid[1])
@@ -113,6 +115,11 @@ class Tread(Method):
 
     def end(self) -> None:
         self.route = None
+
+
+def mixes_sets(mixer: Any) -> bool:
+    """Whether a mixer takes tokens as a set: an `Attention` that only says how q, k and v are mixed."""
+    return isinstance(mixer, Attention) and type(mixer).forward is Attention.forward
 
 
 def skip(convolve: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:

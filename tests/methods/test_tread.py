@@ -102,6 +102,18 @@ def test_activation_checkpointing_gives_the_same_gradients(holes: str, mode: Any
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("attention", ["mhla", "gated_linear", "gated_delta", "conv"])
+def test_mixers_that_read_the_grid_are_refused_inside_a_route(attention: str):
+    grid: dict[str, Any] = {"name": attention, **({} if attention == "conv" else {"head_dim": 8})}
+    pattern = [{"name": "linear", "head_dim": 8}, grid]
+    model = Model(tiny.dit(depth=4, attention=pattern), 64, (4, 4))
+    with pytest.raises(
+        SpecError, match="needs their grid; expected attention softmax, linear or mean in blocks 1 to 2"
+    ):
+        Methods({"name": "tread", "start": 1, "stop": 3}).build(model, 0)
+    Methods({"name": "tread", "start": 0, "stop": 1}).build(model, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -134,3 +134,9 @@ def test_notes_on_sampling(system: TextToImage, tmp_path: Path, monkeypatch: pyt
     notes = export.export(system, tmp_path / "own")
     for phrase in ("(nvlabs)", "the lab at 1.", "rounded down to 1/1000, the lab exact"):
         assert phrase in "\n".join(notes)
+
+
+def test_predictions_of_the_data_are_no_pipeline(system: TextToImage, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(system, "flow", Flow(prediction="data"))
+    with pytest.raises(SpecError, match="this system predicts data; export a part alone"):
+        export.export(system, tmp_path / "out")

@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 TREAD = {"name": "tread", "start": 0, "stop": 1}
+REFERENCE = "system.method={name: repa, teacher: {weights: 'experiment:teacher'}}"
 REPA = {"name": "repa", "hidden": 8, "lr": 0.01}
 
 
@@ -212,6 +213,21 @@ def test_what_does_not_fit_is_refused_before_any_work(here: Path, overrides: lis
 
 def test_what_fits_is_checked_without_weights_of_the_model(here: Path):
     checks.check(experiment(here, "system.method=[repa, irepa, dispersive, {name: tread, start: 0, stop: 1}]"))
+
+
+def test_routing_and_compiled_blocks_exclude_each_other(here: Path):
+    loaded = experiment(here, "system.method={name: tread, start: 0, stop: 1}", "trainer.compile=true")
+    with torch.device("meta"):
+        module = specs.build("system", loaded["system"])
+    with pytest.raises(SpecError, match=r"changes the forward pass of blocks, and trainer\.compile is true"):
+        checks.check_methods(loaded, module, module.methods)
+
+
+def test_a_teacher_that_is_trained_first_is_not_read_before(here: Path):
+    tiny.write_experiment(here, "teacher", "base: shapes_attributes\nseed: 7\n")
+    loaded = experiment(here, REFERENCE)
+    checks.check(loaded)
+    assert experiments.prerequisites(loaded) == ["teacher"]
 
 
 def test_hashes_stay_without_methods_and_do_not_depend_on_how_one_is_given(here: Path):
