@@ -176,10 +176,22 @@ def _ablate(options: Namespace) -> int:
     return runner.main(options.ablation, options.overrides, dry_run=options.dry_run, **places)
 
 
-def _table(options: Namespace) -> None:
-    from sana_lab.ablation import runner
+def _tables_arguments(parser: ArgumentParser) -> None:
+    _table_arguments(parser)
+    action = next(action for action in parser._actions if action.dest == "overrides")
+    action.metavar = "ABLATION or key=value"
+    action.help = "ablation whose rows are added, or option that was changed in every trial"
 
-    runner.write_table(options.ablation, options.overrides, options.out, options.scale, options.retrain)
+
+def _table(options: Namespace) -> None:
+    from sana_lab.ablation import across, runner
+
+    others = [word for word in options.overrides if "=" not in word]
+    overrides = [word for word in options.overrides if "=" in word]
+    if others:
+        across.main([options.ablation, *others], overrides, options.scale, options.retrain, options.out)
+    else:
+        runner.write_table(options.ablation, overrides, options.out, options.scale, options.retrain)
 
 
 def _ship_arguments(parser: ArgumentParser) -> None:
@@ -368,7 +380,7 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("measure costs of an image: parameters, MACs, latency, memory", _bench_arguments, _bench),
     "profile": Verb("show where a training step, or sampling, spends its time", _profile_arguments, _profile),
     "ablate": Verb("run an ablation and write its table", _ablate_arguments, _ablate),
-    "table": Verb("write an ablation's table from finished trials", _table_arguments, _table),
+    "table": Verb("write the table of an ablation, or of several together", _tables_arguments, _table),
     "ship": Verb("write the weights of an ablation's trained rows, fp16 with cards", _ship_arguments, _ship),
     "compare": Verb("compare two evaluations, paired over shared images", _compare_arguments, _compare),
     "stats": Verb("write reference statistics of real images, for FID and the like", _stats_arguments, _stats),
@@ -417,7 +429,9 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     for key in ("experiment", "ablation"):  # argparse takes an optional one for missing where it follows an option
         if getattr(options, key, "") is None and rest and not rest[0].startswith("-") and "=" not in rest[0]:
             setattr(options, key, rest.pop(0))
-    if odd := [word for word in rest if word.startswith("-") or "=" not in word or not hasattr(options, "overrides")]:
+    several = options.verb == "table"
+    overrides = hasattr(options, "overrides")
+    if odd := [w for w in rest if w.startswith("-") or not overrides or ("=" not in w and not several)]:
         top.error(f"unrecognized arguments: {' '.join(odd)}")
     if rest:
         options.overrides += rest
@@ -508,7 +522,9 @@ def _check_names(options: Namespace) -> None:
 
     match options.verb:
         case "ablate" | "table" | "ship":
-            experiments.locate("ablations", options.ablation)
+            others = [word for word in options.overrides if "=" not in word] if options.verb == "table" else []
+            for name in (options.ablation, *others):
+                experiments.locate("ablations", name)
         case "train" | "profile":
             experiments.apply(experiments.compose(options.experiment), options.overrides)
         case "eval" | "bench" | "sample":

@@ -222,7 +222,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "\u00d7": r"$\times$", "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$^{+}$", "▼": r"$^{-}$", "≠": r"$^{\neq}$",
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "▲": r"$^{+}$", "▼": r"$^{-}$", "≠": r"$^{\neq}$", "†": r"$^{\dagger}$",
     "≤": r"$\leq$", "≥": r"$\geq$",
     "—": "---", "\u2013": "--", "…": r"\ldots{}",
 }  # fmt: skip
