@@ -54,9 +54,9 @@ def main(given: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         lines = _drive(models, options, Path(work), start + options.seconds - MARGIN_S)
+    for line in archives.pack(models, options.out, options.pack) if options.pack else []:
+        print(line)
     print(table(models, lines))
-    if options.pack:
-        print("\n".join(archives.pack(models, options.out, options.pack)))
     return 0 if all(_status(m, lines) == "trained" for m in models) else 1
 
 
