@@ -22,6 +22,9 @@ OF_TRAINING = ("val_loss", "train_s", "train_steps", "train_samples")
 
 GUEST = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
+MIXER_COSTS = {"layer_ms", "layer_train_ms"}
+"""Metrics of the probe `mixer`."""
+
 COSTS = ("gmacs_image", "weights_mib", "energy_j", "prompts", "images", "denoise_s", "decode_s")
 """Metrics of trials and probes that are no columns of the lab's own tables."""
 
@@ -136,7 +139,7 @@ def metrics_of(table: Ablation | EfficiencyTable) -> set[str]:
     """Names of the metrics that the lab's own measures and probes give."""
     names = {c.name for c in COLUMNS} | set(COSTS)
     if isinstance(table, EfficiencyTable):
-        names |= {f"{scope}_{what}" for scope in SCOPES for what in ("ratio", "noise")}
+        names |= {f"{scope}_{what}" for scope in SCOPES for what in ("ratio", "noise")} | MIXER_COSTS
         names |= {f"{a}_{scope}_{unit}" for a in TABLE["attention"] for scope in SCOPES for unit in ("ms", "gmacs")}
     return names
 

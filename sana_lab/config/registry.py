@@ -99,6 +99,7 @@ TABLE: dict[str, dict[str, str]] = {
         "peer": "sana_lab.bench.probes.peer:PeerImage",
         "text": "sana_lab.bench.probes.text:TextProbe",
         "attention": "sana_lab.bench.probes.attention:AttentionPair",
+        "mixer": "sana_lab.bench.probes.mixer:MixerProbe",
     },
     "executor": {
         "local": "sana_lab.ablation.executors.local:Local",

@@ -114,3 +114,11 @@ def test_a_guided_pair_is_two_rows_without_the_products_with_the_caption():
 
     projections, attention = 2 * (16 + 300) * 8 * 8, 2 * 2 * 16 * 16 * 8
     assert count_pair_macs(denoise, (8, 4, 4), 8) == projections + attention
+
+
+def test_a_triangular_solve_is_substitution():
+    """Row i of n takes i products of rows solved before, in each column; the gradient of the right side as much."""
+    matrix, right = torch.eye(5).expand(3, 5, 5), torch.randn(3, 5, 7, requires_grad=True)
+    assert count_macs(lambda: torch.linalg.solve_triangular(matrix, right, upper=False)) == 3 * 7 * (0 + 1 + 2 + 3 + 4)
+    out = torch.linalg.solve_triangular(matrix, right, upper=False)
+    assert count_macs(lambda: out.sum().backward()) == 3 * 7 * 10

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from math import ceil
-from typing import Annotated, Any, NamedTuple, final
+from typing import Annotated, Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from sana_lab.costs.timing import (
     median_interval,
     quantile,
 )
+from sana_lab.models.attention import Attention
 from sana_lab.types import Text
 
 SCOPES = ("core", "core_train", "layer", "step")
@@ -75,6 +76,11 @@ class AttentionPair(Probe):
         if side < 1 or side * side != tokens:
             raise SpecError(f"tokens is {tokens}, expected a square number, such as {max(1, side) ** 2}")
         self.specs = {specs.name_of(spec): spec for spec in (first, second)}
+        for name in self.specs:
+            if not issubclass(cast(type, specs.find("attention", name)), Attention):
+                raise SpecError(
+                    f"attention {name!r} mixes no q, k and v; expected such as softmax; probe mixer takes any"
+                )
         if len(self.specs) < 2:
             raise SpecError(f"both attentions are {specs.name_of(first)!r}, expected two of different names")
         self.tokens, self.side, self.dim, self.batch, self.dtype = tokens, side, dim, batch, dtype
@@ -107,16 +113,16 @@ class AttentionPair(Probe):
     def _calls(self, device: torch.device) -> dict[str, dict[str, Call]]:
         """name -> scope -> call; both on the same random inputs."""
         dtype = getattr(torch, self.dtype)
-        x = _normal((self.batch, self.side, self.side, self.dim), device, dtype)
-        latents = _normal((self.batch, CHANNELS, self.side, self.side), device, dtype)
-        tokens, mask = _normal((self.batch, TEXT, TEXT), device, dtype), torch.ones(self.batch, TEXT, dtype=torch.bool)
+        x = normal((self.batch, self.side, self.side, self.dim), device, dtype)
+        latents = normal((self.batch, CHANNELS, self.side, self.side), device, dtype)
+        tokens, mask = normal((self.batch, TEXT, TEXT), device, dtype), torch.ones(self.batch, TEXT, dtype=torch.bool)
         text, t = Text(tokens, mask.to(device)), torch.full((self.batch,), 0.5, device=device, dtype=dtype)
         return {name: self._scopes(self._step(name, device), x, latents, t, text) for name in self.specs}
 
     def _scopes(self, step: Any, x: Tensor, latents: Tensor, t: Tensor, text: Text) -> dict[str, Call]:
         layer = step.blocks[0].attention
         shape = (self.batch, self.tokens, 3, layer.heads, self.dim // layer.heads)
-        qkv, leaf = (_normal(shape, x.device, x.dtype).requires_grad_(grad) for grad in (False, True))
+        qkv, leaf = (normal(shape, x.device, x.dtype).requires_grad_(grad) for grad in (False, True))
         with torch.no_grad():
             prepared = step.prepare(text)
         return {
@@ -139,7 +145,7 @@ def compare(pair: Mapping[str, Call], settings: ProbeSettings, clock: Clock | No
     calls = {"first": first, "second": second, "again": first}
     repeats = {name: max(1, ceil(MIN_READING_S / max(read(call)[0], 1e-9))) for name, call in calls.items()}
     repeats["again"] = repeats["first"]
-    loops = {name: _loop(call, repeats[name]) for name, call in calls.items()}
+    loops = {name: repeated(call, repeats[name]) for name, call in calls.items()}
     samples = collect_samples(loops, settings.warmup, settings.repeats, settings.device, clock)
     seconds = {name: tuple(s / repeats[name] for s in samples[name].wall) for name in calls}
     ratios = [a / b for a, b in zip(seconds["first"], seconds["second"], strict=True)]
@@ -149,7 +155,9 @@ def compare(pair: Mapping[str, Call], settings: ProbeSettings, clock: Clock | No
     return PairTiming(*timings, ratio, *median_interval(ratios), noise)
 
 
-def _loop(call: Call, n: int) -> Call:
+def repeated(call: Call, n: int) -> Call:
+    """n calls in one."""
+
     def loop() -> None:
         for _ in range(n):
             call()
@@ -157,7 +165,8 @@ def _loop(call: Call, n: int) -> Call:
     return loop
 
 
-def _normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The same normal numbers on each device; empty on the meta device."""
     if device.type == "meta":
         return torch.empty(shape, device=device, dtype=dtype)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)

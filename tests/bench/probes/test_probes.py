@@ -9,8 +9,9 @@ import torch
 
 from sana_lab.bench.probes import ProbeSettings
 from sana_lab.bench.probes.attention import compare
-from sana_lab.config import specs
+from sana_lab.config import registry, specs
 from sana_lab.config.specs import SpecError
+from sana_lab.costs.flops import count_macs
 from sana_lab.costs.timing import Call
 
 CPU = torch.device("cpu")
@@ -104,9 +105,22 @@ def test_no_ratio_where_the_first_differs_from_itself():
     assert plain["softmax_core_ms"] == 5000.0
 
 
+@pytest.mark.parametrize("name", sorted(registry.TABLE["attention"]))
+def test_any_mixer_is_counted_and_timed(name: str):
+    mixer = probe("mixer", mixer=name, tokens=16, dim=32)
+    counts = mixer.count()
+    layer = specs.build("attention", name, dim=32)
+    assert round(counts["params_m"] * 1e6) == sum(p.numel() for p in layer.parameters())
+    assert round(counts["gmacs"] * 1e9) == count_macs(lambda: layer(torch.zeros(1, 4, 4, 32)))
+    times = mixer.measure(ProbeSettings(CPU, 3, 0))
+    for metric in ("layer_ms", "layer_train_ms"):
+        assert 0 < times[f"{metric}_low"] <= times[metric] <= times[f"{metric}_high"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"second": "conv"}, "attention 'conv' mixes no q, k and v; expected such as softmax; probe mixer takes any"),
         ({"tokens": 1000}, "tokens is 1000, expected a square number, such as 1024"),
         ({"second": "softmax"}, "both attentions are 'softmax', expected two of different names"),
     ],
