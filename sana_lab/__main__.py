@@ -67,12 +67,13 @@ def _sample(options: Namespace) -> None:
 def _eval_arguments(parser: ArgumentParser) -> None:
     _experiment(parser)
     _json(parser)
+    _html(parser)
 
 
 def _eval(options: Namespace) -> None:
     from sana_lab.evaluation import command
 
-    command.main(options.experiment, options.overrides, options.json)
+    command.main(options.experiment, options.overrides, options.json, options.html)
 
 
 def _bench_arguments(parser: ArgumentParser) -> None:
@@ -91,6 +92,7 @@ def _bench_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--memory", action="store_true", help="compute memory by component: whole, offloaded, in int8 ..."
     )
+    _html(parser)
     _json(parser)
 
 
@@ -102,7 +104,7 @@ def _bench(options: Namespace) -> None:
     from sana_lab.training import checks
 
     shared: dict[str, Any] = {"size": options.size, "batch": options.batch, "json_file": options.json}
-    timed: dict[str, Any] = {"repeats": options.repeats, "max_batch": options.sweep}
+    timed: dict[str, Any] = {"repeats": options.repeats, "max_batch": options.sweep, "html_file": options.html}
     if loading.is_model(options.experiment):
         if options.memory:
             raise specs.SpecError(f"memory is computed for an experiment, and {options.experiment!r} is a model")
@@ -117,9 +119,11 @@ def _bench(options: Namespace) -> None:
     experiment = experiments.load(options.experiment, options.overrides)
     checks.check(experiment)
     if options.memory:
+        if options.html:
+            raise specs.SpecError("--html is for measured costs, and --memory computes; expected --json FILE")
         memory_table.main(experiment, **shared)
     else:
-        bench.main(experiment, **shared, **timed)
+        bench.main(experiment, name=options.experiment, **shared, **timed)
 
 
 def _profile_arguments(parser: ArgumentParser) -> None:
@@ -136,6 +140,10 @@ def _profile(options: Namespace) -> None:
     from sana_lab.profiler import profile
 
     profile.main(options)
+
+
+def _html(parser: ArgumentParser) -> None:
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report that a browser opens to FILE")
 
 
 def _json(parser: ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,12 +11,10 @@ from sana_lab.ablation.record import THUMBNAILS, TrialRecord
 from sana_lab.config.schema import Ablation, EfficiencyTable
 from sana_lab.report.html import Outcomes
 from sana_lab.report.page import Content
+from sana_lab.report.record_page import SCORES, outcomes_of
 from sana_lab.report.table import Table, short_commit
 from sana_lab.tracking.store import Run, Store
 from sana_lab.types import Json
-
-SCORES = ("exact", "geneval")
-"""Entries of an evaluation's report with outcomes by prompt, the one to show first."""
 
 MAX_STEPS = 10
 """Training steps of the slider, evenly spaced."""
@@ -59,17 +57,6 @@ def outcomes(store: Store, record: TrialRecord) -> Outcomes | None:
         pictures = json.loads(store.file(record.run_id, THUMBNAILS).read_text())
     rows = next((report[name]["outcomes"] for name in SCORES if "outcomes" in report.get(name, {})), None)
     return None if rows is None else outcomes_of(record.trial.label, rows, pictures)
-
-
-def outcomes_of(label: str, rows: Sequence[Json], pictures: Mapping[str, str]) -> Outcomes:
-    """Outcomes of an evaluation's report: rows of {tag, prompt, correct, reasons}."""
-    return Outcomes(
-        label,
-        {row["prompt"]: sum(row["correct"]) / len(row["correct"]) for row in rows},
-        {row["prompt"]: row["tag"].replace("_", " ") for row in rows},
-        {row["prompt"]: "; ".join(dict.fromkeys(reason for reason in row["reasons"] if reason)) for row in rows},
-        pictures,
-    )
 
 
 def lines(trials: Sequence[TrialRecord]) -> Iterator[dict[str, str]]:

@@ -44,6 +44,7 @@ from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.dit import Dit
 from sana_lab.peers.pipeline import Peer
+from sana_lab.report import record_page
 from sana_lab.systems.quantize import quantize
 from sana_lab.types import Json
 
@@ -165,14 +166,17 @@ def bench_peer(
 def main(
     experiment: Json,
     *,
+    name: str = "an experiment",
     size: int | None,
     batch: int,
     repeats: int,
     json_file: Path | None,
+    html_file: Path | None = None,
     max_batch: int | None = None,
 ) -> None:
     """`sana-lab bench`: print the costs of a resolved experiment's untrained system, and write them to `json_file`."""
     check_file(json_file)
+    check_file(html_file)
     size = size or experiment["eval"]["bench_size"] or experiments.image_size(experiment["data"])
     check_pixels("--batch", batch, size)
     options: Json = {"size": size, "batch": batch, "repeats": repeats, "max_batch": max_batch, "energy_s": ENERGY_S}
@@ -184,7 +188,7 @@ def main(
 
     with advise_on_out_of_memory(advice):
         record = bench_experiment(experiment, **options)
-    _write(record, json_file)
+    _write(record, json_file, html_file, name)
 
 
 def main_peer(
@@ -194,6 +198,7 @@ def main_peer(
     batch: int,
     repeats: int,
     json_file: Path | None,
+    html_file: Path | None = None,
     max_batch: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
@@ -201,10 +206,11 @@ def main_peer(
 ) -> None:
     """`sana-lab bench` of a diffusers pipeline's folder or hub id; on CUDA in bfloat16 unless `half` is False."""
     check_file(json_file)
+    check_file(html_file)
     cuda = torch.cuda.is_available()
     peer = Peer.load(reference, dtype=torch.bfloat16 if cuda and half else torch.float32)
     options: Json = {"steps": steps, "guidance": guidance, "repeats": repeats, "max_batch": max_batch}
-    _write(bench_peer(peer, size, batch=batch, energy_s=ENERGY_S, **options), json_file)
+    _write(bench_peer(peer, size, batch=batch, energy_s=ENERGY_S, **options), json_file, html_file, reference)
 
 
 def bench_experiment(
@@ -347,10 +353,12 @@ def _check(batch: int, prompts: Sequence[str]) -> None:
         raise ValueError(f"bench prompts are {prompts!r}, expected a list of at least one text")
 
 
-def _write(record: Json, json_file: Path | None) -> None:
+def _write(record: Json, json_file: Path | None, html_file: Path | None, name: str) -> None:
     print(table(record))
     if json_file is not None:
         write_text(json_file, json.dumps(record, indent=2) + "\n")
+    if html_file is not None:
+        write_text(html_file, record_page.benchmark(name, record))
 
 
 def _settings(system: "TextToImage", timer: StageTimer, gpu: NvmlDevice | None, no_gpu: str) -> Json:

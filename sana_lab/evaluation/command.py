@@ -9,6 +9,8 @@ from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file, check_folder
 from sana_lab.evaluation import distributed
 from sana_lab.evaluation.extractors.inception import hint
+from sana_lab.evaluation.thumbnails import Thumbnails
+from sana_lab.report import record_page
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
 
@@ -16,19 +18,24 @@ SUMMARIES = {"exact": "exact_shapes", "geneval": "geneval"}
 """Entry of a report with a summary by task -> its measure."""
 
 
-def main(name: str, overrides: Sequence[str], json_file: Path | None) -> None:
-    """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`."""
+def main(name: str, overrides: Sequence[str], json_file: Path | None, html_file: Path | None = None) -> None:
+    """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`, and as a page
+    with a picture of each prompt to `html_file`."""
     from sana_lab.evaluation.evaluate import evaluate
 
     check_file(json_file)
+    check_file(html_file)
     check_folder(weights.HOME)
     with distributed.process_group() as is_first:
-        report = evaluate(name, overrides)
+        thumbnails = Thumbnails()
+        report = evaluate(name, overrides, thumbnails=thumbnails)
         if not is_first:
             return
     print("\n".join(lines(report)))
     if json_file is not None:
         write_text(json_file, json.dumps(report, indent=2) + "\n")
+    if html_file is not None:
+        write_text(html_file, record_page.evaluation(name, report, thumbnails.images))
     record(name, report)
 
 

@@ -151,8 +151,28 @@ def lines(columns: list[Line]) -> list[str]:
     return [f"{'':<28}{'first':>10}{'second':>10}{'difference':>11}", *out, *(f"Test: {test}." for test in tests)]
 
 
+def task_lines(a: Json, b: Json) -> list[str]:
+    """The tasks of each score that both reports have, with prompts and images, and those that only one has."""
+    out = []
+    for key in ("exact", "geneval"):
+        tasks = [report.get(key, {}).get("tasks", {}) for report in (a, b)]
+        shared = [name for name in tasks[0] if name in tasks[1]]
+        counts = [
+            f"{sum(t[n]['prompts'] for n in shared)} prompts, {sum(t[n]['images'] for n in shared)} images"
+            for t in tasks
+        ]
+        if shared:
+            sizes = counts[0] if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}"
+            out.append(f"Tasks of {column(key).heading}: {', '.join(shared)} ({sizes}).")
+        for which, own, other in (("first", *tasks), ("second", *reversed(tasks))):
+            if tasks[0] and tasks[1] and (only := [name for name in own if name not in other]):
+                out.append(f"Only the {which} has {', '.join(only)}; the means over tasks are of other tasks.")
+    return out
+
+
 def main(first: Path, second: Path) -> int:
     """`sana-lab compare A.json B.json`; exit status 1 if no column can be compared."""
-    columns = compare(read(first), read(second))
-    print("\n".join(lines(columns)))
+    a, b = read(first), read(second)
+    columns = compare(a, b)
+    print("\n".join([*lines(columns), *task_lines(a, b)]))
     return 0 if any(line.difference for line in columns) else 1

@@ -45,7 +45,7 @@ def evaluate(
     """
     start = time.perf_counter()
     if isinstance(model, str):
-        report = _evaluate_name(model, overrides, may_be_empty)
+        report = _evaluate_name(model, overrides, may_be_empty, thumbnails)
     else:
         report = _evaluate_system(model, may_be_empty, thumbnails)
     return {
@@ -55,12 +55,14 @@ def evaluate(
     }
 
 
-def _evaluate_name(name: str, overrides: Sequence[str], may_be_empty: bool) -> Json:
+def _evaluate_name(
+    name: str, overrides: Sequence[str], may_be_empty: bool, thumbnails: Thumbnails | None = None
+) -> Json:
     if not loading.is_model(name):
         experiment = experiments.load(name, overrides)
         limits.check_evaluation(experiment["eval"])
         too_large.check_experiment(experiment)
-        return _evaluate_system(loading.open_model(name, overrides), may_be_empty)
+        return _evaluate_system(loading.open_model(name, overrides), may_be_empty, thumbnails)
     given = experiments.apply({}, overrides)
     if unknown := given.keys() - {"eval", "sampling", "size"}:
         raise SpecError(
@@ -77,7 +79,7 @@ def _evaluate_name(name: str, overrides: Sequence[str], may_be_empty: bool) -> J
     if isinstance(system, System) and system.experiment is not None:
         data = {**system.experiment["data"], **({"size": given["size"]} if "size" in given else {})}
         system.experiment = {"seed": None, **system.experiment, "eval": options, "data": data}
-    return _evaluate_system(system, may_be_empty)
+    return _evaluate_system(system, may_be_empty, thumbnails)
 
 
 def _is_sana(folder: Path) -> bool:

@@ -150,9 +150,11 @@ def new_figure(height: float) -> "tuple[Figure, Axes]":
 
 
 def save(figure: Figure, path: Path | str) -> Path:
-    """Write the PNG."""
+    """Write the PNG, whose path is returned, and a PDF beside it."""
     with replacing(Path(path)) as partial:
         figure.savefig(partial, format="png", facecolor="white")
+    with replacing(Path(path).with_suffix(".pdf")) as partial:
+        figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
     return Path(path)
 
 

@@ -114,3 +114,13 @@ def test_rows_come_in_the_order_of_the_first(capsys):
     assert [line.name for line in lines] == [*names, "last"]
     shown = [line.split()[0] for line in compare.lines(lines)[1:]]
     assert shown == ["Zeta", "FID", "Alpha", "CLIP", "KID", "Beta", "Last"]
+
+
+def test_the_tasks_that_were_compared_are_listed():
+    tasks = {name: {"prompts": 2, "images": 4} for name in ("colors", "counting", "position")}
+    a, b = {"geneval": {"tasks": tasks}}, {"geneval": {"tasks": {k: tasks[k] for k in ("colors", "counting")}}}
+    assert compare.task_lines(a, a) == ["Tasks of GenEval: colors, counting, position (6 prompts, 12 images)."]
+    shared, only = compare.task_lines(a, b)
+    assert shared == "Tasks of GenEval: colors, counting (4 prompts, 8 images)."
+    assert only == "Only the first has position; the means over tasks are of other tasks."
+    assert compare.task_lines(a, {}) == []
