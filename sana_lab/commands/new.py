@@ -11,7 +11,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 CLASSES = {
     **{"attention": "Mean", "ffn": "GatedMlp", "dit": "ConvNet", "autoencoder": "Pixels", "text_encoder": "Letters"},
     **{"solver": "midpoint", "data": "Stripes", "measure": "Brightness", "extractor": "Thumbnails"},
-    "system": "Palette",
+    **{"system": "Palette", "method": "Frequencies"},
 }
 """kind -> the name of its example in `sana_lab.templates`."""
 

@@ -13,7 +13,18 @@ from sana_lab.config import options, registry, schema, specs, validation
 from sana_lab.config.guests import load
 from sana_lab.config.specs import SpecError
 from sana_lab.config.validation import bare, nearest
-from sana_lab.contracts import Rule, Subject, Violation, evaluation, layers, networks, rule_name, solvers, training
+from sana_lab.contracts import (
+    Rule,
+    Subject,
+    Violation,
+    evaluation,
+    layers,
+    methods,
+    networks,
+    rule_name,
+    solvers,
+    training,
+)
 
 RULES: dict[str, tuple[Rule, ...]] = {
     "attention": layers.RULES,
@@ -23,6 +34,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "text_encoder": networks.TEXT_ENCODER,
     "solver": solvers.RULES,
     "optimizer": training.OPTIMIZER,
+    "method": methods.METHOD,
     "data": training.DATA_MODULE,
     "system": training.SYSTEM,
     "extractor": evaluation.EXTRACTOR,
@@ -32,7 +44,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 """kind -> its contract; a kind without one is checked for its methods and options alone."""
 
-QUICK = ("attention", "ffn", "solver", "measure", "extractor", "optimizer")
+QUICK = ("attention", "ffn", "solver", "measure", "extractor", "optimizer", "method")
 """Kinds whose contract takes a second or less, and so runs before each training of a user's own part."""
 
 WIDTH = 64
@@ -107,7 +119,10 @@ def _guests_in(schema_of: Mapping[str, specs.Option], values: schema.Config) -> 
 
 
 def _guests_of(kind: str | None, annotation: Any, value: Any) -> Iterator[tuple[str, schema.Config]]:
-    if kind and isinstance(value, dict) and isinstance(value.get("name"), str):
+    if kind and isinstance(value, list):
+        for entry in value:
+            yield from _guests_of(kind, annotation, entry)
+    elif kind and isinstance(value, dict) and isinstance(value.get("name"), str):
         if ":" in value["name"] and not value["name"].startswith("experiment:"):
             yield kind, value
         yield from _guests_in(specs.options(kind, specs.find(kind, value["name"])), value)

@@ -23,6 +23,7 @@ SPECS: list[tuple[str, specs.Spec]] = [
     ("text_encoder", tiny.T5),
     ("data", {"name": "shapes", "size": 16, "batch": 4}),
     ("optimizer", "adamw"),
+    *(("method", name) for name in registry.TABLE["method"]),
 ]
 
 
@@ -32,7 +33,7 @@ def test_parts_that_ship_keep_their_contract(kind: str, spec: specs.Spec):
 
 
 def test_every_kind_of_a_users_part_has_a_contract():
-    assert registry.TABLE.keys() - run.RULES.keys() <= {"probe", "method"}
+    assert registry.TABLE.keys() - run.RULES.keys() <= {"probe", "cache", "executor"}
 
 
 ATTENTION = """
@@ -159,3 +160,52 @@ def test_parts_of_the_users_own_are_listed_wherever_they_are(guests: Path):
         ("attention", "broken_parts:Base"),
         ("solver", "broken_parts:backwards"),
     ]
+
+
+METHODS = """
+import torch
+from sana_lab.methods import Method
+
+class Vector(Method):
+    def losses(self, step):
+        return {"vector": step.prediction.mean((1, 2, 3))}
+
+class Rolls(Method):
+    def losses(self, step):
+        return {"rolls": (step.prediction * torch.rand_like(step.prediction)).mean()}
+
+class Writes(Method):
+    def build(self, model):
+        self.bias = [model.dit.head.linear.bias]
+    def losses(self, step):
+        self.bias[0].data.add_(1)
+        return {"writes": step.prediction.mean()}
+
+class Unread(Method):
+    def build(self, model):
+        self.layer = torch.nn.Linear(2, 2)
+    def losses(self, step):
+        return {"unread": step.prediction.mean()}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Vector", r"term 'vector' is no number: shape \(4,\)"),
+        ("Rolls", "the same step has other terms; use Step.uniform"),
+        ("Writes", "it changed head.linear.bias of the model in a step"),
+        ("Unread", "no gradient reaches 0.layer.weight, 0.layer.bias of it"),
+    ],
+)
+def test_a_broken_method_is_described(here: Path, name: str, words: str):
+    (here / "broken_methods.py").write_text(METHODS)
+    problems = [f.problem for f in run.check("method", f"broken_methods:{name}") if f.problem]
+    assert any(re.search(words, problem) for problem in problems), problems
+
+
+def test_parts_of_the_users_own_are_listed_in_lists_of_specs(here: Path):
+    (here / "broken_methods.py").write_text(METHODS)
+    methods = [{"name": "contrastive"}, {"name": "broken_methods:Vector"}]
+    config: Any = {"system": {"name": "text2image", "method": methods}}
+    assert [(kind, spec["name"]) for kind, spec in run.guests(config)] == [("method", "broken_methods:Vector")]
