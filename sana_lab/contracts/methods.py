@@ -8,7 +8,6 @@ from torch import Tensor
 from sana_lab.config import specs
 from sana_lab.contracts import Rule, Subject, expect
 from sana_lab.methods import Model, Step
-from sana_lab.systems.method_steps import Methods
 from sana_lab.types import Batch, Text
 
 DIT: dict[str, Any] = {"name": "sana", "dim": 32, "depth": 4, "cross_heads": 2}
@@ -20,7 +19,7 @@ class Trained(NamedTuple):
     """A step after its forward pass."""
 
     dit: Any
-    methods: Methods
+    methods: Any  # sana_lab.systems.method_steps.Methods
     terms: dict[str, tuple[float, Tensor]]
     step: Step
 
@@ -28,7 +27,7 @@ class Trained(NamedTuple):
 def fits(subject: Subject) -> None:
     """It can be built for a model without memory, and says which blocks it reads."""
     with torch.device("meta"):
-        Methods(subject.spec).build(_model(_dit()), 0)
+        _methods(subject).build(_model(_dit()), 0)
 
 
 def terms(subject: Subject) -> None:
@@ -67,6 +66,12 @@ def leaves(subject: Subject) -> None:
     expect(same, "after a step the model gives another result")
 
 
+def _methods(subject: Subject) -> Any:
+    from sana_lab.systems.method_steps import Methods  # here, as a training imports all contracts
+
+    return Methods(subject.spec)
+
+
 def _dit() -> Any:
     torch.manual_seed(0)
     return specs.build("dit", DIT, channels=CHANNELS, text_dim=TEXT)
@@ -78,7 +83,7 @@ def _model(dit: Any) -> Model:
 
 def _train(subject: Subject, seed: int = 0) -> Trained:
     """One step of the model with the method, up to its terms, under a seed of torch's own random numbers."""
-    dit, methods = _dit(), Methods(subject.spec)
+    dit, methods = _dit(), _methods(subject)
     methods.build(_model(dit), 0)
     step = _step()
     torch.manual_seed(seed)
