@@ -162,6 +162,7 @@ def _table_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--retrain", action="store_true", help="train rows from nothing whose weights ship; a separate sweep"
     )
+    parser.add_argument("--seeds", help="training seeds in place of the file's, such as 0-4 or 0,2")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for table, plots and images (runs/tables/ABLATION)"
     )
@@ -180,6 +181,7 @@ def _ablate(options: Namespace) -> int:
     from sana_lab.ablation import runner
 
     places: dict[str, Any] = {"out": options.out, "scale": options.scale, "retrain": options.retrain}
+    places |= {"seeds": options.seeds}
     places |= {"workers": options.workers, "executor": options.executor}
     return runner.main(options.ablation, options.overrides, dry_run=options.dry_run, **places)
 
@@ -196,10 +198,13 @@ def _table(options: Namespace) -> None:
 
     others = [word for word in options.overrides if "=" not in word]
     overrides = [word for word in options.overrides if "=" in word]
+    if others and options.seeds:
+        raise ValueError("--seeds is of one ablation; expected a table of it alone")
     if others:
         across.main([options.ablation, *others], overrides, options.scale, options.retrain, options.out)
     else:
-        runner.write_table(options.ablation, overrides, options.out, options.scale, options.retrain)
+        places: dict[str, Any] = {"out": options.out, "scale": options.scale, "retrain": options.retrain}
+        runner.write_table(options.ablation, overrides, seeds=options.seeds, **places)
 
 
 def _ship_arguments(parser: ArgumentParser) -> None:

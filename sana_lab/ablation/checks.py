@@ -82,7 +82,7 @@ def check_no_seed(change: Config, words: str, seeds: Sequence[int]) -> None:
         value = change["seed"]
         raise SpecError(
             f"{words} sets seed {value!r}, but every row is trained with each of the ablation's seeds {list(seeds)}; "
-            f"expected seeds: [{value}] in its file, or in a copy of it"
+            f"expected --seeds {value}, or seeds: [{value}] in its file"
         )
 
 

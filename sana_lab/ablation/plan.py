@@ -7,6 +7,7 @@ A file with `base:` compares quality: a trial is an experiment, which is trained
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -50,10 +51,27 @@ def load(
         return _load(recipe, overrides, scale, retrain, seeds)
 
 
+def parse_seeds(text: str | None) -> list[int] | None:
+    """Seeds of `--seeds`: numbers and ranges with both ends, such as 0-4 or 0,2,7-9. None for None. SpecError."""
+    if text is None:
+        return None
+    seeds: list[int] = []
+    for word in text.split(","):
+        if not (match := re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)):
+            raise SpecError(f"--seeds is {text!r}, expected numbers and ranges such as 0-4 or 0,2,7-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < first + checks.MAX_TRIALS:
+            raise SpecError(f"--seeds has the range {word.strip()}, expected from less to more, such as 0-4")
+        seeds += range(first, last + 1)
+    return seeds
+
+
 def _load(
     recipe: str, overrides: Sequence[str], scale: str | None, retrain: bool, given_seeds: Sequence[int] | None
 ) -> Plan:
     raw = read(recipe)
+    if given_seeds is not None and "probe" in raw:
+        raise SpecError(f"--seeds is for ablations that train, and {recipe!r} has a probe, which has no seed")
     other_seeds = {} if given_seeds is None else {"seeds": list(given_seeds)}
     table = _parse({**at_scale(raw, scale, recipe), **other_seeds}, recipe)
     seeds = table.seeds if isinstance(table, Ablation) else [0]

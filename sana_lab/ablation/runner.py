@@ -49,16 +49,18 @@ def main(
     out: Path | None = None,
     scale: str | None = None,
     retrain: bool = False,
+    seeds: str | None = None,
 ) -> int:
     """Run the missing trials of an ablation, then write its table; exit status 1 if a trial failed.
 
-    With `retrain` every row is trained from nothing, in a separate sweep, where weights ship otherwise.
+    With `retrain` every row is trained from nothing, in a separate sweep, where weights ship otherwise. `seeds` such as
+    0-4 are in place of the file's; seeds that are trained already are not trained again.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
     store = Store(weights.HOME)
     with reusing():
-        ablation = plan.load(recipe, overrides, scale, retrain=retrain)
+        ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
         spec = executor_of(ablation, executor, workers)
         quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
         for config in quality:  # other seeds differ only in the seed
@@ -121,9 +123,10 @@ def write_table(
     out: Path | None = None,
     scale: str | None = None,
     retrain: bool = False,
+    seeds: str | None = None,
 ) -> None:
     """Table, plots and samples of what has finished, from the runs in MLflow."""
-    ablation = plan.load(recipe, overrides, scale, retrain=retrain)
+    ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
     trials = generations.refresh(store, ablation)

@@ -17,6 +17,9 @@ from sana_lab.types import Json
 SUMMARIES = {"exact": "exact_shapes", "geneval": "geneval"}
 """Entry of a report with a summary by task -> its measure."""
 
+FEW = 30
+"""Sample size below which a number is marked as of few images, prompts or clusters."""
+
 
 def main(name: str, overrides: Sequence[str], json_file: Path | None, html_file: Path | None = None) -> None:
     """`sana-lab eval NAME`: print the measures with their intervals, and write everything to `json_file`, and as a page
@@ -96,7 +99,7 @@ def _summary_lines(summary: Json, title: str) -> list[str]:
 
 def _line(name: str, value: float, low: float | None, high: float | None, n: int | None = None) -> str:
     interval = f"  [{low:z.3f}, {high:z.3f}]" if low is not None and high is not None else ""
-    return f"  {name:<24}{value:z.3f}{interval}{f'  n {n}' if n else ''}"
+    return f"  {name:<24}{value:z.3f}{interval}{f'  n {n}' if n else ''}{'  (few)' if n and n < FEW else ''}"
 
 
 def _reference_line(reference: Json, measures: Json) -> str:

@@ -20,6 +20,9 @@ from omegaconf import OmegaConf
 from sana_lab.config import text_files
 from sana_lab.report.columns import COLUMNS, ENDS, Column, column
 
+FEW_SEEDS = 3
+"""Seeds below which a table says that they are few: Student's quantile is 12.7 with two."""
+
 Record = Mapping[str, Any]
 Status = Literal["finished", "failed", "missing", "published"]
 
@@ -204,6 +207,8 @@ def _spread_notes(rows: list[Row], columns: list[Column]) -> list[str]:
     notes = []
     if any(cell.std is not None for _, cell in cells):
         notes.append("Mean ± standard deviation over seeds.")
+        if (fewest := min(cell.n for _, cell in cells if cell.std is not None)) < FEW_SEEDS:
+            notes.append(f"{fewest} seeds are few: only large differences show.")
     if len(seeds) == 1:
         notes.append(f"{_plural(len(seeds[0]), 'seed')} in each row: {', '.join(map(str, seeds[0]))}.")
     if any(shows_interval(c, cell) for c, cell in cells):

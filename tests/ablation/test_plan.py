@@ -152,7 +152,7 @@ def test_the_seed_is_no_override_and_its_message_says_what_to_write(here: Path):
     write(here, "ablations/rows.yaml", ROWS)
     message = message_of("rows", ["sampling.shift=2", "seed=5"])
     assert "seed=5 of ablation 'rows' sets seed 5" in message
-    assert "expected seeds: [5] in its file, or in a copy of it" in message
+    assert "expected --seeds 5, or seeds: [5] in its file" in message
 
 
 def test_a_scale_may_be_a_number(here: Path):
@@ -295,3 +295,22 @@ def test_a_sweep_with_overrides_is_another_one():
     assert plain == "paper-grid"
     assert len(changed | {plain, plan.sweep_name("paper/grid", "toy", ["seed=0"])}) == 4
     assert all(name.startswith("paper-grid-") for name in changed)
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("0,2,7-9", [0, 2, 7, 8, 9]), ("3", [3])])
+def test_seeds_of_the_command_line(text: str, seeds: list[int]):
+    assert plan.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "4-0", "1-", "-1", "0-9999999"])
+def test_seeds_that_are_none(text: str):
+    with pytest.raises(SpecError, match="--seeds"):
+        plan.parse_seeds(text)
+
+
+def test_seeds_of_the_command_line_are_in_place_of_those_of_the_file(here: Path):
+    assert {trial.seed for trial in plan.load("quickstart", seeds=[5, 6]).trials} == {5, 6}
+    with pytest.raises(SpecError, match="one of them twice"):
+        plan.load("quickstart", seeds=[5, 5])
+    with pytest.raises(SpecError, match="has a probe"):
+        plan.load("attention_speed", seeds=[1])

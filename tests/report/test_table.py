@@ -186,3 +186,8 @@ def test_published_files_of_another_form_are_refused(tmp_path, text, match):
     (tmp_path / "paper.yaml").write_text(text)
     with pytest.raises(ValueError, match=match):
         load_published(tmp_path / "paper.yaml")
+
+
+def test_two_seeds_are_few_and_the_table_says_so():
+    values = {n: build_table([record(seed=s, geneval=0.1 * s) for s in range(n)], title="T") for n in (1, 2, 3)}
+    assert {n for n, table in values.items() if any("2 seeds are few" in note for note in table.notes)} == {2}
