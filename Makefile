@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: oldest quickstart emoji bench docs test road slow check lint types clean
+.PHONY: oldest quickstart emoji bench docs site test road slow check lint types clean
 
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
@@ -15,6 +15,10 @@ bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minu
 
 docs: .venv/ready  # pages that are generated from the source
 	$(BIN)/python -m sana_lab.config.options_page
+
+site: .venv/ready  # documentation as a site with API pages, into site/
+	$(BIN)/python -m pip install --quiet "mkdocs-material>=9.7,<10" "mkdocstrings-python>=2"
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 test: .venv/ready  # one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu and not network and not slow"

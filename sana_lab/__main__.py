@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sana_lab.commands import arguments as lab
 from sana_lab.commands import deferred_imports, examples
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
@@ -220,6 +221,20 @@ def _ship(options: Namespace) -> int:
     return shipping.main(options.ablation, options.overrides, options.scale, options.out)
 
 
+def _pack_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("ablation", nargs="?", metavar="ABLATION", help="name in ablations/, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides that the sweep was run with")
+    parser.add_argument("--scale", help="scale that the sweep was run at")
+    parser.add_argument("--retrain", action="store_true", help="the sweep that trained all rows")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="archive to write (ABLATION.tar.gz)")
+
+
+def _pack(options: Namespace) -> None:
+    from sana_lab.ablation import packing
+
+    packing.main(options.ablation, options.overrides, options.scale, options.out, retrain=options.retrain)
+
+
 # weights of others
 
 
@@ -303,57 +318,6 @@ def _parts(options: Namespace) -> None:
     parts_verb.main(options.kind, options.name)
 
 
-def _list_arguments(parser: ArgumentParser) -> None:
-    kinds = ("experiments", "ablations", "parts", "models", "runs")
-    parser.add_argument("what", nargs="?", choices=kinds, help="what to list (how many there are of each)")
-
-
-def _list(options: Namespace) -> None:
-    from sana_lab.commands import listing
-
-    listing.main(options.what)
-
-
-def _new_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("what", choices=("ablation", "experiment", "part"), help="what to begin")
-    parser.add_argument("name", metavar="NAME", help="of the file, and of what is in it")
-    parser.add_argument("--kind", help="kind of a part, such as solver (attention)")
-
-
-def _new(options: Namespace) -> None:
-    from sana_lab.commands import new
-
-    new.main(options.what, options.name, options.kind)
-
-
-def _doctor(options: Namespace) -> int:
-    from sana_lab.commands import doctor
-
-    return doctor.main()
-
-
-def _completion_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="shell that is to complete")
-
-
-def _completion(options: Namespace) -> None:
-    from sana_lab.commands import completion
-
-    print(completion.SCRIPTS[options.shell], end="")
-
-
-def _check_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("part", metavar="PART", help="your module:attribute, or a registered name")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="option of the part")
-    parser.add_argument("--kind", help="kind of part such as attention (that of the class it inherits)")
-
-
-def _check(options: Namespace) -> int:
-    from sana_lab.commands import check
-
-    return check.main(options.part, options.overrides, options.kind)
-
-
 def _rm_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="sweep, SWEEP:LABEL (a row), or a run's id")
     parser.add_argument("--superseded", action="store_true", help="of sweeps only runs that are no longer shown")
@@ -395,16 +359,18 @@ VERBS: dict[str, Verb] = {
     "ablate": Verb("run an ablation and write its table", _ablate_arguments, _ablate),
     "table": Verb("write the table of an ablation, or of several together", _tables_arguments, _table),
     "ship": Verb("write the weights of an ablation's trained rows, fp16 with cards", _ship_arguments, _ship),
+    "pack": Verb("write an ablation's table, configurations and weights as one archive", _pack_arguments, _pack),
     "compare": Verb("compare two evaluations, paired over shared images", _compare_arguments, _compare),
     "stats": Verb("write reference statistics of real images, for FID and the like", _stats_arguments, _stats),
+    "fid": Verb("measure the distance of two folders of pictures", lab.fid_arguments, lab.fid_verb),
     "import": Verb("convert released weights: NVlabs .pth, diffusers folder, hub id", _import_arguments, _import),
     "export": Verb("write a diffusers folder from a trained experiment or its weights", _export_arguments, _export),
     "parts": Verb("list parts and sections, with the options of each", _parts_arguments, _parts),
-    "list": Verb("list experiments, ablations, parts, models or runs", _list_arguments, _list),
-    "new": Verb("write a commented ablation, experiment or part that runs", _new_arguments, _new),
-    "doctor": Verb("look at versions, devices, the runs and the disk", lambda parser: None, _doctor),
-    "completion": Verb("print the completion script of a shell", _completion_arguments, _completion),
-    "check": Verb("run the rules of a part's kind on your part, before training", _check_arguments, _check),
+    "list": Verb("list experiments, ablations, parts, models or runs", lab.list_arguments, lab.list_verb),
+    "new": Verb("write a commented ablation, experiment or part that runs", lab.new_arguments, lab.new_verb),
+    "doctor": Verb("look at versions, devices, the runs and the disk", lambda parser: None, lab.doctor_verb),
+    "completion": Verb("print the completion script of a shell", lab.completion_arguments, lab.completion_verb),
+    "check": Verb("run the rules of a part's kind on your part, before training", lab.check_arguments, lab.check_verb),
     "du": Verb("show what runs, models and tables take on the disk", lambda parser: None, _du),
     "rm": Verb("remove runs, trials, sweeps or unused models; asks first", _rm_arguments, _rm),
     "ui": Verb("browse runs in MLflow, on this machine only", _ui_arguments, _ui),
@@ -534,7 +500,7 @@ def _check_names(options: Namespace) -> None:
     from sana_lab.config import experiments
 
     match options.verb:
-        case "ablate" | "table" | "ship":
+        case "ablate" | "table" | "ship" | "pack":
             others = [word for word in options.overrides if "=" not in word] if options.verb == "table" else []
             for name in (options.ablation, *others):
                 experiments.locate("ablations", name)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sana_lab.checkpoints.meta import on_meta
 from sana_lab.config import registry, specs
 from sana_lab.config.memo import reuse
 
@@ -32,7 +33,7 @@ def _build(kind: str, spec: specs.Spec, supplied: dict[str, Any]) -> Any:
 
 def build_on_meta(kind: str, spec: specs.Spec, **supplied: Any) -> Any:
     """The part on the meta device: names, shapes and costs without memory, and without any file of weights."""
-    with torch.device("meta"):
+    with on_meta():
         return build(kind, spec, **supplied)
 
 

@@ -23,7 +23,10 @@ DEFERRED: dict[str, tuple[str, ...]] = {
     "lightning.pytorch.trainer.connectors.logger_connector.result": ("torch._dynamo",),
     "lightning.pytorch.utilities.compile": ("torch._dynamo",),
     "torch.utils.flop_counter": ("triton",),
-    "transformers.*": ("torchao", "torch._dynamo", "torch.distributed.tensor", "scipy", "scipy.optimize", "sklearn"),
+    "transformers.*": (
+        *("torchao", "torchvision", "scipy", "scipy.optimize", "sklearn"),
+        *("torch._dynamo", "torch.distributed.tensor", "torch.nn.attention.flex_attention"),
+    ),
 }
 """Module, or `package.*` -> libraries, or packages inside one, that are deferred while it is
 imported, if they are not imported yet."""
@@ -35,7 +38,10 @@ OWN: dict[str, tuple[str, ...]] = {
     "report.significance": ("scipy",),
     "report.learning": ("scipy",),
     "evaluation.reconstruction": ("torchvision", "skimage"),
+    "shapes.debris": ("scipy",),
+    "shapes.detector": ("scipy", "skimage"),
     "report.plots": ("matplotlib",),
+    "report.grids": ("matplotlib",),
     "report.efficiency_plots": ("matplotlib",),
 }
 """The same of modules of this package."""

@@ -18,10 +18,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "ablate": ("sana-lab ablate quickstart --dry-run", "sana-lab ablate attention trainer.max_steps=200 --workers 2"),
     "table": ("sana-lab table quickstart", "sana-lab table attention --out tables"),
     "ship": ("sana-lab ship quickstart", "sana-lab ship attention --out weights"),
+    "pack": ("sana-lab pack quickstart", "sana-lab pack attention --out attention.tar.gz"),
     "compare": ("sana-lab compare before.json after.json", "sana-lab compare softmax.json linear.json"),
     "stats": (
         "sana-lab stats photos --extractor shapes --out photos.safetensors",
         "sana-lab stats photos --extractor '{name: inception, weights: inception.pth}' --out fid.safetensors",
+    ),
+    "fid": (
+        "sana-lab fid samples photos --weights inception.pth",
+        "sana-lab fid samples photos.safetensors --extractor shapes --metrics fid kid precision recall",
     ),
     "import": ("sana-lab import SANA.pth --out sana.safetensors", "sana-lab import folder --part dit"),
     "export": ("sana-lab export shapes_sana folder", "sana-lab export weights.safetensors folder --part autoencoder"),
@@ -34,6 +39,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'eval "$(sana-lab completion bash)"',
         "sana-lab completion fish > ~/.config/fish/completions/sana-lab.fish",
     ),
+    "du": ("sana-lab du", "cd project && sana-lab du"),
+    "rm": ("sana-lab rm attention --superseded", "sana-lab rm --models"),
     "ui": ("sana-lab ui", "sana-lab ui --port 5001"),
 }
 

@@ -23,6 +23,7 @@ from sana_lab.config.ranges import (
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec
 
 Config = dict[str, Any]
+LoggerName = Literal["csv", "tensorboard", "wandb"]
 
 
 @dataclass
@@ -48,6 +49,8 @@ class TrainerOptions:
         250  # optimiser steps between checkpoints that training resumes from
     )
     compile: Annotated[bool, RUNTIME] = False  # torch.compile of each block of the DiT
+    # Lightning's own loggers that record curves beside MLflow, in the model's folder: a name or a list of names.
+    logger: Annotated[LoggerName | list[LoggerName] | None, RUNTIME] = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import nn
 
 from sana_lab.checkpoints import files, formats, hub, weights
 from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.checkpoints.meta import on_meta
 from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
@@ -21,7 +22,7 @@ from sana_lab.models.attention import Mixer, lacks_backward
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
-from sana_lab.training import ranks
+from sana_lab.training import loggers, ranks
 
 STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
@@ -37,6 +38,7 @@ def check(experiment: schema.Config) -> System:
     """
     quantize.check(experiment["sampling"]["quantize"])
     limits.check_trainer(experiment["trainer"])
+    loggers.check(experiment["trainer"]["logger"])
     limits.check_evaluation(experiment["eval"])
     check_accelerator(experiment["trainer"]["accelerator"])
     experiments.prerequisites(experiment)
@@ -68,7 +70,7 @@ def check_methods(experiment: schema.Config, system: System, methods: Any) -> No
     missing = [name for name in experiments.referenced(methods.specs) if trained_weights(name) is None]
     methods.specs = [spec for spec in methods.specs if not {*experiments.referenced(spec)} & {*missing}]
     try:
-        with torch.device("meta"):
+        with on_meta():
             system.build_methods(int(data["size"]), experiment["data"].get("batch"), gives_images(experiment["data"]))
             system.configure_optimizers()
     except (ValueError, OSError) as error:
@@ -87,7 +89,7 @@ def gives_images(data: schema.Config) -> bool:
 
 def system_on_meta(spec: schema.Config) -> tuple[System, Any]:
     """A system and its optimisers, checked, without memory."""
-    with torch.device("meta"):
+    with on_meta():
         system: System = specs.build("system", spec)
         system.check()
         too_large.check_parameters(system)

@@ -25,7 +25,7 @@ from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.training import callbacks, ranks
+from sana_lab.training import callbacks, loggers, ranks
 from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, TimeBudget
 from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.card import card
@@ -220,7 +220,7 @@ def _trainer(
         val_check_interval=options["validate_every"] * options["accumulate"],  # Lightning counts batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=logger or False,
+        logger=[*([logger] if logger else []), *loggers.build(options["logger"], home)] or False,
         callbacks=[guard, *grid, callbacks.Termination(), *reporters],
         enable_progress_bar=bar,
         enable_model_summary=False,

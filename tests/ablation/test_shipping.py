@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sana_lab import __main__
-from sana_lab.ablation import plan, quality, runner, shipping, worker
+from sana_lab.ablation import packing, plan, quality, runner, shipping, worker
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.protocol import Job
 from sana_lab.ablation.record import TrialRecord
@@ -225,3 +226,34 @@ def test_a_folder_of_weights_that_is_missing_is_named(folder: Path):
     with pytest.raises(SpecError, match=r"no folder 'rovs' in experiments/weights; did you mean 'rows'"):
         plan.load("wrong")
     assert plan.load("wrong", retrain=True).name == "wrong-retrained"
+
+
+def test_a_pack_is_read_elsewhere(
+    folder: Path, swept: dict[str, TrialRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Table, configurations, evaluations and weights; nothing in it names this machine's folders."""
+    monkeypatch.chdir(folder)
+    packing.main("rows", out=tmp_path / "rows.tar.gz")
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("rows.tar.gz") as archive:
+        archive.extractall(filter="data")
+    root = tmp_path / "rows"
+    assert {"table.md", "table.csv", "report.html"} <= {path.name for path in (root / "table").iterdir()}
+    trials = {row["label"]: row for row in json.loads((root / "trials.json").read_text())}
+    assert trials.keys() == swept.keys()
+    assert {row["status"] for row in trials.values()} == {"FINISHED"}
+    linear = trials["linear"]
+    assert "measures" in json.loads((root / "trials" / linear["key"] / "report.json").read_text())
+    source = swept["linear"].trial.weights
+    assert source is not None
+    assert (root / "models" / linear["model"] / "weights.safetensors").read_bytes() == source.read_bytes()
+    texts = [p.read_text() for p in root.rglob("*") if p.suffix in (".txt", ".json", ".yaml", ".csv", ".md")]
+    assert [text for text in texts if str(folder) in text] == []
+
+
+def test_a_pack_of_nothing_is_refused(here: Path, runs: Path):
+    tiny.write_experiment(here)
+    tiny.write(here, "ablations/rows.yaml", ROWS.replace("weights: rows\n", ""))
+    with pytest.raises(SpecError, match="sana-lab ablate rows"):
+        packing.main("rows")
+    assert not (here / "rows.tar.gz").exists()
