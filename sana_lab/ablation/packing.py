@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sana_lab.ablation import plan, runner
+from sana_lab.ablation import plan
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.trials import records, weights_of
@@ -54,7 +54,7 @@ def main(
     trials = records(store, ablation)
     if not any(record.done for record in trials):
         raise SpecError(f"no trial of {recipe!r} has finished; expected `sana-lab ablate {recipe}` first")
-    if not (table := runner.table_folder(ablation)).is_dir():
+    if not (table := weights.HOME / "tables" / ablation.name).is_dir():
         raise SpecError(f"there is no table in {table}; expected `sana-lab table {recipe}` first")
     with replacing(path) as partial, tarfile.open(partial, "w:gz") as archive:
         for inside, content in contents(store, ablation, trials, table, recipe):

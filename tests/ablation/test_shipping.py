@@ -234,6 +234,9 @@ def test_a_pack_is_read_elsewhere(
     """Table, configurations, evaluations and weights; nothing in it names this machine's folders."""
     monkeypatch.chdir(folder)
     packing.main("rows", out=tmp_path / "rows.tar.gz")
+    source = swept["linear"].trial.weights
+    assert source is not None
+    content = source.read_bytes()
     monkeypatch.chdir(tmp_path)
     with tarfile.open("rows.tar.gz") as archive:
         archive.extractall(filter="data")
@@ -244,9 +247,7 @@ def test_a_pack_is_read_elsewhere(
     assert {row["status"] for row in trials.values()} == {"FINISHED"}
     linear = trials["linear"]
     assert "measures" in json.loads((root / "trials" / linear["key"] / "report.json").read_text())
-    source = swept["linear"].trial.weights
-    assert source is not None
-    assert (root / "models" / linear["model"] / "weights.safetensors").read_bytes() == source.read_bytes()
+    assert (root / "models" / linear["model"] / "weights.safetensors").read_bytes() == content
     texts = [p.read_text() for p in root.rglob("*") if p.suffix in (".txt", ".json", ".yaml", ".csv", ".md")]
     assert [text for text in texts if str(folder) in text] == []
 
