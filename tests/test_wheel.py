@@ -24,6 +24,16 @@ kinds = {kind: len(config.available(kind)) for kind in ("experiments", "ablation
 print(json.dumps([sana_lab.__file__, [str(path) for path in files], kinds]))
 """
 
+CHECK = """
+from pathlib import Path
+from sana_lab.commands import check, new
+assert (Path(new.__file__).parents[1] / "py.typed").is_file()
+for kind, name in new.CLASSES.items():
+    new.main("part", f"my_{kind}", kind)
+    own = f"my_{kind}" if kind == "solver" else "".join(word.capitalize() for word in f"my_{kind}".split("_"))
+    assert check.main(f"my_{kind}:{own}") == 0, kind
+"""
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="runs in the checkout")
@@ -35,14 +45,10 @@ def test_a_built_wheel_finds_its_recipes_and_weights_from_elsewhere(tmp_path: Pa
     (wheel,) = tmp_path.glob("sana_lab-*.whl")
     subprocess.run([*pip, "install", *offline, "--target", tmp_path / "site", wheel], check=True)
     (tmp_path / "elsewhere").mkdir()
-    told = subprocess.run(
-        [sys.executable, "-c", LOOK],
-        cwd=tmp_path / "elsewhere",
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    options = {"cwd": tmp_path / "elsewhere", "env": environment, "capture_output": True, "text": True, "check": True}
+    told = subprocess.run([sys.executable, "-c", LOOK], **options)
     package, files, kinds = json.loads(told.stdout)
     assert [p for p in (package, *files) if not Path(p).is_relative_to(tmp_path / "site")] == []
     assert kinds == {kind: len(list((ROOT / kind).glob("*.yaml"))) for kind in kinds}
+    subprocess.run([sys.executable, "-c", CHECK], **options)  # parts of one's own, from an ordinary folder
