@@ -18,11 +18,11 @@ class _SkipRandom(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = {**(kwargs or {})}
-        first = args[0] if args else named.get("tensor")
+        options = {**(kwargs or {})}
+        first = args[0] if args else options.get("tensor")
         if getattr(func, "__name__", "") in RANDOM and isinstance(first, Tensor) and first.is_meta:
             return first
-        return func(*args, **named)
+        return func(*args, **options)
 
 
 @contextmanager
