@@ -154,3 +154,17 @@ def test_grid_refuses_no_rows_and_rows_of_another_count_or_type(tmp_path):
         grid({"a": torch.zeros(1, 3, 4, 4, dtype=torch.uint8)}, ["x", "y"], tmp_path / "g.png")
     with pytest.raises(ValueError, match="row 'a' is float32"):
         grid({"a": torch.zeros(1, 3, 4, 4)}, ["x"], tmp_path / "g.png")
+
+
+def test_a_single_curve_has_the_name_of_its_row(monkeypatch, tmp_path):
+    """Of several rows, one may have a curve."""
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure) or path)
+    curves({"linear": [(0.0, 1.0), (1.0, 0.5)]}, tmp_path / "loss.png", title="T")
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["linear"]
+
+
+def test_a_pdf_is_written_beside_each_png(tmp_path):
+    path = curves({"linear": [(0.0, 1.0), (1.0, 0.5)]}, tmp_path / "loss.png", title="T")
+    assert path == tmp_path / "loss.png"
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
