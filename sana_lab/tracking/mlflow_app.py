@@ -19,7 +19,8 @@ SCRIPT = """<script>try {
 
 STYLE = """<style>
 div:has(> [data-testid="truncation-gradient"]) { max-height: none !important; overflow: visible !important }
-div:has(> [data-testid="truncation-gradient"]) :is(td, th) { padding: 2px 10px !important }
+div:has(> [data-testid="truncation-gradient"]) table { display: block; overflow-x: auto }
+div:has(> [data-testid="truncation-gradient"]) :is(td, th) { padding: 2px 7px !important; white-space: nowrap }
 img[src^="get-artifact"] { max-width: 100% }
 [data-testid="truncation-gradient"], [data-testid="show-comment-toggle"] { display: none !important }
 </style>"""
