@@ -1,7 +1,10 @@
 """Kills at random moments, and many first starts at once: nothing is lost, and the same command ends the work."""
 
+import contextlib
 import json
+import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -36,6 +39,19 @@ axes:
   attention:
     linear: {system.dit.attention: linear}
     softmax: {system.dit.attention: softmax}
+columns: [geneval, val_loss]
+"""
+
+
+SWEEP = """
+title: Six models, four samplings of each
+base: tiny
+axes:
+  attention:
+    linear: {system.dit.attention: linear}
+    softmax: {system.dit.attention: softmax}
+  steps: {1: {sampling.steps: 1}, 2: {sampling.steps: 2}, 3: {sampling.steps: 3}, 4: {sampling.steps: 4}}
+seeds: [0, 1, 2]
 columns: [geneval, val_loss]
 """
 
@@ -190,7 +206,7 @@ def ablation_losses(folder: Path, expected: Any, written: dict[str, int]) -> Cou
             "other curves": sum(rows.get(name, [0, None])[1] != curve for name, (_, curve) in expected[0].items()),
             "other weights": sum(states.get(name) != state for name, state in expected[1].items()),
             "trained again": sum(times(folder)[name] != at for name, at in written.items()),
-            "runs too many": max(0, len(trials) - 2) + max(0, len(sweeps) - 1),
+            "runs too many": max(0, len(trials) - len(expected[0])) + max(0, len(sweeps) - 1),
             "runs not finished": sum(r.status != "FINISHED" for r in (*trials, *sweeps)),
             "measured twice": sum(len(store.history(r.id, k)) != 1 for r in trials for k in names[:1]),
             "files left over": len(list((folder / "runs").rglob("*.partial"))),
@@ -205,14 +221,20 @@ def times(folder: Path) -> dict[str, int]:
 
 def workers(folder: Path) -> int:
     """Number of worker processes in a folder."""
-    count = 0
+    return len(worker_ids(folder))
+
+
+def worker_ids(folder: Path) -> list[int]:
+    """Process ids of workers in a folder."""
+    ids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             command, place = (entry / "cmdline").read_bytes(), (entry / "cwd").readlink()
         except OSError:  # it has ended meanwhile
             continue
-        count += b"sana_lab.ablation.worker" in command and place == folder
-    return count
+        if b"sana_lab.ablation.worker" in command and place == folder:
+            ids.append(int(entry.name))
+    return ids
 
 
 def test_an_ablation_killed_at_random_moments(server, tmp_path):
@@ -246,3 +268,69 @@ def test_an_ablation_killed_at_random_moments(server, tmp_path):
     kills = sum(kills for kills, _ in ends)
     lost = sum((each for _, each in ends), Counter[str]())
     report("ablate killed", lost, {"kills": kills, "stores": AT_ONCE, "seconds": seconds})
+
+
+@pytest.fixture
+def ray_address() -> Iterator[str]:
+    """A Ray cluster of two nodes with a CPU each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'sana_lab[ray]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def kill_once(server: ForkServerContext, folder: Path, seconds: float, victim: str, words: list[str]) -> str:
+    """Start a sweep, and after so many seconds send SIGKILL to it or to one of its workers; who was killed."""
+    process = kill_processes.start(server, folder, words)
+    process.join(seconds)
+    if kill_processes.status(process, folder) is not None:
+        return "none"
+    ids = worker_ids(folder)
+    if victim == "worker" and ids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.kill(ids[0], signal.SIGKILL)
+        process.join()
+        return "worker"
+    process.kill()
+    process.join()
+    return "driver"
+
+
+def sweep_with_kills(server: ForkServerContext, tmp_path: Path, words: list[str]) -> None:
+    """24 trials, whose driver or worker is killed KILLS times, end as those that nothing disturbs."""
+    folders = [new_folder(tmp_path, name) for name in ("reference", "disturbed")]
+    for folder in folders:
+        tiny.write(folder, "ablations/grid.yaml", SWEEP)
+    status, seconds = run(server, folders[0], *words)
+    assert status == 0, (folders[0] / "output").read_text()[-2000:]
+    expected, (_, folder) = results(folders[0]), folders
+    assert len(expected[0]) == 24
+    moments, victims, lost, written = random.Random(0), Counter[str](), Counter[str](), dict[str, int]()
+    for number in range(KILLS):
+        victim = kill_once(server, folder, moments.uniform(0, seconds / 6), ("driver", "worker")[number % 2], words)
+        end = time.monotonic() + 60
+        while workers(folder) and time.monotonic() < end:
+            time.sleep(0.1)
+        now = Counter({"workers left": workers(folder)})
+        now += Counter({"models lost": sum(times(folder).get(name) != at for name, at in written.items())})
+        show(f"kill {number + 1} of the {victim}, {len(times(folder))} models", now, folder)
+        victims, lost, written = victims + Counter([victim]), lost + now, times(folder)
+    status, _ = run(server, folder, *words)
+    lost += Counter({"failed reruns": 1}) if status else ablation_losses(folder, expected, written)
+    tables = [json.loads((folder / "runs/tables/grid/table.json").read_text()) for folder in folders]
+    lost += Counter(
+        {"rows of the table": int([r["label"] for r in tables[0]["rows"]] != [r["label"] for r in tables[1]["rows"]])}
+    )
+    report("24 trials killed", lost, {"kills": dict(victims), "words": words, "seconds": seconds})
+
+
+def test_a_sweep_of_24_trials_whose_driver_and_workers_are_killed(server, tmp_path):
+    sweep_with_kills(server, tmp_path, ["ablate", "grid", "--workers", "2"])
+
+
+def test_the_same_on_ray(server, tmp_path, ray_address):
+    sweep_with_kills(server, tmp_path, ["ablate", "grid", "--executor", f"{{name: ray, address: '{ray_address}'}}"])

@@ -29,7 +29,7 @@ def run_name(trial: Trial) -> str:
 def refresh(store: Store, plan: Plan) -> list[TrialRecord]:
     """The trials with their runs, after these follow the plan: names, labels, parameters and state. Prints changes."""
     trials = records(store, plan)
-    whole = {run.id: run for run in store.find(plan.name, {"sana.kind": "trial"})}  # with parameters
+    whole = {run.id: run for run in store.summaries(plan.name) if run.tags.get("sana.kind") == "trial"}
     by_run = {r.run_id: r._replace(run=whole.get(r.run_id, r.run)) for r in reversed(trials) if r.run is not None}
     with reusing():
         keys = parameters.differing(plan.trials) if by_run else []

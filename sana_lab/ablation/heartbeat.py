@@ -1,9 +1,11 @@
 """Heartbeats of runs: a tag that a worker renews, by which a run that is open is known to be at work or left behind."""
 
+import contextlib
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +16,9 @@ BEAT = "sana.heartbeat"
 
 WORKER = "sana.worker"
 """Tag of a run: host and process id of the worker that took it up last."""
+
+FOLDER = "sana.folder"
+"""Tag of a run on a server: identity of the folder of runs that works on it."""
 
 SECONDS = 30.0
 """Between two beats."""
@@ -39,15 +44,31 @@ class Heartbeat:
         self.thread.join(5)
 
     def _renew(self) -> None:
-        place = f"{socket.gethostname()}:{os.getpid()}"
+        place = {WORKER: f"{socket.gethostname()}:{os.getpid()}", FOLDER: folder_id(self.store)}
         while True:
             for run in self.runs:
                 try:
-                    self.store.set_tags(run, {BEAT: f"{time.time():.0f}", WORKER: place})
+                    self.store.set_tags(run, {BEAT: f"{time.time():.0f}", **place})
                 except Exception:  # of any kind of store: the next beat may reach it, and work goes on without
                     break
             if self.ended.wait(self.seconds):
                 return
+
+
+def folder_id(store: Store) -> str | None:
+    """The identity of a folder of runs whose records are on a server, where other folders may have the same sweep."""
+    if store.server is None:
+        return None
+    path = store.home / "folder"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), path.open("x") as file:
+        file.write(uuid.uuid4().hex)
+    return path.read_text()
+
+
+def works_elsewhere(store: Store, run: Run) -> bool:
+    """Whether a worker of another folder has renewed a run lately."""
+    return store.server is not None and beats(run) and run.tags.get(FOLDER) != folder_id(store)
 
 
 def beats(run: Run, now: float | None = None) -> bool:

@@ -9,16 +9,16 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab.ablation import checks
+from sana_lab.ablation import cells, checks, matching
+from sana_lab.ablation.samples import AXIS, axis_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.experiments import merge, nest
 from sana_lab.config.memo import reusing
-from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Trial
+from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectation, Match, Range, Samples, Trial
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.table import load_published
 
@@ -75,7 +75,8 @@ def _load(
     other_seeds = {} if given_seeds is None else {"seeds": list(given_seeds)}
     table = _parse({**at_scale(raw, scale, recipe), **other_seeds}, recipe)
     seeds = table.seeds if isinstance(table, Ablation) else [0]
-    checks.check_size(table.axes, len(seeds), recipe)
+    checks.check_size(cells.count(table), len(seeds), recipe)
+    cells.check(table, f"ablation {recipe!r}")
     checks.check_labels(_labels(table), recipe)
     trials = list(
         _probes(table, overrides) if isinstance(table, EfficiencyTable) else _experiments(table, overrides, recipe)
@@ -86,6 +87,7 @@ def _load(
         other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
         checks.check_table(other, _labels(other), title, guest=guest)
     if isinstance(table, Ablation):
+        table, trials = matching.match_rows(table, trials)
         trials = with_weights(table, trials, retrain)
     return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials)
 
@@ -149,10 +151,20 @@ def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
         _check_keys(change or {}, recipe)
     if options["published"] is not None:
         load_published(experiments.locate("eval/published", options["published"]))
-    table = schema(**{**options, "axes": axes, "expect": [Expectation(**e) for e in options["expect"]]})
+    records = {"axes": axes, "expect": [Expectation(**e) for e in options["expect"]]}
+    if options.get("samples"):
+        samples = Samples(**{**options["samples"], "ranges": _ranges(options["samples"]["ranges"])})
+        records |= {"samples": samples, "axes": {**axes, AXIS: axis_of(samples, f"ablation {recipe!r}")}}
+    if options.get("match"):
+        records["match"] = Match(**options["match"])
+    table = schema(**{**options, **records})
     if not table.axes or not all(table.axes.values()):
         raise SpecError(f"ablation {recipe!r} has no axes with labels; expected axes: {EXAMPLES[schema]}")
     return table
+
+
+def _ranges(given: Mapping[str, Config]) -> dict[str, Range]:
+    return {str(path): Range(**limits) for path, limits in given.items()}
 
 
 def _with_text_labels(axes: Mapping[Any, Mapping[Any, Any]], recipe: str) -> dict[str, dict[str, Any]]:
@@ -177,10 +189,10 @@ def _check_keys(change: Mapping[Any, Any], recipe: str) -> None:
             )
 
 
-def _combinations(axes: Mapping[str, Mapping[str, Config | None]]) -> Iterator[tuple[dict[str, str], list[Config]]]:
-    """Each cell of the product of the axes: its label on each axis, and the overrides of these labels."""
-    for cell in product(*([(axis, label, change) for label, change in axes[axis].items()] for axis in axes)):
-        yield {axis: label for axis, label, _ in cell}, [nest(change or {}) for _, _, change in cell]
+def _combinations(table: Ablation | EfficiencyTable) -> Iterator[tuple[dict[str, str], list[Config]]]:
+    """Each cell of the axes: its label on each axis, and the overrides of these labels."""
+    for cell in cells.cells(table):
+        yield cell, [nest(change) for change in cells.changes_of(table, cell)]
 
 
 def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iterable[Trial]:
@@ -190,7 +202,7 @@ def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iter
     common, base = nest(table.common), experiments.compose(table.base)
     checks.check_no_seed(common, f"common: of ablation {recipe!r}", table.seeds)
     for seed in table.seeds:
-        for labels, changes in _combinations(table.axes):
+        for labels, changes in _combinations(table):
             config = base
             for change in (common, *changes):
                 checks.check_no_seed(change, f"{_label(labels)!r} of ablation {recipe!r}", table.seeds)
@@ -202,7 +214,7 @@ def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iter
 
 def _probes(table: EfficiencyTable, overrides: Sequence[str]) -> Iterable[Trial]:
     """Build each probe once, without allocation, to raise errors of options early."""
-    for labels, changes in _combinations(table.axes):
+    for labels, changes in _combinations(table):
         spec: dict[str, Any] = nest(table.probe)
         for change in changes:
             spec = merge(spec, change)
@@ -218,7 +230,7 @@ def _title(table: Ablation | EfficiencyTable, labels: Mapping[str, str]) -> str:
 
 def _labels(table: Ablation | EfficiencyTable) -> list[str]:
     """The labels of the rows."""
-    return [_label(labels) for labels, _ in _combinations(table.axes)]
+    return [_label(labels) for labels, _ in _combinations(table)]
 
 
 def _label(labels: Mapping[str, str]) -> str:

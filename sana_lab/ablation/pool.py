@@ -13,7 +13,11 @@ class WorkerPool:
     def __init__(self, folder: Path, bar: ProgressBar, executor: Executor) -> None:
         self.folder, self.bar, self.executor = folder, bar, executor
         self.stopped = False
-        executor.start(folder, self.show)
+        try:
+            executor.start(folder, self.show)
+        except BaseException:
+            executor.close()
+            raise
 
     def run(self, title: str, job: Job) -> int:
         """Do a job to its end; the exit status. The log is `title`.log in the sweep's folder."""

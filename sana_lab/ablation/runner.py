@@ -17,8 +17,9 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from sana_lab import environment
-from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, sweep_page
+from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, spending, sweep_page
 from sana_lab.ablation.executors import Executor
+from sana_lab.ablation.heartbeat import STALE, WORKER, works_elsewhere
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
@@ -33,6 +34,7 @@ from sana_lab.config.paths import check_folder
 from sana_lab.config.yaml_text import read_value
 from sana_lab.data import DataModule
 from sana_lab.evaluation.sources import check_evaluation_captions
+from sana_lab.tracking.outbox import deliver_all
 from sana_lab.tracking.store import CONFIG, Run, Store, artifact_link
 from sana_lab.tracking.view import CURRENT, STATE, write_view
 from sana_lab.training import tenths
@@ -68,7 +70,8 @@ def main(
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)
-            print("\n".join(describe(ablation, records(store, ablation))))
+            trials = records(store, ablation)
+            print("\n".join([*describe(ablation, trials), *spending.estimate(trials, slots_of(spec))]))
             return 0
         place: Executor = specs.build("executor", spec)
         check_devices(place, ablation.trials)
@@ -96,6 +99,12 @@ def executor_of(ablation: Plan, executor: str | None, workers: int | None) -> sc
     if count is None:
         raise specs.SpecError(f"--workers is for the lab's own executors, not for {resolved['name']!r}")
     return {**resolved, count: workers}
+
+
+def slots_of(spec: schema.Config) -> int:
+    """Trials that an executor does at a time."""
+    executor: Executor = specs.build("executor", spec)
+    return executor.slots
 
 
 def check_devices(executor: Executor, trials: Sequence[schema.Trial]) -> None:
@@ -129,6 +138,7 @@ def write_table(
     ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
+    deliver_all(store)
     trials = generations.refresh(store, ablation)
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
 
@@ -156,6 +166,7 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
 
 def run(store: Store, ablation: Plan, executor: Executor) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
+    deliver_all(store)
     trials = generations.refresh(store, ablation)
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
     missing = list({r.key: r for r in trials if not r.complete}.values())
@@ -164,6 +175,7 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
         end_open_sweep(store, ablation.name)
         return
     check_data(missing)
+    check_alone(store, missing)
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
     try:
@@ -176,6 +188,15 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
         store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     store.finish(parent, "FINISHED" if all(r.complete for r in records(store, ablation)) else "FAILED")
+
+
+def check_alone(store: Store, missing: Sequence[TrialRecord]) -> None:
+    """ValueError if a sweep of this name from another folder works on one of the trials, on the same server."""
+    for run in [r.run for r in missing if r.run is not None and works_elsewhere(store, r.run)]:
+        raise ValueError(
+            f"the trial {run.name!r} is worked on from another folder, by {run.tags.get(WORKER)}; wait for that sweep, "
+            f"or {STALE:.0f} s after its end, or give this one another name"
+        )
 
 
 def check_data(missing: Sequence[TrialRecord]) -> None:
@@ -281,7 +302,7 @@ def end_open_runs(store: Store, name: str, keep: Sequence[TrialRecord] = ()) -> 
     """End the runs of trials that are open as KILLED, but for those to keep."""
     ids = {record.run_id for record in keep}
     for run in store.find(name, {"sana.kind": "trial"}):
-        if run.status == "RUNNING" and run.id not in ids:
+        if run.status == "RUNNING" and run.id not in ids and not works_elsewhere(store, run):
             store.finish(run.id, "KILLED")
 
 

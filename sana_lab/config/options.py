@@ -26,6 +26,9 @@ SECTIONS: dict[str, type] = {
     "ablation": schema.Ablation,
     "efficiency": schema.EfficiencyTable,
     "expect": schema.Expectation,
+    "samples": schema.Samples,
+    "range": schema.Range,
+    "match": schema.Match,
 }
 """Sections of `experiments/*.yaml`, and what `ablations/*.yaml` may say."""
 

@@ -151,6 +151,38 @@ class Expectation:
 
 
 @dataclass
+class Range:
+    """A range of a numeric option, for `samples:` of an ablation."""
+
+    low: Real  # smallest value
+    high: Real  # largest value
+    log: bool = False  # spread over the logarithm of the value, as for learning rates
+    integer: bool = False  # whole numbers, both ends included
+
+
+@dataclass
+class Samples:
+    """`samples:` of an ablation: points in ranges of options, a row for each."""
+
+    number: Count  # of points; more of them keep the first
+    ranges: dict[str, Range]  # path of an option such as system.optimizer.lr -> its range
+    method: Literal["sobol", "random"] = "sobol"  # a Sobol sequence covers the ranges evenly
+    seed: Seed = 0  # of the points
+
+
+@dataclass
+class Match:
+    """`match:` of an ablation: an option of every other row is set so that it has as much as the reference row."""
+
+    equal: Literal["parameters", "macs", "images", "seconds"]  # what is equal; parameters and MACs are of the denoiser
+    by: str | None = None  # path of the whole-numbered option that is chosen, such as system.dit.dim; null for seconds
+    reference: str | None = None  # label of the row whose quantity is the target; null is the first row
+    step: Count = 1  # the option is a multiple of this
+    within: PositiveShare = 0.02  # largest relative difference from the target
+    seconds: Positive | None = None  # of every row's training, for seconds
+
+
+@dataclass
 class Ablation:
     """`ablations/*.yaml` with a `base`: experiments that are trained, evaluated and benchmarked, a row for each."""
 
@@ -169,6 +201,12 @@ class Ablation:
     stand_in: dict[str, str] = field(default_factory=dict)  # metric of a claim -> metric that is tested instead
     baseline: str | None = None  # label of the row that others are tested against; the first row where None
     weights: str | None = None  # folder with weights of trained rows: a name in experiments/weights, or a path
+    # How axes combine: every combination, the labels at the same place, or one axis at a time from the first labels.
+    combine: Literal["product", "zip", "list"] = "product"
+    # Combinations without a row: axis -> a label or several, such as {attention: softmax, size: [512, 1024]}.
+    exclude: list[dict[str, Any]] = field(default_factory=list)
+    samples: Samples | None = None  # an axis `sample` of points in ranges; null is none
+    match: Match | None = None  # rows matched at equal parameters, MACs, images or seconds; null is not
     executor: Annotated[Spec, "executor"] = "local"  # where trials run: local, ray or slurm, with options
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces
 
@@ -191,5 +229,9 @@ class EfficiencyTable:
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table
     plot: Literal["walk", "crossing"] | None = None  # a bar per row, or two costs over sizes with their crossover
+    # How axes combine: every combination, the labels at the same place, or one axis at a time from the first labels.
+    combine: Literal["product", "zip", "list"] = "product"
+    # Combinations without a row: axis -> a label or several, such as {attention: softmax, size: [512, 1024]}.
+    exclude: list[dict[str, Any]] = field(default_factory=list)
     executor: Annotated[Spec, "executor"] = "local"  # where trials run: local, ray or slurm, with options
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces

@@ -110,7 +110,7 @@ def relocate(path: Path, artifacts: Path) -> None:
 
 
 class Row(NamedTuple):
-    """A run as the database holds it, without its parameters, which are most of it."""
+    """A run as the database holds it."""
 
     id: str
     name: str
@@ -119,6 +119,7 @@ class Row(NamedTuple):
     ended: int | None
     experiment: str  # its id
     tags: dict[str, str]
+    params: dict[str, str]
     metrics: dict[str, float]  # the last value of each; without NaN
 
 
@@ -132,9 +133,12 @@ def runs(path: Path, experiment: str) -> list[Row]:
     columns = "run_uuid, name, status, start_time, end_time, CAST(experiment_id AS TEXT)"
     with _connection(path) as database:
         heads = database.execute(f"SELECT {columns} FROM runs WHERE {where} {order}", (experiment,)).fetchall()
-        rows = {head[0]: Row(*head, {}, {}) for head in heads}
+        rows = {head[0]: Row(*head, {}, {}, {}) for head in heads}
         for run, key, value in database.execute(f"SELECT run_uuid, key, value FROM tags WHERE {where}", (experiment,)):
             rows[run].tags[key] = value
+        params = f"SELECT run_uuid, key, value FROM params WHERE {where}"
+        for run, key, value in database.execute(params, (experiment,)):
+            rows[run].params[key] = value
         metrics = f"SELECT run_uuid, key, value FROM latest_metrics WHERE NOT is_nan AND {where}"
         for run, key, value in database.execute(metrics, (experiment,)):
             rows[run].metrics[key] = value
@@ -160,6 +164,11 @@ def path_of(location: str) -> Path | None:
     """The file of an sqlite URL; None for other URLs."""
     prefix = "sqlite:///"
     return Path(unquote(location.removeprefix(prefix).partition("?")[0])).absolute() if prefix in location else None
+
+
+def elsewhere(location: str) -> Path | None:
+    """The database that a user's sqlite URL names; None for other URLs, and for those that `url` wrote."""
+    return None if is_own(location) else path_of(location)
 
 
 def is_own(location: str) -> bool:

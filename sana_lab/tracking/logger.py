@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from sana_lab.tracking.outbox import Outbox
+from sana_lab.tracking.remote import PATIENCE
 from sana_lab.tracking.store import Point, Store
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class RunLogger(MLFlowLogger):
         self.store, self.seconds = store, seconds
         self.waiting: list[Point] = []
         self.written = time.monotonic()  # when a write was last tried
+        self.outbox = None if store.server is None else Outbox(store, run_id)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
         """Do nothing: the run already has the resolved experiment."""
@@ -49,12 +52,23 @@ class RunLogger(MLFlowLogger):
         self.store.log_image(self._run_id, key, image, step)
 
     def flush(self) -> None:
-        """Write the buffered points; keep them if that fails."""
+        """Write the buffered points; keep them if that fails, those for a server on disk."""
+        if self.outbox is not None:
+            self._send(self.outbox)
+            return
         self.written = time.monotonic()
         if self.waiting:
             assert self._run_id is not None
             self.store.log_points(self._run_id, self.waiting)
         self.waiting = []
+
+    def _send(self, outbox: Outbox, patience: float = 0.0) -> None:
+        """Put the points to disk, and from there to the server if it answers."""
+        points, self.waiting = self.waiting, []
+        outbox.add(points)
+        if not outbox.deliver(patience):
+            warnings.warn(f"MLflow's server does not answer; points wait in {outbox.path}", stacklevel=3)
+        self.written = time.monotonic()
 
     @rank_zero_only
     def try_flush(self) -> None:
@@ -72,7 +86,10 @@ class RunLogger(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Write the waiting points; after a failure without an error that would hide its cause."""
-        self.flush() if status == "success" else self.try_flush()
+        if self.outbox is not None:
+            self._send(self.outbox, PATIENCE if status == "success" else 0.0)
+        else:
+            self.flush() if status == "success" else self.try_flush()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it was made, for another process."""

@@ -25,6 +25,13 @@ def serve(home: Path | str, host: str = "127.0.0.1", port: int = 5000) -> None:
     local, because the server has no password.
     """
     store = Store(home)
+    if store.server is not None:
+        print(
+            "\n".join(
+                line for name, id_ in store.experiments().items() for line in links(store, store.server, name, id_)
+            )
+        )
+        return
     free = free_port(host, port)
     experiments = _check(store, host)
     if free != port:

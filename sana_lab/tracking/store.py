@@ -1,4 +1,5 @@
-"""Runs in MLflow: one sqlite file and one folder of artifacts under a home directory.
+"""Runs in MLflow: one sqlite file and one folder of artifacts under a home directory, or where the variable
+`MLFLOW_TRACKING_URI` says: a server, or a database elsewhere.
 
 MLflow is imported where it is used (it takes two seconds). Every call names its run: there is no active run and no
 global state; a `Store` may be used from several threads, and a home by several processes.
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from sana_lab.tracking import database
+from sana_lab.tracking import database, remote
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +31,8 @@ T = TypeVar("T")
 
 PARENT = "mlflow.parentRunId"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
-IGNORED = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
-"""Variables of MLflow that name another place for runs."""
+IGNORED = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
+"""Variables of MLflow that name another experiment or run."""
 
 MAX_PARAM = 500  # characters of a parameter in the table of runs; config/resolved.yaml holds the whole
 
@@ -74,17 +75,24 @@ class Store:
 
     def __init__(self, home: Path | str) -> None:
         self.home = Path(home).expanduser().absolute()
-        self.database = self.home / "mlflow.db"
-        self.artifacts = self.home / "artifacts"
-        self.uri = database.url(self.database)
+        self.server = remote.address()  # of MLflow's server; None for a database
+        elsewhere = database.elsewhere(os.environ.get(remote.VARIABLE, ""))
+        self.database = elsewhere or self.home / "mlflow.db"
+        self.artifacts = self.database.parent / "artifacts"
+        self.moves = elsewhere is None  # whether artifacts move with the folder
+        self.uri = self.server or database.url(self.database)
 
     @functools.cached_property
     def client(self) -> "MlflowClient":
         """MLflow's client; the database is created if missing. ValueError for a file that is not MLflow's."""
-        say_what_is_ignored(self.database)
+        say_what_is_ignored(self.uri)
+        if self.server is not None:
+            client: MlflowClient = remote.client(self.server)
+            return client
         self.make_database()
         database.check(self.database)
-        database.relocate(self.database, self.artifacts)
+        if self.moves:
+            database.relocate(self.database, self.artifacts)
         return database.client(self.database)
 
     @functools.cached_property
@@ -102,6 +110,8 @@ class Store:
         ValueError if `home` cannot be written.
         """
         client = self.client
+        if self.server is not None:
+            return remote.make_experiment(client, experiment)
         with self._writing():
             return self._make_experiment(client, experiment)
 
@@ -132,10 +142,18 @@ class Store:
 
     def experiments(self) -> dict[str, str]:
         """Name -> id of every experiment that `create` made here, newest first."""
-        if not database.exists(self.database):
+        if self.is_empty():
             return {}
         experiments = self.client.search_experiments(order_by=["last_update_time DESC"])
-        return {e.name: e.experiment_id for e in experiments if e.artifact_location == self.artifacts.as_uri()}
+        return {
+            e.name: e.experiment_id
+            for e in experiments
+            if self.server or e.artifact_location == self.artifacts.as_uri()
+        }
+
+    def is_empty(self) -> bool:
+        """Whether no database has been made yet; a server has one."""
+        return self.server is None and not database.exists(self.database)
 
     def start_run(
         self, experiment: str, name: str, tags: Mapping[str, object] | None = None, parent: str | None = None
@@ -173,7 +191,9 @@ class Store:
         self.client._tracking_client.store._hard_delete_experiment(existing.experiment_id)
 
     def set_times(self, run_id: str, started: float, ended: float | None = None) -> None:
-        """Set when a run started and, if given, ended, in seconds since 1970."""
+        """Set when a run started and, if given, ended, in seconds since 1970; a server keeps its own times."""
+        if self.server is not None:
+            return
         _ = self.client  # checks the database
         database.set_times(self.database, run_id, started, ended)
 
@@ -182,7 +202,13 @@ class Store:
         self.client.update_run(run_id, name=name)
 
     def replace_params(self, run_id: str, prefix: str, params: Mapping[str, object]) -> None:
-        """Replace the parameters whose keys begin with `prefix` by these, which a log never does."""
+        """Replace the parameters whose keys begin with `prefix` by these, which a log never does.
+
+        On a server new keys are added, and others stay.
+        """
+        if self.server is not None:
+            self.log_params(run_id, {}, params)
+            return
         _ = self.client
         database.replace_params(
             self.database, run_id, prefix, {clean(k): _short(v) for k, v in _strings(params).items()}
@@ -219,13 +245,13 @@ class Store:
         now = time.time()
         self.log_points(run_id, [Point(k, float(v), step, now) for k, v in metrics.items() if v is not None])
 
-    def log_points(self, run_id: str, points: Iterable[Point]) -> None:
-        """Write points of curves, a thousand to a transaction."""
+    def log_points(self, run_id: str, points: Iterable[Point], client: Any = None) -> None:
+        """Write points of curves, a thousand to a transaction, by the store's client or another."""
         from mlflow.entities import Metric
 
         metrics = [Metric(clean(p.key), p.value, int(p.time * 1000), p.step) for p in points]
         for chunk in _chunks(metrics, 1000):
-            self.client.log_batch(run_id, metrics=chunk)
+            (client or self.client).log_batch(run_id, metrics=chunk)
 
     def log_image(self, run_id: str, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
         """Write a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
@@ -241,7 +267,9 @@ class Store:
         log(run_id, str(path), folder)
 
     def file(self, run_id: str, name: str = "") -> Path:
-        """The path of a run's artifact on disk. FileNotFoundError if missing."""
+        """The path of a run's artifact on disk, where a server's is copied to. FileNotFoundError if missing."""
+        if self.server is not None:
+            return remote.download(self.client, run_id, name, self.home / "downloads")
         path = self.artifacts / run_id / "artifacts" / name
         if not path.exists():
             raise FileNotFoundError(f"run {run_id} has no artifact {name!r} ({path})")
@@ -255,15 +283,17 @@ class Store:
 
     def find(self, experiment: str, tags: Mapping[str, object] | None = None) -> list[Run]:
         """The runs of an experiment that carry all these tags, newest first; empty if there is no such experiment."""
-        if not database.exists(self.database):
+        if self.is_empty():
             return []
         existing = self.client.get_experiment_by_name(experiment)
         return [] if existing is None else list(self._search([existing.experiment_id], _strings(tags or {})))
 
     def summaries(self, experiment: str) -> list[Run]:
-        """The runs of an experiment, newest first, without their parameters; a thousand in less than a second."""
-        if not database.exists(self.database):
+        """The runs of an experiment, newest first, a thousand of them in a second."""
+        if self.is_empty():
             return []
+        if self.server is not None:
+            return self.find(experiment)
         _ = self.client  # checks the database
         return [_summary(row) for row in database.runs(self.database, experiment)]
 
@@ -322,12 +352,11 @@ def to_pil(image: "Image | Tensor | np.ndarray") -> "Image":
 
 
 @functools.cache
-def say_what_is_ignored(path: Path) -> None:
-    """Name, on stderr, the variables that send MLflow's runs elsewhere and that the lab does not follow."""
+def say_what_is_ignored(place: str) -> None:
+    """Name, on stderr, the variables of MLflow that the lab does not follow."""
     for name in IGNORED:
-        value = os.environ.get(name)
-        if value and database.path_of(value) != path and not database.is_own(value):
-            print(f"sana-lab: {name}={value} is ignored: runs are recorded in {path}", file=sys.stderr, flush=True)
+        if value := os.environ.get(name):
+            print(f"sana-lab: {name}={value} is ignored: runs are recorded in {place}", file=sys.stderr, flush=True)
 
 
 def _record(run: "MlflowRun") -> Run:
@@ -345,7 +374,9 @@ def _summary(row: database.Row) -> Run:
     ended = row.ended / 1000 if row.ended and row.status != "RUNNING" else None
     metrics = {k: _number(v) for k, v in row.metrics.items()}
     times = (row.started / 1000, ended)
-    return Run(row.id, row.name, row.status, row.tags, {}, metrics, *times, row.experiment, row.tags.get(PARENT))
+    return Run(
+        row.id, row.name, row.status, row.tags, row.params, metrics, *times, row.experiment, row.tags.get(PARENT)
+    )
 
 
 def _number(value: float) -> float:

@@ -32,6 +32,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
         print(as_yaml(experiment), end="")
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
+        print("".join(f"# {text}\n" for text in _cost(experiment, name)), end="")
         return
     ranks.join(experiment["trainer"]["accelerator"])
     for prerequisite in experiments.prerequisites(experiment):
@@ -48,6 +49,18 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
         text = f"trained: {_tracked(experiment, name, evaluation)}"
     if ranks.is_first():
         print(text)
+
+
+def _cost(experiment: Config, name: str) -> list[str]:
+    """The cost of a training in words. SpecError if it cannot fit in the memory."""
+    from sana_lab.bench import training_cost
+
+    try:
+        cost = training_cost.training_cost(experiment, ranks.count(experiment))
+    except (specs.SpecError, NotImplementedError) as error:
+        return [f"cost unknown: {error}"]
+    training_cost.check_fits(cost, name)
+    return cost.lines()
 
 
 def _say_other_steps(name: str, overrides: Sequence[str]) -> None:

@@ -60,7 +60,7 @@ class TestSlots:
         assert device_groups([], 1, 1) == []
 
     def test_more_devices_than_there_are_are_refused(self):
-        with pytest.raises(SpecError, match="executor.devices is 4, and this machine has 2; expected at most 2"):
+        with pytest.raises(SpecError, match=r"executor.devices is 4, and this machine has 2; expected at most 2"):
             device_groups(["0", "1"], 4, 1)
         with pytest.raises(SpecError, match="per_device is 2, and a trial has 2 devices of its own"):
             device_groups(["0", "1"], 2, 2)
@@ -76,7 +76,7 @@ class TestSlots:
         tiny.write_experiment(here, changes={"trainer.devices": 2})
         tiny.write(here, "ablations/wide.yaml", "{title: Wide, base: tiny, axes: {a: {one: {}}}}")
         trials = plan.load("wide").trials
-        with pytest.raises(SpecError, match="'one' has trainer.devices 2, and the executor gives a trial 1"):
+        with pytest.raises(SpecError, match=r"'one' has trainer.devices 2, and the executor gives a trial 1"):
             runner.check_devices(Local(), trials)
         runner.check_devices(Local(devices=2), trials)
 
@@ -98,7 +98,7 @@ class TestSpec:
             RayCluster(gpus=1.5)
 
     def test_options_that_the_executor_sets_are_refused(self):
-        with pytest.raises(SpecError, match="executor.sbatch sets 'array'"):
+        with pytest.raises(SpecError, match=r"executor.sbatch sets 'array'"):
             Slurm(sbatch={"array": "1-4"})
 
     @pytest.mark.parametrize(
@@ -172,20 +172,21 @@ def sweep(here: Path, executor: Executor) -> list[str]:
     return [r.run.status if r.run else "missing" for r in records(store, ablation)]
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with a CPU each."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'sana_lab[ray]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.mark.slow
 class TestRay:
-    @pytest.fixture(scope="class")
-    def cluster(self) -> Iterator[str]:
-        """The address of a cluster of two nodes with a CPU each."""
-        pytest.importorskip("ray", reason="Ray is not installed: pip install 'sana_lab[ray]'")
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        yield cluster.address
-        cluster.shutdown()
-
     def test_a_sweep_is_complete(self, here, cluster):
         assert sweep(here, RayCluster(address=cluster)) == ["FINISHED"] * 2
 

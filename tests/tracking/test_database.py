@@ -203,16 +203,47 @@ def test_any_path_holds_a_home(tmp_path, empty_database, name):
 
 def test_variables_of_mlflow_that_are_not_followed_are_named_once(tmp_path, empty_database, monkeypatch, capsys):
     store.say_what_is_ignored.cache_clear()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     home = home_of(tmp_path, empty_database)
     home.create("training")
     Store(tmp_path).create("training")
-    line = f"sana-lab: MLFLOW_TRACKING_URI=http://server:5000 is ignored: runs are recorded in {tmp_path}/mlflow.db\n"
-    assert capsys.readouterr().err == line
-    store.say_what_is_ignored.cache_clear()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", home.uri)  # as Lightning's logger sets it
-    Store(tmp_path).create("training")
-    assert capsys.readouterr().err == ""
+    assert (
+        capsys.readouterr().err
+        == f"sana-lab: MLFLOW_EXPERIMENT_NAME=mine is ignored: runs are recorded in {home.uri}\n"
+    )
+
+
+class TestTrackingUri:
+    """MLFLOW_TRACKING_URI says where runs are recorded; `runs/` is the default."""
+
+    def test_a_database_elsewhere_has_its_artifacts_beside_it(self, tmp_path, empty_database, monkeypatch):
+        place = tmp_path / "team" / "m.db"
+        place.parent.mkdir()
+        shutil.copy(empty_database, place)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+        home = Store(tmp_path / "runs")
+        run = home.start_run("training", "tiny")
+        home.log_dict(run, {"a": 1}, "a.json")
+        assert (home.database, home.file(run, "a.json").is_relative_to(place.parent)) == (place, True)
+        assert [r.id for r in home.summaries("training")] == [run]
+        assert not (tmp_path / "runs/mlflow.db").exists()
+
+    def test_what_lightning_leaves_in_the_environment_is_no_choice(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", Store(tmp_path / "first").uri)
+        assert Store(tmp_path / "second").database == tmp_path / "second/mlflow.db"
+
+    @pytest.mark.parametrize("location", ["./mlruns", "file:///tmp/mlruns"])
+    def test_a_folder_of_files_is_refused(self, tmp_path, monkeypatch, location):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", location)
+        with pytest.raises(ValueError, match="where MLflow keeps no runs any more; expected http://HOST:PORT"):
+            Store(tmp_path)
+
+    def test_a_server_out_of_reach_is_an_error_within_ten_seconds(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"the MLflow server http://127.0.0.1:9 \(MLFLOW_TRACKING_URI\) cannot be"):
+            _ = Store(tmp_path).client
+        assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 70000])

@@ -45,8 +45,8 @@ class RayCluster(Executor):
         super().start(folder.absolute(), show)
         self.tail = Tail(show)
         self.tail.start()
-        task = import_ray().remote(run_job)
-        self.task = task.options(max_retries=self.retries, max_calls=0, **self.options)
+        options = {"max_retries": self.retries, "max_calls": 0, **self.options}  # 0: processes stay, with their imports
+        self.task = import_ray().remote(**options)(run_job)
 
     def run(self, title: str, job: Job) -> int:
         from ray import exceptions

@@ -1,0 +1,56 @@
+"""What an ablation will cost, for its dry run: the trainings that are missing, their memory, disk and hours."""
+
+from collections.abc import Sequence
+
+from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.trials import weights_of
+from sana_lab.bench.training_cost import TrainingCost, check_fits, training_cost
+from sana_lab.config.memo import reusing
+from sana_lab.config.specs import SpecError
+from sana_lab.costs.too_large import GIB
+
+MOST_SYSTEMS = 50
+"""Most different trainings whose cost is computed; each takes some tens of milliseconds or more."""
+
+
+def estimate(trials: Sequence[TrialRecord], slots: int) -> list[str]:
+    """Lines on the trainings to do with `slots` at a time; empty if there are none. SpecError for one that cannot fit
+    in the memory."""
+    missing = {r.model: r for r in trials if r.trial.kind == "quality" and not r.complete and not r.evaluated}
+    to_train = [r for r in missing.values() if r.trial.config["trainer"]["max_steps"] and weights_of(r.trial) is None]
+    with reusing():
+        costs = [cost for r in to_train[:MOST_SYSTEMS] if (cost := _cost(r)) is not None]
+    if not costs:
+        return []
+    return [_line(costs, len(to_train), slots), *_times(costs, len(to_train), slots)]
+
+
+def _cost(record: TrialRecord) -> TrainingCost | None:
+    try:
+        cost = training_cost(record.trial.config)
+    except (SpecError, NotImplementedError):
+        return None
+    check_fits(cost, repr(record.trial.label))
+    return cost
+
+
+def _line(costs: Sequence[TrainingCost], count: int, slots: int) -> str:
+    """Trainings, parameters, FLOPs, memory at a time, disk."""
+    scale = count / len(costs)
+    parameters = sorted(cost.parameters / 1e6 for cost in costs)
+    memory = max(cost.memory for cost in costs) * min(slots, count)
+    flops = scale * sum(cost.flops * cost.steps for cost in costs)
+    disk = scale * sum(cost.disk for cost in costs)
+    about = "" if len(costs) == count else f" (by {len(costs)} of them)"
+    return (
+        f"{count} trainings{about}: {parameters[0]:.1f} to {parameters[-1]:.1f} M parameters, "
+        f"{flops / 1e15:.3g} PFLOPs, memory up to {memory / GIB:.2f} GiB with {min(slots, count)} at a time, "
+        f"disk {disk / GIB:.2f} GiB"
+    )
+
+
+def _times(costs: Sequence[TrainingCost], count: int, slots: int) -> list[str]:
+    if any(cost.seconds is None for cost in costs):
+        return [next(cost.origin for cost in costs if cost.seconds is None)]
+    hours, together = count / len(costs) * sum(cost.hours for cost in costs), min(slots, count)
+    return [f"training {hours:.3g} h, {hours / together:.3g} h with {together} at a time; {costs[0].origin}"]

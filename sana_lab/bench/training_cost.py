@@ -1,0 +1,184 @@
+"""The cost of a training before it begins: parameters, FLOPs, memory, disk, and time by a training that this machine
+has done."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sana_lab import environment
+from sana_lab.bench.memory_advice import TRAINING_BYTES
+from sana_lab.checkpoints import weights
+from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.config import experiments
+from sana_lab.config.memo import reuse
+from sana_lab.config.schema import Config
+from sana_lab.config.specs import SpecError
+from sana_lab.costs.flops import CAPTION_TOKENS, count_macs
+from sana_lab.costs.live_memory import LiveBytes, tensor_bytes
+from sana_lab.costs.too_large import GIB, total_memory
+from sana_lab.types import Text
+
+CHECKPOINT_BYTES = 16
+"""Bytes of a checkpoint per trained parameter: weights, Adam's two moments and the average, in float32."""
+
+SAME = ("device", "cpu", "cores")
+"""Entries of a card's environment that make a machine."""
+
+
+class TrainingCost(NamedTuple):
+    """The cost of one training on one device."""
+
+    parameters: int
+    trainable: int
+    flops: float  # of an optimiser step: forward and backward of what trains, without frozen encoders
+    memory: int  # bytes at the peak, computed
+    fixed: int  # of these, what does not depend on the batch
+    batch: int  # images at a time on a device
+    disk: int  # bytes of two checkpoints and the weights
+    steps: int
+    seconds: float | None  # a step; None if this machine has trained nothing comparable
+    origin: str  # what the time is taken from
+
+    def lines(self) -> list[str]:
+        """The cost in words."""
+        step = "" if self.seconds is None else f", {self.seconds:.3g} s a step, {self.hours:.2g} h"
+        return [
+            f"parameters {self.parameters / 1e6:.1f} M, trained {self.trainable / 1e6:.1f} M; {self.flops / 1e9:,.3g} "
+            f"GFLOPs a step without frozen encoders; memory {self.memory / GIB:.2f} GiB, computed; disk "
+            f"{self.disk / GIB:.2f} GiB",
+            f"{self.steps:,} steps{step} ({self.origin})",
+        ]
+
+    @property
+    def hours(self) -> float:
+        """Of the whole training; 0 if unknown."""
+        return self.steps * (self.seconds or 0.0) / 3600
+
+
+def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
+    """The cost of a resolved experiment's training. SpecError for a system that is neither text2image nor an
+    autoencoder."""
+    system = reuse(("cost system", experiment["system"]), lambda: build_on_meta("system", experiment["system"]))
+    trainer = experiment["trainer"]
+    batch = math.ceil((experiments.source_of(experiment["data"]).get("batch") or 1) / devices)
+    macs, activations = _step(system, experiment, batch)
+    parameters = sum(p.numel() for p in system.parameters())
+    trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)
+    half = 2 if trainer["precision"].endswith("true") and trainer["precision"].startswith(("bf16", "16")) else 4
+    fixed = TRAINING_BYTES * trainable + half * (parameters - trainable)
+    flops = 2.0 * macs * trainer["accumulate"]
+    seconds, origin = _step_time(experiment, flops)
+    disk = (2 * CHECKPOINT_BYTES + 4) * trainable
+    return TrainingCost(
+        parameters, trainable, flops, fixed + activations, fixed, batch, disk, trainer["max_steps"], seconds, origin
+    )
+
+
+def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> None:
+    """SpecError for a training that needs more memory than the machine's, with what would fit."""
+    memory = total_memory() if memory is None else memory
+    if cost.memory <= memory:
+        return
+    per_image = (cost.memory - cost.fixed) / cost.batch
+    batch = int((memory - cost.fixed) / per_image) if per_image else 0
+    fits = f"data.batch={batch} with trainer.accumulate" if batch >= 1 else "a smaller system, or more devices"
+    raise SpecError(
+        f"{title} needs {cost.memory / GIB:.1f} GiB at data.batch {cost.batch}, {cost.fixed / GIB:.1f} GiB of them at "
+        f"any batch, and there are {memory / GIB:.1f} GiB; what would fit: {fits}"
+    )
+
+
+def _step(system: Any, experiment: Config, batch: int) -> tuple[int, int]:
+    """MACs of forward and backward of a batch, and the bytes of activations at the peak."""
+    size, precision = experiments.image_size(experiment["data"]), experiment["trainer"]["precision"]
+    dtype = torch.bfloat16 if precision.startswith(("bf16", "16")) else torch.float32
+    dit, text = system.part("dit"), system.part("text_encoder")
+    if dit is not None and text is not None:
+        key = ("step", dit.spec, text.dim, system.latent_shape(size), batch, precision)
+        return reuse(key, lambda: _measure(dit.to(dtype), _denoiser_inputs(system, size, batch, dtype)))
+    autoencoder = system.part("autoencoder")
+    if autoencoder is None:
+        raise SpecError("the cost of a training is known for text2image systems and autoencoders")
+    images = torch.empty(batch, 3, size, size, device="meta", dtype=dtype)
+    return reuse(
+        ("step", autoencoder.spec, size, batch, precision),
+        lambda: _measure(_Reconstruction(autoencoder.to(dtype)), (images,)),
+    )
+
+
+class _Reconstruction(nn.Module):
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images encoded and decoded."""
+        decoded: Tensor = self.autoencoder.decode(self.autoencoder.encode(images))
+        return decoded
+
+
+def _denoiser_inputs(system: Any, size: int, batch: int, dtype: torch.dtype) -> tuple[Any, ...]:
+    tokens = min(CAPTION_TOKENS, system.text_encoder.max_tokens)
+    with torch.device("meta"):
+        x, t = torch.empty(batch, *system.latent_shape(size), dtype=dtype), torch.empty(batch, dtype=dtype)
+        features = torch.empty(batch, tokens, system.text_encoder.dim, dtype=dtype)
+        return x, t, Text(features, torch.ones(batch, tokens, dtype=torch.bool))
+
+
+def _measure(network: nn.Module, inputs: Sequence[Any]) -> tuple[int, int]:
+    gradients = tensor_bytes(p for p in network.parameters() if p.requires_grad)
+
+    def step() -> None:
+        network.train()(*inputs).float().square().mean().backward()
+
+    try:
+        with LiveBytes(network.parameters(), "meta") as forward:
+            network.train()(*inputs)
+        with LiveBytes(network.parameters(), "meta") as whole:
+            step()
+        network.zero_grad()
+        return count_macs(step), max(forward.peak, whole.peak - gradients)
+    finally:
+        network.zero_grad()
+
+
+def _step_time(experiment: Config, flops: float) -> tuple[float | None, str]:
+    """Seconds of a step by the newest training of this machine, at its rate of FLOPs."""
+    card = reuse(("newest card",), _newest_card)
+    if card is None:
+        return None, "time unknown: this machine has trained nothing yet; sana-lab profile EXPERIMENT measures a step"
+    rate = reuse(("rate",), lambda: _rate(card))
+    if rate is None:
+        return None, "time unknown: the last training here is not comparable"
+    return flops / rate, f"at {rate / 1e9:.3g} GFLOP/s, as {card['experiment']!r} trained here on {card['date']}"
+
+
+def _rate(card: Config) -> float | None:
+    """FLOPs a second of a finished training, all of its work included."""
+    try:
+        config = experiments.from_card(card["config"], str(card["experiment"]))
+        system = build_on_meta("system", config["system"])
+        batch = experiments.source_of(config["data"]).get("batch") or 1
+        macs, _ = _step(system, config, batch)
+    except (ValueError, KeyError):
+        return None
+    return 2.0 * macs * config["trainer"]["accumulate"] * card["steps"] / card["seconds"]
+
+
+def _newest_card() -> Config | None:
+    here = environment.environment()
+    cards = [card for path in _trained() if _is_of(card := weights.card(path), here)]
+    return max(cards, key=lambda card: str(card["date"]), default=None)
+
+
+def _trained() -> Iterable[Path]:
+    return (weights.HOME / "models").glob("*/weights.safetensors")
+
+
+def _is_of(card: Config, here: Config) -> bool:
+    where = card.get("environment", {})
+    return bool(card.get("seconds") and card.get("steps")) and all(where.get(name) == here[name] for name in SAME)

@@ -1,0 +1,71 @@
+"""The cost of a training before it begins, against what torch counts and against a training that was done here."""
+
+import pytest
+import tiny
+import torch
+
+from sana_lab import __main__
+from sana_lab.bench import training_cost
+from sana_lab.bench.training_cost import check_fits
+from sana_lab.config import experiments
+from sana_lab.config.specs import SpecError
+from sana_lab.costs.too_large import GIB
+from sana_lab.training import train
+
+
+@pytest.fixture
+def experiment(here):
+    tiny.write_experiment(here)
+    return experiments.load("tiny")
+
+
+def test_parameters_are_those_of_the_system_and_flops_grow_with_the_batch(experiment):
+    cost = training_cost.training_cost(experiment)
+    system = tiny.build("system", experiment["system"])
+    assert cost.parameters == sum(p.numel() for p in system.parameters())
+    assert cost.trainable == sum(p.numel() for p in system.parameters() if p.requires_grad)
+    twice = training_cost.training_cost({**experiment, "data": {**experiment["data"], "batch": 8}})
+    assert twice.flops == 2 * cost.flops
+    assert twice.memory - twice.fixed == pytest.approx(2 * (cost.memory - cost.fixed), rel=0.1)
+
+
+def test_a_product_of_matrices_costs_three_forwards():
+    layer = torch.nn.Linear(8, 16, bias=False, device="meta")
+    inputs = (torch.empty(4, 8, device="meta", requires_grad=True),)
+    macs, activations = training_cost._measure(layer, inputs)
+    assert macs == 3 * 4 * 8 * 16
+    assert activations >= 4 * 16 * 4
+
+
+def test_time_is_that_of_a_training_of_this_machine(experiment):
+    cost = training_cost.training_cost(experiment)
+    assert cost.seconds is None
+    assert "this machine has trained nothing yet" in cost.lines()[1]
+    train.train(experiment, name="tiny")
+    known = training_cost.training_cost(experiment)
+    card = training_cost._newest_card()
+    assert known.seconds == pytest.approx(card["seconds"] / card["steps"])
+    assert "as 'tiny' trained here" in known.lines()[1]
+
+
+def test_what_cannot_fit_is_refused_with_what_would(experiment):
+    cost = training_cost.training_cost(experiment)
+    check_fits(cost, "tiny", cost.memory)
+    room = cost.fixed + (cost.memory - cost.fixed) // 2 + 1
+    with pytest.raises(SpecError, match=r"tiny needs .* GiB at data.batch 4, .*; what would fit: data.batch=2"):
+        check_fits(cost, "tiny", room)
+    with pytest.raises(SpecError, match="what would fit: a smaller system, or more devices"):
+        check_fits(cost, "tiny", cost.fixed - 1)
+    assert cost.memory < GIB
+
+
+def test_the_dry_runs_print_it(experiment, here, capsys):
+    tiny.write(
+        here,
+        "ablations/two.yaml",
+        "{title: Two, base: tiny, axes: {a: {one: {}, two: {seed: 1}}}}".replace("{seed: 1}", "{sampling.steps: 3}"),
+    )
+    assert __main__.main(["train", "tiny", "--dry-run"]) == 0
+    assert "GFLOPs a step without frozen encoders; memory" in capsys.readouterr().out
+    assert __main__.main(["ablate", "two", "--dry-run"]) == 0
+    assert "1 trainings: " in capsys.readouterr().out
