@@ -11,7 +11,6 @@ from sana_lab.config.schema import Ablation, Config, Match, Trial
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.costs.flops import count_pair_macs, count_parameters
 from sana_lab.systems import System
-from sana_lab.training.checks import system_on_meta
 
 MOST = 4096
 """Largest multiple of `step` that is tried."""
@@ -90,6 +89,8 @@ def quantity(config: Config, match: Match) -> float:
     if match.equal == "images":
         trainer, source = config["trainer"], experiments.source_of(config["data"])
         return float(trainer["max_steps"] * trainer["accumulate"] * source["batch"])
+    from sana_lab.training.checks import system_on_meta  # here, as plans are read without the networks
+
     try:
         system, _ = reuse(("on meta", config["system"]), lambda: system_on_meta(config["system"]))
     except ValueError as error:

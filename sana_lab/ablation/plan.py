@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sana_lab.ablation import cells, checks, matching
+from sana_lab.ablation import cells, checks
 from sana_lab.ablation.samples import AXIS, axis_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
@@ -87,7 +87,10 @@ def _load(
         other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
         checks.check_table(other, _labels(other), title, guest=guest)
     if isinstance(table, Ablation):
-        table, trials = matching.match_rows(table, trials)
+        if table.match is not None:
+            from sana_lab.ablation import matching
+
+            table, trials = matching.match_rows(table, trials)
         trials = with_weights(table, trials, retrain)
     return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials)
 

@@ -17,7 +17,7 @@ from types import FrameType
 from filelock import FileLock, Timeout
 
 from sana_lab import environment
-from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, spending, sweep_page
+from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, sweep_page
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.heartbeat import STALE, WORKER, works_elsewhere
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
@@ -70,6 +70,8 @@ def main(
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)
+            from sana_lab.ablation import spending
+
             trials = records(store, ablation)
             print("\n".join([*describe(ablation, trials), *spending.estimate(trials, slots_of(spec))]))
             return 0
