@@ -32,7 +32,7 @@ def keeps_shape(subject: Subject) -> None:
 def gradients(subject: Subject) -> None:
     """Every parameter gets a finite gradient."""
     layer = subject.make().train()
-    expect_gradients(layer, layer(_tokens(subject, 3, 4)))
+    expect_gradients(layer, layer(_tokens(subject, 3, 4).requires_grad_().clone()))
 
 
 @torch.no_grad()

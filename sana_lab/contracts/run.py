@@ -127,7 +127,7 @@ def _guests_of(kind: str | None, annotation: Any, value: Any) -> Iterator[tuple[
             yield kind, value
         yield from _guests_in(specs.options(kind, specs.find(kind, value["name"])), value)
     elif isinstance(value, list):
-        inner = (*getattr(bare(annotation), "__args__", ()), Any)[0]
+        inner = annotation if kind else (*getattr(bare(annotation), "__args__", ()), Any)[0]
         for entry in value:
             yield from _guests_of(validation.kind_of(inner), inner, entry)
     elif is_dataclass(bare(annotation)) and isinstance(value, dict):

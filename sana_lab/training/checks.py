@@ -49,7 +49,6 @@ def check(experiment: schema.Config) -> System:
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
-    check_mixers(system)
     check_points(experiment, system)
     count = ranks.count(experiment)
     too_large.check_experiment(experiment, count)
@@ -93,6 +92,7 @@ def system_on_meta(spec: schema.Config) -> tuple[System, Any]:
         system: System = specs.build("system", spec)
         system.check()
         too_large.check_parameters(system)
+        check_mixers(system)
         return system, system.configure_optimizers()
 
 

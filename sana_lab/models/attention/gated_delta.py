@@ -18,7 +18,7 @@ from sana_lab.models.attention.scan import Depthwise, chunked, joined, read, wid
 from sana_lab.models.layers import RmsNorm, hidden_width, saturated
 from sana_lab.ops.backend import no_autocast
 
-CHUNK = 64
+CHUNK = 32
 """Tokens of a chunk; within one, all pairs are computed."""
 
 SLOWEST, FASTEST = 1e-3, 1e-1

@@ -327,7 +327,7 @@ def formula(mixer: Mixer, name: str, n: int, c: int) -> int:
         s = 32
         n_full = -(-n // s) * s
         return projections + local + n * (c * 4 + 4 * h * k) + h * n_full * (s * (k + d) + 2 * k * d)
-    s = 64
+    s = 32
     n_full, chunks = -(-n // s) * s, -(-n // s)
     pairs = h * n_full * s * (2 * k + d) + h * n_full * (s - 1) * (k + d) // 2
     states = h * n_full * (3 * k * d + k * k) + h * (chunks - 1) * k * k * d

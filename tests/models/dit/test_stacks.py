@@ -220,3 +220,25 @@ def test_a_mixer_without_a_backward_is_refused(here: Path, name: str):
     )
     with pytest.raises(SpecError, match=rf"blocks.1.attention \(frozen_mixer:{name}\) has no backward"):
         checks.check(experiments.load("mine"))
+
+
+CUT = """
+from sana_lab.models.attention import Mixer
+
+
+class Cut(Mixer):
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim)
+
+    def forward(self, x):
+        return x - x.mean(0, keepdim=True)
+"""
+
+
+def test_every_entry_of_a_pattern_keeps_the_contract_of_its_kind(here: Path):
+    (here / "cut_mixer.py").write_text(CUT)
+    tiny.write_experiment(
+        here, "mine", changes={"system.dit.attention": ["linear", "cut_mixer:Cut"], "system.dit.depth": 2}
+    )
+    with pytest.raises(SpecError, match=r"cut_mixer:Cut.*an image alone and in a batch differ"):
+        checks.check(experiments.load("mine"))
