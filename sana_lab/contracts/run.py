@@ -75,6 +75,8 @@ def supplied(kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def kind_of(name: str) -> str:
     """The kind of a user's `module:attribute`. SpecError with the methods that are missing, or the kinds there are."""
+    from sana_lab.models.attention import Attention  # imports torch
+
     target = load(name, "part")
     if inspect.isfunction(target):
         return "solver"
@@ -84,9 +86,10 @@ def kind_of(name: str) -> str:
     kinds = [kind for kind, base in bases.items() if issubclass(target, base)]
     if kinds:
         return min(kinds, key=lambda kind: target.__mro__.index(bases[kind]))
-    kind = max(bases, key=lambda k: len(getattr(bases[k], "__abstractmethods__", frozenset()) & vars(target).keys()))
-    alike = getattr(bases[kind], "__abstractmethods__", frozenset()) & vars(target).keys()
-    near = f"; its method {sorted(alike)[0]!r} is that of {registry.BASES[kind].replace(':', '.')}" if alike else ""
+    interfaces = [*bases.values(), Attention]  # the usual interface of mixers, which have a wider one
+    base = max(interfaces, key=lambda b: len(getattr(b, "__abstractmethods__", frozenset()) & vars(target).keys()))
+    alike = getattr(base, "__abstractmethods__", frozenset()) & vars(target).keys()
+    near = f"; its method {sorted(alike)[0]!r} is that of {base.__module__}.{base.__qualname__}" if alike else ""
     raise SpecError(f"{name!r} is a subclass of no interface ({', '.join(registry.BASES)}){near}")
 
 
@@ -127,7 +130,7 @@ def _guests_of(kind: str | None, annotation: Any, value: Any) -> Iterator[tuple[
             yield kind, value
         yield from _guests_in(specs.options(kind, specs.find(kind, value["name"])), value)
     elif isinstance(value, list):
-        inner = annotation if kind else (*getattr(bare(annotation), "__args__", ()), Any)[0]
+        inner = (*getattr(bare(annotation), "__args__", ()), Any)[0]
         for entry in value:
             yield from _guests_of(validation.kind_of(inner), inner, entry)
     elif is_dataclass(bare(annotation)) and isinstance(value, dict):
