@@ -220,7 +220,10 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], execu
     missing = [r for r in missing if not r.lacks_measures]
     unevaluated = [r for r in missing if r.trial.kind == "quality" and not r.evaluated]
     needed = untrained([*unevaluated, *lacking])
-    with progress(ablation.name, missing, unevaluated, needed) as bar, ThreadPoolExecutor(executor.slots) as threads:
+    with (
+        progress(ablation.name, missing, [*unevaluated, *lacking], needed) as bar,
+        ThreadPoolExecutor(executor.slots) as threads,
+    ):
         pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
         jobs = Jobs(store, pool, efficiency.device_of(ablation.table))
         try:

@@ -78,12 +78,11 @@ def test_the_first_page_answers_the_question(site):
 def test_the_trials_show_axes_quality_and_cost_the_best_first(site):
     html = text_of(addresses(site)["trials"])
     heads = re.findall(r'<div[^>]*role="columnheader"[^>]*>', html)
-    places = {
-        name[1]: float(left[1])
-        for head in heads
-        if (name := re.search(r'col-id="((?:params|metrics)\.[^"]+)"', head))
-        and (left := re.search(r"left: ([\d.]+)px", head))
-    }
+    places: dict[str, float] = {}
+    for head in heads:
+        name, left = re.search(r'col-id="((?:params|metrics)\.[^"]+)"', head), re.search(r"left: ([\d.]+)px", head)
+        if name and left:
+            places[name[1]] = float(left[1])
     columns = sorted(places, key=lambda name: places[name])
     expected = ["axis.attention", "axis.depth", "seed", "exact", "exact_low", "exact_high", "latency_s"]
     assert [re.sub(r"^\w+\.|`", "", name) for name in columns][:7] == expected
