@@ -72,10 +72,10 @@ def build(store: Store, sweeps: Sequence[Sweep]) -> Table:
     reasons = incomparable(table, facts)
     check_comparable(table, sweeps, reasons)
     marks = significance.marked(significance.differences(table.rows, reports, table.rows[0].label))
-    for label, columns in reasons.items():
-        odd = {name: {"mark": MARK, "reasons": lines} for name, lines in columns.items()}
+    for label, faults in reasons.items():
+        odd = {name: {"mark": MARK, "reasons": lines} for name, lines in faults.items()}
         marks[label] = {**marks.get(label, {}), **odd}
-    shown = {name for columns in reasons.values() for name in columns}
+    shown = {name for faults in reasons.values() for name in faults}
     columns = [replace(c, better=None) if c.name in shown and not is_count(c.name) else c for c in table.columns]
     baseline = f"▲ better, ▼ worse than {table.rows[0].label!r} at the 5 % level."
     lines = [baseline, *notes(reasons), *table.notes]

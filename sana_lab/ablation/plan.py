@@ -154,7 +154,7 @@ def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
         _check_keys(change or {}, recipe)
     if options["published"] is not None:
         load_published(experiments.locate("eval/published", options["published"]))
-    records = {"axes": axes, "expect": [Expectation(**e) for e in options["expect"]]}
+    records: dict[str, Any] = {"axes": axes, "expect": [Expectation(**e) for e in options["expect"]]}
     if options.get("samples"):
         samples = Samples(**{**options["samples"], "ranges": _ranges(options["samples"]["ranges"])})
         records |= {"samples": samples, "axes": {**axes, AXIS: axis_of(samples, f"ablation {recipe!r}")}}

@@ -90,8 +90,8 @@ def tabulate(
         *noise_note(reports or {}),
         *table.notes,
     ]
-    tested = {"differences": significance.marked(differences), "verdicts": [claim._asdict() for claim in claims]}
-    return replace(table, notes=lines, **tested)
+    outcomes = [claim._asdict() for claim in claims]
+    return replace(table, notes=lines, differences=significance.marked(differences), verdicts=outcomes)
 
 
 def measurement_notes(trials: Sequence[TrialRecord]) -> list[str]:

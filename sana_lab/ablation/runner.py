@@ -111,12 +111,14 @@ def slots_of(spec: schema.Config) -> int:
 
 def check_devices(executor: Executor, trials: Sequence[schema.Trial]) -> None:
     """SpecError for a trial that asks for more devices than its slot has."""
-    for trial in trials if executor.devices is not None else []:
+    if (slot := executor.devices) is None:
+        return
+    for trial in trials:
         given = str(trial.config["trainer"]["devices"]) if trial.kind == "quality" else "auto"
         devices = len(given.split(",")) if "," in given else int(given) if given.isdigit() else 1
-        if devices > executor.devices:
+        if devices > slot:
             raise specs.SpecError(
-                f"{trial.label!r} has trainer.devices {given}, and the executor gives a trial {executor.devices}; "
+                f"{trial.label!r} has trainer.devices {given}, and the executor gives a trial {slot}; "
                 "expected trainer.devices auto, or more devices of the executor"
             )
 

@@ -88,7 +88,8 @@ def kind_of(name: str) -> str:
         return min(kinds, key=lambda kind: target.__mro__.index(bases[kind]))
     interfaces = [*bases.values(), Attention]  # the usual interface of mixers, which have a wider one
     base = max(interfaces, key=lambda b: len(getattr(b, "__abstractmethods__", frozenset()) & vars(target).keys()))
-    alike = getattr(base, "__abstractmethods__", frozenset()) & vars(target).keys()
+    abstract: frozenset[str] = getattr(base, "__abstractmethods__", frozenset())
+    alike = abstract & vars(target).keys()
     near = f"; its method {sorted(alike)[0]!r} is that of {base.__module__}.{base.__qualname__}" if alike else ""
     raise SpecError(f"{name!r} is a subclass of no interface ({', '.join(registry.BASES)}){near}")
 

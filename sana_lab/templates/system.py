@@ -31,6 +31,7 @@ class Palette(System):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
+        assert batch.images is not None  # it trains on pixels, not on cached latents
         text = self.text_encoder(batch.prompts)
         features = (text.tokens * text.mask[..., None]).sum(1) / text.mask.sum(1, keepdim=True)
         loss = F.mse_loss(self.head(features), batch.images.mean((2, 3)))

@@ -133,7 +133,10 @@ def runs(path: Path, experiment: str) -> list[Row]:
     columns = "run_uuid, name, status, start_time, end_time, CAST(experiment_id AS TEXT)"
     with _connection(path) as database:
         heads = database.execute(f"SELECT {columns} FROM runs WHERE {where} {order}", (experiment,)).fetchall()
-        rows = {head[0]: Row(*head, {}, {}, {}) for head in heads}
+        rows = {
+            run: Row(run, name, status, started, ended, number, {}, {}, {})
+            for run, name, status, started, ended, number in heads
+        }
         for run, key, value in database.execute(f"SELECT run_uuid, key, value FROM tags WHERE {where}", (experiment,)):
             rows[run].tags[key] = value
         params = f"SELECT run_uuid, key, value FROM params WHERE {where}"

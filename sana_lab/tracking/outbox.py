@@ -42,7 +42,9 @@ class Outbox:
         points = self.points()
         try:
             if points:
-                self.store.log_points(self.run_id, points, PatientClient(self.store.client.inner, patience))
+                client = self.store.client
+                inner = client.inner if isinstance(client, PatientClient) else client
+                self.store.log_points(self.run_id, points, PatientClient(inner, patience))
         except MlflowException as error:
             if not is_unreachable(error):
                 raise
