@@ -44,7 +44,8 @@ def test_the_detectable_difference_is_significant_in_80_percent_of_repetitions()
 
 def test_with_one_seed_the_intervals_of_both_add_as_squares():
     both = error(cell(0.5, interval=(0.44, 0.56)), cell(0.4, interval=(0.32, 0.48)))
-    assert both is not None and both.half_width == pytest.approx(math.hypot(0.06, 0.08))
+    assert both is not None
+    assert both.half_width == pytest.approx(math.hypot(0.06, 0.08))
     assert error(cell(0.5, interval=(0.4, 0.6)), cell(0.4)) is None
 
 
@@ -83,8 +84,8 @@ def test_an_order_is_its_neighbours_in_the_metric_that_stands_in():
         ("b", "c", "geneval", "not measured"),
     ]
     assert str(outcomes[0]) == (
-        "Expected: 'a' better than 'b' in GenEval. Reproduced: difference +0.1, 95 % interval 0.0773 to 0.123, p < 0.001; "
-        "a difference of 0.03 would be seen in 80 % of repetitions."
+        "Expected: 'a' better than 'b' in GenEval. Reproduced: difference +0.1, 95 % interval 0.0773 to 0.123, "
+        "p < 0.001; a difference of 0.03 would be seen in 80 % of repetitions."
     )
     assert str(outcomes[1]).endswith("Not measured: nothing of 'c'.")
 
