@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.commands import arguments as lab
-from sana_lab.commands import deferred_imports, examples
+from sana_lab.commands import examples
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
 
@@ -426,7 +426,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (missing := _missing_recipe(options)) is not None:
         return _print_usage(options.verb, missing)
     _silence_torchao()
-    deferred_imports.install()
     try:
         _check_numbers(options)
         _check_names(options)
