@@ -37,7 +37,7 @@ def reuse(key: tuple[Any, ...], compute: Callable[[], T]) -> T:
     hashable = frozen(key)
     if hashable not in results:
         results[hashable] = compute()
-    return results[hashable]  # type: ignore[no-any-return]
+    return results[hashable]
 
 
 def frozen(value: Any) -> Hashable:

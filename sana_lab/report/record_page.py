@@ -84,7 +84,7 @@ def _tasks(summary: Record) -> str:
 
 
 def _outcomes(name: str, report: Record, pictures: Mapping[str, str]) -> str:
-    rows = next((report[key]["outcomes"] for key in SCORES if "outcomes" in report.get(key, {})), [])
+    rows: Sequence[Record] = next((report[key]["outcomes"] for key in SCORES if "outcomes" in report.get(key, {})), [])
     return html.outcomes([outcomes_of(name, rows, pictures)]) if rows else ""
 
 

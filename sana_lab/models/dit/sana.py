@@ -117,7 +117,8 @@ class Sana(Dit):
             Block(dim, layer, ffn, cross_heads, cross_norm, cross_norm_eps, backend)
             for layer in layers(attention, depth)
         )
-        number([block.attention for block in self.blocks])
+        mixers: list[Any] = [block.attention for block in self.blocks]
+        number(mixers)
         self.head = Head(dim, patch * patch * channels, backend)
         self.initialise()
         if zero_head:

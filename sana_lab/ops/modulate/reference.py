@@ -41,8 +41,9 @@ def _either(
     from sana_lab.ops.modulate import kernels as kernel
 
     check_launchable(x.device, kernel.interpreted())
-    every = (None if t is None else t.expand(x.shape[0], -1) for t in (gate, shift, scale))
-    total, out = (kernel.forward if is_direct(x) else kernel.modulate)(x, y, *every, narrow(x.device))
+    gate, shift, scale = (None if t is None else t.expand(x.shape[0], -1) for t in (gate, shift, scale))
+    run = kernel.forward if is_direct(x) else kernel.modulate
+    total, out = run(x, y, gate, shift, scale, narrow(x.device))
     return x if y is None else total, out
 
 
