@@ -52,13 +52,15 @@ from sana_lab.models.attention import Attention
 
 
 class Broken(Attention):
-    """Builds, but does not train."""
+    """Keeps its contract, which tries batches of 1 to 3, but does not train."""
 
     def __init__(self, head_dim: int = 32, *, dim: int) -> None:
         super().__init__(dim, head_dim, False)
 
     def mix(self, q, k, v):
-        raise RuntimeError("this attention is broken")
+        if len(q) > 3:
+            raise RuntimeError("this attention is broken")
+        return v
 
 
 class Slow(Attention):

@@ -131,7 +131,9 @@ def machine(device: torch.device, gpu: NvmlDevice | None, modules: Mapping[str, 
         "cpu": environment.cpu_model(),
         "cores": environment.cores(),
         "threads": torch.get_num_threads(),
-        "dtype": {name: str(next(m.parameters()).dtype).removeprefix("torch.") for name, m in modules.items()},
+        "dtype": {
+            name: str(p.dtype).removeprefix("torch.") for name, m in modules.items() for p in [*m.parameters()][:1]
+        },
         "compile": {name: compile_mode(m) for name, m in modules.items()},
         "float32_matmul": torch.get_float32_matmul_precision(),
         "cudnn_benchmark": torch.backends.cudnn.benchmark,

@@ -421,6 +421,6 @@ def test_the_table_says_which_class_a_name_is():
 
 
 def test_solvers_take_tensors_first():
-    for name in registry.TABLE["solver"]:
+    for name in {*registry.TABLE["solver"]} - {"scm"}:  # which takes fresh noise too
         out = specs.build("solver", name)(lambda x, t: torch.zeros_like(x), torch.ones(1, 1, 1, 1), Tensor([1.0, 0.0]))
         assert out.shape == (1, 1, 1, 1)

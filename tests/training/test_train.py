@@ -47,7 +47,8 @@ class Poison(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         loss = super().step(closure)
         self.steps += 1
-        for group in self.param_groups if self.steps >= self.at else ():
+        poisoned = self.steps >= self.at and len(self.param_groups[0]["params"]) > 1  # not in the contract's one matrix
+        for group in self.param_groups if poisoned else ():
             for p in group["params"]:
                 p.data.fill_(float("nan"))
         return loss
@@ -315,7 +316,7 @@ class Terminate(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> Any:
         self.steps = getattr(self, "steps", 0) + 1
-        if self.steps == self.at:
+        if self.steps == self.at and len(self.param_groups[0]["params"]) > 1:  # not in the contract's one matrix
             os.kill(os.getpid(), signal.SIGTERM)
         return super().step(closure)
 
