@@ -34,6 +34,7 @@ pytestmark = [
         "ignore:The ``noload`` loader strategy:DeprecationWarning"
     ),  # mlflow with sqlalchemy 2.1
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),  # a plain Trainer without validation data
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),  # the frozen autoencoder, in a plain Trainer
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 with torch >= 2.13
 ]

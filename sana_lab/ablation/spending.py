@@ -14,24 +14,33 @@ MOST_SYSTEMS = 50
 
 
 def estimate(trials: Sequence[TrialRecord], slots: int) -> list[str]:
-    """Lines on the trainings to do with `slots` at a time; empty if there are none. SpecError for one that cannot fit
-    in the memory."""
+    """Lines on the trainings to do with `slots` at a time, and on one that this machine's memory is too small for;
+    empty if there are none."""
     missing = {r.model: r for r in trials if r.trial.kind == "quality" and not r.complete and not r.evaluated}
     to_train = [r for r in missing.values() if r.trial.config["trainer"]["max_steps"] and weights_of(r.trial) is None]
     with reusing():
-        costs = [cost for r in to_train[:MOST_SYSTEMS] if (cost := _cost(r)) is not None]
+        costs = [(r.trial.label, cost) for r in to_train[:MOST_SYSTEMS] if (cost := _cost(r)) is not None]
     if not costs:
         return []
-    return [_line(costs, len(to_train), slots), *_times(costs, len(to_train), slots)]
+    known = [cost for _, cost in costs]
+    return [_line(known, len(to_train), slots), *_times(known, len(to_train), slots), *_unfit(costs)]
 
 
 def _cost(record: TrialRecord) -> TrainingCost | None:
     try:
-        cost = training_cost(record.trial.config)
-    except (SpecError, NotImplementedError):
+        return training_cost(record.trial.config)
+    except (SpecError, NotImplementedError, RuntimeError):  # RuntimeError of a part of the user's own
         return None
-    check_fits(cost, repr(record.trial.label))
-    return cost
+
+
+def _unfit(costs: Sequence[tuple[str, TrainingCost]]) -> list[str]:
+    """What the largest training lacks here, if its memory is not enough."""
+    label, largest = max(costs, key=lambda item: item[1].memory)
+    try:
+        check_fits(largest, repr(label))
+    except SpecError as error:
+        return [f"does not fit this machine: {error}"]
+    return []
 
 
 def _line(costs: Sequence[TrainingCost], count: int, slots: int) -> str:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -132,7 +133,7 @@ def machine(device: torch.device, gpu: NvmlDevice | None, modules: Mapping[str, 
         "cores": environment.cores(),
         "threads": torch.get_num_threads(),
         "dtype": {
-            name: str(p.dtype).removeprefix("torch.") for name, m in modules.items() for p in [*m.parameters()][:1]
+            name: str(p.dtype).removeprefix("torch.") for name, m in modules.items() for p in islice(m.parameters(), 1)
         },
         "compile": {name: compile_mode(m) for name, m in modules.items()},
         "float32_matmul": torch.get_float32_matmul_precision(),

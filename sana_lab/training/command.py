@@ -12,6 +12,7 @@ from sana_lab.checkpoints import files, weights
 from sana_lab.config import experiments, hashing, specs
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
+from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.store import Store
 from sana_lab.training import ranks
 from sana_lab.training.checks import check
@@ -52,14 +53,17 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
 
 
 def _cost(experiment: Config, name: str) -> list[str]:
-    """The cost of a training in words. SpecError if it cannot fit in the memory."""
+    """The cost of a training in words, and whether this machine's memory is enough: it may be meant for another."""
     from sana_lab.bench import training_cost
 
     try:
         cost = training_cost.training_cost(experiment, ranks.count(experiment))
-    except (specs.SpecError, NotImplementedError) as error:
-        return [f"cost unknown: {error}"]
-    training_cost.check_fits(cost, name)
+    except (specs.SpecError, NotImplementedError, RuntimeError) as error:  # RuntimeError of a part of the user's own
+        return [f"cost unknown: {first_line(error)}"]
+    try:
+        training_cost.check_fits(cost, name)
+    except specs.SpecError as error:
+        return [*cost.lines(), f"does not fit this machine: {error}"]
     return cost.lines()
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from PIL import Image
 
