@@ -33,6 +33,7 @@ SECTIONS = (
     ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png")),
     ("Models that ship", "models", ()),
     ("What helps to learn fast", "recipe", ()),
+    ("The paper's quality ablations at toy scale", "paper", ()),
     ("Exact and GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
     ("Controls of the exact score", "exact/controls.md", ()),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
@@ -91,6 +92,7 @@ def source(name: str) -> list[str]:
     """Source files of a block's numbers."""
     files = {
         "recipe": ["benchmarks/results/recipe/runs.json"],
+        "paper": ["benchmarks/results/paper/"],
         "cpu": [f"benchmarks/results/{file}" for file in CPU_FILES],
         "models": ["experiments/weights/"],
     }
@@ -286,17 +288,18 @@ PAPER = {
 
 
 def paper_table() -> str:
-    """Each claim of the paper that ablations/paper tests at toy scale, with the paper's numbers and the verdict."""
-    rows = []
-    for name, place in PAPER.items():
+    """Each claim that ablations/paper has tested at toy scale, with the paper's numbers and the verdict."""
+    rows, run = [], [name for name in PAPER if (RESULTS / "paper" / name / "table.json").is_file()]
+    for name in run:
         table = json.loads((RESULTS / "paper" / name / "table.json").read_text())
         for verdict in table["verdicts"]:
             claim = f"{verdict['better']} better than {verdict['worse']}"
             numbers = published_pair(table, verdict)
-            rows.append(
-                (f"`{name}`", place, claim, numbers, verdict["metric"], f"**{verdict['outcome']}**", verdict["why"])
-            )
-    return markdown(("Ablation", "Paper", "Claim", "Paper's numbers", "Tested in", "Verdict", "Here"), rows, left=7)
+            tested = (numbers, verdict["metric"], f"**{verdict['outcome']}**", verdict["why"])
+            rows.append((f"`{name}`", PAPER[name], claim, *tested))
+    header = ("Ablation", "Paper", "Claim", "Paper's numbers", "Tested in", "Verdict", "Here")
+    missing = ", ".join(f"`{name}` ({place})" for name, place in PAPER.items() if name not in run)
+    return markdown(header, rows, left=7) + (f"\n\nNot run yet: {missing}." if missing else "")
 
 
 def published_pair(table: Json, verdict: Json) -> str:

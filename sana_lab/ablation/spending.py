@@ -17,13 +17,19 @@ def estimate(trials: Sequence[TrialRecord], slots: int) -> list[str]:
     """Lines on the trainings to do with `slots` at a time, and on one that this machine's memory is too small for;
     empty if there are none."""
     missing = {r.model: r for r in trials if r.trial.kind == "quality" and not r.complete and not r.evaluated}
-    to_train = [r for r in missing.values() if r.trial.config["trainer"]["max_steps"] and weights_of(r.trial) is None]
+    to_train = [r for r in missing.values() if _counts(r) and weights_of(r.trial) is None]
     with reusing():
         costs = [(r.trial.label, cost) for r in to_train[:MOST_SYSTEMS] if (cost := _cost(r)) is not None]
     if not costs:
         return []
     known = [cost for _, cost in costs]
     return [_line(known, len(to_train), slots), *_times(known, len(to_train), slots), *_unfit(costs)]
+
+
+def _counts(record: TrialRecord) -> bool:
+    """Whether a trial trains for a number of steps: not for none, nor for a time."""
+    trainer = record.trial.config["trainer"]
+    return bool(trainer["max_steps"]) and trainer["max_seconds"] is None
 
 
 def _cost(record: TrialRecord) -> TrainingCost | None:

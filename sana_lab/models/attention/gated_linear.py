@@ -25,8 +25,9 @@ MIN_LOG_DECAY = -5.0
 
 @final
 class GatedLinear(Mixer):
-    """q_t sum_(j <= t) (a_(j+1) ... a_t k_j)^T v_j with a = sigmoid(x W1 W2 + b)^(1/temperature); gated, normed output.
+    """Linear attention along a scan whose state decays by data-dependent gates; output normed and gated.
 
+    o_t = q_t S_t, S_t = sum_(j <= t) (a_(j+1) ... a_t k_j)^T v_j with a = sigmoid(x W1 W2 + b)^(1/temperature).
     A 3 x 3 depthwise convolution, at first the identity, precedes the projections, since one scan sees one side only.
     Plain torch on every device.
     """
