@@ -118,7 +118,8 @@ def test_a_scale_is_an_option_of_the_verb_and_part_of_the_sweeps_name(here: Path
     assert __main__.main(["ablate", "paper/objective", "--scale", "toy", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Training objective (shapes, 64 px")
-    assert len(lines) == 1 + 2 * 3
+    assert sum(" model " in line for line in lines) == 2 * 3
+    assert lines[7].startswith("6 trainings: ")
     assert plan.sweep_name("paper/objective", "toy") == "paper-objective-toy"
     assert __main__.main(["ablate", "paper/objective", "--scale", "tiny", "--dry-run"]) == 1
     assert "has no scale 'tiny'" in capsys.readouterr().err
