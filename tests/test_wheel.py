@@ -47,8 +47,8 @@ def test_a_built_wheel_finds_its_recipes_and_weights_from_elsewhere(tmp_path: Pa
     (tmp_path / "elsewhere").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     options = {"cwd": tmp_path / "elsewhere", "env": environment, "capture_output": True, "text": True, "check": True}
-    told = subprocess.run([sys.executable, "-c", LOOK], **options)
-    package, files, kinds = json.loads(told.stdout)
+    answer = subprocess.run([sys.executable, "-c", LOOK], **options)
+    package, files, kinds = json.loads(answer.stdout)
     assert [p for p in (package, *files) if not Path(p).is_relative_to(tmp_path / "site")] == []
     assert kinds == {kind: len(list((ROOT / kind).glob("*.yaml"))) for kind in kinds}
     subprocess.run([sys.executable, "-c", CHECK], **options)  # parts of one's own, from an ordinary folder

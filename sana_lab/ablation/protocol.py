@@ -33,6 +33,14 @@ class Job(NamedTuple):
         return cls(**json.loads(path.read_text()))
 
 
+def _send(message: str) -> None:
+    """Print a message for the runner. On a broken pipe (the runner was killed), end this process immediately."""
+    try:
+        print(message, flush=True)
+    except BrokenPipeError:
+        os._exit(1)
+
+
 class Progress(NamedTuple):
     """So many steps more, in units of training steps, and what is going on."""
 
@@ -41,11 +49,8 @@ class Progress(NamedTuple):
     resumed: bool = False  # steps done before a restart, excluded from the speed
 
     def send(self) -> None:
-        """Print the message for the runner. On a broken pipe (the runner was killed), end this process immediately."""
-        try:
-            print(f"{'+' if self.resumed else '@'} {self.steps} {self.text}", flush=True)
-        except BrokenPipeError:
-            os._exit(1)
+        """Print the message for the runner."""
+        _send(f"{'+' if self.resumed else '@'} {self.steps} {self.text}")
 
     @classmethod
     def parse(cls, line: str) -> "Progress | None":
@@ -61,11 +66,8 @@ class Line(NamedTuple):
     text: str
 
     def send(self) -> None:
-        """Print the message for the runner; as `Progress.send`."""
-        try:
-            print(f"! {self.text}", flush=True)
-        except BrokenPipeError:
-            os._exit(1)
+        """Print the message for the runner."""
+        _send(f"! {self.text}")
 
     @classmethod
     def parse(cls, line: str) -> "Line | None":
@@ -81,11 +83,8 @@ class End(NamedTuple):
     retires: bool = False
 
     def send(self) -> None:
-        """Print the message; as `Progress.send`."""
-        try:
-            print(f"= {self.status} {int(self.retires)}", flush=True)
-        except BrokenPipeError:
-            os._exit(1)
+        """Print the message for the runner."""
+        _send(f"= {self.status} {int(self.retires)}")
 
     @classmethod
     def parse(cls, line: str) -> "End | None":

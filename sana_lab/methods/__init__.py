@@ -98,6 +98,9 @@ class Method(nn.Module, ABC):
     blocks: Sequence[int] = ()
     """Blocks whose hidden states `losses` reads; set at the latest in `build`."""
 
+    lr: float | None = None
+    """Learning rate of its parameters; None is that of the optimiser."""
+
     needs_images: bool = False
     """Whether `losses` reads `Step.images`."""
 
@@ -109,9 +112,9 @@ class Method(nn.Module, ABC):
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups of its parameters with options of their own, such as {"params": [...], "lr": 1e-3}; the others are
-        stepped as those of the model."""
-        return []
+        """Groups of its parameters with options of their own, here their learning rate; the others are stepped as
+        those of the model."""
+        return [] if self.lr is None else [{"params": [*self.parameters()], "lr": self.lr}]
 
     def begin(self, step: Step) -> None:
         """Prepare the forward pass of a step, such as by random numbers."""

@@ -1,7 +1,7 @@
 """Representation alignment of spatial structure (iREPA, arXiv 2512.10794): a convolution against normalised tokens."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 from torch import Tensor, nn
 
@@ -47,9 +47,6 @@ class Irepa(Method):
         projected = self.projector(step.hidden[self.index].movedim(-1, 1)).movedim(1, -1)
         targets = normalised(self.teacher.targets(step), self.gamma)
         return {self.name: -cosine(self.teacher.matched(projected), targets)}
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [] if self.lr is None else [{"params": [*self.parameters()], "lr": self.lr}]
 
 
 def normalised(tokens: Tensor, gamma: float) -> Tensor:

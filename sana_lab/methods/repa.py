@@ -1,7 +1,7 @@
 """Representation alignment (REPA, arXiv 2410.06940): hidden states predict a frozen encoder's features of the image."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 from torch import Tensor, nn
 
@@ -42,6 +42,3 @@ class Repa(Method):
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         projected = self.teacher.matched(self.projector(step.hidden[self.index]))
         return {self.name: -cosine(projected, self.teacher.targets(step))}
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return [] if self.lr is None else [{"params": [*self.parameters()], "lr": self.lr}]

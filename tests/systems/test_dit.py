@@ -110,8 +110,8 @@ def test_nothing_frozen_is_held(trained):
 class TestCheckpoints:
     def test_loads_with_weights_only_and_gives_the_average(self, trained):
         system, folder, _ = trained
-        held = torch.load(folder / "step=12.ckpt", weights_only=True)
-        assert_same(held["state_dict"], system.state_dict())
+        checkpoint = torch.load(folder / "step=12.ckpt", weights_only=True)
+        assert_same(checkpoint["state_dict"], system.state_dict())
         loaded = api.load(str(folder / "step=12.ckpt"))
         assert isinstance(loaded, DitSystem)
         assert_same({n: p.detach() for n, p in loaded.named_parameters()}, system.average.values)

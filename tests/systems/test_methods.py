@@ -78,8 +78,8 @@ def test_methods_are_in_no_average_and_no_weights(trained):
     plain = system(None)
     assert whole.average.values.keys() == plain.average.values.keys()
     assert whole.trained().keys() == plain.trained().keys()
-    held = torch.load(folder / "step=4.ckpt", weights_only=True)
-    assert any(name.startswith("methods.") for name in held["state_dict"])
+    checkpoint = torch.load(folder / "step=4.ckpt", weights_only=True)
+    assert any(name.startswith("methods.") for name in checkpoint["state_dict"])
     raw = {name: p.detach().clone() for name, p in whole.named_parameters()}
     with whole.averaged():
         moved = {name.split(".")[0] for name, p in whole.named_parameters() if not torch.equal(p, raw[name])}

@@ -55,6 +55,14 @@ class PairTiming(NamedTuple):
         return columns if self.ratio is None else {**columns, **{k: v for k, v in ratio.items() if v is not None}}
 
 
+def square_side(tokens: int) -> int:
+    """Side of a square grid of that many tokens. SpecError if there is none."""
+    side = round(tokens**0.5)
+    if side < 1 or side * side != tokens:
+        raise SpecError(f"tokens is {tokens}, expected a square number, such as {max(1, side) ** 2}")
+    return side
+
+
 @final
 class AttentionPair(Probe):
     """Two attentions with equal parameters, timed in turns; a ratio above 1 means that the second is faster."""
@@ -72,9 +80,7 @@ class AttentionPair(Probe):
         batch: BatchSize = 1,  # images
         dtype: Dtype = "float32",  # of weights and activations
     ) -> None:
-        side = round(tokens**0.5)
-        if side < 1 or side * side != tokens:
-            raise SpecError(f"tokens is {tokens}, expected a square number, such as {max(1, side) ** 2}")
+        side = square_side(tokens)
         self.specs = {specs.name_of(spec): spec for spec in (first, second)}
         for name in self.specs:
             if not issubclass(cast(type, specs.find("attention", name)), Attention):

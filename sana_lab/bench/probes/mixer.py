@@ -6,9 +6,9 @@ from typing import Annotated, Any, final
 import torch
 
 from sana_lab.bench.probes import Dtype, Probe, ProbeSettings
-from sana_lab.bench.probes.attention import MIN_READING_S, normal, repeated
+from sana_lab.bench.probes.attention import MIN_READING_S, normal, repeated, square_side
 from sana_lab.config.ranges import BatchSize, Count, Width
-from sana_lab.config.specs import Spec, SpecError, build
+from sana_lab.config.specs import Spec, build
 from sana_lab.costs.flops import count_macs, count_parameters
 from sana_lab.costs.timing import Call, Timing, clock_for, collect_samples
 
@@ -27,9 +27,7 @@ class MixerProbe(Probe):
         batch: BatchSize = 1,  # images
         dtype: Dtype = "float32",  # of weights and activations
     ) -> None:
-        side = round(tokens**0.5)
-        if side < 1 or side * side != tokens:
-            raise SpecError(f"tokens is {tokens}, expected a square number, such as {max(1, side) ** 2}")
+        side = square_side(tokens)
         self.mixer, self.tokens, self.dtype = mixer, tokens, dtype
         self.shape = (batch, side, side, dim)
 
