@@ -31,7 +31,8 @@ from sana_lab.profiler.host_syncs import count_syncs
 from sana_lab.profiler.phases import SAMPLING, TRAINING, PhaseProfiler, PhaseTimer, instrument
 from sana_lab.profiler.stand_ins import random_weights, small_data, untrained_system
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter, silence_lightning
+from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter
+from sana_lab.training.quiet import quiet
 from sana_lab.training.checks import check
 from sana_lab.types import Json
 
@@ -278,8 +279,7 @@ def _isolated() -> Iterator[None]:
     """Restore threads and random state on exit, and suppress Lightning's messages about short trainings."""
     threads, logger = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
     level = logger.level
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        silence_lightning()
+    with torch.random.fork_rng(), quiet():
         warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*|.*validation_step.*")
         logger.setLevel(logging.WARNING)
         try:

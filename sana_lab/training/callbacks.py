@@ -3,7 +3,6 @@
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,32 +20,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Progress = Callable[..., None]
-"""Called with the number of finished optimiser steps and the total; of a training within a time, with tenths of seconds
-and a line of text."""
+"""Called with the number of finished optimiser steps, the total and a line of text; of a training within a time, with
+tenths of seconds instead of steps."""
 
 
 class Diverged(RuntimeError):
     """The loss or a weight is NaN or infinite."""
-
-
-def silence_lightning() -> None:
-    """Ignore Lightning's warnings about intentional settings."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*IterableDataset.*__len__.*",
-        ".*Checkpoint directory.*exists.*",
-        ".*GPU available but not used.*",
-        ".*LeafSpec.*",
-        ".*max_epochs.*",
-        ".*litlogger.*",
-        ".*isinstance.treespec.*",
-        ".*in eval mode at the start of training.*",
-        ".*have no `validation_step`.*",
-        ".*callbacks used to create the checkpoint.*",
-        ".*Grad strides do not match.*",
-        ".*all_gather is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 class DivergenceGuard(Callback):
@@ -145,15 +124,31 @@ class Timer(Callback):
 
 
 class ProgressReporter(Callback):
-    """Call `progress` every ten steps and after the last."""
+    """Call `progress` every ten steps and after the last, with the loss and the time that is left of this training.
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    The loss is read every `every` steps, because reading it synchronises host and device.
+    """
+
+    def __init__(self, progress: Progress, every: int = 10, now: Callable[[], float] = time.monotonic) -> None:
+        self.progress, self.every, self.now = progress, every, now
+        self.loss: float | None = None
+        self.began: tuple[int, float] | None = None  # the first step of this process, and when it ended
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        due = trainer.global_step % 10 == 0 or trainer.global_step == trainer.max_steps
-        if due and trainer.is_global_zero:
-            self.progress(trainer.global_step, trainer.max_steps)
+        step, steps = trainer.global_step, trainer.max_steps
+        self.began = self.began or (step, self.now())
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None and step % self.every == 0:
+            self.loss = float(loss)
+        if (step % 10 == 0 or step == steps) and trainer.is_global_zero:
+            self.progress(step, steps, self.line(step, steps))
+
+    def line(self, step: int, steps: int) -> str:
+        """Step, loss, and the time left at the mean rate since the first step of this process."""
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        done, seconds = (0, 0.0) if self.began is None else (step - self.began[0], self.now() - self.began[1])
+        left = f", {seconds / done * (steps - step):.0f} s left" if done > 0 else ""
+        return f"step {step} of {steps}{loss}{left}"
 
 
 class ProgressBar(RichProgressBar):

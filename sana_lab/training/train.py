@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -32,6 +31,7 @@ from sana_lab.training.card import card
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check_objective
 from sana_lab.training.points import PointEvaluation, Points
+from sana_lab.training.quiet import quiet
 from sana_lab.training.resume import resumable
 
 Record = Callable[[], AbstractContextManager[Logger | None]]
@@ -120,8 +120,9 @@ def _train_rank(
     if options["max_steps"] > 0:
         checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
         reporters = _reporters(experiment, home, timer, reporting)
-        trainer = _trainer(experiment, count, system, logger, [*points, checkpoints, timer, *reporters])
-        _fit(trainer, system, data, resumable(home))
+        with quiet():
+            trainer = _trainer(experiment, count, system, logger, [*points, checkpoints, timer, *reporters])
+            _fit(trainer, system, data, resumable(home))
         measures = checkpoints.final(trainer)
         steps = trainer.global_step if options["max_seconds"] else steps
     if ranks.is_first():
@@ -175,13 +176,11 @@ def memory_advice(experiment: Config) -> list[str]:
 
 def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str | None) -> None:
     """Train from a checkpoint, or from the beginning; KeyboardInterrupt on Ctrl-C."""
-    with warnings.catch_warnings():
-        callbacks.silence_lightning()
-        try:
-            trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:  # raised by Lightning on Ctrl-C, after it removes its signal handler
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from error
+    try:
+        trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as error:  # raised by Lightning on Ctrl-C, after it removes its signal handler
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from error
 
 
 def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reporting) -> list[Callback]:
@@ -189,7 +188,7 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
     options, progress = experiment["trainer"], reporting.progress
     if options["max_seconds"] is None:
         bar = callbacks.ProgressBar(options["log_every"])
-        return [bar if progress is None else callbacks.ProgressReporter(progress)]
+        return [bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
     budget, announce = TimeBudget(timer, options["max_seconds"]), reporting.announce or _announce
     announce(f"{budget.seconds:g} s from now, beginning with the preparation of the data")
     picture = ChangingPicture(experiment, home, budget, announce)

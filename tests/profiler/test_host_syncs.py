@@ -59,7 +59,7 @@ def test_no_step_waits_between_logging_points(case: str, tmp_path: Path):
     make, batch = CASES[case]
     callbacks = [
         DivergenceGuard(tmp_path, every=1000),
-        ProgressReporter(lambda step, steps: None),
+        ProgressReporter(lambda *_: None, 1000),
         *([ProgressBar(1000)] if case == "dit" else []),
     ]
     found = count_syncs(make(), [batch()] * 3, callbacks=callbacks)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,13 +85,14 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_leaves_weights_with_their_card(folder):
     experiment = experiments.load("tiny")
     told = []
-    path = train.train(experiment, name="tiny", progress=lambda step, steps: told.append((step, steps)))
+    path = train.train(experiment, name="tiny", progress=lambda step, steps, text: told.append((step, steps, text)))
     card = weights.card(path)
     assert path == weights.trained(experiment)
     assert (card["experiment"], card["hash"]) == ("tiny", hashing.experiment_hash(experiment))
     assert (card["seed"], card["steps"]) == (0, 12)
     assert card["measured"].keys() >= {"train/loss", "val/loss", "val/loss_t3"}
-    assert told == [(10, 12), (12, 12)]
+    assert [(step, steps) for step, steps, _ in told] == [(10, 12), (12, 12)]
+    assert re.fullmatch(r"step 10 of 12, loss \d\.\d{3}, \d+ s left", told[0][2])
     assert experiments.complete(experiments.read(path.parent / "experiment.yaml")) == experiment
     assert api.load("tiny").average.updates == 0
     written = path.stat().st_mtime_ns
@@ -119,7 +121,7 @@ from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import train
 
-def wait(step, steps):
+def wait(step, steps, text):
     print("step", step, flush=True)
     time.sleep(600)
 
@@ -142,7 +144,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(folder, runs, monkeypatch, va
     assert [p.name for p in home.glob("*.ckpt")] == ["step=8.ckpt"]
     assert weights.trained(experiment) is None
     began: list[int] = []
-    resumed = train.train(experiment, progress=lambda step, _: began.append(step), logger=RunLogger(store, run))
+    resumed = train.train(experiment, progress=lambda step, *_: began.append(step), logger=RunLogger(store, run))
     monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
     whole = train.train(experiment)
     assert same(weights.read(resumed), weights.read(whole))
@@ -162,7 +164,7 @@ def test_a_kill_before_the_weights_are_written_loses_no_measure(folder, monkeypa
         with pytest.raises(Stop):
             train.train(experiment)
     steps: list[int] = []
-    resumed = train.train(experiment, progress=lambda step, _: steps.append(step))
+    resumed = train.train(experiment, progress=lambda step, *_: steps.append(step))
     monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
     whole = train.train(experiment)
     assert steps == []
@@ -179,6 +181,11 @@ def test_steps_are_those_of_the_optimiser_in_every_option(folder):
     assert [step for step, names in log.steps if "val/loss" in names] == [1, 3]
     assert [step for step, names in log.steps if "train/loss" in names] == [0, 1, 2, 3, 4]
     assert torch.load(home / "step=5.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_lightning_advertises_nothing(folder, capfd):
+    train.train(experiments.load("tiny"), progress=lambda *_: None)
+    assert capfd.readouterr() == ("", "")
 
 
 class Points(DummyLogger):
@@ -341,7 +348,7 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(folder, monkeypatch, capsys
     assert error.value.filename == str(home / "step=8.ckpt")
     assert [p.name for p in home.glob("*.ckpt*")] == ["step=4.ckpt"]
     steps: list[int] = []
-    resumed = weights.read(train.train(experiment, progress=lambda step, _: steps.append(step)))
+    resumed = weights.read(train.train(experiment, progress=lambda step, *_: steps.append(step)))
     assert steps == [10, 12]
     monkeypatch.setattr(weights, "HOME", folder / "elsewhere")
     assert same(resumed, weights.read(train.train(experiment)))

@@ -1,0 +1,48 @@
+"""Silence about what a user of this package cannot act on: Lightning's advertising, its list of devices, and warnings of
+settings that are intended."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WARNINGS = (
+    ".*does not have many workers.*",
+    ".*IterableDataset.*__len__.*",
+    ".*Checkpoint directory.*exists.*",
+    ".*GPU available but not used.*",
+    ".*LeafSpec.*",
+    ".*max_epochs.*",
+    ".*litlogger.*",
+    ".*isinstance.treespec.*",
+    ".*in eval mode at the start of training.*",
+    ".*have no `validation_step`.*",
+    ".*callbacks used to create the checkpoint.*",
+    ".*Grad strides do not match.*",
+    ".*all_gather is deprecated.*",
+)
+
+MESSAGES = re.compile(r"litlogger|litmodels|PU available: |`Trainer.fit` stopped|Restor(ing|ed) .*checkpoint")
+
+LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not MESSAGES.search(record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context without these warnings and messages. Messages above the level INFO stay."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    with warnings.catch_warnings():
+        for message in WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.addFilter(_wanted)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(_wanted)
