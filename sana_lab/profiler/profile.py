@@ -32,8 +32,8 @@ from sana_lab.profiler.phases import SAMPLING, TRAINING, PhaseProfiler, PhaseTim
 from sana_lab.profiler.stand_ins import random_weights, small_data, untrained_system
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter
-from sana_lab.training.quiet import quiet
 from sana_lab.training.checks import check
+from sana_lab.training.quiet import quiet
 from sana_lab.types import Json
 
 RECORDED_STEPS = 3

@@ -1,5 +1,4 @@
-"""Silence about what a user of this package cannot act on: Lightning's advertising, its list of devices, and warnings of
-settings that are intended."""
+"""Silence about what a user cannot act on: Lightning's advertising, its list of devices, warnings of intended settings."""
 
 import logging
 import re
