@@ -1,4 +1,4 @@
-"""Silence about what a user cannot act on: Lightning's advertising, its list of devices, warnings of intended settings."""
+"""Silence about what a user cannot act on: Lightning's advertising and devices, warnings of intended settings."""
 
 import logging
 import re
