@@ -27,7 +27,7 @@ MESSAGES = re.compile(r"litlogger|litmodels|PU available: |`Trainer.fit` stopped
 LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
 
 
-def _wanted(record: logging.LogRecord) -> bool:
+def _is_for_users(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO or not MESSAGES.search(record.getMessage())
 
 
@@ -39,9 +39,9 @@ def quiet() -> Iterator[None]:
         for message in WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
-            logger.addFilter(_wanted)
+            logger.addFilter(_is_for_users)
         try:
             yield
         finally:
             for logger in loggers:
-                logger.removeFilter(_wanted)
+                logger.removeFilter(_is_for_users)
