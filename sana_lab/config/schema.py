@@ -42,6 +42,8 @@ class TrainerOptions:
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
     # Number of devices, which share each batch, or a list such as 0,1; auto is all of them that can.
     devices: Annotated[int | str, RUNTIME] = "auto"
+    # How several devices share a training: each has a copy of the model (ddp), or a shard of the DiT (fsdp2).
+    strategy: Annotated[Literal["ddp", "fsdp2"], RUNTIME] = "ddp"
     threads: Annotated[Threads | None, RUNTIME] = None  # CPU threads of torch; null is torch's own choice
     log_every: Annotated[Interval, RUNTIME] = 25  # optimiser steps between logged losses
     validate_every: Annotated[Interval, RUNTIME] = 500  # optimiser steps between validations and sample grids

@@ -73,9 +73,16 @@ class EmojiMeasure(Measure):
         self.judged: list[tuple[int, int | None]] = []  # tones of captions and of images
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and pictures of 64 px (B, 3, 64, 64), which the tone of skin is read from."""
         pictures = resize(images.to(self.device), SIDE, "clean").round().to(torch.uint8)
-        similar = features_of(self.network, pictures).cpu() @ self.gallery.T
-        for row, picture, cosines in zip(rows, pictures.cpu(), similar, strict=True):
+        return features_of(self.network, pictures).cpu(), pictures.cpu()
+
+    def collect(self, extracted: tuple[Tensor, Tensor], rows: Sequence[Json]) -> None:
+        features, pictures = extracted
+        for row, picture, cosines in zip(rows, pictures, features @ self.gallery.T, strict=True):
             i = self.coverage.index_of(row)
             self.coverage.count(i)
             for name, value in self._verdicts(self.truths[i], picture, cosines).items():

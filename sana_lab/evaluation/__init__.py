@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from sana_lab.evaluation import distributed
 from sana_lab.intervals import Estimate
 from sana_lab.types import Json
 
@@ -33,6 +34,10 @@ class Measure(ABC):
     Calls: `refer` with every batch of real images (if `needs_reference`), `add` with every batch of generated ones,
     then `report`. Each image comes once. A subclass implements `add` and `report`, and overrides the attributes and
     methods below where their defaults are not right.
+
+    Several processes that evaluate together call `extract` with their own images and `collect` with the results of all,
+    in order. By default that sends the images; a measure with a network overrides both, so that each process runs it on
+    its share, and `add` is `collect` of `extract`.
     """
 
     rows: Sequence[Json] | None = None
@@ -53,6 +58,22 @@ class Measure(ABC):
     @abstractmethod
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
         """Add images (B, 3, H, W) uint8, image i generated for row i."""
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> Any:
+        """What `collect` needs of images (B, 3, H, W) uint8 of these rows: plain data and tensors on the CPU."""
+        return images.cpu() if distributed.size() > 1 else images
+
+    def collect(self, extracted: Any, rows: Sequence[Json]) -> None:
+        """Add what a process has extracted from images of these rows."""
+        self.add(extracted, rows)
+
+    def extract_reference(self, images: Tensor) -> Any:
+        """What `collect_reference` needs of real images (B, 3, H, W) uint8."""
+        return images
+
+    def collect_reference(self, extracted: Any) -> None:
+        """Refer to what a process has extracted from real images."""
+        self.refer(extracted)
 
     @abstractmethod
     def report(self) -> Report:

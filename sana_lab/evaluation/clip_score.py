@@ -43,10 +43,18 @@ class ClipScore(Measure):
         self.chunks: dict[str, list[str]] = {}  # prompt -> the texts that CLIP reads
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
         prompts = [row["prompt"] for row in rows]
-        for first in range(0, len(prompts), self.batch):
-            part = prompts[first : first + self.batch]
-            self.scores.add(part, self._scores(images[first : first + self.batch], part))
+        parts = [slice(first, first + self.batch) for first in range(0, len(prompts), self.batch)]
+        return [score for part in parts for score in self._scores(images[part], prompts[part])]
+
+    def collect(self, extracted: list[float], rows: Sequence[Json]) -> None:
+        prompts = [row["prompt"] for row in rows]
+        for prompt in prompts:
+            self._chunks(prompt)  # of the images of other processes, to count them
+        self.scores.add(prompts, extracted)
 
     def report(self) -> Report:
         score = self.scores.mean()

@@ -32,6 +32,7 @@ def main(name: str, overrides: Sequence[str], json_file: Path | None, html_file:
     with distributed.process_group() as is_first:
         thumbnails = Thumbnails()
         report = evaluate(name, overrides, thumbnails=thumbnails)
+        thumbnails.gather()
         if not is_first:
             return
     print("\n".join(lines(report)))

@@ -1,16 +1,18 @@
-"""Evaluation on several devices: each process generates its share, and all processes receive every image, in order.
+"""Evaluation on several devices: each process generates its share of the images and extracts features or verdicts from
+them; all processes receive these, in order, and end with the same numbers.
 
-Noise depends on the image's index, so the images and all numbers are those of one process. Every process computes all
-measures; only the generation, which takes nearly all of the time, is divided.
+Noise depends on the image's index, so the images and all numbers are those of one process.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -23,14 +25,13 @@ def size() -> int:
     return dist.get_world_size() if _initialized() else 1
 
 
-def gather(images: Tensor | None) -> Tensor:
-    """Images (B, 3, H, W) of all processes in the order of ranks; None from a process without images."""
-    if not _initialized():
-        assert images is not None
-        return images
-    parts: list[Tensor | None] = [None] * size()
-    dist.all_gather_object(parts, None if images is None else images.cpu())
-    return torch.cat([part for part in parts if part is not None])
+def gather(own: T | None) -> list[T]:
+    """What each process gives, in the order of ranks, without the Nones; plain data and tensors on the CPU."""
+    parts: list[T | None] = [own]
+    if _initialized():
+        parts = [None] * size()
+        dist.all_gather_object(parts, own)
+    return [part for part in parts if part is not None]
 
 
 @contextmanager

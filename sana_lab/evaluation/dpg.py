@@ -121,12 +121,21 @@ class Dpg(Measure):
         self.results: list[tuple[int, dict[int, bool]]] = []  # per image: item index, proposition -> whether it holds
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        for image, row in zip(images, rows, strict=True):
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[dict[int, bool]]:
+        items = (self.items[self.coverage.index_of(row)] for row in rows)
+        return [self._holding(image, item) for image, item in zip(images, items, strict=True)]
+
+    def collect(self, extracted: list[dict[int, bool]], rows: Sequence[Json]) -> None:
+        for holding, row in zip(extracted, rows, strict=True):
             i = self.coverage.index_of(row)
-            questions = self.items[i].questions
-            answers = self.vqa.answer(image, [question.text for question in questions.values()])
-            self.results.append((i, holds(self.items[i], dict(zip(questions, answers, strict=True)))))
+            self.results.append((i, holding))
             self.coverage.count(i)
+
+    def _holding(self, image: Tensor, item: Item) -> dict[int, bool]:
+        answers = self.vqa.answer(image, [question.text for question in item.questions.values()])
+        return holds(item, dict(zip(item.questions, answers, strict=True)))
 
     def add_folder(self, folder: Path) -> bool:
         score_folder(folder, self)

@@ -35,7 +35,13 @@ class Hps(Measure):
         self.scores = PreferenceScores("hps", Scorer(model, version, device))
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        self.scores.add(images, rows)
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
+        return self.scores.extract(images, rows)
+
+    def collect(self, extracted: list[float], rows: Sequence[Json]) -> None:
+        self.scores.collect(extracted, rows)
 
     def report(self) -> Report:
         return self.scores.report()

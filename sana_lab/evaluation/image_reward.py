@@ -37,7 +37,13 @@ class ImageReward(Measure):
         self.scores = PreferenceScores("image_reward", Scorer(model, config, device))
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        self.scores.add(images, rows)
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
+        return self.scores.extract(images, rows)
+
+    def collect(self, extracted: list[float], rows: Sequence[Json]) -> None:
+        self.scores.collect(extracted, rows)
 
     def report(self) -> Report:
         return self.scores.report()

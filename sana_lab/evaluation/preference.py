@@ -36,10 +36,13 @@ class PreferenceScores:
     def __init__(self, column: str, scorer: Scorer) -> None:
         self.column, self.scorer, self.scores = column, scorer, PromptScores()
 
-    def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        """Score images (B, 3, H, W) uint8."""
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
+        """Scores of images (B, 3, H, W) uint8."""
+        return [self.scorer.score(row["prompt"], image) for row, image in zip(rows, images, strict=True)]
+
+    def collect(self, values: Sequence[float], rows: Sequence[Json]) -> None:
+        """Add scores."""
         prompts = [row["prompt"] for row in rows]
-        values = [self.scorer.score(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
         self.scores.add(prompts, values)
         new = (p for p in prompts if p not in self.scores.truncated)
         self.scores.truncated |= {p: self.scorer.is_truncated(p) for p in new}

@@ -1,5 +1,6 @@
 """All measures of one source in as few passes as there are sets of prompts: every image is generated once."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -58,8 +59,7 @@ def show(measures: Mapping[str, Measure], source: Source, batch: int, limit: int
     for each in passes:
         generate = pooled(generators, each.images_per_prompt // len(generators))
         for images, rows in generated(generate, each, batch * len(generators), limit):
-            for name in each.names:
-                measures[name].add(images, rows)
+            _add({name: measures[name] for name in each.names}, images, rows)
     return passes
 
 
@@ -81,21 +81,36 @@ def refer(measures: Mapping[str, Measure], source: Source) -> None:
     """Pass the real images to the measures that compare with them."""
     comparing = [m for m in measures.values() if m.needs_reference]
     if comparing and source.real_images:
-        for images in source.real_images():
-            for measure in comparing:
-                measure.refer(images)
+        batches = iter(source.real_images())
+        while together := list(itertools.islice(batches, distributed.size())):
+            own = together[distributed.rank() : distributed.rank() + 1]
+            for part in distributed.gather([m.extract_reference(own[0]) for m in comparing] if own else None):
+                for measure, extracted in zip(comparing, part, strict=True):
+                    measure.collect_reference(extracted)
+
+
+def _add(measures: Mapping[str, Measure], images: Tensor | None, rows: Sequence[Sequence[Json]]) -> None:
+    """Give measures the images of all processes, each of which extracts from its own; rows of each process."""
+    own = None if images is None else {n: m.extract(images, rows[distributed.rank()]) for n, m in measures.items()}
+    for part, those in zip(distributed.gather(own), rows, strict=True):
+        for name, measure in measures.items():
+            measure.collect(part[name], those)
 
 
 def generated(
     generate: Generate, one: Pass, batch: int, limit: int | None = None
-) -> Iterator[tuple[Tensor, list[Json]]]:
-    """(images, their rows) of all processes, in order; each process generates `batch` images at a time."""
+) -> Iterator[tuple[Tensor | None, list[list[Json]]]]:
+    """(this process's images or None, the rows of each process that has images, in order); each process generates
+    `batch` images at a time."""
     indices = one.noise_indices(limit)
     for first in range(0, len(indices), batch * distributed.size()):
         together = indices[first : first + batch * distributed.size()]
-        own = together[distributed.rank() * batch : (distributed.rank() + 1) * batch]
-        images = _generate(generate, [one.rows[one.row(i)]["prompt"] for i in own], own) if own else None
-        yield distributed.gather(images), [one.rows[one.row(i)] for i in together]
+        shares = [together[start : start + batch] for start in range(0, len(together), batch)]
+        rows = [[one.rows[one.row(i)] for i in share] for share in shares]
+        rank = distributed.rank()
+        prompts = [row["prompt"] for row in rows[rank]] if rank < len(rows) else []
+        images = _generate(generate, prompts, shares[rank]) if prompts else None
+        yield images, rows
 
 
 def _generate(generate: Generate, prompts: list[str], noise_indices: list[int]) -> Tensor:

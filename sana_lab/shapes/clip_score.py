@@ -39,16 +39,24 @@ class ClipShapes(Measure):
         self.network = network.to(self.device)
         self.scores = PromptScores()
 
-    @torch.no_grad()
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        prompts = [row["prompt"] for row in rows]
+        self.collect(self.extract(images, rows), rows)
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
+        prompts, scores = [row["prompt"] for row in rows], []
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images and {len(prompts)} prompts; expected a prompt for each image")
         for first in range(0, len(prompts), self.batch):
             part = slice(first, first + self.batch)
             pixels = as_input(resize(images[part].to(self.device), SIDE, "clean"))
-            self.scores.add(prompts[part], (100 * self.network(pixels, prompts[part])).tolist())
-            self.scores.truncated.update(zip(prompts[part], self.network.are_truncated(prompts[part]), strict=True))
+            scores += (100 * self.network(pixels, prompts[part])).tolist()
+        return scores
+
+    def collect(self, extracted: list[float], rows: Sequence[Json]) -> None:
+        prompts = [row["prompt"] for row in rows]
+        self.scores.add(prompts, extracted)
+        self.scores.truncated.update(zip(prompts, self.network.are_truncated(prompts), strict=True))
 
     def report(self) -> Report:
         values = {"clip_shapes": self.scores.mean()}

@@ -39,9 +39,15 @@ class ExactShapes(Measure):
         self.verdicts = Verdicts(benchmark, images_per_prompt)
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
-        for image, row in zip(images, rows, strict=True):
-            i, own_row = self.verdicts.match(row)
-            self.verdicts.add(i, *judge(analyse(image), own_row))
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[tuple[bool, str]]:
+        pairs = zip(images, rows, strict=True)
+        return [judge(analyse(image), self.verdicts.match(row)[1]) for image, row in pairs]
+
+    def collect(self, extracted: list[tuple[bool, str]], rows: Sequence[Json]) -> None:
+        for verdict, row in zip(extracted, rows, strict=True):
+            self.verdicts.add(self.verdicts.match(row)[0], *verdict)
 
     def outcomes(self) -> list[Json]:
         """For each row with images, in order: {"tag", "prompt", "correct", "reasons"}, one entry per image."""

@@ -1,8 +1,8 @@
 """The interface of a training system: its step, optimiser, learning rate, averaged weights and checkpoints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import lightning as L
@@ -15,6 +15,7 @@ from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import Process
 from sana_lab.models.autoencoders import Autoencoder
+from sana_lab.systems import sharding
 from sana_lab.systems.ema import Average, trainable
 from sana_lab.systems.optim import optimizer, set_learning_rate
 from sana_lab.types import Batch
@@ -152,6 +153,12 @@ class System(L.LightningModule, ABC):
     ) -> None:
         """Build the methods of the option `method` for images of `size` pixels, unless they are; none here."""
 
+    def configure_model(self) -> None:
+        """Shard the DiT over the ranks, with `trainer.strategy: fsdp2`."""
+        if self.device_mesh is not None:
+            sharding.shard(self.part("dit"), self.device_mesh["data_parallel"])
+            self.average.shard(self.averaged_module)
+
     # Optimisation
 
     def configure_optimizers(self) -> Any:
@@ -186,11 +193,16 @@ class System(L.LightningModule, ABC):
         """The module whose parameters `average` follows."""
         return self
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Context with the averaged weights in place of the raw ones; unchanged weights before the first step.
 
-        Loaded weights are averages already.
+        Loaded weights are averages already. Sharded weights are whole in it; all ranks enter it.
         """
+        with self._average_in_place(), sharding.whole(self):
+            yield
+
+    def _average_in_place(self) -> AbstractContextManager[None]:
         return self.average.swapped(self.averaged_module) if self.average.updates else nullcontext()
 
     def write_average(self) -> None:
@@ -209,15 +221,17 @@ class System(L.LightningModule, ABC):
         """Restore the average. SpecError if the checkpoint is of another system."""
         expected = mismatch.shapes_of(self._own_state())
         unbuilt = () if any(name.startswith("methods.") for name in expected) else ("methods.*",)
-        state, model = checkpoint["state_dict"], type(self).__name__
-        mismatch.check_state(expected, state, "the checkpoint", model, ignored=unbuilt)
+        state, model = checkpoint.get("state_dict"), type(self).__name__
+        if state is not None:  # of sharded parameters Lightning has loaded and left it out
+            mismatch.check_state(expected, state, "the checkpoint", model, ignored=unbuilt)
         self.average.load(checkpoint["average"])
 
     def trained(self) -> dict[str, Tensor]:
-        """Final averaged weights, with the names of their parts as prefixes (`dit.`, `autoencoder.`, ...)."""
-        with self.averaged():
+        """Final averaged weights, with the names of their parts as prefixes (`dit.`, `autoencoder.`, ...); to be called
+        by all ranks."""
+        with self._average_in_place():
             kept = _without(self._own_state(), self.auxiliary)
-            return {k: v.detach().clone() for k, v in kept.items()}
+            return {k: sharding.full(v.detach()).clone() for k, v in kept.items()}
 
     def _own_state(self) -> dict[str, Tensor]:
         return _without(self.state_dict(), self.frozen)

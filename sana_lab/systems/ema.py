@@ -6,11 +6,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sana_lab.systems.sharding import full, like, local
+
 
 class Average:
     """EMA in float32 of a module's trainable parameters; frozen ones, such as a text encoder, are not copied.
 
-    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs average over their own length.
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs average over their own length. Of
+    sharded parameters each rank averages its slices; `state` and `load` are of whole tensors.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -26,7 +29,12 @@ class Average:
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         parameters = self._followed(module)
         self.values = {k: v.to(parameters[k].device) for k, v in self.values.items()}
-        torch._foreach_lerp_(list(self.values.values()), [parameters[k].detach().float() for k in self.values], weight)
+        present = [local(parameters[k].detach()).float() for k in self.values]
+        torch._foreach_lerp_([local(v) for v in self.values.values()], present, weight)
+
+    def shard(self, module: nn.Module) -> None:
+        """Slice the averages as the parameters are sliced now."""
+        self.values = {name: like(value, self._followed(module)[name]) for name, value in self.values.items()}
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
@@ -47,8 +55,8 @@ class Average:
         return {name: p for name, p in trainable(module) if name in self.values}
 
     def state(self) -> dict[str, int | dict[str, Tensor]]:
-        """State for a checkpoint."""
-        return {"updates": self.updates, "values": self.values}
+        """State for a checkpoint; to be called by all ranks."""
+        return {"updates": self.updates, "values": {name: full(value) for name, value in self.values.items()}}
 
     def load(self, state: Mapping[str, int | dict[str, Tensor]]) -> None:
         """Restore the result of `state`. ValueError if it is of other parameters."""
@@ -61,7 +69,8 @@ class Average:
         shapes = {k: (tuple(values[k].shape), tuple(v.shape)) for k, v in self.values.items()}
         if mismatches := [f"{k} {got}, expected {own}" for k, (got, own) in shapes.items() if got != own]:
             raise ValueError(f"the checkpoint's average is of other shapes: {'; '.join(mismatches[:5])}")
-        self.values, self.updates = {k: v.float().clone() for k, v in values.items()}, updates
+        self.values = {k: like(v.float().clone(), self.values[k]) for k, v in values.items()}
+        self.updates = updates
 
 
 def trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

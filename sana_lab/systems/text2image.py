@@ -32,6 +32,7 @@ from sana_lab.systems.low_bit_layers import largest_inputs
 from sana_lab.systems.method_steps import Methods, build_methods, training_loss
 from sana_lab.systems.offload import Offload
 from sana_lab.systems.quantize import layers, needs_activations, quantize, quantized
+from sana_lab.systems.sharding import is_sharded
 from sana_lab.types import Batch, Part, Text, Velocity
 
 CALIBRATION_PROMPTS = ("a photo of a red apple on a wooden table", "a blue bird", "a street in the rain at night")
@@ -241,7 +242,7 @@ class TextToImage(System):
         """Wrapper of the denoiser's steps: a step cache, CUDA graphs (of weights at fixed addresses), or none."""
         if sampling.cache is not None:
             return partial(CachedSteps, specs.build("cache", sampling.cache))
-        moves = self.offload is not None or dit is not self.dit
+        moves = self.offload is not None or dit is not self.dit or is_sharded(dit)
         if moves and sampling.graph == "always":
             raise ValueError(
                 "sampling graph is 'always', which needs weights that stay where they are; expected offload: false, "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sana_lab.config.schema import Config
 from sana_lab.systems import System
+from sana_lab.systems.sharding import is_sharded
 from sana_lab.training.resume import latest
 
 if TYPE_CHECKING:
@@ -172,12 +173,13 @@ class SampleGrid(Callback):
         self.experiment = experiment
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        log = getattr(trainer.logger, "log_image", None)  # other loggers of Lightning have none
-        if log is None or not trainer.is_global_zero:
-            return
         assert isinstance(module, System)
-        images = module.preview(self.experiment)
-        if images is not None:
+        log = getattr(trainer.logger, "log_image", None)  # other loggers of Lightning have none
+        logs = trainer.is_global_zero and log is not None
+        if is_sharded(module):  # all ranks sample, as each needs the shards of the others
+            logs = trainer.strategy.broadcast(logs)
+        images = module.preview(self.experiment) if logs else None
+        if images is not None and log is not None and trainer.is_global_zero:
             log("samples", image_row(images, self.experiment["prompts"]), trainer.global_step)
 
 

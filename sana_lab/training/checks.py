@@ -22,7 +22,7 @@ from sana_lab.models.attention import Mixer, lacks_backward
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
-from sana_lab.training import loggers, ranks
+from sana_lab.training import loggers, ranks, strategies
 
 STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
@@ -51,6 +51,7 @@ def check(experiment: schema.Config) -> System:
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
     count = ranks.count(experiment)
+    strategies.check(experiment, system, count)
     too_large.check_experiment(experiment, count)
     check_budget(experiment, system, count)
     if system.part("autoencoder") is not None:

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
 from torch import multiprocessing, nn
 
 from sana_lab.config import specs
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 from sana_lab.systems import System
+from sana_lab.training import strategies
 
 T = TypeVar("T")
 
@@ -125,15 +125,15 @@ def placement(options: Config, count: int) -> dict[str, Any]:
     """Devices and strategy of the Trainer."""
     devices = options["devices"]
     if isinstance(devices, str) and "," in devices and options["accelerator"] != "cpu":
-        return {"devices": devices, **_strategy(count)}
-    return {"devices": min(count, _launched_counts()[0]) if launched() else count, **_strategy(count)}
+        return {"devices": devices, **_strategy(options["strategy"], count)}
+    own = min(count, _launched_counts()[0]) if launched() else count
+    return {"devices": own, **_strategy(options["strategy"], count)}
 
 
-def _strategy(count: int) -> dict[str, Any]:
+def _strategy(name: str, count: int) -> dict[str, Any]:
     if count == 1:
         return {}
-    # a part that a batch does not need, such as a discriminator before its start, has no gradient
-    return {"strategy": DDPStrategy(find_unused_parameters=True), "num_nodes": count // _launched_counts()[0]}
+    return {"strategy": strategies.build(name, count), "num_nodes": count // _launched_counts()[0]}
 
 
 def plugins(count: int) -> list[Any]:

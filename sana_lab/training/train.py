@@ -24,6 +24,7 @@ from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
+from sana_lab.systems.sharding import is_sharded
 from sana_lab.training import callbacks, loggers, ranks
 from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, TimeBudget
 from sana_lab.training.callbacks import Progress, Timer
@@ -125,11 +126,12 @@ def _train_rank(
             _fit(trainer, system, data, resumable(home))
         measures = checkpoints.final(trainer)
         steps = trainer.global_step if options["max_seconds"] else steps
+    trained = system.trained() if ranks.is_first() or is_sharded(system) else {}
     if ranks.is_first():
         about = card(experiment, name, timer.seconds, measures, steps)
         for each in points:
             about |= each.card()
-        weights.write(home / "weights.safetensors", system.trained(), about)
+        weights.write(home / "weights.safetensors", trained, about)
 
 
 def _points(experiment: Config, home: Path, timer: Timer, evaluation: PointEvaluation | None) -> list[Points]:

@@ -22,7 +22,7 @@ from sana_lab.config.specs import RUNTIME, Spec, SpecError
 from sana_lab.evaluation import Extractor, Measure, Report
 from sana_lab.evaluation.distances import frechet, mmd, precision_recall
 from sana_lab.evaluation.distances.inception_score import inception_score
-from sana_lab.evaluation.distances.reference import FeatureSet, Reference, load
+from sana_lab.evaluation.distances.reference import FeatureSet, Reference, digests, load
 from sana_lab.evaluation.extractors.inception import Inception
 from sana_lab.evaluation.extractors.resize import check
 from sana_lab.intervals import Estimate, jackknife, normal, wilson
@@ -46,6 +46,14 @@ Interval = Literal["jackknife", "bootstrap", "none"]
 MAX_LEAVE_ONE_OUT = 400
 """Largest number of images (if at most the number of features) for the exact jackknife; the infinitesimal one above."""
 CMMD_SCALE = 1000.0
+
+
+class Extracted(NamedTuple):
+    """What the distances need of some images."""
+
+    hashes: list[bytes]
+    features: Tensor  # (B, D)
+    logits: Tensor | None  # (B, classes), for the Inception Score
 
 
 class Result(NamedTuple):
@@ -221,16 +229,31 @@ class Distances(Measure):
         self._logits: list[Tensor] = []
 
     def refer(self, images: Tensor) -> None:
+        self.collect_reference(self.extract_reference(images))
+
+    def extract_reference(self, images: Tensor) -> list[Extracted]:
         if not isinstance(self.real, FeatureSet):
             raise ValueError("the reference is a file of statistics; it takes no more images")
         check(images, "real images")
-        for part in images.split(self.batch):
-            self.real.add(part, self.extractor.features(part))
+        parts = images.split(self.batch)
+        return [Extracted(digests(part), self.extractor.features(part).cpu(), None) for part in parts]
+
+    def collect_reference(self, extracted: list[Extracted]) -> None:
+        assert isinstance(self.real, FeatureSet)
+        for part in extracted:
+            self.real.add_features(part.hashes, part.features)
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[Extracted]:
         check(images)
-        for part in images.split(self.batch):
-            self.fake.add(part, self._features(part))
+        return [self._extract(part) for part in images.split(self.batch)]
+
+    def collect(self, extracted: list[Extracted], rows: Sequence[Json]) -> None:
+        for part in extracted:
+            self.fake.add_features(part.hashes, part.features)
+            self._logits += [] if part.logits is None else [part.logits]
 
     def report(self) -> Report:
         self._check_counts()
@@ -254,13 +277,12 @@ class Distances(Measure):
         general = {"fid": "fd", "fid_infinity": "fd_infinity", "kid": "kd"}
         return metric if name == standard else f"{general.get(metric, metric)}_{name}"
 
-    def _features(self, images: Tensor) -> Tensor:
+    def _extract(self, images: Tensor) -> Extracted:
         if not self.needs_logits:
-            return self.extractor.features(images)
+            return Extracted(digests(images), self.extractor.features(images).cpu(), None)
         assert isinstance(self.extractor, Inception)
         outputs = self.extractor.features_and_logits(images)
-        self._logits.append(outputs.logits.cpu())
-        return outputs.features
+        return Extracted(digests(images), outputs.features.cpu(), outputs.logits.cpu())
 
     def _check_metrics(self) -> None:
         if unknown := [m for m in self.metrics if m not in METRICS]:

@@ -6,7 +6,7 @@ JSON record in its metadata: sha256 of the images, n, the extractor's identity, 
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -46,12 +46,16 @@ class FeatureSet:
 
     def add(self, images: Tensor, features: Tensor) -> None:
         """Add images (B, 3, H, W) with their features (B, D). ValueError for features that are not finite."""
+        self.add_features(digests(images), features)
+
+    def add_features(self, hashes: Sequence[bytes], features: Tensor) -> None:
+        """Add the hashes of images, by `digests`, with their features (B, D)."""
         features = features.cpu()
         if len(bad := (~features.isfinite().all(1)).nonzero()):
             at = self.n + int(bad[0])
             raise ValueError(f"the features of image {at} (from 0) are not finite; {len(bad)} of this batch are not")
         self.moments.add(features)
-        self._digests += [_digest(image) for image in images]
+        self._digests += hashes
         if self.keep:
             self._features.append(features.float())
 
@@ -126,6 +130,11 @@ def _check_same(actual: Json, expected: Json, path: Path) -> None:
     if keys:
         differences = "; ".join(f"{key} is {actual.get(key)!r}, expected {expected.get(key)!r}" for key in keys)
         raise SpecError(f"the reference statistics {str(path)!r} are of another extractor: {differences}")
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """A hash of the pixels of each image."""
+    return [_digest(image) for image in images]
 
 
 def _digest(image: Tensor) -> bytes:

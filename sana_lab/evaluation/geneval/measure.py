@@ -51,10 +51,17 @@ class GenEval(Measure):
         self.without_exclude: set[int] = set()
 
     def add(self, images: Tensor, rows: Sequence[Json]) -> None:
+        self.collect(self.extract(images, rows), rows)
+
+    def extract(self, images: Tensor, rows: Sequence[Json]) -> list[tuple[bool, str]]:
         classify = self.colors.classify if self.colors else None
-        for image, row in zip(images, rows, strict=True):
+        pairs = zip(images, rows, strict=True)
+        return [rule.verdict(image, self.match(row)[1], self.detector, classify) for image, row in pairs]
+
+    def collect(self, extracted: list[tuple[bool, str]], rows: Sequence[Json]) -> None:
+        for verdict, row in zip(extracted, rows, strict=True):
             i, own_row = self.match(row)
-            self.verdicts.add(i, *rule.verdict(image, own_row, self.detector, classify))
+            self.verdicts.add(i, *verdict)
             self.without_exclude |= {i} if lacks_exclude(own_row) else set()
 
     def match(self, row: Json) -> tuple[int, Json]:

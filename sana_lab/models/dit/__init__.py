@@ -1,7 +1,7 @@
 """Interface of the denoisers: `Dit` for training, (x_t, t, text) -> velocity, and `SamplingDit` for sampling."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -48,6 +48,11 @@ class Dit(nn.Module, ABC):
     def run(self, block: BlockCall, *arguments: Tensor | None) -> Tensor:
         """Run a block or what methods put in its place; to override for activation checkpointing."""
         return block(*arguments)
+
+    def shards(self) -> Iterable[nn.Module]:
+        """The modules that `trainer.strategy: fsdp2` gathers one by one, each called as a whole: by default the blocks.
+        All other parameters are gathered for a whole pass. A method `keys_values` may be called beside `forward`."""
+        return self.blocks if self.width is not None else ()
 
     def prepare(
         self, text: Text, times: Tensor | None = None, masked: bool = True, guidance: float | None = None

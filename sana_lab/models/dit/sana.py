@@ -1,6 +1,7 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -187,6 +188,10 @@ class Sana(Dit):
         if type(x) is Tensor and not torch.compiler.is_compiling():  # a fake tensor is of no use later
             self.positions = {key: positions}
         return positions
+
+    def shards(self) -> Iterable[nn.Module]:
+        """The layers of the blocks: `forward` reads a block's table and its caption's keys outside the block."""
+        return (layer for block in self.blocks for layer in (block.attention, block.cross, block.ffn))
 
     def run(self, block: BlockCall, *arguments: Tensor | None) -> Tensor:
         """Run a block, with activation checkpointing in training."""
