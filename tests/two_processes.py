@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import tiny
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import save_file
 
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
+from sana_lab.evaluation.points import Evaluation
 from sana_lab.training import callbacks, ranks, train
 
 CACHED = f"""
@@ -38,21 +41,47 @@ trainer: {{max_steps: 7, accelerator: cpu, threads: 1, log_every: 1, validate_ev
 """The DiT alone on 12 cached items, three batches in an epoch."""
 
 
+MEASURED = {
+    "system.train_text": False,
+    "system.dit.depth": 2,
+    "data.held_out": 16,
+    "eval.held_out": 16,
+    "eval.at": [0.5, 1],
+    "eval.at_images": 5,
+    "eval.batch": 2,
+    "eval.measures": [{"name": "distances", "extractor": "shapes"}],
+}
+"""Changes of the tiny experiment: previews, and points of curves on 5 images, of which two processes have 3 and 2."""
+
+
 class Case(NamedTuple):
     """A training in a folder of results of its own."""
 
     experiment: str
     overrides: Sequence[str] = ()
     stops: Sequence[int] = ()  # optimiser steps after which it is interrupted, before it goes on
+    logged: bool = False  # whether previews are kept, in NAME/pictures.pt
 
 
 class Interrupted(Exception):
     """An end of a process between two steps, as by SIGKILL: nothing more is written."""
 
 
+class Pictures(CSVLogger):
+    """Keeps the sample grids of a training."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "curves")
+        self.file, self.pictures = folder / "pictures.pt", list[torch.Tensor]()
+
+    def log_image(self, key: str, image: Any, step: int) -> None:
+        self.pictures.append(torch.from_numpy(np.array(image)))
+        torch.save(torch.stack(self.pictures), self.file)
+
+
 def write(root: Path) -> None:
     """Experiments `tiny` and `cached`, and the weights of frozen parts."""
-    tiny.write_experiment(root)
+    tiny.write_experiment(root, changes=MEASURED)
     tiny.write(root, "experiments/cached.yaml", CACHED)
     for kind, spec in (("autoencoder", tiny.VAE), ("text_encoder", tiny.T5)):
         save_file(tiny.build(kind, spec).state_dict(), root / f"{spec['name']}.safetensors")
@@ -75,7 +104,8 @@ def train_all(root: str, cases: Mapping[str, Case], devices: str = "1") -> None:
             for step in case.stops:
                 _interrupt(experiment, step)
             callbacks.Termination.on_train_batch_end = end
-            train.train(experiment, progress=_silent)
+            logger = Pictures(Path(name)) if case.logged and ranks.is_first() else None
+            train.train(experiment, progress=_silent, evaluation=Evaluation(), logger=logger)
     finally:
         weights.HOME, callbacks.Termination.on_train_batch_end = home, end
 

@@ -36,6 +36,10 @@ class PreferenceScores:
     def __init__(self, column: str, scorer: Scorer) -> None:
         self.column, self.scorer, self.scores = column, scorer, PromptScores()
 
+    def add(self, images: Tensor, rows: Sequence[Json]) -> None:
+        """Score images (B, 3, H, W) uint8."""
+        self.collect(self.extract(images, rows), rows)
+
     def extract(self, images: Tensor, rows: Sequence[Json]) -> list[float]:
         """Scores of images (B, 3, H, W) uint8."""
         return [self.scorer.score(row["prompt"], image) for row, image in zip(rows, images, strict=True)]

@@ -35,6 +35,7 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
         print("".join(f"# {text}\n" for text in _cost(experiment, name)), end="")
         return
+    ranks.check_available(experiment["trainer"])
     ranks.join(experiment["trainer"]["accelerator"])
     for prerequisite in experiments.prerequisites(experiment):
         if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)

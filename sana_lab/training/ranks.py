@@ -26,6 +26,8 @@ from sana_lab.training import strategies
 
 T = TypeVar("T")
 
+CORES = "CPU cores"
+
 WAIT = timedelta(days=30)  # for the first rank, which may wait for another training of the same model
 
 
@@ -85,6 +87,29 @@ def count(experiment: Config) -> int:
     if world or given:
         raise SpecError(f"{ranks} devices cannot share the training: {reason}")
     return next(n for n in range(ranks - 1, 0, -1) if n == 1 or obstacle(experiment, n) is None)
+
+
+def check_available(options: Config) -> None:
+    """SpecError for more devices than this machine has; on the CPU a device is a process, of a core at least."""
+    devices, (total, kind) = options["devices"], _present(options["accelerator"])
+    if launched() and (local := _launched_counts()[0]) > total:
+        raise SpecError(f"torchrun started {local} processes here, and this machine has {total} {kind}")
+    if isinstance(devices, str) and "," in devices and kind != CORES:
+        if missing := [d for d in devices.split(",") if d and int(d) >= total]:
+            raise SpecError(
+                f"trainer.devices names device {missing[0]}, and this machine has {total} {kind}; expected numbers "
+                f"from 0 to {total - 1}"
+            )
+    elif not launched() and (given := _given(devices) or 1) > total:
+        raise SpecError(f"trainer.devices is {given}, and this machine has {total} {kind}; expected at most {total}")
+
+
+def _present(accelerator: str) -> tuple[int, str]:
+    """Number of the devices to train on, and what they are."""
+    if accelerator == "mps":
+        return 1, "MPS device"
+    gpus = torch.cuda.device_count() if accelerator != "cpu" else 0
+    return (gpus, "GPUs" if gpus > 1 else "GPU") if gpus else (os.cpu_count() or 1, CORES)
 
 
 def obstacle(experiment: Config, ranks: int) -> str | None:

@@ -33,7 +33,7 @@ def obstacle(experiment: Config, system: Any, ranks: int) -> str | None:
     trainer, sampling = experiment["trainer"], experiment["sampling"]
     if ranks == 1:
         return (
-            "which shards parameters over several devices, and there is 1; expected ddp, or trainer.devices=2 or more"
+            "which shards parameters over several devices, and there is 1; expected ddp, or 2 trainer.devices or more"
         )
     if system.part("dit") is None:
         return f"which shards a DiT, and system {name_of(experiment['system'])!r} has none; expected ddp"

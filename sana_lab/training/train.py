@@ -78,6 +78,7 @@ def train_alone(experiment: Config, name: str, record: Record, reporting: Report
     home = folder(experiment)
     check_folder(home)
     check_objective(experiment)
+    ranks.check_available(experiment["trainer"])
     ranks.join(experiment["trainer"]["accelerator"])
     with _lock(home, name):
         path = ranks.first(lambda: weights.trained(experiment))

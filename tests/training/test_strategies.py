@@ -1,15 +1,24 @@
 """Training in two processes by each strategy: the model of one process, and after any interruption the same bits."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 import two_processes
 from torch import Tensor
 from two_processes import Case, checkpoint, final, largest_difference
 
+from sana_lab.config import experiments
+from sana_lab.config.validation import SpecError
+from sana_lab.training import checks, ranks, strategies
+
 STRATEGIES = ("ddp", "fsdp2")
+BFLOAT16 = ("bf16-mixed", "bf16-true")
+
 SUMMED = ("trainer.accumulate=2", "trainer.gradient_clip=0.02", "trainer.max_steps=3")
 """Gradients of two batches, clipped: Adam's moments tell their sizes, the weights their directions."""
 
@@ -32,12 +41,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         **{f"{s} whole": Case("cached", (f"trainer.strategy={s}",)) for s in STRATEGIES},
         **{f"{s} stopped": Case("cached", (f"trainer.strategy={s}",), (1, 2, 3, 4, 5, 6)) for s in STRATEGIES},
     }
+    two |= {f"{s} measured": Case("tiny", (f"trainer.strategy={s}",), logged=True) for s in STRATEGIES}
+    two |= {f"fsdp2 {p}": Case("cached", (f"trainer.precision={p}", "trainer.strategy=fsdp2")) for p in BFLOAT16}
+    two |= {"fsdp2 checkpointing": Case("cached", ("trainer.strategy=fsdp2", "system.dit.checkpointing=true"))}
     two_processes.train_in_two(root, two)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         one = {
             **{f"one summed as {s}": Case("cached", (*SUMMED, *precision(s))) for s in STRATEGIES},
             "one whole": Case("cached"),
+            "one measured": Case("tiny", logged=True),
+            **{f"one {p}": Case("cached", (f"trainer.precision={p}",)) for p in BFLOAT16},
             "one stopped": Case("cached", (), (1, 2, 3, 4, 5, 6)),
         }
         two_processes.train_all(str(root), one)
@@ -91,3 +105,65 @@ def test_one_file_per_checkpoint_holds_whole_tensors(trained: Path):
     shapes = {k: v.shape for k, v in copies["state_dict"].items()}
     assert {k: v.shape for k, v in sharded["state_dict"].items()} == shapes
     assert all(type(v) is torch.Tensor for v in sharded["average"]["values"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_previews_and_points_are_those_of_one_process(trained: Path, strategy: str):
+    """Of averaged weights, although ranks generate different numbers of images at a point."""
+    several, one = (torch.load(trained / f"{s} measured" / "pictures.pt").int() for s in (strategy, "one"))
+    assert several.shape == one.shape
+    assert (several - one).abs().max() <= 1
+    points, expected = (measured(trained, f"{s} measured") for s in (strategy, "one"))
+    assert [p["step"] for p in points] == [p["step"] for p in expected] == [2, 4]
+    for point, other in zip(points, expected, strict=True):
+        assert point["values"].keys() == other["values"].keys()
+        assert point["values"]["fd_shapes"]["value"] == pytest.approx(other["values"]["fd_shapes"]["value"], rel=1e-2)
+
+
+def measured(root: Path, name: str) -> list[dict[str, Any]]:
+    """The points of a case."""
+    (path,) = (root / name).glob("models/*/points.json")
+    points: list[dict[str, Any]] = json.loads(path.read_text())["points"]
+    return points
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", BFLOAT16)
+def test_shards_train_in_bfloat16(trained: Path, precision: str):
+    """Each rank rounds the sums over its own rows, so that single weights may go the other way; the losses agree."""
+    several, one = checkpoint(trained, f"fsdp2 {precision}")["measures"], checkpoint(trained, f"one {precision}")
+    assert several == pytest.approx(one["measures"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_shards_with_activation_checkpointing_have_the_same_gradients(trained: Path):
+    difference = largest_difference(final(trained, "fsdp2 checkpointing"), final(trained, "fsdp2 whole"))
+    assert difference < 1e-6
+
+
+REFUSED = {
+    "trainer.devices=1": "shards parameters over several devices, and there is 1; expected ddp, or 2",
+    "system.draws=2": r"system\.draws is 2, .*; expected ddp or draws=1",
+    "system.method=contrastive": r"and system\.method reads hidden states of whole blocks; expected ddp",
+    "trainer.precision=64-true": "has no precision '64-true'; expected 32-true, bf16-mixed, bf16-true, or ddp",
+    "system.optimizer=muon": "optimizer 'muon' needs whole matrices; expected adamw, adam, sgd, or ddp",
+    "sampling.quantize=int8": r"and sampling\.quantize 'int8' copies the DiT for previews; expected none, or ddp",
+    "trainer.compile=true": r"and trainer\.compile compiles whole blocks; expected ddp",
+    "system.train_text=true": "shards the DiT alone, and text_encoder trains too; expected ddp",
+}
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_what_cannot_be_sharded_is_refused_with_the_nearest_right_answer(here: Path, change: str):
+    two_processes.write(here)
+    experiment = experiments.load("tiny", ["trainer.devices=2", "trainer.strategy=fsdp2", change])
+    system = checks.system_on_meta(experiment["system"])[0]
+    with pytest.raises(SpecError, match=f"^trainer.strategy is 'fsdp2', .*{REFUSED[change]}"):
+        strategies.check(experiment, system, ranks.count(experiment))
+
+
+def test_an_autoencoder_is_not_sharded(here: Path):
+    tiny.write(here, "experiments/squeeze.yaml", tiny.SQUEEZE)
+    with pytest.raises(SpecError, match="which shards a DiT, and system 'autoencoder' has none; expected ddp"):
+        checks.check(experiments.load("squeeze", ["trainer.devices=2", "trainer.strategy=fsdp2"]))
