@@ -21,8 +21,8 @@ def shard(dit: Any, mesh: Any) -> None:
     for module in dit.shards():
         if any(True for _ in module.parameters()):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for module in (m for m in dit.modules() if isinstance(m, FSDPModule) and hasattr(m, "keys_values")):
-        register_fsdp_forward_method(module, "keys_values")
+            if hasattr(module, "keys_values"):
+                register_fsdp_forward_method(module, "keys_values")
     fully_shard(dit, mesh=mesh, reshard_after_forward=True)
 
 

@@ -75,10 +75,10 @@ def train(
 
 def train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
     """Train under the folder's lock and `record`, unless it is trained already."""
+    ranks.check_available(experiment["trainer"])
     home = folder(experiment)
     check_folder(home)
     check_objective(experiment)
-    ranks.check_available(experiment["trainer"])
     ranks.join(experiment["trainer"]["accelerator"])
     with _lock(home, name):
         path = ranks.first(lambda: weights.trained(experiment))
