@@ -43,6 +43,8 @@ TABLE: dict[str, dict[str, str]] = {
         "adam": "torch.optim:Adam",
         "sgd": "torch.optim:SGD",
         "muon": "sana_lab.systems.muon:Muon",
+        "came": "sana_lab.systems.came:Came",
+        "adamw_8bit": "sana_lab.systems.adamw_8bit:AdamW8bit",
     },
     "method": {
         "repa": "sana_lab.methods.repa:Repa",

@@ -38,6 +38,11 @@ class TrainerOptions:
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: Nonnegative = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
     accumulate: Count = 1  # batches whose gradients are summed for one step
+    # A loss above so many times its running mean is a spike, which ends training as a loss that is not finite does.
+    spike: Annotated[Positive | None, AsBefore(None)] = None
+    # Most returns to the last checkpoint where loss or weights are not finite, or at a spike; the batches since are
+    # skipped. 0 ends the training.
+    returns: Annotated[Number, AsBefore(0)] = 0
     # Device of the training; auto is a GPU if available.
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "cuda", "mps"], RUNTIME] = "auto"
     # Number of devices, which share each batch, or a list such as 0,1; auto is all of them that can.

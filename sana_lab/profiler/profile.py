@@ -31,8 +31,9 @@ from sana_lab.profiler.host_syncs import count_syncs
 from sana_lab.profiler.phases import SAMPLING, TRAINING, PhaseProfiler, PhaseTimer, instrument
 from sana_lab.profiler.stand_ins import random_weights, small_data, untrained_system
 from sana_lab.systems.compile import compile_blocks
-from sana_lab.training.callbacks import DivergenceGuard, ProgressReporter
+from sana_lab.training.callbacks import ProgressReporter
 from sana_lab.training.checks import check
+from sana_lab.training.divergence import DivergenceGuard
 from sana_lab.training.quiet import quiet
 from sana_lab.types import Json
 

@@ -17,7 +17,7 @@ from sana_lab.diffusion import Process
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.systems import sharding
 from sana_lab.systems.ema import Average, trainable
-from sana_lab.systems.optim import optimizer, set_learning_rate
+from sana_lab.systems.optim import gradient_norm, optimizer, set_learning_rate, split_groups
 from sana_lab.types import Batch
 
 
@@ -170,7 +170,9 @@ class System(L.LightningModule, ABC):
             )
         groups = [] if (methods := self.part("methods")) is None else methods.parameter_groups()
         own = {p for group in groups for p in group["params"]}
-        built = optimizer(self.settings.optimizer, [(n, p) for n, p in trainable(self) if p not in own], self)
+        pairs = [(name, p) for name, p in trainable(self) if p not in own]
+        built = optimizer(self.settings.optimizer, pairs, self)
+        split_groups(built, self.settings.get("groups") or {}, pairs)
         for group in groups:
             built.add_param_group(group)
         return built
@@ -185,6 +187,16 @@ class System(L.LightningModule, ABC):
         """Step, then update the average; `on_train_batch_end` would be after the step's checkpoint is written."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.average.update(self.averaged_module)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient, unless a system steps by hand and logs it itself."""
+        if self.automatic_optimization:
+            self.log_gradient_norm(optimizer)
+
+    def log_gradient_norm(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log train/grad_norm, the norm of an optimiser's gradients before clipping, at the steps that are logged."""
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/grad_norm", gradient_norm(optimizer))
 
     # Averaged weights
 

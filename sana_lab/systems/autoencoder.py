@@ -153,15 +153,17 @@ class AutoencoderSystem(System):
         started = self.global_step >= self.adversarial_start
         if started:
             loss = loss + self.adversarial * hinge_generator(critic(output))
-        self._step(optimizers[0], loss)
+        self._step(optimizers[0], loss, logged=True)
         self.average.update(self.autoencoder)  # manual optimisation does not call `optimizer_step`
         if started:
             self._step(uncounted(optimizers[1]), hinge_discriminator(critic(images), critic(output.detach())))
         return loss
 
-    def _step(self, optimizer: Any, loss: Tensor) -> None:
+    def _step(self, optimizer: Any, loss: Tensor, logged: bool = False) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
+        if logged:
+            self.log_gradient_norm(optimizer)
         self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
         optimizer.step()
 

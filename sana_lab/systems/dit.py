@@ -18,6 +18,7 @@ from sana_lab.systems import Evaluator, System
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, process, validate
 from sana_lab.systems.method_steps import Methods, build_methods, training_loss
+from sana_lab.systems.optim import Groups
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Batch, Part, Text
 
@@ -53,6 +54,9 @@ class DitSystem(System):
         weighting: Annotated[Weighting, AsBefore("uniform")] = "uniform",
         # Training methods beside the objective: one spec or a list of specs; they are in no exported weights.
         method: Annotated[Spec | list[Spec] | None, "method", AsBefore(None)] = None,
+        # Options of the optimiser for parameters by pattern of their names: {"*norm*": {weight_decay: 0}}; the first
+        # pattern that matches counts.
+        groups: Annotated[Groups, AsBefore({})] = {},  # noqa: B006  (never changed)
     ) -> None:
         super().__init__()
         check_draws(draws)

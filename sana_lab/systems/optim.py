@@ -1,14 +1,16 @@
 """Optimisers from specs, and the learning rate as a function of the step, so that only the step has to be restored."""
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sana_lab.config import specs
-from sana_lab.config.specs import Spec
+from sana_lab.config.specs import Spec, SpecError, nearest
 
 
 def optimizer(
@@ -35,6 +37,48 @@ def fused(parameters: Sequence[nn.Parameter], system: L.LightningModule) -> bool
     trainer: Any = system._trainer
     scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None) is not None
     return True if all(p.is_cuda for p in parameters) and not scaled else None
+
+
+Groups = dict[str, dict[str, float]]
+"""Pattern of parameter names, as in `fnmatch`, -> options of the optimiser for them."""
+
+
+def split_groups(optimizer: torch.optim.Optimizer, groups: Groups, pairs: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Give the parameters whose names match a pattern options of their own; of several patterns the first counts.
+
+    SpecError for a pattern that no parameter matches, and for an option that the optimiser does not have.
+    """
+    names = {p: name for name, p in pairs}
+    for pattern, options in groups.items():
+        for option in options:
+            if option not in optimizer.defaults:
+                raise SpecError(
+                    f"system.groups {pattern!r} sets {option!r}; {nearest(option, optimizer.defaults)}: options of "
+                    f"{type(optimizer).__name__}"
+                )
+    rest = dict(names)
+    for pattern, options in groups.items():
+        matching = {p for p, name in rest.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            others = ", ".join(list(rest.values())[:3])
+            raise SpecError(
+                f"system.groups {pattern!r} matches no parameter; expected a pattern of names such as {others}"
+            )
+        rest = {p: name for p, name in rest.items() if p not in matching}
+        for group in list(optimizer.param_groups):
+            own = [p for p in group["params"] if p in matching]
+            if own:
+                group["params"] = [p for p in group["params"] if p not in matching]
+                optimizer.param_groups.append({**group, **options, "params": own})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """The norm over all gradients of an optimiser's parameters, a scalar in float32; 0 without gradients."""
+    gradients = [p.grad.float() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def set_learning_rate(trainer: L.Trainer, warmup: int, decay: float, elapsed: float = 0.0) -> None:

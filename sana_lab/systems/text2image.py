@@ -31,6 +31,7 @@ from sana_lab.systems.losses import TRAIN, Objective, check_draws, process, vali
 from sana_lab.systems.low_bit_layers import largest_inputs
 from sana_lab.systems.method_steps import Methods, build_methods, training_loss
 from sana_lab.systems.offload import Offload
+from sana_lab.systems.optim import Groups
 from sana_lab.systems.quantize import layers, needs_activations, quantize, quantized
 from sana_lab.systems.sharding import is_sharded
 from sana_lab.types import Batch, Part, Text, Velocity
@@ -74,6 +75,9 @@ class TextToImage(System):
         weighting: Annotated[Weighting, AsBefore("uniform")] = "uniform",
         # Training methods beside the objective: one spec or a list of specs; they are in no exported weights.
         method: Annotated[Spec | list[Spec] | None, "method", AsBefore(None)] = None,
+        # Options of the optimiser for parameters by pattern of their names: {"*norm*": {weight_decay: 0}}; the first
+        # pattern that matches counts.
+        groups: Annotated[Groups, AsBefore({})] = {},  # noqa: B006  (never changed)
     ) -> None:
         super().__init__()
         check_draws(draws)

@@ -1,11 +1,10 @@
-"""Lightning callbacks: divergence guard, training time, progress, sample grids."""
+"""Lightning callbacks: training time, progress, sample grids."""
 
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -15,7 +14,6 @@ from torch import Tensor
 from sana_lab.config.schema import Config
 from sana_lab.systems import System
 from sana_lab.systems.sharding import is_sharded
-from sana_lab.training.resume import latest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,52 +23,6 @@ Progress = Callable[..., None]
 tenths of seconds instead of steps."""
 
 
-class Diverged(RuntimeError):
-    """The loss or a weight is NaN or infinite."""
-
-
-class DivergenceGuard(Callback):
-    """Raise `Diverged`, with the step and the last good checkpoint, if loss or weights are NaN or infinite.
-
-    The loss is checked every `every` steps, because each check synchronises host and device; the weights are checked
-    before each checkpoint and at the end, so that written weights are finite.
-    """
-
-    def __init__(self, home: Path, every: int) -> None:
-        self.home, self.every = home, every
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
-        if index % self.every and trainer.global_step < trainer.max_steps:
-            return
-        loss = outputs.get("loss") if isinstance(outputs, dict) else None
-        loss = trainer.callback_metrics.get("train/loss") if loss is None else loss  # of steps by hand
-        finite = not isinstance(loss, Tensor) or bool(loss.isfinite().all())
-        if not trainer.strategy.reduce_boolean_decision(finite):  # all ranks stop, where one must
-            raise self._diverged(f"the loss is {_number(loss)}", trainer)
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._check_weights(trainer, module)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._check_weights(trainer, module)
-
-    def _check_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        name = next((name for name, p in module.named_parameters() if not p.isfinite().all()), None)
-        if name is not None:
-            raise self._diverged(f"{name} is not finite", trainer)
-
-    def _diverged(self, cause: str, trainer: L.Trainer) -> Diverged:
-        return Diverged(
-            f"{cause} at step {trainer.global_step}; last good checkpoint: {latest(self.home) or 'none yet'}; "
-            "try a lower learning rate or gradient clip"
-        )
-
-
-def _number(loss: Any) -> float:
-    """This rank's loss; NaN where it is that of another rank that stops the training."""
-    return float("nan") if loss is None else float(loss)
 
 
 class Termination(Callback):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -31,6 +31,7 @@ from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.card import card
 from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check_objective
+from sana_lab.training.divergence import Diverged, DivergenceGuard, Limits, return_to_checkpoint
 from sana_lab.training.points import PointEvaluation, Points
 from sana_lab.training.quiet import quiet
 from sana_lab.training.resume import resumable
@@ -45,6 +46,26 @@ class Reporting(NamedTuple):
     progress: Progress | None = None
     evaluation: PointEvaluation | None = None
     announce: Announce | None = None  # of a training within a time; None prints to stderr
+
+
+class Work(NamedTuple):
+    """What one process trains with."""
+
+    experiment: Config
+    count: int  # processes
+    system: System
+    data: DataModule
+    logger: Logger | None
+    reporting: Reporting
+
+
+class Outcome(NamedTuple):
+    """What a finished training leaves beside its weights."""
+
+    seconds: float
+    measures: dict[str, float]
+    steps: int
+    about: dict[str, Any]  # further entries of the card
 
 
 def folder(experiment: Config) -> Path:
@@ -67,8 +88,9 @@ def train(
     (`trainer.max_seconds`) announces its progress in lines, on stderr if not elsewhere.
 
     Several devices are several processes, of which the first alone has the lock and the logger. A second process that
-    trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite; `OutOfMemory`
-    with advice on options that need less memory; `DiskFull` with the room that is left.
+    trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite, once
+    `trainer.returns` are used up; `OutOfMemory` with advice on options that need less memory; `DiskFull` with the room
+    that is left.
     """
     return train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce))
 
@@ -117,22 +139,40 @@ def _train_rank(
     system.clip = options["gradient_clip"]
     if options["compile"]:
         compile_blocks(system.part("dit"))
-    measures, steps = dict[str, float](), options["max_steps"]
-    points = _points(experiment, home, timer, reporting.evaluation)
+    outcome: Outcome | None = Outcome(timer.seconds, {}, options["max_steps"], {})
     if options["max_steps"] > 0:
-        checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
-        reporters = _reporters(experiment, home, timer, reporting)
-        with quiet():
-            trainer = _trainer(experiment, count, system, logger, [*points, checkpoints, timer, *reporters])
-            _fit(trainer, system, data, resumable(home))
-        measures = checkpoints.final(trainer)
-        steps = trainer.global_step if options["max_seconds"] else steps
+        work = Work(experiment, count, system, data, logger, reporting)
+        while (outcome := _attempt(work, timer)) is None:
+            timer = callbacks.Timer()
+            L.seed_everything(experiment["seed"], verbose=False)
+    assert outcome is not None
     trained = system.trained() if ranks.is_first() or is_sharded(system) else {}
     if ranks.is_first():
-        about = card(experiment, name, timer.seconds, measures, steps)
-        for each in points:
-            about |= each.card()
+        about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps) | outcome.about
         weights.write(home / "weights.safetensors", trained, about)
+
+
+def _attempt(work: Work, timer: Timer) -> Outcome | None:
+    """Train from the newest checkpoint to the end; None where it diverged and a checkpoint to return to is prepared."""
+    experiment, options, home = work.experiment, work.experiment["trainer"], folder(work.experiment)
+    points = _points(experiment, home, timer, work.reporting.evaluation)
+    guard = DivergenceGuard(home, options["log_every"], Limits.of(options))
+    checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
+    reporters = _reporters(experiment, home, timer, work.reporting)
+    try:
+        with quiet():
+            trainer = _trainer(work, [guard, *_grid(experiment), *points, checkpoints, timer, *reporters])
+            _fit(trainer, work.system, work.data, resumable(home))
+    except Diverged as error:
+        diverged = error  # the name of an exception ends with its block
+        if not ranks.first(lambda: return_to_checkpoint(guard, diverged, options, timer)):
+            raise
+        return None
+    steps = trainer.global_step if options["max_seconds"] else options["max_steps"]
+    about = guard.card()
+    for each in points:
+        about |= each.card()
+    return Outcome(timer.seconds, checkpoints.final(trainer), steps, about)
 
 
 def _points(experiment: Config, home: Path, timer: Timer, evaluation: PointEvaluation | None) -> list[Points]:
@@ -202,28 +242,31 @@ def _announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _trainer(
-    experiment: Config, count: int, system: System, logger: Logger | None, reporters: list[Callback]
-) -> L.Trainer:
-    options, home = experiment["trainer"], folder(experiment)
-    grid = [callbacks.SampleGrid(experiment)] if experiment["prompts"] and options["max_seconds"] is None else []
-    guard = callbacks.DivergenceGuard(home, options["log_every"])
+def _grid(experiment: Config) -> list[Callback]:
+    """The grid of samples at each validation, where the experiment has prompts."""
+    options = experiment["trainer"]
+    return [callbacks.SampleGrid(experiment)] if experiment["prompts"] and options["max_seconds"] is None else []
+
+
+def _trainer(work: Work, reporters: list[Callback]) -> L.Trainer:
+    options, home = work.experiment["trainer"], folder(work.experiment)
+    logger = [work.logger] if work.logger else []
     bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
-        **ranks.placement(options, count),
-        plugins=[CheckpointFiles(experiment), *ranks.plugins(count)],
+        **ranks.placement(options, work.count),
+        plugins=[CheckpointFiles(work.experiment), *ranks.plugins(work.count)],
         max_steps=options["max_steps"],
         max_epochs=-1,
         precision=options["precision"],
-        gradient_clip_val=options["gradient_clip"] if system.automatic_optimization else None,
+        gradient_clip_val=options["gradient_clip"] if work.system.automatic_optimization else None,
         accumulate_grad_batches=options["accumulate"],
         accelerator=options["accelerator"],
         log_every_n_steps=options["log_every"],
         val_check_interval=options["validate_every"] * options["accumulate"],  # Lightning counts batches
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=[*([logger] if logger else []), *loggers.build(options["logger"], home)] or False,
-        callbacks=[guard, *grid, callbacks.Termination(), *reporters],
+        logger=[*logger, *loggers.build(options["logger"], home)] or False,
+        callbacks=[*reporters, callbacks.Termination()],
         enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=home,

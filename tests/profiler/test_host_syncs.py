@@ -14,7 +14,8 @@ from sana_lab.profiler.host_syncs import SyncCounter, count_syncs
 from sana_lab.systems.autoencoder import AutoencoderSystem
 from sana_lab.systems.dit import DitSystem
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.training.callbacks import DivergenceGuard, ProgressBar, ProgressReporter
+from sana_lab.training.callbacks import ProgressBar, ProgressReporter
+from sana_lab.training.divergence import DivergenceGuard
 from sana_lab.types import Batch, Text
 
 pytestmark = [

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sana_lab.systems.optim import fused, learning_rate_factor, optimizer
+from sana_lab.config.specs import SpecError
+from sana_lab.systems.optim import Groups, fused, learning_rate_factor, optimizer, split_groups
 
 
 def stepped(device: str, **options: Any) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
@@ -75,3 +76,53 @@ def test_endless_training_never_decays():
 def test_warm_up_and_decay_may_meet():
     rates = [learning_rate_factor(step, 10, 8, 1.0) for step in range(11)]
     assert rates == pytest.approx([min(1, (s + 1) / 8) * (1 - s / 10) for s in range(11)])
+
+
+class TestGroups:
+    """Options for parameters by pattern."""
+
+    def net(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), "norm": nn.LayerNorm(4)})
+
+    def groups(self, spec: Any, groups: Groups) -> tuple[torch.optim.Optimizer, list[set[str]]]:
+        net = self.net()
+        pairs = list(net.named_parameters())
+        built, names = optimizer(spec, pairs, L.LightningModule()), {p: name for name, p in pairs}
+        split_groups(built, groups, pairs)
+        return built, [{names[p] for p in group["params"]} for group in built.param_groups]
+
+    def test_norms_and_biases_are_not_decayed(self):
+        built, names = self.groups("adamw", {"*norm*": {"weight_decay": 0.0}, "*.bias": {"weight_decay": 0, "lr": 0.5}})
+        weights, norms = {"blocks.0.weight", "blocks.1.weight"}, {"norm.weight", "norm.bias"}
+        assert names == [weights, norms, {"blocks.0.bias", "blocks.1.bias"}]
+        assert [(g["weight_decay"], g["lr"]) for g in built.param_groups] == [(0.01, 1e-3), (0.0, 1e-3), (0, 0.5)]
+
+    def test_an_undecayed_parameter_without_gradient_stays(self):
+        built, _ = self.groups({"name": "adamw", "lr": 1.0, "weight_decay": 0.5}, {"*.bias": {"weight_decay": 0.0}})
+        for group in built.param_groups:
+            for p in group["params"]:
+                p.data.fill_(1.0)
+                p.grad = torch.zeros_like(p)
+        built.step()
+        assert [{float(p.detach().mean()) for p in g["params"]} for g in built.param_groups] == [{0.5}, {1.0}]
+
+    def test_muon_keeps_its_division_within_them(self):
+        built, names = self.groups("muon", {"blocks.1.*": {"weight_decay": 0.0}})
+        flags = [(group["muon"], group["weight_decay"]) for group in built.param_groups]
+        assert flags == [(True, 0.01), (False, 0.01), (True, 0.0), (False, 0.0)]
+        assert names[2:] == [{"blocks.1.weight"}, {"blocks.1.bias"}]
+
+    @pytest.mark.parametrize(
+        ("groups", "words"),
+        [
+            (
+                {"*nrom*": {"weight_decay": 0.0}},
+                "matches no parameter; expected a pattern of names such as",
+            ),
+            ({"*": {"wieght_decay": 0.0}}, "sets 'wieght_decay'; did you mean 'weight_decay'"),
+        ],
+    )
+    def test_what_does_nothing_is_refused(self, groups: Groups, words: str):
+        with pytest.raises(SpecError, match=words):
+            self.groups("adamw", groups)

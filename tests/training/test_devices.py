@@ -15,7 +15,7 @@ from sana_lab.diffusion.sampling import generator
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.losses import velocity_losses
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks, ranks, train
+from sana_lab.training import divergence, ranks, train
 from sana_lab.types import Part
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
@@ -120,7 +120,7 @@ def test_two_devices_train_the_model_of_one(folder, monkeypatch):
 def test_an_error_of_one_process_ends_all(folder):
     tiny.write(folder, "poison.py", POISON)
     poison = "system.optimizer={name: 'poison:Poison'}"
-    with pytest.raises(callbacks.Diverged, match="at step"):
+    with pytest.raises(divergence.Diverged, match="at step"):
         train.train(experiments.load("tiny", [poison, "trainer.devices=2"]), progress=print)
     assert weights.trained(experiments.load("tiny", [poison])) is None
 

@@ -48,10 +48,11 @@ CASES = {
     "lpips": "autoencoder lpips=0.1 lpips_weights=vgg16.pth",
     "flow": f"text2image {FLOW} model_time=released train_text=false autoencoder.depth=2 text_encoder.layers=2",
     "ddpm": "text2image objective=ddpm train_text=true",
-    "method": "text2image method=contrastive prediction=data weighting=min_snr",
+    "method": "text2image method=contrastive prediction=data weighting=min_snr groups={'*bias':{\"weight_decay\":0}}",
     "flow on features": f"dit {FLOW} model_time=released autoencoder.depth=2 text_encoder.layers=2",
     "ddpm on features": "dit objective=ddpm",
-    "method on features": "dit method=contrastive prediction=data weighting=min_snr",
+    "method on features": "dit method=contrastive prediction=data weighting=min_snr "
+    "groups={'*bias':{\"weight_decay\":0}}",
     "attributes": "attributes widths=[8,8,8] optimizer=sgd warmup=1 decay=0.1 ema=0.5",
     "emoji features": "emoji_features widths=[8,8,8,8] dim=8 drawings=512 scale=8 attributes=0.2 optimizer=sgd "
     "warmup=1 decay=0.1 ema=0.5 seed=2",

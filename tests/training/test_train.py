@@ -24,7 +24,7 @@ from sana_lab.config.atomic_write import DiskFull
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training import callbacks, checks, resume, train
+from sana_lab.training import callbacks, checks, divergence, resume, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
 
@@ -273,21 +273,23 @@ class TestNan:
     def test_of_the_loss_names_step_and_last_good_checkpoint(self, folder):
         experiment = poisoned(6, checkpoint_every=2)
         with pytest.raises(
-            callbacks.Diverged, match=r"not finite at step 6; last good checkpoint: runs/.*/step=4\.ckpt"
+            divergence.Diverged, match=r"not finite at step 6; last good checkpoint: runs/.*/step=4\.ckpt"
         ):
             train.train(experiment)
-        with pytest.raises(callbacks.Diverged, match=r"the loss is nan at step 8; .* checkpoint: runs/.*/step=5\.ckpt"):
+        with pytest.raises(
+            divergence.Diverged, match=r"the loss is nan at step 8; .* checkpoint: runs/.*/step=5\.ckpt"
+        ):
             train.train(poisoned(7, checkpoint_every=5))
 
     def test_before_any_checkpoint(self, folder):
-        with pytest.raises(callbacks.Diverged, match="the loss is nan at step 3; last good checkpoint: none yet"):
+        with pytest.raises(divergence.Diverged, match="the loss is nan at step 3; last good checkpoint: none yet"):
             train.train(poisoned(2))
 
     @pytest.mark.parametrize("every", [4, 100])
     def test_no_checkpoint_and_no_weights_are_written_of_it(self, folder, every):
         """Whatever the steps at which losses are looked at, and if the last step was the bad one."""
         experiment = poisoned(12, checkpoint_every=every, log_every=5)
-        with pytest.raises(callbacks.Diverged, match="at step 12"):
+        with pytest.raises(divergence.Diverged, match="at step 12"):
             train.train(experiment)
         assert weights.trained(experiment) is None
         kept = resume.latest(train.folder(experiment))
