@@ -36,13 +36,14 @@ def _experiment(parser: ArgumentParser) -> None:
 def _train_arguments(parser: ArgumentParser) -> None:
     _experiment(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved experiment and exit")
+    parser.add_argument("--more", type=int, metavar="N", help="go on from the trained model for N steps, as a new one")
 
 
 def _train(options: Namespace) -> None:
     from sana_lab.evaluation.points import Evaluation
     from sana_lab.training import command
 
-    command.main(options.experiment, options.overrides, options.dry_run, Evaluation())
+    command.main(options.experiment, options.overrides, options.dry_run, Evaluation(), options.more)
 
 
 def _sample_arguments(parser: ArgumentParser) -> None:

@@ -78,6 +78,13 @@ def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
     )
 
 
+def step_flops(experiment: Config) -> float:
+    """FLOPs of an optimiser step: forward and backward of what trains, on all devices. SpecError."""
+    system = reuse(("cost system", experiment["system"]), lambda: build_on_meta("system", experiment["system"]))
+    batch = experiment["data"].get("batch") or 1
+    return 2.0 * _step(system, experiment, batch)[0] * experiment["trainer"]["accumulate"]
+
+
 def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> None:
     """SpecError for a training that needs more memory than the machine's, with what would fit."""
     memory = total_memory() if memory is None else memory

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sana_lab.config import interpolation, secrets, specs
+from sana_lab.config import budgets, interpolation, secrets, specs
 from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
@@ -80,10 +80,10 @@ def complete(config: Config, title: str = "experiment") -> Config:
     What came from the environment is stored as `interpolation.as_written` of the result.
     """
     secrets.check(plain(config), title)
-    values = interpolation.interpolated(config, title)
-    for name in referenced(plain([values.get(key) for key in ("system", "data", "eval")])):
+    values = budgets.without_steps(interpolation.interpolated(config, title), title)
+    for name in referenced(plain([values.get(key) for key in ("system", "data", "eval", "parent")])):
         _check_ring(name)
-    completed = specs.complete(specs.fields(Experiment), values, title, title, part_of)
+    completed = budgets.with_steps(specs.complete(specs.fields(Experiment), values, title, title, part_of), title)
     texts = [*interpolation.environment_texts(config), *_inherited_texts(plain(values))]
     return interpolation.with_written(completed, texts, title)
 
@@ -211,5 +211,5 @@ def referenced(value: Any) -> list[str]:
 
 def prerequisites(experiment: Config) -> list[str]:
     """Names of the experiments to train before this one, those that they need first."""
-    names = [*referenced(experiment["system"]), *referenced(experiment["data"])]
+    names = referenced([experiment.get(key, {}) for key in ("system", "data", "parent")])
     return list(dict.fromkeys(n for name in names for n in (*prerequisites(load(name)), name)))

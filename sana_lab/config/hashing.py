@@ -105,7 +105,14 @@ def _trained_by(config: Config) -> Config:
         "content": reuse(("digest", config["data"]), lambda: _data_digest(config["data"])),
         "trainer": _without_later(TrainerOptions, config["trainer"]),
         "seed": config["seed"],
+        **_parent(config),
     }
+
+
+def _parent(config: Config) -> Config:
+    """The model that training begins from; nothing without one, and none in configurations before there were."""
+    parent = config.get("parent") or {}
+    return {"parent": with_contents(parent)} if parent.get("weights") else {}
 
 
 def _part(kind: str, spec: Config) -> Any:

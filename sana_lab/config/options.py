@@ -21,6 +21,7 @@ from sana_lab.config.validation import SpecError, admits_list, kind_of, nearest,
 SECTIONS: dict[str, type] = {
     "experiment": schema.Experiment,
     "trainer": schema.TrainerOptions,
+    "parent": schema.ParentOptions,
     "sampling": schema.SamplingOptions,
     "eval": schema.EvaluationOptions,
     "ablation": schema.Ablation,

@@ -158,6 +158,9 @@ BASES: dict[str, str] = {
 LEADING: dict[str, tuple[str, ...]] = {"solver": ("velocity", "x", "times"), "optimizer": ("params",)}
 """Parameters that code supplies although the signature does not say so."""
 
+STEP_FLOPS = "sana_lab.bench.training_cost:step_flops"
+"""What counts the FLOPs of a training step, for `trainer.max_flops`."""
+
 WEIGHTED = ("autoencoder", "dit", "text_encoder")
 """Kinds whose spec may say `weights:`, a file or `experiment:NAME`, loaded after building."""
 

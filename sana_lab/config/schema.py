@@ -7,7 +7,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from sana_lab.config.ranges import (
     BatchSize,
     Count,
+    Depth,
     Evaluations,
+    Flops,
+    Images,
     Interval,
     Nonnegative,
     Number,
@@ -34,6 +37,10 @@ class TrainerOptions:
     # Seconds after which training ends before `max_steps`, data preparation included; the learning rate decays over
     # the last share of them. The number of steps, and so the result, depends on the machine.
     max_seconds: Annotated[Positive | None, AsBefore(None)] = None
+    # Training images, each as often as it is in a batch, in place of max_steps; rounded up to whole steps.
+    max_images: Annotated[Images | None, AsBefore(None)] = None
+    # FLOPs of forward and backward of what trains, as `train --dry-run` counts them, in place of max_steps.
+    max_flops: Annotated[Flops | None, AsBefore(None)] = None
     # Precision of forward and backward, as in Lightning: true casts the weights, mixed only matrix products.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: Nonnegative = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
@@ -122,6 +129,22 @@ class SamplingOptions:
 
 
 @dataclass
+class ParentOptions:
+    """`parent:` of an experiment: the model that its training begins from."""
+
+    # Its weights: a file, experiment:NAME, or a released model (NVlabs' .pth, a diffusers folder, a hub id); null is
+    # none, and weights are initialised.
+    weights: str | None = None
+    # exact is an error where a tensor does not fit; partial keeps what fits, grows what is smaller in one dimension,
+    # and leaves the rest.
+    fit: Literal["exact", "partial"] = "exact"
+    # The first blocks of its DiT that are kept, with fit partial; null is all. Blocks beyond them begin as identities.
+    blocks: Depth | None = None
+    # Go on from its last checkpoint, with optimiser, average and steps, which count as steps of this model.
+    resume: bool = False
+
+
+@dataclass
 class Experiment:
     """One complete run: a system, its data, and how it is trained, sampled and evaluated."""
 
@@ -130,6 +153,7 @@ class Experiment:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)  # solver, steps and guidance
     trainer: TrainerOptions = field(default_factory=TrainerOptions)  # steps, precision, devices, logging
     eval: EvaluationOptions = field(default_factory=EvaluationOptions)  # measures; or the name of a suite in eval/
+    parent: ParentOptions = field(default_factory=ParentOptions)  # the model that training begins from
     prompts: list[str] = field(default_factory=list)  # sampled as a grid at each validation
     seed: Seed = 0  # of the weights, the data's order and the training noise
 
@@ -202,6 +226,7 @@ class Ablation:
     notes: list[str] = field(default_factory=list)  # lines under the table
     x: str | None = None  # axis whose labels are numbers, for a line plot of quality over it
     question: str | None = None  # what the table answers, in the reader's words: heading of the sweep's page and report
+    parent: ParentOptions = field(default_factory=ParentOptions)  # the model that training begins from
     prompts: list[str] = field(default_factory=list)  # sampled from the same noise in each row; empty: the base's own
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label
     expect: list[Expectation] = field(default_factory=list)  # claims to test on the table

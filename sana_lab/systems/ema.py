@@ -36,6 +36,10 @@ class Average:
         """Slice the averages as the parameters are sliced now."""
         self.values = {name: like(value, self._followed(module)[name]) for name, value in self.values.items()}
 
+    def restart(self, module: nn.Module) -> None:
+        """Begin again at the parameters as they are, such as those of a model that training begins from."""
+        self.updates, self.values = 0, {k: p.detach().float().clone() for k, p in self._followed(module).items()}
+
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
         """Context with the averages in place of the parameters."""

@@ -22,7 +22,7 @@ from sana_lab.models.attention import Mixer, lacks_backward
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
-from sana_lab.training import loggers, ranks, strategies
+from sana_lab.training import loggers, parent, ranks, strategies
 
 STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
@@ -59,6 +59,7 @@ def check(experiment: schema.Config) -> System:
     contracts.check_guests(experiment)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
+    parent.check(system, experiment)
     if (methods := system.part("methods")) is not None and methods.specs:
         check_methods(experiment, system, methods)
     return system

@@ -8,24 +8,34 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sana_lab.checkpoints import files, weights
+from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing, specs
-from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config
+from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.store import Store
-from sana_lab.training import ranks
-from sana_lab.training.checks import check
+from sana_lab.training import parent, ranks
+from sana_lab.training.checks import check, system_on_meta
 from sana_lab.training.points import PointEvaluation, lacking, line
 from sana_lab.training.recording import recorded
+from sana_lab.training.resume import latest
 from sana_lab.training.train import Reporting, as_yaml, train_alone
 
 
-def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEvaluation | None = None) -> None:
+def main(
+    name: str,
+    overrides: Sequence[str],
+    dry_run: bool,
+    evaluation: PointEvaluation | None = None,
+    more: int | None = None,
+) -> None:
     """The verb: train an experiment and those it takes weights from under MLflow runs, or print it.
 
-    `evaluation` measures the points of `eval.at` and `eval.every`.
+    `evaluation` measures the points of `eval.at` and `eval.every`. With `more` a finished model goes on for so many
+    steps, as a new one.
     """
+    if more is not None:
+        overrides = [*overrides, *_onwards(name, overrides, more)]
     experiment = experiments.load(name, overrides)
     check(experiment)
     if dry_run:
@@ -33,7 +43,8 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
         print(as_yaml(experiment), end="")
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
-        print("".join(f"# {text}\n" for text in _cost(experiment, name)), end="")
+        texts = [*_cost(experiment, name), *(f"parent: {line}" for line in _ancestry(experiment))]
+        print("".join(f"# {text}\n" for text in texts), end="")
         return
     ranks.check_available(experiment["trainer"])
     ranks.join(experiment["trainer"]["accelerator"])
@@ -43,14 +54,30 @@ def main(name: str, overrides: Sequence[str], dry_run: bool, evaluation: PointEv
     path = ranks.first(lambda: weights.trained(experiment))
     if path is not None:
         lacks = lacking(path, experiment)
-        text = "\n".join(
-            [f"{name} is trained already: {path}", *([lacks] if lacks else []), _further(name, overrides, path)]
-        )
+        text = "\n".join([f"{name} is trained already: {path}", *([lacks] if lacks else []), _further(name, overrides)])
     else:
         _say_other_steps(name, overrides)
         text = f"trained: {_tracked(experiment, name, evaluation)}"
     if ranks.is_first():
         print(text)
+
+
+def _onwards(name: str, overrides: Sequence[str], more: int) -> list[str]:
+    """Overrides with which a finished model goes on for `more` steps. SpecError if it is not trained."""
+    if more < 1:
+        raise SpecError(f"--more is {more}; expected a number of steps from 1")
+    experiment = experiments.load(name, overrides)
+    path = weights.find_trained(experiment, name)
+    resumes = latest(path.parent) is not None
+    steps = more + (int(weights.card(path)["steps"]) if resumes else 0)
+    budgets = ["trainer.max_images=null", "trainer.max_flops=null", f"trainer.max_steps={steps}"]
+    return [f"parent.weights={path}", f"parent.resume={str(resumes).lower()}", *budgets]
+
+
+def _ancestry(experiment: Config) -> list[str]:
+    """What a training takes from its parent, in words."""
+    system, _ = system_on_meta(experiment["system"])
+    return parent.check(system, experiment)
 
 
 def _cost(experiment: Config, name: str) -> list[str]:
@@ -70,25 +97,16 @@ def _cost(experiment: Config, name: str) -> list[str]:
 
 def _say_other_steps(name: str, overrides: Sequence[str]) -> None:
     """Print how to go on from the same experiment with other steps, where it is trained."""
-    if ranks.is_first() and (path := _with_other_steps(name, overrides)) is not None:
-        print(f"{name} is trained with other steps: {path}; this trains it anew\n{_further(name, overrides, path)}")
-
-
-def _with_other_steps(name: str, overrides: Sequence[str]) -> Path | None:
-    """The weights of the same experiment without an override of its steps, where it is trained."""
     others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
-    return weights.trained(experiments.load(name, others)) if len(others) < len(overrides) else None
+    path = weights.trained(experiments.load(name, others)) if len(others) < len(overrides) else None
+    if ranks.is_first() and path is not None:
+        print(f"{name} is trained with other steps: {path}; this trains it anew\n{_further(name, others)}")
 
 
-def _further(name: str, overrides: Sequence[str], path: Path) -> str:
-    """How to train on from finished weights: another experiment, whose trained parts begin with them."""
-    trained = {tensor.partition(".")[0] for tensor in files.tensor_names(path)}
-    starts = [f"system.{kind}.weights={path}" for kind in WEIGHTED if kind in trained]
-    if not starts:
-        return "more steps train it anew: trainer.max_steps=N"
-    others = [override for override in overrides if not override.startswith("trainer.max_steps=")]
-    command = shlex.join(["sana-lab", "train", name, *others, *starts, "trainer.max_steps=N"])
-    return f"to train N steps more from these weights: {command}"
+def _further(name: str, overrides: Sequence[str]) -> str:
+    """How to train on from a finished model: another one, which names it as its parent."""
+    command = shlex.join(["sana-lab", "train", name, *overrides, "--more", "N"])
+    return f"to train it N steps more, as a new model: {command}"
 
 
 def _tracked(experiment: Config, name: str, evaluation: PointEvaluation | None) -> Path:

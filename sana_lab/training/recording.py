@@ -14,7 +14,7 @@ from sana_lab.config.schema import Config
 from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
-from sana_lab.training import ranks
+from sana_lab.training import parent, ranks
 
 
 @contextmanager
@@ -42,10 +42,11 @@ def recorded(store: Store, experiment: Config, name: str) -> Iterator[Logger | N
 def _run(store: Store, experiment: Config, name: str) -> str:
     """The id of the model's newest run that is not finished, resumed, or of a new run."""
     model = {"sana.model": hashing.experiment_hash(experiment)}
+    ancestry = parent.tags(experiment)
     store.create("training")
     run = next((r.id for r in store.find("training", model) if r.status != "FINISHED"), None)
     if run is None:
-        run = store.start_run("training", name, {**model, **environment.environment()})
+        run = store.start_run("training", name, {**model, **ancestry, **environment.environment()})
     else:
         store.resume(run)
         store.set_tags(run, {"sana.error": "", **environment.environment()})

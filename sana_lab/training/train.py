@@ -25,7 +25,7 @@ from sana_lab.data import DataModule
 from sana_lab.systems import System
 from sana_lab.systems.compile import compile_blocks
 from sana_lab.systems.sharding import is_sharded
-from sana_lab.training import callbacks, loggers, ranks
+from sana_lab.training import callbacks, loggers, parent, ranks
 from sana_lab.training.budget import Announce, BudgetReporter, ChangingPicture, TimeBudget
 from sana_lab.training.callbacks import Progress, Timer
 from sana_lab.training.card import card
@@ -52,7 +52,7 @@ class Work(NamedTuple):
     """What one process trains with."""
 
     experiment: Config
-    count: int  # processes
+    processes: int
     system: System
     data: DataModule
     logger: Logger | None
@@ -139,6 +139,7 @@ def _train_rank(
     system.clip = options["gradient_clip"]
     if options["compile"]:
         compile_blocks(system.part("dit"))
+    ancestry = parent.begin(system, experiment, home)
     outcome: Outcome | None = Outcome(timer.seconds, {}, options["max_steps"], {})
     if options["max_steps"] > 0:
         work = Work(experiment, count, system, data, logger, reporting)
@@ -148,7 +149,7 @@ def _train_rank(
     assert outcome is not None
     trained = system.trained() if ranks.is_first() or is_sharded(system) else {}
     if ranks.is_first():
-        about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps) | outcome.about
+        about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps) | outcome.about | ancestry
         weights.write(home / "weights.safetensors", trained, about)
 
 
@@ -253,8 +254,8 @@ def _trainer(work: Work, reporters: list[Callback]) -> L.Trainer:
     logger = [work.logger] if work.logger else []
     bar = any(isinstance(r, callbacks.ProgressBar) for r in reporters)
     return L.Trainer(
-        **ranks.placement(options, work.count),
-        plugins=[CheckpointFiles(work.experiment), *ranks.plugins(work.count)],
+        **ranks.placement(options, work.processes),
+        plugins=[CheckpointFiles(work.experiment), *ranks.plugins(work.processes)],
         max_steps=options["max_steps"],
         max_epochs=-1,
         precision=options["precision"],
