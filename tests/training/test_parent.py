@@ -112,7 +112,7 @@ class Stop(Exception):
     """Ends a training in a test."""
 
 
-def stop(step: int, _: int) -> None:
+def stop(step: int, *_: object) -> None:
     raise Stop
 
 
