@@ -23,8 +23,6 @@ Progress = Callable[..., None]
 tenths of seconds instead of steps."""
 
 
-
-
 class Termination(Callback):
     """Keep what SIGTERM does in this process, where Lightning would end the batch first, with all other ranks."""
 
