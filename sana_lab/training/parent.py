@@ -13,7 +13,6 @@ from sana_lab.config import experiments, registry
 from sana_lab.config.atomic_write import replacing, write_text
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError, name_of
-from sana_lab.pretrained import loading
 from sana_lab.systems import System
 from sana_lab.training import ranks
 from sana_lab.training.resume import latest
@@ -90,6 +89,8 @@ def tensors(reference: str) -> dict[str, Tensor]:
     path = _file(reference)
     if path is not None:
         return weights.read(path)
+    from sana_lab.pretrained import loading  # here, as it imports all formats
+
     model = loading.load(reference)
     if isinstance(model, System):
         return dict(model.state_dict())
