@@ -1,7 +1,7 @@
 """The model that a training begins from (`parent:`): its weights, whole or where they fit, or its last checkpoint."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from sana_lab.config.atomic_write import replacing, write_text
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError, name_of
 from sana_lab.systems import System
-from sana_lab.training import ranks
 from sana_lab.training.resume import latest
 
 FILE = "parent.json"
@@ -24,7 +23,11 @@ OWN_STATE = ("Clock", "DivergenceGuard")
 """Callbacks whose state is of one training: time and returns."""
 
 
-def begin(system: System, experiment: Config, home: Path) -> dict[str, Any]:
+First = Callable[[Callable[[], Any]], Any]
+"""`ranks.first`: what the first rank decides, on every rank."""
+
+
+def begin(system: System, experiment: Config, home: Path, first: First) -> dict[str, Any]:
     """Give a system its parent's weights, unless its own training has begun; the entries of the card about it.
 
     With `parent.resume` the parent's last checkpoint becomes the first of this training. SpecError if weights do not
@@ -33,18 +36,16 @@ def begin(system: System, experiment: Config, home: Path) -> dict[str, Any]:
     options = experiment["parent"]
     if options["weights"] is None:
         return {}
-    begun = ranks.first(lambda: _read(home) if latest(home) else None)
+    begun: dict[str, Any] | None = first(lambda: _read(home) if latest(home) else None)
     if begun is not None:
         return begun
     about = identity(options["weights"])
     if options["resume"]:
-        about["resumed"] = ranks.first(lambda: _copy_checkpoint(options["weights"], home))
+        about["resumed"] = first(lambda: _copy_checkpoint(options["weights"], home))
     else:
         about |= _load(system, options, tensors(options["weights"]))
     entries = {"parent": about}
-    if ranks.is_first():
-        write_text(home / FILE, json.dumps(entries, indent=2))
-        print("\n".join(f"parent: {line}" for line in lines(entries)), flush=True)
+    first(lambda: _write(home, entries))
     return entries
 
 
@@ -165,6 +166,11 @@ def _trained(name: str) -> Path | None:
         return weights.ready(experiments.load(name))
     except ValueError:
         return None
+
+
+def _write(home: Path, entries: dict[str, Any]) -> None:
+    write_text(home / FILE, json.dumps(entries, indent=2))
+    print("\n".join(f"parent: {line}" for line in lines(entries)), flush=True)
 
 
 def _read(home: Path) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def _train_rank(
     system.clip = options["gradient_clip"]
     if options["compile"]:
         compile_blocks(system.part("dit"))
-    ancestry = parent.begin(system, experiment, home)
+    ancestry = parent.begin(system, experiment, home, ranks.first)
     outcome: Outcome | None = Outcome(timer.seconds, {}, options["max_steps"], {})
     if options["max_steps"] > 0:
         work = Work(experiment, count, system, data, logger, reporting)

@@ -105,7 +105,7 @@ def test_a_training_that_resumes_needs_its_parent_no_more(folder):
     entries = json.loads((home / parent.FILE).read_text())
     system = checks.check(experiment)
     path.write_bytes(b"gone")
-    assert parent.begin(system, experiment, home) == entries
+    assert parent.begin(system, experiment, home, lambda decide: decide()) == entries
 
 
 class Stop(Exception):
