@@ -36,9 +36,9 @@ def begin(system: System, experiment: Config, home: Path, first: First) -> dict[
     options = experiment["parent"]
     if options["weights"] is None:
         return {}
-    begun: dict[str, Any] | None = first(lambda: _read(home) if latest(home) else None)
-    if begun is not None:
-        return begun
+    previous: dict[str, Any] | None = first(lambda: _read(home) if latest(home) else None)
+    if previous is not None:
+        return previous
     about = identity(options["weights"])
     if options["resume"]:
         about["resumed"] = first(lambda: _copy_checkpoint(options["weights"], home))
