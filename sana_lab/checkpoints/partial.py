@@ -19,7 +19,7 @@ BLOCK = re.compile(r"^dit\.blocks\.(\d+)\.")
 OUTPUTS = ("attention.proj", "attention.project", "cross.proj", "ffn.project")
 """Last layers of a block's branches: a block in which they are zero changes nothing."""
 
-NAMED = 6
+LIMIT = 6
 """Tensors that are named of each kind in words."""
 
 
@@ -104,5 +104,5 @@ def _outputs_of_new_blocks(own: State, parent: State) -> Iterable[str]:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - LIMIT} more" if len(names) > LIMIT else ""
+    return f"{', '.join(names[:LIMIT])}{more}"
