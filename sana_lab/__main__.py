@@ -351,6 +351,7 @@ def _ui(options: Namespace) -> None:
 
 VERBS: dict[str, Verb] = {
     "train": Verb("train an experiment, or resume it", _train_arguments, _train),
+    "cache": Verb("encode an experiment's data before training, or check them", lab.cache_arguments, lab.cache_verb),
     "sample": Verb("generate images from prompts", _sample_arguments, _sample),
     "eval": Verb(
         "measure quality of an experiment, a diffusers pipeline or a folder of images", _eval_arguments, _eval

@@ -17,6 +17,22 @@ def list_verb(options: Namespace) -> None:
     listing.main(options.what)
 
 
+def cache_arguments(parser: ArgumentParser) -> None:
+    """The experiment, and how it is encoded."""
+    parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="name in experiments/, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="option to change")
+    parser.add_argument("--processes", type=int, metavar="N", help="processes that share the work (one per GPU, else 1)")
+    parser.add_argument("--verify", action="store_true", help="read every shard, name broken ones, and exit")
+    parser.add_argument("--repair", action="store_true", help="verify, and encode broken shards again")
+
+
+def cache_verb(options: Namespace) -> int:
+    """`sana-lab cache`."""
+    from sana_lab.commands import cache
+
+    return cache.main(options.experiment, options.overrides, options.processes, options.verify, options.repair)
+
+
 def new_arguments(parser: ArgumentParser) -> None:
     """What is begun, and its name."""
     parser.add_argument("what", choices=("ablation", "experiment", "part"), help="what to begin")

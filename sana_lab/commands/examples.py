@@ -5,6 +5,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "sana-lab train shapes trainer.max_steps=500",
         "sana-lab train shapes system.dit.attention=my_attention:Mine --dry-run",
     ),
+    "cache": (
+        "sana-lab cache my_images --processes 4",
+        "sana-lab cache my_images data.source.root=/data/tars --verify",
+    ),
     "sample": (
         'sana-lab sample "a red circle" "three green triangles" --out pictures',
         'sana-lab sample "a red circle" --out pictures --seed 1 --set sampling.steps=50 sampling.solver=heun',

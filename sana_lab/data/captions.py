@@ -1,6 +1,7 @@
-"""The images of a folder with their captions: from a manifest (.jsonl, .csv, .tsv) or from .txt files beside them."""
+"""The images of a folder with their captions: from a manifest (.jsonl, .csv, .tsv, .parquet) or .txt files beside them."""
 
 import difflib
+import math
 import re
 import warnings
 from collections.abc import Iterable
@@ -8,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.config import text_files
-from sana_lab.data import caption_lists, tables
+from sana_lab.data import caption_lists, columns, tables
 from sana_lab.data.files import Files, is_picture_name, listing, short
 
 FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path", "filepath", "file_path")
 TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")
-TABLES = (".jsonl", ".csv", ".tsv")
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest") for suffix in TABLES)
 
 
@@ -22,6 +23,14 @@ class Entry(NamedTuple):
 
     name: str
     captions: tuple[str, ...]
+    scores: tuple[float, ...] = ()  # of the captions, NaN where missing; () without any
+    group: str = ""  # images of one group are all trained on, or all held out
+    split: str = ""  # train or val; "" lets the data set choose
+
+    def __repr__(self) -> str:
+        """With the columns that a manifest has: part of the digest of a folder."""
+        more = [f"{key}={getattr(self, key)!r}" for key in self._fields[2:] if getattr(self, key)]
+        return f"Entry({', '.join([f'name={self.name!r}', f'captions={self.captions!r}', *more])})"
 
 
 class Contents(NamedTuple):
@@ -37,6 +46,14 @@ class _Caption(NamedTuple):
 
     text: str
     where: str  # FILE:LINE
+    score: float = math.nan
+
+
+class _Listed(NamedTuple):
+    """What a manifest says of its images."""
+
+    captions: dict[str, list[_Caption]]
+    facts: dict[str, columns.Facts]
 
 
 def entries(root: Path, manifest: str | None = None, default: str | None = None) -> list[Entry]:
@@ -57,15 +74,21 @@ def contents(root: Path, manifest: str | None = None, default: str | None = None
     if not root.is_dir():
         raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
     files, table = Files(root), _manifest(root, manifest)
-    captions = _text_files(files) if table is None else _listed(files, table)
+    captions, facts = _Listed(_text_files(files), {}) if table is None else _listed(files, table)
     broken = {name: _broken(several) for name, several in captions.items()}
-    texts = {name: _clean(c.text for c in several) for name, several in captions.items()}
+    texts = {name: _clean(several) for name, several in captions.items()}
     skipped = files.skipped | {name: b[0] for name, b in broken.items() if b and not texts[name]}
     bare = [name for name in captions if not texts[name] and name not in skipped]
     if bare and default is None:
         raise ValueError(_no_caption(files, bare, len(captions), table))
-    kept = [Entry(name, tuple(texts[name]) or (default or "",)) for name in sorted(captions) if name not in skipped]
+    kept = [_entry(name, texts[name], facts, default or "") for name in sorted(captions) if name not in skipped]
     return Contents(kept, skipped, [line for b in broken.values() for line in b])
+
+
+def _entry(name: str, texts: dict[str, float], facts: dict[str, columns.Facts], default: str) -> Entry:
+    scores = tuple(texts.values())
+    scored = () if all(map(math.isnan, scores)) else scores
+    return Entry(name, tuple(texts) or (default,), scored, *facts.get(name, columns.NO_FACTS))
 
 
 def report(contents: Contents) -> None:
@@ -112,24 +135,27 @@ def _lines(path: Path | None) -> list[_Caption]:
     return [_Caption(line, f"{path}:{number}") for number, line in lines]
 
 
-def _read(reader: Any, path: Path, *arguments: Any, **options: Any) -> Any:
-    """What a reader makes of a file. ValueError in the words of this data set."""
+def _read(reader: Any, *arguments: Any, **options: Any) -> Any:
+    """What a reader makes of a file or a row. ValueError in the words of this data set."""
     try:
-        return reader(path, *arguments, **options)
+        return reader(*arguments, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"data 'folder': {error}") from error
 
 
-def _listed(files: Files, table: Path) -> dict[str, list[_Caption]]:
+def _listed(files: Files, table: Path) -> _Listed:
     captions: dict[str, list[_Caption]] = {}
+    facts: dict[str, columns.Facts] = {}
     missing: dict[str, int] = {}  # name -> line
     dangling: dict[str, str] = {}  # name -> reason
     for line, row in _read(tables.rows, table, (*FILE_COLUMNS, *TEXT_COLUMNS)):
         where = f"{table}:{line}"
-        if table.suffix.lower() not in (".jsonl", ".ndjson"):
+        if _is_text(table):
             _check_quotes(row, where)
         given = _file(row, where)
-        texts = [_Caption(text, where) for text in _texts(row, where, table)]
+        several = _texts(row, where, table)
+        scores = _read(columns.scores, row, len(several), where)
+        texts = [_Caption(text, where, score) for text, score in zip(several, scores, strict=True)]
         name = files.find(given)
         if name is None:
             missing.setdefault(given, line)
@@ -137,6 +163,8 @@ def _listed(files: Files, table: Path) -> dict[str, list[_Caption]]:
             dangling[name] = f"{where}: a link to a file that is missing"
         else:
             captions.setdefault(name, []).extend(texts)
+            if (fact := _read(columns.facts, row, where)) != facts.setdefault(name, fact):
+                raise ValueError(f"data 'folder': {where} puts {short(name)} into another split or group than before")
     if not captions and not missing:
         left_out = f" that can be used: {listing(dangling)}" if dangling else ""
         raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows{left_out}")
@@ -146,7 +174,12 @@ def _listed(files: Files, table: Path) -> dict[str, list[_Caption]]:
     for name in captions:
         files.skipped.pop(name, None)  # a table may name a picture of any ending
     files.skipped |= bare | dangling
-    return captions
+    return _Listed(captions, facts)
+
+
+def _is_text(table: Path) -> bool:
+    """Whether a table holds text alone, so that lists are written in it as text."""
+    return table.suffix.lower() in (".csv", ".tsv")
 
 
 def _check_quotes(row: dict[str, Any], where: str) -> None:
@@ -187,15 +220,14 @@ def _file(row: dict[str, Any], where: str) -> str:
 
 
 def _texts(row: dict[str, Any], where: str, table: Path) -> list[str]:
-    columns = [c for c in TEXT_COLUMNS if c in row]
-    if not columns:
+    names = [c for c in TEXT_COLUMNS if c in row]
+    if not names:
         raise ValueError(
             f"data 'folder': {where} has no caption column; it has {_quoted(row)}, "
             f"expected one of {_quoted(TEXT_COLUMNS)}"
         )
-    bare = table.suffix.lower() not in (".jsonl", ".ndjson")
     try:
-        texts = [text for c in columns for text in _several(row[c], bare)]
+        texts = [text for c in names for text in _several(row[c], _is_text(table))]
     except ValueError as error:
         raise ValueError(f"data 'folder': {where}: {error}") from error
     if not all(isinstance(text, str) for text in texts):
@@ -212,10 +244,14 @@ def _several(value: Any, bare: bool) -> list[Any]:
     return [] if value is None else [value]
 
 
-def _clean(texts: Iterable[str]) -> list[str]:
-    """Texts stripped, without blank and repeated ones and those that are no Unicode."""
-    stripped = (text.strip().strip("\ufeff\u200b").strip() for text in texts)
-    return list(dict.fromkeys(text for text in stripped if text and text_files.is_unicode(text)))
+def _clean(captions: Iterable[_Caption]) -> dict[str, float]:
+    """Texts stripped, with their scores, without blank and repeated ones and those that are no Unicode."""
+    texts: dict[str, float] = {}
+    for caption in captions:
+        text = caption.text.strip().strip("\ufeff\u200b").strip()
+        if text and text_files.is_unicode(text):
+            texts.setdefault(text, caption.score)
+    return texts
 
 
 def _no_folder(root: Path) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sana_lab.config.ranges import BatchSize, Pixels, Seed, ShareOrNumber, Workers
 from sana_lab.config.specs import RUNTIME
-from sana_lab.data import DataModule, Split, Turn, captions
+from sana_lab.data import DataModule, Split, Turn, captions, splits
 from sana_lab.data.captions import Entry
 from sana_lab.data.files import listing
 from sana_lab.data.images import Resize, UnreadableError, dimensions, fit, quiet, read
@@ -178,21 +178,14 @@ class Folder(DataModule):
 
 
 def _split(entries: list[Entry], held_out: int | float) -> tuple[list[Entry], list[Entry]]:
-    """(training, held-out), each sorted by name. Of two images or more, at least one is in each part."""
-    by_hash = sorted(entries, key=_share)
-    if isinstance(held_out, int) and held_out >= len(entries):
-        raise ValueError(
-            f"data 'folder': held_out is {held_out} of {len(entries)} pictures; "
-            f"at most {len(entries) - 1} leave one to train on"
-        )
-    count = held_out if isinstance(held_out, int) else sum(_share(e) < held_out for e in entries)
-    count = min(max(count, int(held_out > 0)), len(entries) - 1)
-    return sorted(by_hash[count:]), sorted(by_hash[:count])
-
-
-def _share(entry: Entry) -> float:
-    """A number in [0, 1) that depends only on the name, so that new files do not change the split of others."""
-    return int.from_bytes(hashlib.sha256(entry.name.encode()).digest()[:7]) / 2**56
+    """(training, held-out), each sorted by name."""
+    try:
+        mask = splits.held_out(splits.shares(e.group or e.name for e in entries), splits.codes(entries), held_out)
+    except ValueError as error:
+        raise ValueError(f"data 'folder': {error}") from error
+    return [e for e, out in zip(entries, mask, strict=True) if not out], [
+        e for e, out in zip(entries, mask, strict=True) if out
+    ]
 
 
 def _fingerprint(path: Path) -> tuple[int, bytes]:

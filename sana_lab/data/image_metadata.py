@@ -2,7 +2,6 @@
 
 from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 ORIENTATION = 0x0112
@@ -45,7 +44,7 @@ def _number(content: bytes, order: Literal["little", "big"], at: int, size: int)
     return int.from_bytes(content[at : at + size], order)
 
 
-def stripped(path: Path) -> tuple[BytesIO, bytes] | None:
+def stripped(path: Any) -> tuple[BytesIO, bytes] | None:
     """(a PNG, JPEG or TIFF without its metadata, its EXIF block); None for another format, or beyond LARGEST bytes."""
     with path.open("rb") as file:
         start = file.read(8)

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
@@ -40,14 +41,43 @@ class UnreadableError(Exception):
     """A file that is no readable image; the message says why."""
 
 
-def read(path: Path) -> Image.Image:
+class Blob:
+    """An image file in memory, with what is read of a path."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.st_size = len(content)
+
+    def open(self, mode: str = "rb") -> BytesIO:
+        """The content as a file."""
+        return BytesIO(self.content)
+
+    def stat(self) -> "Blob":
+        """Its size as `st_size`."""
+        return self
+
+    def is_file(self) -> bool:
+        """True."""
+        return True
+
+
+Source = Path | Blob
+"""A file that holds an image."""
+
+
+def read(path: Source) -> Image.Image:
     """The image, upright, in 8-bit RGB. UnreadableError."""
     return _robust(path, _decoded)
 
 
-def dimensions(path: Path) -> tuple[int, int]:
+def dimensions(path: Source) -> tuple[int, int]:
     """Width and height from the header, before EXIF rotation. UnreadableError."""
     return _robust(path, _size)
+
+
+def upright_dimensions(path: Source) -> tuple[int, int]:
+    """Height and width from the header, after EXIF rotation. UnreadableError."""
+    return _robust(path, _upright_size)
 
 
 @contextmanager
@@ -58,7 +88,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _robust(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
+def _robust(path: Source, function: Callable[[BinaryIO, bytes], T]) -> T:
     """A function of (image file, EXIF block), again without the metadata where that fails. UnreadableError."""
     try:
         with quiet():
@@ -69,7 +99,7 @@ def _robust(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
         raise UnreadableError(_reason(error, path)) from error
 
 
-def _retry(path: Path, function: Callable[[BinaryIO, bytes], T]) -> T:
+def _retry(path: Source, function: Callable[[BinaryIO, bytes], T]) -> T:
     try:
         with path.open("rb") as file:  # by name, Pillow maps uncompressed TIFFs into memory and turns them wrongly
             return function(file, b"")
@@ -91,6 +121,13 @@ def _size(source: BinaryIO, exif: bytes) -> tuple[int, int]:
     with Image.open(source, formats=formats()) as image:
         _bound(image)
         return image.size
+
+
+def _upright_size(source: BinaryIO, exif: bytes) -> tuple[int, int]:
+    with Image.open(source, formats=formats()) as image:
+        _bound(image)
+        turned = _rotation(image, exif) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _decoded(source: BinaryIO, exif: bytes) -> Image.Image:
@@ -117,8 +154,12 @@ def _too_large(size: str, name: str) -> str:
 
 def _upright(image: Image.Image, exif: bytes) -> Image.Image:
     """Rotate by the EXIF orientation; other metadata are ignored."""
-    number = image_metadata.orientation(exif or image.info.get("exif", b"")) or _orientation(image)
+    number = _rotation(image, exif)
     return image.transpose(_UPRIGHT[number]) if number in _UPRIGHT else image
+
+
+def _rotation(image: Image.Image, exif: bytes) -> int | None:
+    return image_metadata.orientation(exif or image.info.get("exif", b"")) or _orientation(image)
 
 
 def _orientation(image: Image.Image) -> int | None:
@@ -154,6 +195,17 @@ def fit(image: Image.Image, size: int, resize: Resize, at: tuple[float, float] =
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
+def cover(
+    image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """The largest crop of the proportions of `height` x `width`, at the fraction `at` of the margins, at that size."""
+    scale = min(image.width / width, image.height / height)
+    size = (width * scale, height * scale)
+    left, top = ((length - side) * where for length, side, where in zip(image.size, size, at, strict=True))
+    box = (left, top, min(left + size[0], image.width), min(top + size[1], image.height))
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
 def _square(size: tuple[int, int], side: int, at: tuple[float, float]) -> tuple[float, float, float, float]:
     """A square of that side; of a part of the image, on whole pixels."""
     left, top = ((length - side) * where for length, where in zip(size, at, strict=True))
@@ -178,7 +230,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Source) -> str:
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\d+", str(error))
         return _too_large(f"{int(pixels[0]):,}" if pixels else "too many", "it")

@@ -21,9 +21,13 @@ def mjhq(root: Path, manifest: Path | None = None, absent: float = 0.0) -> Path:
     Returns the manifest, by default `captions.jsonl` in the root, with a `category` for each image. ValueError for
     another layout, or more than the share `absent` of the images missing.
     """
+    return _written(mjhq_rows(root), root, manifest, absent)
+
+
+def mjhq_rows(root: Path) -> list[Json]:
+    """The rows of MJHQ-30K's manifest, with file_name, caption and category. ValueError for another layout."""
     table = _json(root / "meta_data.json")
-    rows = [_mjhq_row(root, name, entry) for name, entry in table.items()]
-    return _written(rows, root, manifest, absent)
+    return [_mjhq_row(root, name, entry) for name, entry in table.items()]
 
 
 def coco(annotations: Path, images: Path, manifest: Path | None = None, absent: float = 0.0) -> Path:

@@ -1,7 +1,7 @@
 """Order and loading of batches: the items of a step are a pure function of (seed, step)."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -53,33 +53,40 @@ class Endless:
 
 
 class Finite:
-    """Held-out batches: `make(rows)` over `items` items in order, `batch` at a time; every rank takes them all."""
+    """Held-out batches: `make(rows)` over `items` items in order, `batch` at a time; every rank takes them all.
+
+    With `parts`, the batches are these ranges of rows.
+    """
 
     def __init__(
-        self, make: Callable[[range], Batch], items: int, batch: int, trainer: L.Trainer | None = None, workers: int = 0
+        self,
+        make: Callable[[range], Batch],
+        items: int,
+        batch: int,
+        trainer: L.Trainer | None = None,
+        workers: int = 0,
+        parts: Sequence[range] | None = None,
     ) -> None:
-        self.make, self.items, self.batch, self.trainer, self.workers = make, items, batch, trainer, workers
+        self.make, self.trainer, self.workers = make, trainer, workers
+        whole = [range(first, min(first + batch, items)) for first in range(0, items, batch)]
+        self.parts = whole if parts is None else parts
 
     def __len__(self) -> int:
-        return len(self._starts())
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        rows = _Rows(self.make, self.items, self.batch)
-        return _deliver(rows, self._starts(), self.workers, _pinned(self.trainer))
-
-    def _starts(self) -> range:
-        """First row of each batch."""
-        return range(0, self.items, self.batch)
+        rows = _Rows(self.make, self.parts)
+        return _deliver(rows, range(len(self.parts)), self.workers, _pinned(self.trainer))
 
 
 class _Rows:
-    """The batch of a first row; a class, so that it can be pickled for a worker process."""
+    """The batch of a number; a class, so that it can be pickled for a worker process."""
 
-    def __init__(self, make: Callable[[range], Batch], items: int, batch: int) -> None:
-        self.make, self.items, self.batch = make, items, batch
+    def __init__(self, make: Callable[[range], Batch], parts: Sequence[range]) -> None:
+        self.make, self.parts = make, parts
 
-    def __call__(self, first: int) -> Batch:
-        return self.make(range(first, min(first + self.batch, self.items)))
+    def __call__(self, number: int) -> Batch:
+        return self.make(self.parts[number])
 
 
 class _Numbered(IterableDataset[Batch]):

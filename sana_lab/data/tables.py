@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .csv and .tsv files as spreadsheets, pandas, R and databases write them, each with its line."""
+"""Rows of .jsonl, .csv, .tsv and .parquet files as spreadsheets, pandas, R and databases write them, with lines."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sana_lab.config import text_files
+from sana_lab.data import arrow
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -22,9 +23,9 @@ def rows(path: Path, columns: Collection[str]) -> list[Row]:
     A CSV may have any of DELIMITERS, quotes doubled or after a backslash, fields over several lines and any line end.
     ValueError with file and line where a row is not of its kind; an unclosed quote is one.
     """
-    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv}
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"{str(path)!r} is {path.suffix or 'bare'!r}, expected .jsonl or .csv")
+        raise ValueError(f"{str(path)!r} is {path.suffix or 'bare'!r}, expected .jsonl, .csv or .parquet")
     return readers[path.suffix.lower()](path, columns)
 
 
@@ -36,6 +37,10 @@ def column(name: str) -> str:
 def _jsonl(path: Path, columns: Collection[str]) -> list[Row]:
     lines = enumerate(text_files.read(path, surrogates=True).split("\n"), 1)
     return [(number, _object(line, f"{path}:{number}")) for number, line in lines if line.strip()]
+
+
+def _parquet(path: Path, columns: Collection[str]) -> list[Row]:
+    return [(n, {column(k): v for k, v in row.items()}) for n, row in enumerate(arrow.Table(path).rows(), 1)]
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

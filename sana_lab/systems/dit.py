@@ -138,7 +138,8 @@ def features(batch: Batch) -> tuple[Tensor, Text, Text]:
         raise ValueError(
             "system 'dit' trains on cached latents and text; expected data: features, or system: text2image"
         )
-    return batch.latents, batch.text, batch.null
+    text, null = (t._replace(tokens=t.tokens.to(batch.latents.dtype)) for t in (batch.text, batch.null))
+    return batch.latents, text, null
 
 
 def without(text: Text, dropped: Tensor, null: Text) -> Text:

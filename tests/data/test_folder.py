@@ -229,7 +229,7 @@ class TestMistakes:
     def test_a_manifest_of_another_sort(self, tmp_path):
         paint(tmp_path / "a.png")
         write_lines(tmp_path / "list.yaml", "a: b")
-        self.fails(folder(tmp_path, manifest="list.yaml"), ".yaml", ".jsonl or .csv")
+        self.fails(folder(tmp_path, manifest="list.yaml"), ".yaml", ".jsonl, .csv or .parquet")
 
     def test_two_manifests(self, tmp_path):
         for name in ("captions.jsonl", "Metadata.JSONL"):

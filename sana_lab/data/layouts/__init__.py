@@ -1,0 +1,65 @@
+"""The interface of a layout: how pictures and their captions lie on the disk, as a stream of records."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where the bytes of a picture are. A layout gives these numbers their meaning."""
+
+    file: int = 0  # number of the file in `files`
+    offset: int = 0  # bytes, or a row
+    length: int = 0  # bytes
+
+
+class Record(NamedTuple):
+    """A picture with its captions."""
+
+    name: str  # unique, for messages and for the choice of held-out pictures
+    captions: tuple[str, ...]
+    place: Place = Place()
+    scores: tuple[float, ...] = ()  # of the captions, NaN where missing; () without any
+    group: str = ""  # pictures of one group are all trained on, or all held out
+    split: str = ""  # train or val; "" leaves the choice to a hash of the group or the name
+
+
+class Layout(ABC):
+    """Pictures below `root`. A subclass sets `files` and implements `records` and `read`.
+
+    `records` is read once, to write an index on the disk; `read` is called for each picture by its place.
+    """
+
+    files: list[str]
+    """Files that hold the pictures or describe them, relative to `root`."""
+
+    def __init__(self, root: Path, /) -> None:
+        self.root = root
+        self.skipped: dict[str, str] = {}  # what cannot be used -> reason, after `records`
+
+    @abstractmethod
+    def records(self) -> Iterator[Record]:
+        """All pictures in a fixed order; what cannot be used is in `skipped`. ValueError for a malformed description,
+        with file and line."""
+
+    @abstractmethod
+    def read(self, name: str, place: Place) -> bytes:
+        """The file of a picture. OSError, ValueError."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of names, lengths and times of change of all files: another one means another index."""
+        digest = hashlib.sha256()
+        for name in self.files:
+            stat = (self.root / name).stat()
+            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def below(root: Path, endings: Iterable[str]) -> list[str]:
+    """Files of these endings below a folder, or the file itself, relative to it and sorted; hidden ones left out."""
+    if root.is_file():
+        return ["."]
+    names = (p.relative_to(root) for p in root.rglob("*") if p.name.lower().endswith(tuple(endings)) and p.is_file())
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))

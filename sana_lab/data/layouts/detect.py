@@ -1,0 +1,32 @@
+"""Which layout a folder has."""
+
+from pathlib import Path
+
+from sana_lab.config.specs import SpecError
+from sana_lab.data import arrow
+from sana_lab.data.captions import FILE_COLUMNS, MANIFESTS
+from sana_lab.data.layouts import below
+from sana_lab.data.layouts.tables import IMAGES
+from sana_lab.data.tables import column
+
+
+def layout_of(root: Path) -> str:
+    """The registered name of the layout of a folder or file. SpecError where there is none."""
+    if not root.exists():
+        raise SpecError(f"there is no {str(root)!r}; expected a folder of pictures, tars or tables, or a manifest")
+    if root.is_dir() and (root / "meta_data.json").is_file():
+        return "mjhq"
+    if below(root, [".tar"]) and (root.is_dir() or root.suffix == ".tar"):
+        return "tars"
+    return _of_tables(root) or "folder"
+
+
+def _of_tables(root: Path) -> str | None:
+    names = below(root, [".parquet", ".arrow"]) if root.is_dir() or root.suffix in (".parquet", ".arrow") else []
+    if not names or (root.is_dir() and any((root / name).is_file() for name in MANIFESTS)):
+        return None
+    first = next(arrow.Table(root / names[0]).rows(), {})
+    has = {column(name) for name in first}
+    if has & {*FILE_COLUMNS} and not any(isinstance(first.get(name), bytes | dict) for name in first):
+        return "folder"
+    return "tables" if has & {*IMAGES} else "pd12m" if "url" in has else None

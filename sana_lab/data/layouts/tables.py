@@ -1,0 +1,85 @@
+"""`layout: tables`: Parquet or Arrow files with the pictures inside, as Hugging Face's datasets are stored."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from sana_lab.data import arrow, columns
+from sana_lab.data.layouts import Layout, Place, Record, below
+from sana_lab.data.layouts.rows import said
+from sana_lab.data.tables import column
+
+IMAGES = ("image", "img", "jpg", "png", "picture", "image_bytes", "bytes")
+"""Columns that hold a picture: its bytes, or {bytes, path}."""
+
+
+class Tables(Layout):
+    """Files of `Dataset.save_to_disk` (.arrow), or of a dataset on the hub (.parquet), below the root. Where files or
+    folders are called after several splits (train-00000-of-00002.parquet, test/), that is the split of their rows."""
+
+    def __init__(
+        self,
+        root: Path,
+        /,
+        caption: str | None = None,  # caption of pictures without one, "" for none; null leaves them out
+    ) -> None:
+        super().__init__(root)
+        self.caption = caption
+        self.files = below(root, [".parquet", ".arrow"])
+        if not self.files:
+            raise ValueError(f"layout 'tables': there is no .parquet or .arrow below {str(root)!r}")
+
+    def records(self) -> Iterator[Record]:
+        """The rows of each file in order."""
+        splits = [_split_of(name) for name in self.files]
+        splits = splits if len({*splits}) > 1 else [""] * len(splits)
+        for number, (name, split) in enumerate(zip(self.files, splits, strict=True)):
+            try:
+                yield from self._rows(number, split)
+            except arrow.UnreadableTable as error:
+                self.skipped[name] = str(error)
+
+    def read(self, name: str, place: Place) -> bytes:
+        """The bytes in a row."""
+        value = _picture(_table(self.root / self.files[place.file]).row(place.offset))
+        if value is None:
+            raise ValueError(f"{name} holds no picture")
+        return value
+
+    def _rows(self, number: int, split: str) -> Iterator[Record]:
+        path = self.root / self.files[number]
+        for at, given in enumerate(_table(path).rows()):
+            row, name = {column(k): v for k, v in given.items()}, f"{self.files[number]}:{at + 1}"
+            if not any(row.get(c) is not None for c in IMAGES):
+                if at == 0:
+                    raise ValueError(
+                        f"{path} has no column with pictures; it has {', '.join(given)}, expected one of "
+                        f"{', '.join(IMAGES)}"
+                    )
+                self.skipped[name] = "no picture"
+                continue
+            captions, scores, group, own = said(row, name)
+            if not captions and self.caption is None:
+                self.skipped[name] = "no caption"
+                continue
+            yield Record(name, captions or (self.caption or "",), Place(number, at), scores, group, own or split)
+
+
+@lru_cache(4)
+def _table(path: Path) -> arrow.Table:
+    return arrow.Table(path)
+
+
+def _picture(row: dict[str, Any]) -> bytes | None:
+    values = (value for key, value in row.items() if column(key) in IMAGES)
+    values = (value.get("bytes") if isinstance(value, dict) else value for value in values)
+    return next((value for value in values if isinstance(value, bytes)), None)
+
+
+def _split_of(name: str) -> str:
+    """The split that a file or one of its folders is called after."""
+    path = PurePath(name)
+    words = (*path.parts[:-1], path.stem.partition("-")[0])
+    known = (word.lower() for word in words if word.lower() in (*columns.TRAIN, *columns.HELD_OUT))
+    return columns.split(next(known, ""), name)
