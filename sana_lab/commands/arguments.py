@@ -21,7 +21,9 @@ def cache_arguments(parser: ArgumentParser) -> None:
     """The experiment, and how it is encoded."""
     parser.add_argument("experiment", nargs="?", metavar="EXPERIMENT", help="name in experiments/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="option to change")
-    parser.add_argument("--processes", type=int, metavar="N", help="processes that share the work (one per GPU, else 1)")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes that share the work (one per GPU, else 1)"
+    )
     parser.add_argument("--verify", action="store_true", help="read every shard, name broken ones, and exit")
     parser.add_argument("--repair", action="store_true", help="verify, and encode broken shards again")
 
@@ -29,8 +31,14 @@ def cache_arguments(parser: ArgumentParser) -> None:
 def cache_verb(options: Namespace) -> int:
     """`sana-lab cache`."""
     from sana_lab.commands import cache
+    from sana_lab.evaluation.points import Evaluation
+    from sana_lab.training import command
 
-    return cache.main(options.experiment, options.overrides, options.processes, options.verify, options.repair)
+    def train(name: str) -> None:
+        command.main(name, [], False, Evaluation())
+
+    how = {"processes": options.processes, "verify": options.verify, "repair": options.repair}
+    return cache.main(options.experiment, options.overrides, train, **how)
 
 
 def new_arguments(parser: ArgumentParser) -> None:

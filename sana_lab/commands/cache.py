@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,16 +22,22 @@ from sana_lab.config.specs import SpecError
 from sana_lab.data import DataModule
 from sana_lab.data.cached import Cached
 from sana_lab.data.ragged import Ragged
-from sana_lab.evaluation.points import Evaluation
-from sana_lab.training import command
 from sana_lab.training.checks import check
 
 CACHES = ("cached", "features", "latents")
 """Data sets that are encoded before training."""
 
 
-def main(name: str, overrides: Sequence[str], processes: int | None, verify: bool, repair: bool) -> int:
-    """The verb. Returns 1 if `verify` finds a broken shard."""
+def main(
+    name: str,
+    overrides: Sequence[str],
+    train: Callable[[str], None],
+    processes: int | None = None,
+    verify: bool = False,
+    repair: bool = False,
+) -> int:
+    """The verb. `train` trains an experiment whose weights are needed first. Returns 1 if `verify` finds a broken
+    shard."""
     experiment = experiments.load(name, overrides)
     check(experiment)
     spec = experiment["data"]
@@ -39,7 +45,7 @@ def main(name: str, overrides: Sequence[str], processes: int | None, verify: boo
         raise SpecError(f"data {spec['name']!r} is not encoded before training; expected one of {', '.join(CACHES)}")
     for prerequisite in experiments.prerequisites(experiment):
         if weights.ready(experiments.load(prerequisite)) is None:
-            command.main(prerequisite, [], False, Evaluation())
+            train(prerequisite)
     data: DataModule = specs.build("data", spec)
     if (verify or repair) and not _is_sound(data, repair):
         return 1

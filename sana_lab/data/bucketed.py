@@ -59,7 +59,12 @@ class Bucketed(DataModule):
 
     @abstractmethod
     def make(
-        self, rows: NDArray[np.integer], turns: NDArray[np.integer], split: Split, captions: NDArray, shape: Shape | None
+        self,
+        rows: NDArray[np.integer],
+        turns: NDArray[np.integer],
+        split: Split,
+        captions: NDArray,
+        shape: Shape | None,
     ) -> Batch:
         """The batch of these rows of the index, with these captions (rows of the column of captions). `shape` is the
         bucket's, None for items of any buckets."""
@@ -85,7 +90,7 @@ class Bucketed(DataModule):
         mine = list(part.of(range(self.batch)))
         first = selected.ends[items.bucket] - selected.counts[items.bucket]
         rows = selected.rows[first + items.items[mine]]
-        return self._made(rows, items.epochs[mine], "train", self.shapes[items.bucket])
+        return self._chosen(rows, items.epochs[mine], "train", self.shapes[items.bucket])
 
     def val_dataloader(self) -> Finite | list[Finite]:
         """The held-out items, bucket by bucket, each on its first turn."""
@@ -102,12 +107,12 @@ class Bucketed(DataModule):
         selected = self.selection("val")
         bucket = int(np.searchsorted(selected.ends, rows.start, side="right"))
         index = selected.rows[rows.start : rows.stop]
-        return self._made(index, np.zeros(len(index), np.int64), "val", self.shapes[bucket])
+        return self._chosen(index, np.zeros(len(index), np.int64), "val", self.shapes[bucket])
 
     def batch_of(self, turns: Sequence[Turn], split: Split) -> Batch:
         """The batch of these items, of any buckets."""
         rows, uses = self._rows_of(turns, split)
-        return self._made(rows, uses, split, None)
+        return self._chosen(rows, uses, split, None)
 
     def prompts_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> list[str]:
         """The captions of `batch_at`."""
@@ -128,7 +133,7 @@ class Bucketed(DataModule):
         seed = self.seed if split == "train" else 0
         return first + choose(scores, counts, rows, uses, self.choice, seed)
 
-    def _made(self, rows: NDArray, uses: NDArray, split: Split, shape: Shape | None) -> Batch:
+    def _chosen(self, rows: NDArray, uses: NDArray, split: Split, shape: Shape | None) -> Batch:
         return self.make(rows, uses, split, self.captions_of(rows, uses, split), shape)
 
     def _rows_of(self, turns: Sequence[Turn], split: Split) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

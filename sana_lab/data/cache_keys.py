@@ -36,9 +36,9 @@ def check(path: Path, kind: str, facts: Json) -> None:
             raise SpecError(f"the cache {str(path)!r} was made with {'; '.join(lines)}")
 
 
-def differences(made: Json, wanted: Json) -> list[str]:
+def differences(earlier: Json, given: Json) -> list[str]:
     """Each option that differs: `text_encoder.max_tokens 300, not 77`."""
-    one, other = dict(_leaves(made)), dict(_leaves(wanted))
+    one, other = dict(_leaves(earlier)), dict(_leaves(given))
     paths = [path for path in {**one, **other} if one.get(path) != other.get(path)]
     return [f"{path} {_shown(one.get(path))}, not {_shown(other.get(path))}" for path in paths]
 

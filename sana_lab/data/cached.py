@@ -112,7 +112,12 @@ class Cached(Bucketed):
         return self.rows[split]
 
     def make(
-        self, rows: NDArray[np.integer], turns: NDArray[np.integer], split: Split, captions: NDArray, shape: Shape | None
+        self,
+        rows: NDArray[np.integer],
+        turns: NDArray[np.integer],
+        split: Split,
+        captions: NDArray,
+        shape: Shape | None,
     ) -> Batch:
         """Latents and text features read from the disk. ValueError for items of several shapes."""
         batch = Batch(self._pictures(rows) if self.gives_images else None, self.texts(captions), self._latents(rows))
@@ -206,8 +211,7 @@ class Cached(Bucketed):
                 functools.partial(advance, "text"),
             )
         for store in self.stores.each():
-            if not store.complete:
-                store.join()
+            store.join()
 
     def _captions(self, rows: range) -> list[str]:
         """All captions of these rows."""
@@ -252,6 +256,8 @@ def _identity(kind: str, spec: Spec) -> Json:
     resolved = experiments.resolve(kind, spec)
     if "weights" not in resolved and not (kind == "text_encoder" and build_on_meta(kind, spec).pretrained):
         expected = "`weights`" if kind == "autoencoder" else "`model` or `weights`"
-        raise SpecError(f"data 'cached': {kind} {name_of(resolved)!r} has not learned anything yet; expected {expected}")
+        raise SpecError(
+            f"data 'cached': {kind} {name_of(resolved)!r} has not learned anything yet; expected {expected}"
+        )
     identity: Json = with_contents(canonical(kind, resolved))
     return identity

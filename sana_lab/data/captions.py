@@ -1,4 +1,4 @@
-"""The images of a folder with their captions: from a manifest (.jsonl, .csv, .tsv, .parquet) or .txt files beside them."""
+"""The images of a folder with their captions: from a manifest (.jsonl, .csv, .parquet) or .txt files beside them."""
 
 import difflib
 import math
@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 
 from sana_lab.config import text_files
 from sana_lab.data import caption_lists, columns, tables
+from sana_lab.data.columns import FILE_COLUMNS, MANIFESTS, TABLES, TEXT_COLUMNS
 from sana_lab.data.files import Files, is_picture_name, listing, short
-
-FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path", "filepath", "file_path")
-TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")
-TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
-MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest") for suffix in TABLES)
 
 
 class Entry(NamedTuple):

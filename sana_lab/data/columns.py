@@ -1,8 +1,15 @@
-"""Columns of a manifest beside file and caption: scores of captions, group, split and size."""
+"""Columns of a manifest: files, captions, scores of captions, group and split."""
 
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+FILE_COLUMNS = ("file_name", "image", "file", "filename", "path", "image_path", "filepath", "file_path")
+TEXT_COLUMNS = ("caption", "captions", "prompt", "prompts", "text", "texts")
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
+MANIFESTS = tuple(stem + suffix for stem in ("captions", "metadata", "manifest") for suffix in TABLES)
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture", "image_bytes", "bytes")
+"""Columns that hold a picture: its bytes, or {bytes, path}."""
 
 SCORES = ("clip_score", "clip_scores", "caption_score", "caption_scores", "score", "scores")
 GROUPS = ("group", "group_id")

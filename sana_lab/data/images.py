@@ -195,9 +195,7 @@ def fit(image: Image.Image, size: int, resize: Resize, at: tuple[float, float] =
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
-def cover(
-    image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)
-) -> Image.Image:
+def cover(image: Image.Image, height: int, width: int, at: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
     """The largest crop of the proportions of `height` x `width`, at the fraction `at` of the margins, at that size."""
     scale = min(image.width / width, image.height / height)
     size = (width * scale, height * scale)

@@ -54,7 +54,13 @@ class Pictures(Bucketed):
         workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
     ) -> None:
         super().__init__(batch, seed, workers)
-        self.root, self.layout_spec, self.size, self.buckets, self.multiple = Path(root), layout, size, buckets, multiple
+        self.root, self.layout_spec, self.size, self.buckets, self.multiple = (
+            Path(root),
+            layout,
+            size,
+            buckets,
+            multiple,
+        )
         self.crop, self.flip, self.min_side, self.held_out = crop, flip, min_side, held_out
         self.unreadable, self.index = unreadable, Path(index) if index else Path("runs", "index")
         self.choice = CaptionChoice(**choice) if isinstance(choice, dict) else choice
@@ -81,7 +87,12 @@ class Pictures(Bucketed):
         return str(self.table.meta["digest"])
 
     def make(
-        self, rows: NDArray[np.integer], turns: NDArray[np.integer], split: Split, captions: NDArray, shape: Shape | None
+        self,
+        rows: NDArray[np.integer],
+        turns: NDArray[np.integer],
+        split: Split,
+        captions: NDArray,
+        shape: Shape | None,
     ) -> Batch:
         """Images read, cropped and flipped, with their captions."""
         views = zip(rows, turns, strict=True)

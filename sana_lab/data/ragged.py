@@ -77,9 +77,13 @@ class Ragged:
 
     def join(self) -> None:
         """Write the index of all shards, which `fill` has made."""
-        folder = self.folder / "index"
-        with FileLock(self.folder / "index.lock"), disk_columns.Writer(folder, _COLUMNS) as writer:
-            unreadable: dict[str, str] = {}
+        with FileLock(self.folder / "index.lock"):
+            if not self.complete:
+                self._join()
+
+    def _join(self) -> None:
+        unreadable: dict[str, str] = {}
+        with disk_columns.Writer(self.folder / "index", _COLUMNS) as writer:
             for k in range(len(self)):
                 path = self._path(k)
                 with safe_open(path, "np") as file:
@@ -159,7 +163,9 @@ class Ragged:
     def broken(self) -> dict[int, str]:
         """Shards whose file is missing or has another length than when it was written -> the name of the file."""
         sizes = (self._size(k) for k in range(len(self)))
-        return {k: self._path(k).name for k, (a, b) in enumerate(zip(sizes, self.table["bytes"], strict=True)) if a != b}
+        return {
+            k: self._path(k).name for k, (a, b) in enumerate(zip(sizes, self.table["bytes"], strict=True)) if a != b
+        }
 
     def _size(self, k: int) -> int:
         try:
@@ -194,8 +200,8 @@ class Ragged:
         out = np.empty((len(items), int(lengths.max()), width), NUMBERS[kind])
         for at, (row, start, length) in enumerate(zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)):
             descriptor, begin = self._descriptor(row // self.per_shard)
-            wanted = out[at, :length]
-            if os.preadv(descriptor, [wanted], begin + start * width * out.itemsize) != wanted.nbytes:
+            target = out[at, :length]
+            if os.preadv(descriptor, [target], begin + start * width * out.itemsize) != target.nbytes:
                 raise ValueError(f"{self._path(row // self.per_shard)} is truncated; run `sana-lab cache` again")
             out[at, length:] = 0
         return torch.from_numpy(out).view(kind)

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.validation import SpecError
 from sana_lab.data import arrow
-from sana_lab.data.captions import FILE_COLUMNS, MANIFESTS
+from sana_lab.data.columns import FILE_COLUMNS, IMAGE_COLUMNS, MANIFESTS
 from sana_lab.data.layouts import below
-from sana_lab.data.layouts.tables import IMAGES
 from sana_lab.data.tables import column
 
 
@@ -29,4 +28,4 @@ def _of_tables(root: Path) -> str | None:
     has = {column(name) for name in first}
     if has & {*FILE_COLUMNS} and not any(isinstance(first.get(name), bytes | dict) for name in first):
         return "folder"
-    return "tables" if has & {*IMAGES} else "pd12m" if "url" in has else None
+    return "tables" if has & {*IMAGE_COLUMNS} else "pd12m" if "url" in has else None

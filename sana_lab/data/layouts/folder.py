@@ -34,7 +34,7 @@ class FolderLayout(Layout):
     def records(self) -> Iterator[Record]:
         """The pictures by name."""
         self.skipped |= self._contents.skipped
-        self.skipped |= {line: "a caption that is left out" for line in self._contents.dropped}
+        self.skipped |= dict.fromkeys(self._contents.dropped, "a caption that is left out")
         for entry in self._contents.entries:
             yield Record(entry.name, entry.captions, Place(), entry.scores, entry.group, entry.split)
 

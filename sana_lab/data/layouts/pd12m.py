@@ -6,7 +6,7 @@ from typing import Any
 
 from sana_lab.data import arrow, image_formats
 from sana_lab.data.layouts import Layout, Place, Record, below
-from sana_lab.data.layouts.rows import said
+from sana_lab.data.layouts.rows import described
 from sana_lab.data.tables import column
 
 
@@ -36,7 +36,7 @@ class Pd12m(Layout):
                 if number is None:
                     self.skipped[where] = "its picture is missing"
                     continue
-                captions, *facts = said(row, where)
+                captions, *facts = described(row, where)
                 if captions:
                     yield Record(self.files[number], captions, Place(number), *facts)
                 else:

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from sana_lab.config import text_files
 from sana_lab.data import columns
-from sana_lab.data.captions import TEXT_COLUMNS
+from sana_lab.data.columns import TEXT_COLUMNS
 
 
-class Said(NamedTuple):
+class Description(NamedTuple):
     """Captions with scores, group and split."""
 
     captions: tuple[str, ...]
@@ -17,7 +17,7 @@ class Said(NamedTuple):
     split: str
 
 
-def said(row: dict[str, Any], where: str) -> Said:
+def described(row: dict[str, Any], where: str) -> Description:
     """The captions of a row's columns TEXT_COLUMNS, and its scores, group and split. ValueError."""
     values = [row[c] for c in TEXT_COLUMNS if row.get(c) is not None]
     texts = [text for value in values for text in (value if isinstance(value, list | tuple) else [value])]
@@ -29,4 +29,4 @@ def said(row: dict[str, Any], where: str) -> Said:
         if (clean := text.strip()) and text_files.is_unicode(clean):
             kept.setdefault(clean, score)
     scored = () if all(map(math.isnan, kept.values())) else tuple(kept.values())
-    return Said(tuple(kept), scored, *columns.facts(row, where))
+    return Description(tuple(kept), scored, *columns.facts(row, where))

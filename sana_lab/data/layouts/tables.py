@@ -6,12 +6,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from sana_lab.data import arrow, columns
+from sana_lab.data.columns import IMAGE_COLUMNS
 from sana_lab.data.layouts import Layout, Place, Record, below
-from sana_lab.data.layouts.rows import said
+from sana_lab.data.layouts.rows import described
 from sana_lab.data.tables import column
-
-IMAGES = ("image", "img", "jpg", "png", "picture", "image_bytes", "bytes")
-"""Columns that hold a picture: its bytes, or {bytes, path}."""
 
 
 class Tables(Layout):
@@ -51,15 +49,15 @@ class Tables(Layout):
         path = self.root / self.files[number]
         for at, given in enumerate(_table(path).rows()):
             row, name = {column(k): v for k, v in given.items()}, f"{self.files[number]}:{at + 1}"
-            if not any(row.get(c) is not None for c in IMAGES):
+            if not any(row.get(c) is not None for c in IMAGE_COLUMNS):
                 if at == 0:
                     raise ValueError(
                         f"{path} has no column with pictures; it has {', '.join(given)}, expected one of "
-                        f"{', '.join(IMAGES)}"
+                        f"{', '.join(IMAGE_COLUMNS)}"
                     )
                 self.skipped[name] = "no picture"
                 continue
-            captions, scores, group, own = said(row, name)
+            captions, scores, group, own = described(row, name)
             if not captions and self.caption is None:
                 self.skipped[name] = "no caption"
                 continue
@@ -72,7 +70,7 @@ def _table(path: Path) -> arrow.Table:
 
 
 def _picture(row: dict[str, Any]) -> bytes | None:
-    values = (value for key, value in row.items() if column(key) in IMAGES)
+    values = (value for key, value in row.items() if column(key) in IMAGE_COLUMNS)
     values = (value.get("bytes") if isinstance(value, dict) else value for value in values)
     return next((value for value in values if isinstance(value, bytes)), None)
 

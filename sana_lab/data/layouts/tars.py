@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from sana_lab.data import image_formats
 from sana_lab.data.layouts import Layout, Place, Record, below
-from sana_lab.data.layouts.rows import Said, said
+from sana_lab.data.layouts.rows import Description, described
 from sana_lab.data.tables import column
 
 END = bytes(512)
@@ -79,7 +79,7 @@ class Tars(Layout):
                 self.skipped[name] = f"no picture among {', '.join(members)}"
             return
         try:
-            captions, *facts = self._said(name, members)
+            captions, *facts = self._described(name, members)
         except ValueError as error:
             self.skipped[name] = str(error)
             return
@@ -89,7 +89,7 @@ class Tars(Layout):
         place = Place(number, picture.offset_data, picture.size)
         yield Record(name, captions or (self.caption or "",), place, *facts)
 
-    def _said(self, name: str, members: Members) -> Said:
+    def _described(self, name: str, members: Members) -> Description:
         row = {}
         if ".json" in members:
             row = json.loads(members[".json"][1])
@@ -99,7 +99,7 @@ class Tars(Layout):
         if ".txt" in members:
             lines = members[".txt"][1].decode("utf-8").split("\n")
             row.setdefault("caption", [line for line in lines if line.strip()])
-        return said(row, name)
+        return described(row, name)
 
 
 def _compressed(root: Path) -> str:

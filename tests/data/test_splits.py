@@ -1,0 +1,61 @@
+"""Held-out items: by the manifest's split, by groups that are never divided, or by a hash of the name."""
+
+import numpy as np
+import pytest
+
+from sana_lab.data.folder import Folder
+from sana_lab.data.splits import CODES, held_out, shares
+from tiny_pictures import folder
+
+NAMES = [f"{i}.jpg" for i in range(400)]
+GROUPS = [f"group {i // 4}" for i in range(400)]
+NO_SPLIT = np.zeros(400, np.uint8)
+
+
+@pytest.mark.parametrize("share", [0.1, 40, 41, 0.5])
+def test_groups_are_never_divided(share):
+    mask = held_out(shares(GROUPS), NO_SPLIT, share)
+    assert (mask.reshape(-1, 4).all(1) | ~mask.reshape(-1, 4).any(1)).all()
+    assert abs(mask.mean() - (share if share < 1 else share / 400)) < 0.06
+
+
+def test_a_group_follows_the_split_of_one_of_its_items():
+    codes = NO_SPLIT.copy()
+    codes[[0, 4]] = CODES["val"], CODES["train"]
+    mask = held_out(shares(GROUPS), codes, 0.0)
+    assert np.flatnonzero(mask).tolist() == [0, 1, 2, 3]
+    codes[1] = CODES["train"]
+    with pytest.raises(ValueError, match="item 1 is of a group that has items of train and of val"):
+        held_out(shares(GROUPS), codes, 0.0)
+
+
+def test_new_items_change_no_split_of_others():
+    few, many = (held_out(shares(NAMES[:n]), NO_SPLIT[:n], 0.2) for n in (200, 400))
+    assert (few == many[:200]).all()
+
+
+def test_a_number_that_leaves_none():
+    with pytest.raises(ValueError, match="held_out is 400 of 400 pictures; at most 399 leave one"):
+        held_out(shares(NAMES), NO_SPLIT, 400)
+
+
+def test_a_folders_manifest_has_both_columns(tmp_path):
+    root = folder(tmp_path / "pictures", range(12), group=lambda n: n // 3, split=lambda n: "test" if n == 4 else "")
+    data = Folder(str(root), size=16, held_out=0)
+    assert [entry.name for entry in data.index.val] == ["00003.png", "00004.png", "00005.png"]
+    plain = folder(tmp_path / "plain", range(12))
+    assert Folder(str(plain), size=16).digest() != data.digest()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("split", "tset", r"captions.jsonl:1 has the split 'tset'; expected one of train"),
+        ("clip_scores", [1.0], r"captions.jsonl:1 has 1 scores of 2 captions"),
+        ("clip_scores", "high", r"captions.jsonl:1 has the scores 'high'; expected numbers"),
+    ],
+)
+def test_a_malformed_column_names_file_and_line(tmp_path, column, value, message):
+    root = folder(tmp_path, range(2), **{column: lambda n: value})
+    with pytest.raises(ValueError, match=message):
+        Folder(str(root), size=16).setup()
