@@ -11,6 +11,8 @@ from sana_lab.config.specs import SpecError
 from sana_lab.types import Json
 
 RECORD = "made_of.json"
+SHARD = "shard"
+"""How many pictures are in a shard: it is no reason for another cache."""
 
 
 def folder(cache: Path, kind: str, facts: Json) -> Path:
@@ -18,12 +20,17 @@ def folder(cache: Path, kind: str, facts: Json) -> Path:
     return cache / f"{kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-def begin(path: Path, facts: Json) -> list[str]:
+def shard(path: Path) -> int | None:
+    """The number of pictures in a shard of a cache that was begun."""
+    return int(_read(path)[SHARD]) if (path / RECORD).is_file() else None
+
+
+def begin(path: Path, facts: Json, shard: int) -> list[str]:
     """Write the record into a new folder; how it differs from others of the same kind and pictures, a line for each."""
     if (path / RECORD).is_file():
         return []
     others = {other: _read(other) for other in sorted(path.parent.glob(f"{path.name.rpartition('-')[0]}-*/{RECORD}"))}
-    write_text(path / RECORD, json.dumps(facts, indent=1, sort_keys=True))
+    write_text(path / RECORD, json.dumps({**facts, SHARD: shard}, indent=1, sort_keys=True))
     same = {o.parent: r for o, r in others.items() if r.get("pictures") == facts["pictures"]}
     return [f"{other} was made with {'; '.join(differences(record, facts))}" for other, record in same.items()]
 
@@ -39,7 +46,7 @@ def check(path: Path, kind: str, facts: Json) -> None:
 def differences(earlier: Json, given: Json) -> list[str]:
     """Each option that differs: `text_encoder.max_tokens 300, not 77`."""
     one, other = dict(_leaves(earlier)), dict(_leaves(given))
-    paths = [path for path in {**one, **other} if one.get(path) != other.get(path)]
+    paths = [path for path in {**one, **other} if path != SHARD and one.get(path) != other.get(path)]
     return [f"{path} {_shown(one.get(path))}, not {_shown(other.get(path))}" for path in paths]
 
 

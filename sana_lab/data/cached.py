@@ -173,16 +173,19 @@ class Cached(Bucketed):
         transform = {"size": self.size, "shapes": [list(shape) for shape in self.shapes]}
         facts = {"version": VERSION, "pictures": pictures, "transform": transform, "dtype": self.dtype}
         facts["autoencoder"] = _identity("autoencoder", self.autoencoder)
-        latents = Ragged(self._folder("latents", facts), "latents", rows, self.shard, facts)
+        latents = self._store("latents", rows, facts)
         if self.text_encoder is None:
             return Stores(latents, None, None)
         facts = {"version": VERSION, "pictures": pictures, "dtype": self.text_dtype}
         facts["text_encoder"] = _identity("text_encoder", self.text_encoder)
-        text = Ragged(self._folder("text", facts), "text", rows, self.shard, facts)
+        text = self._store("text", rows, facts)
         return Stores(latents, text, Ragged(text.folder / "null", "null", 1, 1, facts))
 
+    def _store(self, kind: str, rows: int, facts: Json) -> Ragged:
+        folder = self._folder(kind, facts)
+        return Ragged(folder, kind, rows, cache_keys.shard(folder) or self.shard, facts)
+
     def _folder(self, kind: str, facts: Json) -> Path:
-        facts = {**facts, "shard": self.shard}
         path = cache_keys.folder(self.cache, kind, facts)
         if self.cache.name.startswith(f"{kind}-"):
             cache_keys.check(self.cache, kind, facts)
@@ -195,7 +198,7 @@ class Cached(Bucketed):
         latents, text, null = self.stores
         for store in (latents, text):
             if store is not None:
-                for line in cache_keys.begin(store.folder, store.facts):
+                for line in cache_keys.begin(store.folder, store.facts, store.per_shard):
                     print(f"data 'cached': {store.kind} are encoded anew: {line}", file=sys.stderr)
         autoencoder = functools.cache(lambda: build("autoencoder", self.autoencoder).eval().to(where))
         encoder = functools.cache(lambda: build("text_encoder", self.text_encoder).eval().to(where))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,11 +87,11 @@ class Ragged:
             for k in range(len(self)):
                 path = self._path(k)
                 with safe_open(path, "np") as file:
-                    ends, about = file.get_tensor("ends"), file.metadata()
+                    ends, about = file.get_tensor("ends"), _about(file)
                 writer.extend("start", ends[:-1])
                 writer.extend("length", np.diff(ends))
                 writer.extend("bytes", [path.stat().st_size])
-                unreadable |= json.loads(about["unreadable"])
+                unreadable |= about["unreadable"]
             width, kind = self._layout_of(0)
             facts = {"width": width, "type": kind, "unreadable": len(unreadable), "rows": self.rows}
             facts["examples"] = dict(list(unreadable.items())[:5])
@@ -114,16 +114,15 @@ class Ragged:
         data = encoded.data.contiguous().cpu()
         ends = torch.tensor([0, *np.cumsum(encoded.lengths, dtype=np.int64).tolist()])
         assert int(ends[-1]) == len(data)
-        about = {"digest": _digest(data, ends), "unreadable": json.dumps(encoded.unreadable)}
+        about = {"digest": _digest(data, ends), "unreadable": encoded.unreadable, "facts": _short(self.facts)}
         with replacing(self._path(k)) as partial:
-            save_file({"data": data, "ends": ends}, partial, {**about, "facts": _short(self.facts)})
+            save_file({"data": data, "ends": ends}, partial, {"about": json.dumps(about)})
 
     def _fits(self, k: int) -> bool:
         """Whether a shard's file is whole, by its header and length, and was made of the same."""
         try:
             with safe_open(self._path(k), "pt") as file:
-                same: bool = (file.metadata() or {}).get("facts") == _short(self.facts)
-                return same
+                return bool(_about(file).get("facts") == _short(self.facts))
         except (OSError, SafetensorError):
             return False
 
@@ -150,7 +149,7 @@ class Ragged:
             return "is missing"
         try:
             with safe_open(self._path(k), "pt") as file:
-                data, ends, about = file.get_tensor("data"), file.get_tensor("ends"), file.metadata() or {}
+                data, ends, about = file.get_tensor("data"), file.get_tensor("ends"), _about(file)
         except (OSError, SafetensorError) as error:
             return f"cannot be read: {error}"
         if about.get("facts") != _short(self.facts):
@@ -232,6 +231,12 @@ class Ragged:
 
 
 _COLUMNS = {"start": "i8", "length": "i4", "bytes": "i8"}
+
+
+def _about(file: Any) -> Json:
+    """What is written in a shard's header, as one field, so that equal shards are equal files."""
+    about: Json = json.loads((file.metadata() or {}).get("about", "{}"))
+    return about
 
 
 def _short(facts: Json) -> str:

@@ -85,7 +85,9 @@ class TestOrder:
         one, other = BucketOrder(self.COUNTS, 4, 5), BucketOrder(self.COUNTS, 4, 5)
         forwards = [one.at(n) for n in range(60)]
         backwards = [other.at(n) for n in reversed(range(60))][::-1]
-        assert all(a.bucket == b.bucket and (a.items == b.items).all() for a, b in zip(forwards, backwards, strict=True))
+        assert all(
+            a.bucket == b.bucket and (a.items == b.items).all() for a, b in zip(forwards, backwards, strict=True)
+        )
         another = [BucketOrder(self.COUNTS, 4, 6).at(n) for n in range(60)]
         assert [tuple(a.items) for a in another] != [tuple(a.items) for a in forwards]
 

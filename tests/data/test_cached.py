@@ -37,7 +37,14 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture
 def spec(place, tmp_path):
     def spec(source: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-        pictures = {"name": "pictures", "root": str(place / "tars"), "size": 32, "buckets": "sana", "multiple": 8}
+        pictures = {
+            "name": "pictures",
+            "root": str(place / "tars"),
+            "size": 32,
+            "buckets": "sana",
+            "multiple": 8,
+            "batch": 4,
+        }
         pictures |= {"held_out": 6, "index": str(tmp_path / "index"), **(source or {})}
         parts = json.loads((place / "parts.json").read_text())
         places = {"cache": str(tmp_path / "cache"), "shard": 8, "batch": 4, "workers": 0}
@@ -71,7 +78,9 @@ class TestContent:
         data = make(dtype="float32", text_dtype="float32")
         autoencoder, encoder = (build(k, getattr(data, k)).eval() for k in ("autoencoder", "text_encoder"))
         batches = [data.train_batch(n) for n in range(9)] if split == "train" else list(data.val_dataloader())
-        views = [data.source.train_batch(n) for n in range(9)] if split == "train" else list(data.source.val_dataloader())
+        views = (
+            [data.source.train_batch(n) for n in range(9)] if split == "train" else list(data.source.val_dataloader())
+        )
         for batch, pictures in zip(batches, views, strict=True):
             with torch.no_grad():
                 expected, text, null = autoencoder.encode(pictures.images), encoder(batch.prompts), encoder([""])
@@ -95,7 +104,11 @@ class TestContent:
 
     def test_captions_by_score(self, make):
         """The second caption has 30, the first 20: below the threshold, and rare at a low temperature."""
-        for choice in ({"rule": "uniform", "min_score": 25.0}, {"rule": "softmax"}, {"rule": "power", "temperature": 0.02}):
+        for choice in (
+            {"rule": "uniform", "min_score": 25.0},
+            {"rule": "softmax"},
+            {"rule": "power", "temperature": 0.02},
+        ):
             data = make(choice=choice)
             assert all(p.startswith("noise") for n in range(9) for p in data.train_batch(n).prompts)
         either = make(choice={"rule": "uniform"})
@@ -141,7 +154,7 @@ class TestMaking:
         folder = make(text_encoder=None).stores.latents.folder
         assert make(text_encoder=None, cache=str(folder)).len_train == 34
         other = Cached(**spec({"size": 64}, text_encoder=None, cache=str(folder)))
-        with pytest.raises(SpecError, match=r"was made with transform.size 32, not 64; transform.shapes"):
+        with pytest.raises(SpecError, match=r"was made with .*transform.size 32, not 64"):
             other.setup()
 
     def test_encoders_without_weights(self, spec):
@@ -219,7 +232,7 @@ system:
   name: dit
   dit: {name: sana, dim: 32, depth: 1, cross_heads: 2}
   warmup: 2
-trainer: {max_steps: 14, accelerator: cpu, threads: 1, log_every: 1, validate_every: 5, checkpoint_every: 5}
+trainer: {max_steps: 14, accelerator: cpu, threads: 1, log_every: 1, validate_every: 6, checkpoint_every: 6}
 """
 
 
@@ -245,20 +258,19 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.filterwarnings("ignore:.*fork"))])
 def test_training_goes_on_in_mid_epoch_to_the_last_bit(experiment, tmp_path, workers):
-    """34 items in four buckets are 8 or 9 batches an epoch: the checkpoint of step 5 is amid the first."""
+    """34 items in four buckets are 8 or 9 batches an epoch: the checkpoint of step 6 is amid the first."""
     config = experiment(workers=workers)
     whole = weights.read(train.train(config))
     (tmp_path / "runs" / "models").rename(tmp_path / "whole")
 
     def stop(step: int, *_: object) -> None:
-        if step == 7:
+        if step == 10:
             raise Stop
 
     with pytest.raises(Stop):
         train.train(config, progress=stop)
-    steps: list[int] = []
-    resumed = weights.read(train.train(config, progress=lambda step, _: steps.append(step)))
-    assert 5 <= steps[0] <= 7
+    assert [path.name for path in train.folder(config).glob("*.ckpt")] == ["step=6.ckpt"]
+    resumed = weights.read(train.train(config))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -1,6 +1,7 @@
 """`data: pictures`: the same pictures from a folder, tars and tables; what cannot be used is named and counted."""
 
 import io
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -35,7 +36,7 @@ def numbers(data: Pictures) -> list[int]:
 
 def captions(data: Pictures) -> list[list[str]]:
     ends = [0, *data.table["row_captions_end"].tolist()]
-    return [data.texts(range(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    return [data.texts(range(a, b)) for a, b in itertools.pairwise(ends)]
 
 
 def parquet(path: Path, rows: list[dict], **options) -> Path:
@@ -59,7 +60,9 @@ def arrow(path: Path, rows: list[dict], stream: bool = True) -> Path:
 
 def rows_of(numbers) -> list[dict]:
     """Rows as Hugging Face's datasets have them."""
-    return [{"image": {"bytes": tiny_pictures.picture(n), "path": f"{n}.png"}, **tiny_pictures.said(n)} for n in numbers]
+    return [
+        {"image": {"bytes": tiny_pictures.picture(n), "path": f"{n}.png"}, **tiny_pictures.said(n)} for n in numbers
+    ]
 
 
 class TestLayouts:
@@ -70,7 +73,10 @@ class TestLayouts:
         arrow(tmp_path / "file" / "data.arrow", rows, stream=False)
         roots = {"folder": tiny_pictures.folder(tmp_path / "folder", NUMBERS)}
         roots |= {"tars": tiny_pictures.tars(tmp_path / "tars", NUMBERS)}
-        for root, layout in [*((p, n) for n, p in roots.items()), *((tmp_path / n, "tables") for n in ("parquet", "stream", "file"))]:
+        for root, layout in [
+            *((p, n) for n, p in roots.items()),
+            *((tmp_path / n, "tables") for n in ("parquet", "stream", "file")),
+        ]:
             assert detect.layout_of(root) == layout
             data = make(root)
             assert numbers(data) == list(NUMBERS), root
@@ -97,7 +103,9 @@ class TestLayouts:
     def test_pd12m(self, make, tmp_path):
         """Pictures called after the id or after the address; rows that were not downloaded are left out."""
         root = tmp_path / "pd12m"
-        rows = [{"id": f"id{n}", "url": f"https://host/{n:05}.png", "caption": f"picture {n}", "width": 9} for n in range(6)]
+        rows = [
+            {"id": f"id{n}", "url": f"https://host/{n:05}.png", "caption": f"picture {n}", "width": 9} for n in range(6)
+        ]
         parquet(root / "metadata" / "pd12m.000.parquet", rows)
         (root / "images" / "00").mkdir(parents=True)
         for n, name in ((0, "id0"), (1, "00001"), (2, "00002"), (3, "id3")):
@@ -115,7 +123,7 @@ class TestLayouts:
         assert sorted(numbers(data)[row] for row in data.selection("val").rows) == [8, 9, 10]
 
     def test_what_is_no_layout(self, make, tmp_path):
-        with pytest.raises(SpecError, match="there is no .*nowhere"):
+        with pytest.raises(SpecError, match=r"there is no .*nowhere"):
             make(tmp_path / "nowhere").setup()
         parquet(tmp_path / "bare.parquet", [{"text": "a cat"}])
         with pytest.raises(ValueError, match=r"bare.parquet has no column with pictures; it has text"):

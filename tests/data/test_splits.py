@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from tiny_pictures import folder
 
 from sana_lab.data.folder import Folder
 from sana_lab.data.splits import CODES, held_out, shares
-from tiny_pictures import folder
 
 NAMES = [f"{i}.jpg" for i in range(400)]
 GROUPS = [f"group {i // 4}" for i in range(400)]
