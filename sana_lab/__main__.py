@@ -420,7 +420,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, 1 for an error that the user can fix, 130 for Ctrl-C."""
+    """Run a verb; the exit status is 0, 1 for an error that the user can fix, 130 for Ctrl-C, 143 for a training that
+    SIGTERM ended."""
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["complete"]:
         return _complete(words[1:])
@@ -440,9 +441,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"sana-lab: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("\nsana-lab: stopped; finished work is kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+        return getattr(error, "status", 130)
     except Exception as error:
         if not _is_of_mlflow(error):
             raise

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sana_lab.config import budgets, interpolation, secrets, specs
+from sana_lab.config import budgets, interpolation, secrets, specs, stages
 from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.schema import Config, Experiment, SamplingOptions
@@ -21,7 +21,8 @@ def roots(kind: str) -> list[Path]:
 
 
 def locate(kind: str, name: str) -> Path:
-    """The YAML file of a name or path. SpecError with the nearest name."""
+    """The YAML file of a name or path, also of NAME@STAGE. SpecError with the nearest name."""
+    name = stages.split(name)[0] if kind == "experiments" else name
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         return path
@@ -62,7 +63,21 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
-    """An experiment's YAML merged onto its `base`, without defaults. SpecError for a ring of bases."""
+    """An experiment's YAML merged onto its `base`, without defaults: of one with stages the stage that NAME@STAGE says,
+    or the last. SpecError for a ring of bases."""
+    title, stage = stages.split(name)
+    config, changes = stages.choose(_merged(title, ancestors), title, stage)
+    return cast(Config, merge(config, with_suite(changes)))
+
+
+def stages_of(name: str) -> list[str]:
+    """The names of an experiment's stages, each an experiment of its own: `NAME@STAGE`; [] if it has none."""
+    title, _ = stages.split(name)
+    return [f"{title}{stages.SIGN}{stage}" for stage in stages.names(_merged(title, ()), title)]
+
+
+def _merged(name: str, ancestors: tuple[str, ...]) -> Config:
+    """An experiment's YAML merged onto its `base`, with all stages unless the base is one of them."""
     if name in ancestors:
         raise SpecError(f"experiments name each other as base: {' -> '.join([*ancestors, name])}")
     config = with_suite(read(locate("experiments", name)))
@@ -71,7 +86,9 @@ def compose(name: str, ancestors: tuple[str, ...] = ()) -> Config:
         return config
     if not isinstance(base, str | Written):
         raise SpecError(f"base of {name!r} is {base!r}, expected the name of an experiment, or a path")
-    return cast(Config, merge(compose(str(base), (*ancestors, name)), config))
+    _, stage = stages.split(str(base))
+    inherited = _merged(str(base), (*ancestors, name)) if stage is None else compose(str(base), (*ancestors, name))
+    return cast(Config, merge(inherited, config))
 
 
 def complete(config: Config, title: str = "experiment") -> Config:

@@ -10,9 +10,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from sana_lab.checkpoints.build import build
 from sana_lab.config.ranges import Decay, Nonnegative, Seed, Steps, Width
 from sana_lab.config.schema import Config
-from sana_lab.config.specs import AsBefore, Spec
+from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion.sampling import generator
-from sana_lab.models.autoencoders import Autoencoder, Normalise
+from sana_lab.models.autoencoders import Autoencoder, Layers, Normalise
 from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
 from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.ops.transfer import to_device
@@ -55,6 +55,9 @@ class AutoencoderSystem(System):
         seed: Annotated[Seed, AsBefore(0)] = 0,  # of the noise
         # Of each latent channel, fitted at the end: by mean and deviation (affine), or by root mean square (scale).
         normalise: Annotated[Normalise, AsBefore("affine")] = "affine",
+        # What of it trains: all, the layers next to the latent (middle: DC-AE's phase at high resolution), or the last
+        # ones of the decoder (head: its phase with an adversarial loss), which leaves latents as they are.
+        trains: Annotated[Literal["all", "middle", "head"], AsBefore("all")] = "all",
     ) -> None:
         super().__init__()
         self.l1, self.l2, self.kl, self.latent_noise = l1, l2, kl, latent_noise
@@ -62,6 +65,9 @@ class AutoencoderSystem(System):
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
         self.normalise: Normalise = normalise
         self.autoencoder: Autoencoder = build("autoencoder", autoencoder)
+        self.trains = trains
+        if trains != "all":
+            _train_layers(self.autoencoder, trains)
         self.average = Average(self.autoencoder, ema)
         self.lpips = Lpips(lpips_weights) if lpips else None
         self.discriminator = PatchDiscriminator(discriminator_width) if adversarial else None
@@ -76,8 +82,16 @@ class AutoencoderSystem(System):
         low, high = self.betas
         return [
             torch.optim.AdamW(own, self.lr, (low, high), weight_decay=0.0, fused=fused(own, self))
-            for own in (list(network.parameters()) for network in networks)
+            for own in ([p for p in network.parameters() if p.requires_grad] for network in networks)
         ]
+
+    def train(self, mode: bool = True) -> "AutoencoderSystem":
+        """Set the mode; batch norms of layers that do not train keep their statistics."""
+        super().train(mode)
+        for module in self.autoencoder.modules():
+            if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     def on_fit_start(self) -> None:
         if self.schedule == "cosine" and self.trainer.max_steps < 1:
@@ -133,7 +147,9 @@ class AutoencoderSystem(System):
 
     @torch.no_grad()
     def on_train_end(self) -> None:
-        """Fit the latent normalisation to about a thousand training images."""
+        """Fit the latent normalisation to about a thousand training images, unless latents are those of a parent."""
+        if self.trains == "head":
+            return
         with self.averaged():
             self.autoencoder.fit_normalisation(torch.cat(self._training_latents(1024)), self.normalise)
 
@@ -166,6 +182,17 @@ class AutoencoderSystem(System):
             self.log_gradient_norm(optimizer)
         self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
         optimizer.step()
+
+
+def _train_layers(autoencoder: Autoencoder, layers: Layers) -> None:
+    """Let only these layers of an autoencoder train. SpecError if it does not tell them apart."""
+    autoencoder.requires_grad_(False)
+    try:
+        chosen = autoencoder.layers(layers)
+    except NotImplementedError as error:
+        raise SpecError(f"system.trains is {layers!r}, and {error}; expected all") from error
+    for module in chosen:
+        module.requires_grad_(True)
 
 
 def uncounted(optimizer: Any) -> Any:

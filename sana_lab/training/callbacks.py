@@ -23,15 +23,59 @@ Progress = Callable[..., None]
 tenths of seconds instead of steps."""
 
 
-class Termination(Callback):
-    """Keep what SIGTERM does in this process, where Lightning would end the batch first, with all other ranks."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has ended the process; what was trained is in a checkpoint, for the command to be run again."""
 
-    def __init__(self) -> None:
+    status = 128 + signal.SIGTERM  # exit status, as of a process that the signal ends
+
+
+class Termination(Callback):
+    """Save a checkpoint and raise `Terminated` after the step in which SIGTERM comes, or after its validation.
+
+    Only where the process handles SIGTERM itself, as the verb does; else it keeps what the signal does, where Lightning
+    would end the batch first. Several ranks ask each other every `every` steps.
+    """
+
+    def __init__(self, save: Callable[[L.Trainer], None], every: int) -> None:
+        self.save, self.every = save, every
         self.handler = signal.getsignal(signal.SIGTERM)
+        self.requested = False
+        self.step = 0  # of the last batch
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.step = trainer.global_step
         if callable(self.handler) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.handler)
+            signal.signal(signal.SIGTERM, self._request)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        stepped, self.step = trainer.global_step != self.step, trainer.global_step
+        if stepped and not validates_now(trainer):
+            self._end_if_requested(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._end_if_requested(trainer)
+
+    def _request(self, *_: object) -> None:
+        self.requested = True
+
+    def _end_if_requested(self, trainer: L.Trainer) -> None:
+        if trainer.world_size > 1:
+            if trainer.global_step % self.every:
+                return
+            self.requested = trainer.strategy.reduce_boolean_decision(self.requested, all=False)
+        if self.requested and trainer.global_step < trainer.max_steps:
+            self.save(trainer)
+            raise Terminated
+
+
+def validates_now(trainer: L.Trainer) -> bool:
+    """Whether Lightning validates after this batch."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    return (
+        trainer.enable_validation
+        and sum(trainer.num_val_batches) > 0
+        and (loop.total_batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
+    )
 
 
 class Pause:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from sana_lab.config import atomic_write, interpolation
 from sana_lab.config.schema import Config
 from sana_lab.tracking.logger import RunLogger
+from sana_lab.training.callbacks import validates_now
 
 OPTIONS = "hyper_parameters"
 """Lightning's key of a system's options in a checkpoint."""
@@ -62,17 +63,17 @@ class Checkpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         if self._is_due(trainer) and not validates_now(trainer):
-            self._save(trainer)
+            self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._is_due(trainer):
-            self._save(trainer)
+            self.save(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save what is finished, so that nothing is trained again where the weights cannot be written."""
         finished = trainer.global_step >= trainer.max_steps or trainer.should_stop  # within a time
         if finished and trainer.global_step != self.step:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["measures"] = self.final(trainer)
@@ -92,7 +93,8 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         return not trainer.sanity_checking and step % self.every == 0 and step not in (self.step, trainer.max_steps)
 
-    def _save(self, trainer: L.Trainer) -> None:
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of this step, and remove those before it."""
         path = self.home / f"step={trainer.global_step}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         self.step = trainer.global_step
@@ -100,13 +102,3 @@ class Checkpoints(Checkpoint):
             for old in (*self.home.glob("*.ckpt"), *self.home.glob(".*.partial")):
                 if old != path:
                     old.unlink(missing_ok=True)
-
-
-def validates_now(trainer: L.Trainer) -> bool:
-    """Whether Lightning validates after this batch."""
-    loop: Any = trainer.fit_loop.epoch_loop
-    return (
-        trainer.enable_validation
-        and sum(trainer.num_val_batches) > 0
-        and (loop.total_batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
-    )

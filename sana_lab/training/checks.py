@@ -68,7 +68,7 @@ def check(experiment: schema.Config) -> System:
 def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:
     """SpecError if a training method does not fit the model; teachers that are trained first are left out."""
     data = experiments.source_of(experiment["data"])
-    missing = [name for name in experiments.referenced(methods.specs) if trained_weights(name) is None]
+    missing = [name for name in experiments.referenced(methods.specs) if parent.trained_weights(name) is None]
     methods.specs = [spec for spec in methods.specs if not {*experiments.referenced(spec)} & {*missing}]
     try:
         with on_meta():
@@ -225,7 +225,7 @@ def check_weights(part: nn.Module, reference: str, kind: str) -> None:
     Weights of an experiment that is not trained yet, and of a hub, are not checked.
     """
     if reference.startswith("experiment:"):
-        path = trained_weights(reference.removeprefix("experiment:"))
+        path = parent.trained_weights(reference.removeprefix("experiment:"))
     elif formats.is_released(reference):
         check_released(part, reference, kind)
         return
@@ -233,15 +233,6 @@ def check_weights(part: nn.Module, reference: str, kind: str) -> None:
         path = weights.find(reference)
     if path is not None:
         weights.load_state(part, files.read_header(path), f"{kind}.", reference)  # both on the meta device
-
-
-def trained_weights(name: str) -> Path | None:
-    """The weights of an experiment; None if it is not trained, or if its data, needed for its hash, are missing."""
-    experiment = experiments.load(name)
-    try:
-        return weights.ready(experiment)
-    except ValueError:
-        return None
 
 
 def check_released(part: Any, reference: str, kind: str) -> None:

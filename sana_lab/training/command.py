@@ -15,6 +15,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.store import Store
 from sana_lab.training import parent, ranks
+from sana_lab.training.callbacks import Terminated
 from sana_lab.training.checks import check, system_on_meta
 from sana_lab.training.points import PointEvaluation, lacking, line
 from sana_lab.training.recording import recorded
@@ -43,7 +44,7 @@ def main(
         print(as_yaml(experiment), end="")
         trained = "yes" if weights.trained(experiment) else "no"
         print(f"# hash {hashing.experiment_hash(experiment)}; trained: {trained}")
-        texts = [*_cost(experiment, name), *(f"parent: {line}" for line in _ancestry(experiment))]
+        texts = [*_cost(experiment, name), *(f"parent: {line}" for line in _ancestry(experiment)), *_stages(name)]
         print("".join(f"# {text}\n" for text in texts), end="")
         return
     ranks.check_available(experiment["trainer"])
@@ -60,6 +61,16 @@ def main(
         text = f"trained: {_tracked(experiment, name, evaluation)}"
     if ranks.is_first():
         print(text)
+
+
+def _stages(name: str) -> list[str]:
+    """The stages of an experiment, and whether they are trained."""
+    stages = {stage: experiments.load(stage) for stage in experiments.stages_of(name)}
+    steps = {stage: f"{config['trainer']['max_steps']:,} steps" for stage, config in stages.items()}
+    return [
+        f"stage {stage}: {steps[stage]}, {'trained' if weights.trained(config) else 'not trained'}"
+        for stage, config in stages.items()
+    ]
 
 
 def _onwards(name: str, overrides: Sequence[str], more: int) -> list[str]:
@@ -122,13 +133,13 @@ def _tracked(experiment: Config, name: str, evaluation: PointEvaluation | None) 
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM within the block, as on Ctrl-C. Signals are those of the main thread."""
+    """Raise `Terminated` on SIGTERM within the block, in training after the step. Signals are of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

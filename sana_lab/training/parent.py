@@ -60,7 +60,7 @@ def check(system: System, experiment: Config) -> list[str]:
             f"parent.blocks is {options['blocks']}, and parent.fit 'exact' keeps all; expected fit: partial"
         )
     if reference.startswith("experiment:"):
-        path = _trained(reference.removeprefix("experiment:"))
+        path = trained_weights(reference.removeprefix("experiment:"))
     else:
         path = Path(reference) if reference.endswith(".safetensors") else None
     if path is None:
@@ -160,10 +160,11 @@ def _file(reference: str) -> Path | None:
     return None
 
 
-def _trained(name: str) -> Path | None:
-    """The weights of an experiment; None if it is not trained, or its data are missing."""
+def trained_weights(name: str) -> Path | None:
+    """The weights of an experiment; None if it is not trained, or if its data, needed for its hash, are missing."""
+    experiment = experiments.load(name)
     try:
-        return weights.ready(experiments.load(name))
+        return weights.ready(experiment)
     except ValueError:
         return None
 

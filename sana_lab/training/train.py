@@ -162,7 +162,8 @@ def _attempt(work: Work, timer: Timer) -> Outcome | None:
     reporters = _reporters(experiment, home, timer, work.reporting)
     try:
         with quiet():
-            trainer = _trainer(work, [guard, *_grid(experiment), *points, checkpoints, timer, *reporters])
+            end = callbacks.Termination(checkpoints.save, options["log_every"])
+            trainer = _trainer(work, [guard, *_grid(experiment), *points, checkpoints, timer, *reporters, end])
             _fit(trainer, work.system, work.data, resumable(home))
     except Diverged as error:
         diverged = error  # the name of an exception ends with its block
@@ -219,12 +220,13 @@ def memory_advice(experiment: Config) -> list[str]:
 
 
 def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str | None) -> None:
-    """Train from a checkpoint, or from the beginning; KeyboardInterrupt on Ctrl-C."""
+    """Train from a checkpoint, or from the beginning; KeyboardInterrupt on Ctrl-C, `Terminated` on SIGTERM."""
     try:
         trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as error:  # raised by Lightning on Ctrl-C, after it removes its signal handler
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from error
+        cause = error.__context__
+        raise (cause if isinstance(cause, callbacks.Terminated) else KeyboardInterrupt()) from error
 
 
 def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reporting) -> list[Callback]:
@@ -267,7 +269,7 @@ def _trainer(work: Work, reporters: list[Callback]) -> L.Trainer:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=[*logger, *loggers.build(options["logger"], home)] or False,
-        callbacks=[*reporters, callbacks.Termination()],
+        callbacks=reporters,
         enable_progress_bar=bar,
         enable_model_summary=False,
         default_root_dir=home,

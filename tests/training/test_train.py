@@ -301,21 +301,29 @@ class TestNan:
             assert kept is None
 
 
-def test_a_terminated_run_is_killed_and_goes_on_as_the_same_run(folder, runs, capsys):
-    """SIGTERM at the fifth step of the verb; the next command goes on from the fourth."""
+@pytest.mark.parametrize("at", [5, 8])
+def test_a_terminated_run_is_killed_and_goes_on_as_the_same_run(folder, runs, capsys, at):
+    """SIGTERM in a step of the verb, also in one with a validation; the next command goes on from it."""
     words = ["train", "tiny", f"system.optimizer={__name__}:Terminate", "trainer.gradient_clip=2.0"]
-    Terminate.at = 5
-    assert __main__.main(words) == 130
+    Terminate.at = at
+    assert __main__.main(words) == 143
     store = Store("runs")
     (killed,) = store.find("training")
     assert killed.status == "KILLED"
+    experiment = experiments.load("tiny", words[2:])
+    home = train.folder(experiment)
+    assert [p.name for p in home.glob("*.ckpt*")] == [f"step={at}.ckpt"]
     Terminate.at = 0
     assert __main__.main(words) == 0
     (run,) = store.find("training")
     assert (run.id, run.status) == (killed.id, "FINISHED")
     assert [step for step, _ in store.history(run.id, "train/loss")] == list(range(12))
-    home = train.folder(experiments.load("tiny", words[2:]))
+    assert [step for step, _ in store.history(run.id, "val/loss")] == [3, 7, 11]
     assert [p.name for p in home.glob("*.ckpt*")] == ["step=12.ckpt"]
+    trained = weights.read(home / "weights.safetensors")
+    (home / "weights.safetensors").unlink()
+    (home / "step=12.ckpt").unlink()
+    assert same(trained, weights.read(train.train(experiment)))
 
 
 class Terminate(torch.optim.SGD):

@@ -7,6 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+Layers = Literal["middle", "head"]
+"""Layers next to the latent on both sides, or the last ones before the decoded image: what DC-AE's second and third
+phase of training change (arXiv 2410.10733, section 3.2)."""
+
 Normalise = Literal["affine", "scale"]
 """Per-channel normalisation of latents: mean and standard deviation (`affine`), or root mean square only (`scale`),
 which the adjacent convolutions can absorb exactly, including at image borders (`pretrained.fold_normalisation`).
@@ -50,6 +54,10 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def reconstruct(self, z: Tensor) -> Tensor:
         """Raw latents (B, channels, h, w) -> images (B, 3, H, W), not clamped."""
+
+    def layers(self, layers: Layers) -> list[nn.Module]:
+        """The modules of a part of the network. NotImplementedError if the autoencoder does not tell them apart."""
+        raise NotImplementedError(f"autoencoder {type(self).__name__} has no method `layers`")
 
     def tile_for(self, grid: Sequence[int]) -> int | None:
         """Latents on a side of a tile for a grid (h, w) of latents; None if it is processed whole.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.ranges import Depths, Number, Pixels, Positive, Real, Width, Widths
 from sana_lab.config.specs import RUNTIME, AsBefore
-from sana_lab.models.autoencoders import Autoencoder
+from sana_lab.models.autoencoders import Autoencoder, Layers
 from sana_lab.models.autoencoders.dcae_blocks import (
     Activation,
     Down,
@@ -78,6 +78,14 @@ class DcAe(Autoencoder):
         decoder_blocks = Blocks(len(widths) - decoder_stages, head_dim, multiscales, backend, batch_norm_stages)
         self.encoder = Encoder(widths, encoder_depths, encoder_blocks, latent, down)
         self.decoder = Decoder(widths, decoder_depths, decoder_blocks, latent, up, last)
+
+    def layers(self, layers: Layers) -> list[nn.Module]:
+        """The coarsest stages with the convolutions at the latent, or the finest stage of the decoder with its head."""
+        encoder, decoder = self.encoder, self.decoder
+        if layers == "middle":
+            return [encoder.stages[-1], encoder.head, decoder.stem, decoder.stages[-1]]
+        finest = next(stage for stage in decoder.stages if any(True for _ in stage.parameters()))
+        return [finest, decoder.norm, decoder.head]
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tile = self.tile_for([n // self.downsample for n in images.shape[-2:]])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.ranges import Depth, Pixels, Positive, Real, Width, Widths
 from sana_lab.config.specs import RUNTIME, AsBefore
-from sana_lab.models.autoencoders import Autoencoder
+from sana_lab.models.autoencoders import Autoencoder, Layers
 from sana_lab.models.autoencoders.fast_inference import apply_conv3x3, channels_last
 from sana_lab.models.autoencoders.tiling import (
     Layer,
@@ -59,6 +59,13 @@ class Vae(Autoencoder):
         self.decoder = Decoder(widths, depth, latent, groups, middle_attention, backend)
         self.quant = nn.Conv2d(2 * latent, 2 * latent, 1) if quant else nn.Identity()
         self.post_quant = nn.Conv2d(latent, latent, 1) if quant else nn.Identity()
+
+    def layers(self, layers: Layers) -> list[nn.Module]:
+        """The middle blocks with the convolutions at the latent, or the finest stage of the decoder with its head."""
+        encoder, decoder = self.encoder, self.decoder
+        if layers == "middle":
+            return [encoder.middle, encoder.head, self.quant, self.post_quant, decoder.stem, decoder.middle]
+        return [decoder.stages[0], decoder.head]
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tile = self.tile_for([n // self.downsample for n in images.shape[-2:]])
