@@ -23,6 +23,7 @@ from sana_lab.evaluation import Extractor, Measure, Report
 from sana_lab.evaluation.distances import frechet, mmd, precision_recall
 from sana_lab.evaluation.distances.inception_score import inception_score
 from sana_lab.evaluation.distances.reference import FeatureSet, Reference, digests, load
+from sana_lab.evaluation.distances.shared_pairs import SharedPairs
 from sana_lab.evaluation.extractors.inception import Inception
 from sana_lab.evaluation.extractors.resize import check
 from sana_lab.intervals import Estimate, jackknife, normal, wilson
@@ -73,6 +74,22 @@ class Comparison:
     logits: Tensor | None
     seed: int
     interval: Interval
+    metrics: tuple[MetricName, ...]
+
+    @cached_property
+    def pairs(self) -> SharedPairs:
+        """Of all metrics that look at pairs of the same features."""
+        device = self.fake.device
+        return SharedPairs(self.fake.features, self.real_features, self.metrics, same=self.same, device=device)
+
+    def cmmd(self, *, biased: bool) -> mmd.Discrepancy:
+        """Of the features at length 1."""
+        return mmd.from_sums(*self._cmmd_sums, biased=biased)
+
+    @cached_property
+    def _cmmd_sums(self) -> tuple[mmd.KernelSums, tuple[mmd.KernelSums, mmd.KernelSums] | None]:
+        fake, real = F.normalize(self.fake.features), F.normalize(self.real_features)
+        return mmd.kernel_sums(fake, real, mmd.gaussian, same=self.same, device=self.fake.device)
 
     @cached_property
     def influences(self) -> Tensor:
@@ -136,17 +153,15 @@ def _fid_infinity(c: Comparison) -> Result:
 
 
 def _kid(c: Comparison) -> Result:
-    return _discrepancy(mmd.discrepancy(c.fake.features, c.real_features, mmd.polynomial, same=c.same), c.fake.n)
+    return _discrepancy(c.pairs.kid(), c.fake.n)
 
 
-def _cmmd(c: Comparison, biased: bool = False) -> Result:
-    fake, real = F.normalize(c.fake.features), F.normalize(c.real_features)
-    discrepancy = mmd.discrepancy(fake, real, mmd.gaussian, biased=biased, same=c.same)
-    return _discrepancy(discrepancy.scaled(CMMD_SCALE), c.fake.n)
+def _cmmd(c: Comparison) -> Result:
+    return _discrepancy(c.cmmd(biased=False).scaled(CMMD_SCALE), c.fake.n)
 
 
 def _cmmd_biased(c: Comparison) -> Result:
-    return _cmmd(c, biased=True)
+    return _discrepancy(c.cmmd(biased=True).scaled(CMMD_SCALE), c.fake.n)
 
 
 def _discrepancy(d: mmd.Discrepancy, n: int) -> Result:
@@ -160,24 +175,24 @@ def _inception_score(c: Comparison) -> Result:
 
 
 def _precision(c: Comparison) -> Result:
-    outcomes = precision_recall.precision(c.fake.features, c.real_features)
+    outcomes = precision_recall.share_inside(c.pairs.around_real[3])
     return Result(wilson(outcomes), "Wilson, images measured, balls held", outcomes - outcomes.mean())
 
 
 def _recall(c: Comparison) -> Result:
-    outcomes = precision_recall.precision(c.real_features, c.fake.features)
-    return Result(wilson(outcomes), "Wilson, real images, balls held")
+    return Result(wilson(precision_recall.share_inside(c.pairs.around_fake[3])), "Wilson, real images, balls held")
 
 
 def _density(c: Comparison) -> Result:
-    outcomes = precision_recall.density(c.fake.features, c.real_features)
+    outcomes = precision_recall.density_of(c.pairs.around_real[5], 5)
     influences = outcomes - outcomes.mean()
     return Result(jackknife(float(outcomes.mean()), influences), "normal, images measured, balls held", influences)
 
 
 def _coverage(c: Comparison) -> Result:
-    outcomes = precision_recall.coverage(c.fake.features, c.real_features)
-    return Result(wilson(outcomes), "Wilson, real images, images measured held")
+    return Result(
+        wilson(precision_recall.share_reached(c.pairs.around_real[5])), "Wilson, real images, images measured held"
+    )
 
 
 METRICS: dict[MetricName, Metric] = {
@@ -257,7 +272,7 @@ class Distances(Measure):
 
     def report(self) -> Report:
         self._check_counts()
-        comparison = Comparison(self.fake, self._reference(), self._all_logits(), self.seed, self.interval)
+        comparison = Comparison(self.fake, self._reference(), self._all_logits(), self.seed, self.interval, self.metrics)
         results = {self.column(metric): METRICS[metric].compute(comparison) for metric in self.metrics}
         per_image = {
             column: (r.estimate.value + r.influences).tolist()

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Kernel = Callable[[Tensor, Tensor], Tensor]
-"""rows (a, D) and (b, D) -> (a, b), less a constant"""
+from sana_lab.evaluation.distances.pairs import Block, Reduction, reduce_pairs
+
+Kernel = Callable[[Block], Tensor]
+"""a block of pairs (a, b) -> the kernel of each in float64, less a constant; a new tensor"""
 
 MIN_IMAGES = 4
 """On either side, for the variance."""
@@ -38,17 +40,41 @@ class Discrepancy(NamedTuple):
         return Discrepancy(self.value * factor, self.error * factor, self.null_error * factor, self.influences * factor)
 
 
-def polynomial(x: Tensor, y: Tensor) -> Tensor:
+def polynomial(block: Block) -> Tensor:
     """KID's (x y / D + 1)^3, less 1."""
-    product = (x @ y.T / x.shape[1]).double()
-    return product * (3 + product * (3 + product))
+    product = block.products.double() / block.width
+    return (product + 3).mul_(product).add_(3).mul_(product)
 
 
-def gaussian(x: Tensor, y: Tensor, sigma: float = 10.0) -> Tensor:
+def gaussian(block: Block, sigma: float = 10.0) -> Tensor:
     """CMMD's exp(-|x - y|^2 / (2 sigma^2)), less 1."""
-    lengths = x.double().square().sum(1)[:, None] + y.double().square().sum(1)
-    apart = (lengths - 2 * (x @ y.T).double()).clamp(min=0)
-    return torch.expm1(-apart / (2 * sigma**2))
+    return (block.distances.double() / (-2 * sigma**2)).expm1_()
+
+
+class KernelSums(Reduction):
+    """Sums of a kernel over rows and columns, of its squares, and its diagonal where x is y."""
+
+    rows: Tensor  # (n,) float64
+    columns: Tensor  # (m,); where x is y, those of the diagonal blocks alone
+    squares: Tensor  # ()
+    diagonal: Tensor  # (n,)
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def begin(self, n: int, m: int, device: torch.device) -> None:
+        self.rows, self.diagonal = (torch.zeros(n, dtype=torch.float64, device=device) for _ in range(2))
+        self.columns = torch.zeros(m, dtype=torch.float64, device=device)
+        self.squares = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, block: Block) -> None:
+        values = self.kernel(block)
+        flat, twice = values.flatten(), 2 if block.mirrored else 1
+        self.rows[block.rows] += values.sum(1)
+        (self.rows if block.mirrored else self.columns)[block.columns] += values.sum(0)
+        self.squares += twice * flat.dot(flat)
+        if block.diagonal:
+            self.diagonal[block.rows] = values.diagonal()
 
 
 def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False, same: bool = False) -> Discrepancy:
@@ -58,14 +84,33 @@ def discrepancy(x: Tensor, y: Tensor, kernel: Kernel, *, biased: bool = False, s
     `same`: y holds the rows of x in any order. A row is then not paired with itself across the sides either, as it is
     not within one, so that the discrepancy is 0.
     """
-    if min(len(x), len(y)) < MIN_IMAGES:
-        raise ValueError(f"a discrepancy needs at least {MIN_IMAGES} images on a side; given {len(x)} and {len(y)}")
-    own = _own(x, kernel)
-    other, across = (own, _with_itself(own)) if same else (_own(y, kernel), _across(x, y, kernel))
-    terms, other_terms = own.means - across.means, other.means - across.column_means
-    v_statistic = own.with_itself + other.with_itself - 2 * across.mean
+    return from_sums(*kernel_sums(x, y, kernel, same=same), biased=biased)
+
+
+def kernel_sums(
+    x: Tensor, y: Tensor, kernel: Kernel, *, same: bool = False, device: torch.device | str = "cpu"
+) -> tuple[KernelSums, tuple[KernelSums, KernelSums] | None]:
+    """Sums of x with itself, and those of y with itself and of x with y; None where y is x."""
+    own, other, across = KernelSums(kernel), KernelSums(kernel), KernelSums(kernel)
+    reduce_pairs(x, None, [own], device=device)
+    if same:
+        return own, None
+    reduce_pairs(y, None, [other], device=device)
+    reduce_pairs(x, y, [across], device=device)
+    return own, (other, across)
+
+
+def from_sums(own: KernelSums, reference: tuple[KernelSums, KernelSums] | None, *, biased: bool = False) -> Discrepancy:
+    """`discrepancy` from the sums of x with itself, and those of y with itself and of x with y; None: y is x."""
+    n, m = len(own.rows), len(own.rows if reference is None else reference[0].rows)
+    if min(n, m) < MIN_IMAGES:
+        raise ValueError(f"a discrepancy needs at least {MIN_IMAGES} images on a side; given {n} and {m}")
+    ours = _own(own)
+    theirs, across = (ours, _with_itself(ours)) if reference is None else (_own(reference[0]), _across(reference[1]))
+    terms, other_terms = ours.means - across.means, theirs.means - across.column_means
+    v_statistic = ours.with_itself + theirs.with_itself - 2 * across.mean
     value = v_statistic if biased else terms.mean() + other_terms.mean()
-    errors = _errors(own, other, across, terms, other_terms)
+    errors = _errors(ours, theirs, across, terms, other_terms)
     return Discrepancy(float(value), *errors, 2 * (terms - terms.mean()))
 
 
@@ -86,20 +131,20 @@ class _Across(NamedTuple):
     mean: Tensor  # () over all pairs
 
 
-def _own(x: Tensor, kernel: Kernel) -> _Own:
-    n = len(x)
-    rows, _, squares, diagonal = _sums(x, x, kernel)
+def _own(sums: KernelSums) -> _Own:
+    n, rows, diagonal = len(sums.rows), sums.rows.cpu(), sums.diagonal.cpu()
     means = (rows - diagonal) / (n - 1)
-    square = (squares - float(diagonal.square().sum())) / (n * (n - 1))
+    square = (float(sums.squares) - float(diagonal.square().sum())) / (n * (n - 1))
     interaction = (square - 2 * means.square().mean() + means.mean() ** 2) / (1 - 2 / (n - 1))
     return _Own(means, max(0.0, float(interaction)), rows.sum() / n**2)
 
 
-def _across(x: Tensor, y: Tensor, kernel: Kernel) -> _Across:
-    n, m = len(x), len(y)
-    rows, columns, squares, _ = _sums(x, y, kernel)
-    means, column_means = rows / m, columns / n
-    spread = squares / (n * m) - means.square().mean() - column_means.square().mean() + means.mean() ** 2
+def _across(sums: KernelSums) -> _Across:
+    n, m = len(sums.rows), len(sums.columns)
+    means, column_means = sums.rows.cpu() / m, sums.columns.cpu() / n
+    spread = (
+        float(sums.squares) / (n * m) - means.square().mean() - column_means.square().mean() + means.mean() ** 2
+    )
     return _Across(means, column_means, max(0.0, float(spread / (1 - 1 / n - 1 / m))), means.mean())
 
 
@@ -120,15 +165,3 @@ def _errors(own: _Own, other: _Own, across: _Across, terms: Tensor, other_terms:
     within = 2 * own.interaction / (n * (n - 1)) + 2 * other.interaction / (m * (m - 1))
     second = within + 4 * across.interaction / (n * m)
     return max(4 * first / n + 4 * first_other / m + second, second / 2) ** 0.5, second**0.5
-
-
-def _sums(x: Tensor, y: Tensor, kernel: Kernel, chunk: int = 256) -> tuple[Tensor, Tensor, float, Tensor]:
-    """Row sums, column sums, sum of squares and diagonal of the kernel matrix (n, m), block by block."""
-    rows, diagonal, columns, squares = [], [], torch.zeros(len(y)).double(), 0.0
-    for start in range(0, len(x), chunk):
-        block = kernel(x[start : start + chunk], y)
-        rows.append(block.sum(1))
-        diagonal.append(block[:, start:].diagonal())
-        columns += block.sum(0)
-        squares += float(block.square().sum())
-    return torch.cat(rows), columns, squares, torch.cat(diagonal)

@@ -17,7 +17,7 @@ def rows(count: int, seed: int, shift: float = 0.0) -> torch.Tensor:
 def test_radii_are_sklearns():
     x = rows(50, 0)
     expected = NearestNeighbors(n_neighbors=4).fit(x).kneighbors(x)[0][:, -1]
-    np.testing.assert_allclose(radii(x, 3, chunk=7), expected, rtol=1e-6)
+    np.testing.assert_allclose(radii(x, 3), expected, rtol=1e-6)
 
 
 def test_precision_and_recall_are_torch_fidelitys():
