@@ -1,7 +1,6 @@
 """Command `table A B`: rows of several sweeps in one table, with a mark on numbers that are not comparable."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
+from sana_lab.evaluation import report_files
 from sana_lab.evaluation.compare import differing
 from sana_lab.report import page, plots, render, significance
 from sana_lab.report.columns import column, cost_of, is_count, is_quality
@@ -101,7 +101,7 @@ def firsts(records: Sequence[TrialRecord]) -> list[TrialRecord]:
 def report_of(store: Store, record: TrialRecord) -> Json:
     """The evaluation's report of a run; empty if it has none."""
     with contextlib.suppress(FileNotFoundError):
-        report: Json = json.loads(store.file(record.run_id, "report.json").read_text())
+        report: Json = report_files.read(store, record.run_id)
         return report
     return {}
 

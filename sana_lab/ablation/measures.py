@@ -1,6 +1,5 @@
 """Measures that an ablation asks for after its trials have finished: appended to their runs, nothing else changes."""
 
-import json
 from pathlib import Path
 
 from sana_lab import environment
@@ -10,6 +9,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import hashing, interpolation
 from sana_lab.config.schema import Config, Trial
 from sana_lab.evaluation import evaluate as evaluation
+from sana_lab.evaluation import report_files
 from sana_lab.evaluation.command import columns
 from sana_lab.pretrained import restore
 from sana_lab.tracking.store import CONFIG, Store
@@ -25,10 +25,10 @@ def append(store: Store, trial: Json) -> None:
     plan = Trial({}, 0, trial["config"], weights=shipped, retrain=trial.get("retrain", False))
     run, path = store.run(trial["run"]), weights_of(plan) or weights.find_trained(trial["config"], trial["label"])
     report = evaluation.evaluate(restore.restore(lacking(plan, measures_of(run)), path), may_be_empty=True)
-    old = json.loads(store.file(run.id, "report.json").read_text())
+    old = report_files.read(store, run.id)
     added = added_measures(old, report)
     store.log_metrics(run.id, columns({"measures": added}))
-    store.log_dict(run.id, merge(old, report, added), "report.json")
+    report_files.write(store, run.id, merge(old, report, added))
     store.log_dict(run.id, interpolation.as_written(plan.config), CONFIG)
     store.set_tags(run.id, generations.appended_tags(trial["key"], plan, measures_of(run)))
 

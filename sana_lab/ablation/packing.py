@@ -17,18 +17,17 @@ from sana_lab.config import experiments, interpolation
 from sana_lab.config.atomic_write import replacing
 from sana_lab.config.paths import check_file
 from sana_lab.config.specs import SpecError
+from sana_lab.evaluation.report_files import PER_IMAGE, REPORT
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
-
-REPORT = "report.json"
-"""Artifact of a trial's run: its evaluation."""
 
 ABOUT = """{title}: {done} of {trials} trials, packed by sana-lab.
 
 table/          table.md, .csv, .json and .tex, plots, report.html (open it in a browser)
 ablation.yaml   the ablation as it was written
 trials.json     label, seed, state, model and metrics of each trial
-trials/KEY/     config.yaml, the resolved configuration, and report.json, its evaluation with numbers per image
+trials/KEY/     config.yaml, the resolved configuration, and report.json, its evaluation,
+                with its numbers per image in per_image.safetensors
 models/MODEL/   averaged weights with their card
 
 The weights are read from where they lie, in Python or on the command line:
@@ -75,8 +74,9 @@ def contents(
     for record in done:
         config = OmegaConf.to_yaml(OmegaConf.create(interpolation.as_written(record.trial.config)))
         yield f"trials/{record.key}/config.yaml", config
-        if (report := _report(store, record)) is not None:
-            yield f"trials/{record.key}/{REPORT}", report
+        for name in (REPORT, PER_IMAGE):
+            if (file := _artifact(store, record, name)) is not None:
+                yield f"trials/{record.key}/{name}", file
     yield from ((f"models/{model}/weights.safetensors", path) for model, path in models.items())
 
 
@@ -95,9 +95,9 @@ def _weights(record: TrialRecord) -> Path | None:
     return weights_of(record.trial) if record.done and record.trial.kind == "quality" else None
 
 
-def _report(store: Store, record: TrialRecord) -> Path | None:
+def _artifact(store: Store, record: TrialRecord, name: str) -> Path | None:
     try:
-        return store.file(record.run_id, REPORT)
+        return store.file(record.run_id, name)
     except FileNotFoundError:
         return None
 

@@ -16,7 +16,7 @@ from sana_lab.config.schema import Config, Trial
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.evaluation import evaluate as evaluation
-from sana_lab.evaluation import sources
+from sana_lab.evaluation import report_files, sources
 from sana_lab.evaluation.command import columns
 from sana_lab.evaluation.thumbnails import Thumbnails
 from sana_lab.pretrained import restore
@@ -86,7 +86,7 @@ def evaluate(store: Store, trial: Json) -> None:
     report = evaluation.evaluate(system, may_be_empty=True, thumbnails=thumbnails)
     card = weights.card(path)
     store.log_metrics(trial["run"], {**columns(report), **training_metrics(card)})
-    store.log_dict(trial["run"], report, "report.json")
+    report_files.write(store, trial["run"], report)
     store.log_dict(trial["run"], thumbnails.images, THUMBNAILS)
     log_points(store, trial, path)
     if trial["config"]["prompts"] and isinstance(system, TextToImage):

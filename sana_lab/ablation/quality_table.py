@@ -18,7 +18,7 @@ from sana_lab.ablation.record import EXACT, SHIPPED, TrialRecord, equal_rows, ti
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
-from sana_lab.evaluation import noise_seeds
+from sana_lab.evaluation import noise_seeds, report_files
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import grids, plots, significance
 from sana_lab.report.claims import verdicts
@@ -59,7 +59,7 @@ def reports(store: Store, trials: Sequence[TrialRecord]) -> dict[str, Json]:
     for record in trials:
         if record.done and record.trial.label not in by_label:
             with contextlib.suppress(FileNotFoundError):
-                report = json.loads(store.file(record.run_id, "report.json").read_text())
+                report = report_files.read(store, record.run_id)
                 by_label |= {record.trial.label: report} if report else {}
     return by_label
 

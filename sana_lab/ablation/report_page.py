@@ -9,6 +9,7 @@ from pathlib import Path
 from sana_lab.ablation import sweep_page
 from sana_lab.ablation.record import THUMBNAILS, TrialRecord
 from sana_lab.config.schema import Ablation, EfficiencyTable
+from sana_lab.evaluation import report_files
 from sana_lab.report.html import Outcomes
 from sana_lab.report.page import Content
 from sana_lab.report.record_page import SCORES, outcomes_of
@@ -49,7 +50,7 @@ def steps(store: Store, run_id: str) -> dict[int, Path]:
 def outcomes(store: Store, record: TrialRecord) -> Outcomes | None:
     """Outcomes by prompt of a run's evaluation; None if it has none."""
     try:
-        report = json.loads(store.file(record.run_id, "report.json").read_text())
+        report = report_files.read(store, record.run_id)
     except FileNotFoundError:
         return None
     pictures: Json = {}

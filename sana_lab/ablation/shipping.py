@@ -1,6 +1,5 @@
 """Weights of an ablation's rows: the command `ship`, which writes them to be shipped, and what a sweep says of them."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_folder
 from sana_lab.config.schema import Ablation, Trial
 from sana_lab.config.specs import SpecError
+from sana_lab.evaluation import report_files
 from sana_lab.evaluation.command import columns
 from sana_lab.tracking.store import Store
 from sana_lab.training import points
@@ -101,7 +101,7 @@ def judged(store: Store, sweeps: Sequence[str], record: TrialRecord) -> Mapping[
     for sweep in sweeps:
         for run in store.find(sweep, {"sana.model": record.model, "sana.label": record.trial.label}):
             if run.status == "FINISHED" and SHIPPED not in run.tags:
-                return columns(json.loads(store.file(run.id, "report.json").read_text()))
+                return columns(report_files.read(store, run.id))
     return {}
 
 

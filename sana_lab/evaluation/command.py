@@ -7,7 +7,7 @@ from pathlib import Path
 from sana_lab.checkpoints import weights
 from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_file, check_folder
-from sana_lab.evaluation import distributed
+from sana_lab.evaluation import distributed, report_files
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.evaluation.thumbnails import Thumbnails
 from sana_lab.report import record_page
@@ -49,7 +49,7 @@ def record(name: str, report: Json) -> None:
     run = store.start_run("evaluation", name, {"sana.kind": "evaluation", **report["environment"]})
     store.log_params(run, {"model": report["model"] if isinstance(report.get("model"), str) else name})
     store.log_metrics(run, {k: v for k, v in columns(report).items() if v is not None})
-    store.log_dict(run, report, "report.json")
+    report_files.write(store, run, report)
     store.finish(run)
 
 

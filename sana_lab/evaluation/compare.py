@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from sana_lab.config import text_files
 from sana_lab.config.specs import SpecError, nearest
+from sana_lab.evaluation.report_files import PER_IMAGE, is_stored, with_columns
 from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
 from sana_lab.types import Json
@@ -70,6 +72,7 @@ def read(path: Path) -> Json:
         raise SpecError(f"{path} is no JSON: {error}") from error
     if not isinstance(report, dict) or not {"measures", "per_image"} <= report.keys():
         raise SpecError(f"{path} holds no evaluation with measures; {_EXPECTED}")
+    report = {**report, "per_image": _with_numbers(report["per_image"], path)}
     try:
         TypeAdapter(_Report).validate_python(report)
     except ValidationError as error:
@@ -79,6 +82,20 @@ def read(path: Path) -> Json:
     if _depth(report["measures"]) > MAX_DEPTH:
         raise SpecError(f"{path} nests its settings more than {MAX_DEPTH} deep; {_EXPECTED}")
     return report
+
+
+def _with_numbers(columns: Any, report: Path) -> Any:
+    """The columns of a run's artifact with their numbers per image from the file beside it; others as they are."""
+    if not isinstance(columns, dict) or not any(map(is_stored, columns.values())):
+        return columns
+    path = report.with_name(PER_IMAGE)
+    if not path.is_file():
+        raise SpecError(f"{report} has its numbers per image in {PER_IMAGE}, and there is none beside it; copy both")
+    stored = with_columns(columns, path)
+    try:
+        return {k: {**v, "values": v["values"].read()} if is_stored(columns[k]) else v for k, v in stored.items()}
+    except (SafetensorError, OSError) as error:
+        raise SpecError(f"{path} does not hold the numbers per image of {report}: {error}") from error
 
 
 _EXPECTED = "expected what `sana-lab eval NAME --json FILE` writes"

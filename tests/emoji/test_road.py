@@ -18,7 +18,6 @@ from sana_lab.training.train import train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),  # mlflow, sqlalchemy 2.1
 ]
 
 REAL = Path(__file__).parents[2] / "emoji"

@@ -272,7 +272,9 @@ class Distances(Measure):
 
     def report(self) -> Report:
         self._check_counts()
-        comparison = Comparison(self.fake, self._reference(), self._all_logits(), self.seed, self.interval, self.metrics)
+        comparison = Comparison(
+            self.fake, self._reference(), self._all_logits(), self.seed, self.interval, self.metrics
+        )
         results = {self.column(metric): METRICS[metric].compute(comparison) for metric in self.metrics}
         per_image = {
             column: (r.estimate.value + r.influences).tolist()

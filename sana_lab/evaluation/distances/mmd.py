@@ -142,9 +142,7 @@ def _own(sums: KernelSums) -> _Own:
 def _across(sums: KernelSums) -> _Across:
     n, m = len(sums.rows), len(sums.columns)
     means, column_means = sums.rows.cpu() / m, sums.columns.cpu() / n
-    spread = (
-        float(sums.squares) / (n * m) - means.square().mean() - column_means.square().mean() + means.mean() ** 2
-    )
+    spread = float(sums.squares) / (n * m) - means.square().mean() - column_means.square().mean() + means.mean() ** 2
     return _Across(means, column_means, max(0.0, float(spread / (1 - 1 / n - 1 / m))), means.mean())
 
 

@@ -1,0 +1,85 @@
+"""An evaluation's report as two artifacts of a run: `report.json`, and its numbers per image as arrays.
+
+The numbers of 50,000 images fill 400 kB a column as float64 in `per_image.safetensors`, where a table reads the columns
+that it tests; in JSON they fill 1 MB that must be parsed whole. Reports of earlier versions hold them there, and are
+read as they are.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, overload
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sana_lab.tracking.store import Store
+from sana_lab.types import Json
+
+REPORT = "report.json"
+PER_IMAGE = "per_image.safetensors"
+
+
+@dataclass(frozen=True)
+class StoredColumn(Sequence[float]):
+    """The numbers per image of one column, in a file."""
+
+    path: Path
+    name: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        return self.read()[index]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.read())
+
+    def read(self) -> list[float]:
+        """All numbers."""
+        with safe_open(self.path, "pt") as file:
+            numbers: list[float] = file.get_tensor(self.name).tolist()
+        return numbers
+
+
+def write(store: Store, run: str, report: Json) -> None:
+    """Log a report to a run."""
+    columns = report.get("per_image", {})
+    arrays = {name: torch.tensor(list(each["values"]), dtype=torch.float64) for name, each in columns.items()}
+    about = {name: {**each, "values": len(arrays[name])} for name, each in columns.items()}
+    if arrays:
+        with TemporaryDirectory() as folder:
+            save_file(arrays, Path(folder) / PER_IMAGE)
+            store.log_file(run, Path(folder) / PER_IMAGE)
+    store.log_dict(run, {**report, "per_image": about} if "per_image" in report else report, REPORT)
+
+
+def read(store: Store, run: str) -> Json:
+    """The report of a run. FileNotFoundError if it has none."""
+    report: Json = json.loads(store.file(run, REPORT).read_text())
+    columns = report.get("per_image", {})
+    if not any(map(is_stored, columns.values())):
+        return report
+    return {**report, "per_image": with_columns(columns, store.file(run, PER_IMAGE))}
+
+
+def is_stored(column: Any) -> bool:
+    """Whether a column of a report as read from JSON has its numbers elsewhere, and their count here."""
+    return isinstance(column, dict) and type(column.get("values")) is int
+
+
+def with_columns(columns: Json, path: Path) -> Json:
+    """The columns of a report as read from JSON, those that are stored with their numbers."""
+    return {
+        name: {**each, "values": StoredColumn(path, name, each["values"])} if is_stored(each) else each
+        for name, each in columns.items()
+    }
