@@ -75,12 +75,13 @@ class Comparison:
     seed: int
     interval: Interval
     metrics: tuple[MetricName, ...]
+    device: torch.device
 
     @cached_property
     def pairs(self) -> SharedPairs:
         """Of all metrics that look at pairs of the same features."""
-        device = self.fake.device
-        return SharedPairs(self.fake.features, self.real_features, self.metrics, same=self.same, device=device)
+        fake, real = self.fake.features, self.real_features
+        return SharedPairs(fake, real, self.metrics, same=self.same, device=self.device)
 
     def cmmd(self, *, biased: bool) -> mmd.Discrepancy:
         """Of the features at length 1."""
@@ -89,7 +90,7 @@ class Comparison:
     @cached_property
     def _cmmd_sums(self) -> tuple[mmd.KernelSums, tuple[mmd.KernelSums, mmd.KernelSums] | None]:
         fake, real = F.normalize(self.fake.features), F.normalize(self.real_features)
-        return mmd.kernel_sums(fake, real, mmd.gaussian, same=self.same, device=self.fake.device)
+        return mmd.kernel_sums(fake, real, mmd.gaussian, same=self.same, device=self.device)
 
     @cached_property
     def influences(self) -> Tensor:
@@ -241,6 +242,7 @@ class Distances(Measure):
         self.fake = FeatureSet(any(m.needs_fake_features for m in chosen) or ("fid" in metrics and interval != "none"))
         self.real = self._load(reference) if reference else FeatureSet(any(m.needs_real_features for m in chosen))
         self.needs_reference = reference is None and any(m != "inception_score" for m in self.metrics)
+        self.device = torch.device("cpu")  # of the extractor's features
         self._logits: list[Tensor] = []
 
     def refer(self, images: Tensor) -> None:
@@ -251,7 +253,7 @@ class Distances(Measure):
             raise ValueError("the reference is a file of statistics; it takes no more images")
         check(images, "real images")
         parts = images.split(self.batch)
-        return [Extracted(digests(part), self.extractor.features(part).cpu(), None) for part in parts]
+        return [self._extracted(part, self.extractor.features(part)) for part in parts]
 
     def collect_reference(self, extracted: list[Extracted]) -> None:
         assert isinstance(self.real, FeatureSet)
@@ -273,7 +275,7 @@ class Distances(Measure):
     def report(self) -> Report:
         self._check_counts()
         comparison = Comparison(
-            self.fake, self._reference(), self._all_logits(), self.seed, self.interval, self.metrics
+            self.fake, self._reference(), self._all_logits(), self.seed, self.interval, self.metrics, self.device
         )
         results = {self.column(metric): METRICS[metric].compute(comparison) for metric in self.metrics}
         per_image = {
@@ -296,10 +298,14 @@ class Distances(Measure):
 
     def _extract(self, images: Tensor) -> Extracted:
         if not self.needs_logits:
-            return Extracted(digests(images), self.extractor.features(images).cpu(), None)
+            return self._extracted(images, self.extractor.features(images))
         assert isinstance(self.extractor, Inception)
         outputs = self.extractor.features_and_logits(images)
-        return Extracted(digests(images), outputs.features.cpu(), outputs.logits.cpu())
+        return self._extracted(images, outputs.features)._replace(logits=outputs.logits.cpu())
+
+    def _extracted(self, images: Tensor, features: Tensor) -> Extracted:
+        self.device = features.device
+        return Extracted(digests(images), features.cpu(), None)
 
     def _check_metrics(self) -> None:
         if unknown := [m for m in self.metrics if m not in METRICS]:

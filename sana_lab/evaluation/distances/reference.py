@@ -41,7 +41,6 @@ class FeatureSet:
 
     def __init__(self, keep: bool) -> None:
         self.keep, self.moments = keep, Moments()
-        self.device = torch.device("cpu")  # of the extractor
         self._features: list[Tensor] = []
         self._digests: list[bytes] = []
 
@@ -51,7 +50,7 @@ class FeatureSet:
 
     def add_features(self, hashes: Sequence[bytes], features: Tensor) -> None:
         """Add the hashes of images, by `digests`, with their features (B, D)."""
-        self.device, features = features.device, features.cpu()
+        features = features.cpu()
         if len(bad := (~features.isfinite().all(1)).nonzero()):
             at = self.n + int(bad[0])
             raise ValueError(f"the features of image {at} (from 0) are not finite; {len(bad)} of this batch are not")
