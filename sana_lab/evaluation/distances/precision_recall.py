@@ -38,9 +38,8 @@ class Neighbours(Reduction):
         nearest = self.nearest[rows]
         near = (distances.amin(1) < nearest[:, -1]).nonzero()[:, 0]
         if len(near):
-            found = distances[near].double()
-            found = found.topk(min(self.k, found.shape[1]), largest=False).values
-            nearest[near] = torch.cat([nearest[near], found], 1).topk(self.k, largest=False, sorted=True).values
+            candidates = torch.cat([nearest[near], distances[near].double()], 1)
+            nearest[near] = candidates.topk(self.k, largest=False, sorted=True).values
 
     def squared_radii(self, k: int) -> Tensor:
         """Squared distance (n,) from each row to its k-th neighbour."""
