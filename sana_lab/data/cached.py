@@ -139,9 +139,8 @@ class Cached(Bucketed):
         return flat.view(len(rows), -1, height, width).float()
 
     def _text(self, store: Ragged, rows: NDArray[np.integer], captions: NDArray[np.integer]) -> Text:
-        tokens, lengths = store.read(rows, captions), torch.from_numpy(store.lengths(captions))
-        text = Text(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
-        return text.padded(-(-tokens.shape[1] // self.bucket) * self.bucket)
+        tokens, lengths = store.read(rows, captions, self.bucket), torch.from_numpy(store.lengths(captions))
+        return Text(tokens, torch.arange(tokens.shape[1]) < lengths[:, None])
 
     @cached_property
     def null(self) -> Text:

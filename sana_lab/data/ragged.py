@@ -192,11 +192,12 @@ class Ragged:
             mask &= self.table["length"][:] > 0
         return mask
 
-    def read(self, rows: NDArray[np.integer], items: NDArray[np.integer]) -> Tensor:
-        """Items (B, L, D) of these rows, zeros after each one's end; L is the longest."""
+    def read(self, rows: NDArray[np.integer], items: NDArray[np.integer], multiple: int = 1) -> Tensor:
+        """Items (B, L, D) of these rows, zeros after each one's end; L is the longest, rounded up to a multiple."""
         starts, lengths = self.table["start"][items], self.lengths(items)
         width, kind = self.table.meta["width"], getattr(torch, self.table.meta["type"])
-        out = np.empty((len(items), int(lengths.max()), width), NUMBERS[kind])
+        longest = -(-int(lengths.max()) // multiple) * multiple
+        out = np.empty((len(items), longest, width), NUMBERS[kind])  # numpy asks for huge pages, torch does not
         for at, (row, start, length) in enumerate(zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)):
             descriptor, begin = self._descriptor(row // self.per_shard)
             target = out[at, :length]
