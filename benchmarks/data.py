@@ -199,7 +199,8 @@ def opening(folder: Path) -> dict[str, float]:
     batch = data.train_batch(1_000)
     ended, used = time.perf_counter() - started, time.process_time() - processor
     assert len(batch.prompts) == BATCH
-    peak = next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmHWM")) / 1e3
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
     seconds = {"index_s": opened, "with_cache_s": whole, "with_first_batch_s": ended, "processor_s": used}
     return {"rows": data.len_train, **seconds, "memory_mb": resident() - before, "peak_mb": peak - before}
 

@@ -165,6 +165,40 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s" if value >= 0.1 else f"{1e3 * value:.3g} ms"
 
 
+# Data
+
+
+def data_table(path: Path) -> str:
+    """Figures of benchmarks/data.py, by the clock and by the processor."""
+    record = json.loads(path.read_text())
+    sana, toy, opened = record["read_sana"], record["read_toy"], record["open"]
+    reading = "cached training batches, samples a second, "
+    rows = [
+        (
+            f"{reading}{read['kilobytes_per_sample']:.0f} kB each",
+            f"{read['samples_per_s']:,.0f}",
+            f"{read['samples_per_processor_s']:,.0f}",
+            f"{read['load']:.1f}",
+        )
+        for read in (sana, toy)
+    ]
+    rows += [
+        (
+            f"share of a toy training that waits for data, {idle['workers']} workers",
+            f"{idle['idle_share']:.1%}",
+            "",
+            f"{idle['load']:.1f}",
+        )
+        for idle in (record["idle_0_workers"], record["idle_1_workers"])
+    ]
+    seconds = (f"{opened['with_first_batch_s']:.2f} s", f"{opened['processor_s']:.2f} s")
+    rows += [(f"open {opened['rows']:,} rows with their cache, and read a batch", *seconds, f"{opened['load']:.1f}")]
+    rows += [("memory of that, at its peak", f"{opened['peak_mb']:.0f} MB", "", "")]
+    table = markdown(("", "by the clock", "by the processor of one thread", "load"), rows)
+    machine = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}"
+    return f"{table}\n\nSingle runs on {machine}. The load is that of a shared machine of two cores: it lengthens the clock's time, not the processor's."
+
+
 # Memory
 
 
@@ -322,6 +356,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 RENDERERS: tuple[tuple[str, Callable[[Path], str]], ...] = (
     (r"cpu-.*\.json", cpu_file),
+    (r"data-.*\.json", data_table),
     (r"memory/.*\.json", memory_table),
     (r".*/eval\.json", quality_table),
     (r".*/table\.csv", summary_table),

@@ -108,11 +108,27 @@ def clip(path: Path) -> None:
     tiny_folders.clip(path)
 
 
+def tars(path: Path) -> None:
+    """Two tars of twelve small pictures of several shapes, with scored captions."""
+    import tiny_pictures
+
+    tiny_pictures.tars(path, range(24))
+
+
+def model(path: Path) -> None:
+    """A tiny decoder as transformers saves it."""
+    import tiny_folders
+
+    tiny_folders.decoder(path)
+
+
 PLACEHOLDERS: dict[str, Callable[[Path], None]] = {
     "PICTURES": pictures,
     "PIPELINE": pipeline,
     "SPRINT": sprint,
     "CLIP": clip,
+    "TARS": tars,
+    "MODEL": model,
 }
 
 
@@ -156,6 +172,7 @@ def walk(page: Path, folder: Path, slow: bool) -> int:
         if block.path:
             (folder / block.path).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.path).write_text(block.body)
+            prepare(block.body, folder)
         elif block.language == "python":
             exec(compile(block.body, page.name, "exec"), scope)
         elif block.language == "sh":

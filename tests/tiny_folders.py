@@ -14,6 +14,8 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    GemmaConfig,
+    GemmaModel,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
@@ -48,6 +50,17 @@ def clip(folder: Path, max_tokens: int = 77, seed: int = 0) -> str:
         )
     ).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def decoder(folder: Path) -> str:
+    """A Gemma of width 32 with a tokenizer of bytes."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    tokenizer = offline_tokenizer(start=True)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    GemmaModel(GemmaConfig(**sizes, **heads)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -68,8 +68,10 @@ def _fill(data: DataModule, spec: Config, processes: int) -> None:
         _start(spec, stores, processes)
     data.setup("fit")
     seconds, rows = time.perf_counter() - started, sum(store.done() for store in stores) - before
-    print(f"{data.len_train:,} items to train on, {data.len_val:,} held out; {rows:,} rows encoded in {seconds:.1f} s")
-    print("\n".join(f"{store.kind}: {store.folder}" for store in stores))
+    encoded = f"; {rows:,} rows encoded in {seconds:.1f} s" if stores else ""
+    print(f"{data.len_train:,} items to train on, {data.len_val:,} held out{encoded}")
+    for store in stores:
+        print(f"{store.kind}: {store.folder}")
 
 
 def _start(spec: Config, stores: list[Ragged], processes: int) -> None:

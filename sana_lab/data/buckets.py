@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Buckets = Literal["none", "sana"]
 
+AT_ONCE = 2**17
+"""Pictures whose bucket is found at a time, so that millions need little memory."""
+
 _WIDE = "8 32, 8 31, 8 30, 8 29, 9 28, 9 27, 9 26, 10 25, 10 24, 11 23, 11 22, 11 21, 12 21, 12 20, 13 19, 13 18, "
 _WIDE += "14 18, 14 17, 15 17, 15 16, 16 16"
 _WIDE_2880 = "44 180, 44 174, 44 168, 44 162, 50 156, 50 150, 50 146, 56 140, 56 134, 60 128, 60 122, 60 118, 66 120, "
@@ -43,7 +46,11 @@ def nearest(shapes: list[Shape], heights: NDArray[np.integer], widths: NDArray[n
     ratios = np.array([height / width for height, width in shapes])
     order = np.argsort(ratios, kind="stable")
     middles = (ratios[order][1:] + ratios[order][:-1]) / 2
-    return order[np.searchsorted(middles, heights / widths)].astype(np.uint8)
+    out, codes = np.empty(len(heights), np.uint8), order.astype(np.uint8)
+    for first in range(0, len(out), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        out[part] = codes[np.searchsorted(middles, heights[part] / widths[part])]
+    return out
 
 
 def _round(side: float, multiple: int) -> int:

@@ -180,7 +180,8 @@ class Folder(DataModule):
 def _split(entries: list[Entry], held_out: int | float) -> tuple[list[Entry], list[Entry]]:
     """(training, held-out), each sorted by name."""
     try:
-        mask = splits.held_out(splits.shares(e.group or e.name for e in entries), splits.codes(entries), held_out)
+        shares = splits.shares(e.group or e.name for e in entries)
+        mask = splits.held_out(shares, splits.codes(entries), held_out, lambda i: entries[i].name)
     except ValueError as error:
         raise ValueError(f"data 'folder': {error}") from error
     return [e for e, out in zip(entries, mask, strict=True) if not out], [

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ from sana_lab.data import Split, buckets, disk_columns, images, picture_index, s
 from sana_lab.data.bucketed import Bucketed, Rows
 from sana_lab.data.buckets import Buckets, Shape
 from sana_lab.data.caption_choice import CaptionChoice
-from sana_lab.data.images import Blob
+from sana_lab.data.images import Blob, UnreadableError
 from sana_lab.data.layouts import Layout, Place, detect
 from sana_lab.data.random_numbers import uniform
 from sana_lab.types import Batch
@@ -64,6 +65,7 @@ class Pictures(Bucketed):
         self.crop, self.flip, self.min_side, self.held_out = crop, flip, min_side, held_out
         self.unreadable, self.index = unreadable, Path(index) if index else Path("runs", "index")
         self.choice = CaptionChoice(**choice) if isinstance(choice, dict) else choice
+        self.faults: dict[int, str] = {}  # rows that could not be read in this process -> reason
         self.check_least(size=1, held_out=0, multiple=1)
         self.shapes  # noqa: B018
 
@@ -95,9 +97,38 @@ class Pictures(Bucketed):
         shape: Shape | None,
     ) -> Batch:
         """Images read, cropped and flipped, with their captions."""
-        views = zip(rows, turns, strict=True)
-        pixels = np.stack([self.view(int(row), int(turn), split, shape) for row, turn in views])
-        return Batch(torch.from_numpy(pixels).float().mul_(2 / 255).sub_(1), self.texts(captions))
+        views = [self._readable(int(row), int(turn), split, shape) for row, turn in zip(rows, turns, strict=True)]
+        used = np.array([row for row, _ in views])
+        if (used != rows).any():
+            captions = self.captions_of(used, turns, split)
+        pixels = torch.from_numpy(np.stack([view for _, view in views]))
+        return Batch(pixels.float().mul_(2 / 255).sub_(1), self.texts(captions))
+
+    def _readable(self, row: int, turn: int, split: Split, shape: Shape | None) -> tuple[int, NDArray[np.uint8]]:
+        """A row and its view; instead of one that cannot be read, the next of its bucket."""
+        while True:
+            try:
+                return row, self.view(row, turn, split, shape)
+            except (UnreadableError, OSError, ValueError) as error:
+                self._count(row, error)
+                row = self._next(row, split)
+
+    def _next(self, row: int, split: Split) -> int:
+        selected, bucket = self.selection(split), int(self.buckets_of[row])
+        inside = selected.rows[selected.ends[bucket] - selected.counts[bucket] : selected.ends[bucket]]
+        return int(inside[(int(np.searchsorted(inside, row)) + 1) % len(inside)])
+
+    def _count(self, row: int, error: Exception) -> None:
+        """Report a picture that broke after the index was written. ValueError if they are too many."""
+        if row not in self.faults:
+            self.faults[row] = str(error)
+            rows = self.table.meta["rows"]
+            text = f"data 'pictures': {self.name(row)!r} cannot be read ({error}); {len(self.faults)} of {rows} so far"
+            if len(self.faults) > self.unreadable * rows:
+                raise ValueError(f"{text}; at most a share `unreadable` of {self.unreadable:g} may be") from error
+            print(f"{text}; the next picture takes its place", file=sys.stderr)
+        elif len(self.faults) == self.table.meta["rows"]:
+            raise ValueError(f"data 'pictures': no picture in {str(self.root)!r} can be read") from error
 
     def view(self, row: int, turn: int, split: Split, shape: Shape | None) -> NDArray[np.uint8]:
         """A picture (3, h, w) as training sees it on a turn. UnreadableError, OSError, ValueError."""
@@ -137,7 +168,8 @@ class Pictures(Bucketed):
             raise ValueError(f"data 'pictures': all pictures in {str(self.root)!r} are below min_side {self.min_side}")
         shares, codes = table["share"][kept], table["split"][kept]
         try:
-            mask = splits.held_out(shares, codes, self.held_out, groups=table.meta["groups"])
+            name, groups = (lambda i: self.name(int(kept[i]))), table.meta["groups"]
+            mask = splits.held_out(shares, codes, self.held_out, name, groups)
         except ValueError as error:
             raise ValueError(f"data 'pictures': {error}") from error
         chosen: dict[Split, NDArray[np.int32]] = {"train": kept[~mask], "val": kept[mask]}

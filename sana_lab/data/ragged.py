@@ -201,7 +201,7 @@ class Ragged:
         for at, (row, start, length) in enumerate(zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True)):
             descriptor, begin = self._descriptor(row // self.per_shard)
             target = out[at, :length]
-            if os.preadv(descriptor, [target], begin + start * width * out.itemsize) != target.nbytes:
+            if _read_into(target, descriptor, begin + start * width * out.itemsize) != target.nbytes:
                 raise ValueError(f"{self._path(row // self.per_shard)} is truncated; run `sana-lab cache` again")
             out[at, length:] = 0
         return torch.from_numpy(out).view(kind)
@@ -232,6 +232,15 @@ class Ragged:
 
 
 _COLUMNS = {"start": "i8", "length": "i4", "bytes": "i8"}
+
+
+def _read_into(target: NDArray, descriptor: int, offset: int) -> int:
+    """Read the bytes of a contiguous array; how many there are."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [target], offset)
+    content = os.pread(descriptor, target.nbytes, offset)
+    target.reshape(-1).view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+    return len(content)
 
 
 def _about(file: Any) -> Json:

@@ -1,7 +1,7 @@
 """Which items are held out: by the manifest's own split, or by a hash of each group, which is never divided."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,30 +27,36 @@ def codes(entries: Iterable[Any]) -> NDArray[np.uint8]:
 
 
 def held_out(
-    shares: NDArray[np.float64], codes: NDArray[np.uint8], held_out: int | float, groups: bool = True
+    shares: NDArray[np.float64],
+    codes: NDArray[np.uint8],
+    held_out: int | float,
+    name: Callable[[int], str],
+    groups: bool = True,
 ) -> NDArray[np.bool_]:
     """Mask (N,) of the items that are held out.
 
     Items with a split keep it, and their whole group with them. Of the others those whose share is below `held_out`
     are, or so many with the least shares; fewer where a group would be divided. Of two items or more at least one is
     in each part. Without `groups` no two items are of one group. ValueError for a number that leaves none to train on,
-    or a group with both splits.
+    or a group with both splits, in which `name` names an item.
     """
-    code = _group_codes(shares, codes) if groups and codes.any() else codes
+    code = _group_codes(shares, codes, name) if groups and codes.any() else codes
     mask, free = code == CODES["val"], code == 0
     if free.any():
         mask[free] = _by_share(shares[free], held_out, any_train=bool((code == 1).any()), any_val=bool(mask.any()))
     return mask
 
 
-def _group_codes(shares: NDArray[np.float64], codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _group_codes(
+    shares: NDArray[np.float64], codes: NDArray[np.uint8], name: Callable[[int], str]
+) -> NDArray[np.uint8]:
     """The split of each item's group."""
     groups, inverse = np.unique(shares, return_inverse=True)
     code = np.zeros(len(groups), np.uint8)
     np.maximum.at(code, inverse, codes)
     both = (codes > 0) & (codes != code[inverse])
     if both.any():
-        raise ValueError(f"item {int(np.flatnonzero(both)[0])} is of a group that has items of train and of val")
+        raise ValueError(f"the group of {name(int(np.flatnonzero(both)[0]))!r} has items of train and of val")
     return code[inverse]
 
 

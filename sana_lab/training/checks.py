@@ -183,8 +183,10 @@ def check_sizes(experiment: schema.Config, system: System) -> None:
     """SpecError if the size of training images or `eval.bench_size` is not a multiple of downsampling x patch."""
     dit, downsample = system.part("dit"), system.part("autoencoder").downsample
     patch = 1 if dit is None else dit.patch
-    size = experiments.image_size(experiment["data"])
+    size, source = experiments.image_size(experiment["data"]), experiments.source_of(experiment["data"])
     check_size(size, downsample, patch)
+    if source.get("buckets", "none") != "none":
+        check_size(source["multiple"], downsample, patch, "`multiple` of data 'pictures',")
     if system.part("discriminator") is not None and size < LEAST_SIZE:
         raise SpecError(f"data.size {size} is too small for the discriminator; expected at least {LEAST_SIZE}")
     if dit is not None and experiment["eval"]["bench_size"]:

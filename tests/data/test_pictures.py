@@ -172,6 +172,23 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"b.parquet.* is no readable .parquet"):
             make(tmp_path / "p", layout="tables").setup()
 
+    def test_a_picture_that_breaks_later_is_named_and_the_next_of_its_bucket_takes_its_place(
+        self, make, tmp_path, capsys
+    ):
+        root = tiny_pictures.folder(tmp_path / "pictures", NUMBERS)
+        data = make(root, buckets="sana", multiple=8, unreadable=0.1)
+        whole = [data.train_batch(n) for n in range(14)]  # two epochs
+        row = int(data.selection("train").rows[0])
+        (root / data.name(row)).write_bytes(b"no picture")
+        batches = [data.train_batch(n) for n in range(14)]
+        assert "1 of 30 so far; the next picture takes its place" in capsys.readouterr().err
+        assert [b.images.shape for b in batches] == [b.images.shape for b in whole]
+        assert not any(f"a picture {row}" in b.prompts for b in batches)
+        for n in range(12):
+            (root / f"{n:05}.png").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"4 of 30 so far; at most a share `unreadable` of 0.1"):
+            [data.train_batch(n) for n in range(14)]
+
 
 class TestIndex:
     def test_is_written_again_when_the_content_changes(self, make, tmp_path):

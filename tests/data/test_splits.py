@@ -14,7 +14,7 @@ NO_SPLIT = np.zeros(400, np.uint8)
 
 @pytest.mark.parametrize("share", [0.1, 40, 41, 0.5])
 def test_groups_are_never_divided(share):
-    mask = held_out(shares(GROUPS), NO_SPLIT, share)
+    mask = held_out(shares(GROUPS), NO_SPLIT, share, NAMES.__getitem__)
     assert (mask.reshape(-1, 4).all(1) | ~mask.reshape(-1, 4).any(1)).all()
     assert abs(mask.mean() - (share if share < 1 else share / 400)) < 0.06
 
@@ -22,21 +22,21 @@ def test_groups_are_never_divided(share):
 def test_a_group_follows_the_split_of_one_of_its_items():
     codes = NO_SPLIT.copy()
     codes[[0, 4]] = CODES["val"], CODES["train"]
-    mask = held_out(shares(GROUPS), codes, 0.0)
+    mask = held_out(shares(GROUPS), codes, 0.0, NAMES.__getitem__)
     assert np.flatnonzero(mask).tolist() == [0, 1, 2, 3]
     codes[1] = CODES["train"]
-    with pytest.raises(ValueError, match="item 1 is of a group that has items of train and of val"):
-        held_out(shares(GROUPS), codes, 0.0)
+    with pytest.raises(ValueError, match=r"the group of '1.jpg' has items of train and of val"):
+        held_out(shares(GROUPS), codes, 0.0, NAMES.__getitem__)
 
 
 def test_new_items_change_no_split_of_others():
-    few, many = (held_out(shares(NAMES[:n]), NO_SPLIT[:n], 0.2) for n in (200, 400))
+    few, many = (held_out(shares(NAMES[:n]), NO_SPLIT[:n], 0.2, NAMES.__getitem__) for n in (200, 400))
     assert (few == many[:200]).all()
 
 
 def test_a_number_that_leaves_none():
     with pytest.raises(ValueError, match="held_out is 400 of 400 pictures; at most 399 leave one"):
-        held_out(shares(NAMES), NO_SPLIT, 400)
+        held_out(shares(NAMES), NO_SPLIT, 400, NAMES.__getitem__)
 
 
 def test_a_folders_manifest_has_both_columns(tmp_path):
