@@ -196,7 +196,8 @@ def data_table(path: Path) -> str:
     rows += [("memory of that, at its peak", f"{opened['peak_mb']:.0f} MB", "", "")]
     table = markdown(("", "by the clock", "by the processor of one thread", "load"), rows)
     machine = f"{record['device']}, torch {record['versions']['torch']}, commit {record['commit']}"
-    return f"{table}\n\nSingle runs on {machine}. The load is that of a shared machine of two cores: it lengthens the clock's time, not the processor's."
+    load = "The load is that of a shared machine of two cores: it lengthens the clock's time, not the processor's."
+    return f"{table}\n\nSingle runs on {machine}. {load}"
 
 
 # Memory
