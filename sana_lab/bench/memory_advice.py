@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, meta_system
+from sana_lab.bench.training_memory import TRAINING_BYTES
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
@@ -13,9 +14,6 @@ from sana_lab.types import Json
 
 if TYPE_CHECKING:
     from sana_lab.systems.text2image import TextToImage
-
-TRAINING_BYTES = 20
-"""Bytes per trained parameter: float32 weights, gradients, two moments of Adam, and the averaged weights (EMA)."""
 
 
 class SamplingPass(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab import environment
-from sana_lab.bench.memory_advice import TRAINING_BYTES
+from sana_lab.bench.training_memory import TrainingMemory, training_memory
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config import experiments
@@ -35,8 +35,7 @@ class TrainingCost(NamedTuple):
     parameters: int
     trainable: int
     flops: float  # of an optimiser step: forward and backward of what trains, without frozen encoders
-    memory: int  # bytes at the peak, computed
-    fixed: int  # of these, what does not depend on the batch
+    stages: TrainingMemory  # bytes, computed
     batch: int  # images at a time on a device
     disk: int  # bytes of two checkpoints and the weights
     steps: int
@@ -51,7 +50,18 @@ class TrainingCost(NamedTuple):
             f"GFLOPs a step without frozen encoders; memory {self.memory / GIB:.2f} GiB, computed; disk "
             f"{self.disk / GIB:.2f} GiB",
             f"{self.steps:,} steps{step} ({self.origin})",
+            f"memory in GiB: {self.stages.line()}",
         ]
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak."""
+        return self.stages.peak
+
+    @property
+    def fixed(self) -> int:
+        """Of these, what does not depend on the batch."""
+        return self.stages.fixed
 
     @property
     def hours(self) -> float:
@@ -60,22 +70,18 @@ class TrainingCost(NamedTuple):
 
 
 def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
-    """The cost of a resolved experiment's training. SpecError for a system that is neither text2image nor an
-    autoencoder."""
+    """The cost of a resolved experiment's training. SpecError for a system without a DiT that is no autoencoder."""
     system = reuse(("cost system", experiment["system"]), lambda: build_on_meta("system", experiment["system"]))
     trainer = experiment["trainer"]
-    batch = math.ceil((experiments.source_of(experiment["data"]).get("batch") or 1) / devices)
+    batch = math.ceil((experiment["data"].get("batch") or 1) / devices)
     macs, activations = _step(system, experiment, batch)
     parameters = sum(p.numel() for p in system.parameters())
     trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    half = 2 if trainer["precision"].endswith("true") and trainer["precision"].startswith(("bf16", "16")) else 4
-    fixed = TRAINING_BYTES * trainable + half * (parameters - trainable)
+    stages = training_memory(experiment, system, batch, activations, devices)
     flops = 2.0 * macs * trainer["accumulate"]
     seconds, origin = _step_time(experiment, flops)
     disk = (2 * CHECKPOINT_BYTES + 4) * trainable
-    return TrainingCost(
-        parameters, trainable, flops, fixed + activations, fixed, batch, disk, trainer["max_steps"], seconds, origin
-    )
+    return TrainingCost(parameters, trainable, flops, stages, batch, disk, trainer["max_steps"], seconds, origin)
 
 
 def step_flops(experiment: Config) -> float:
@@ -90,9 +96,12 @@ def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> Non
     memory = total_memory() if memory is None else memory
     if cost.memory <= memory:
         return
-    per_image = (cost.memory - cost.fixed) / cost.batch
-    batch = int((memory - cost.fixed) / per_image) if per_image else 0
-    fits = f"data.batch={batch} with trainer.accumulate" if batch >= 1 else "a smaller system, or more devices"
+    stages = cost.stages
+    batch = int((memory - cost.fixed) * cost.batch / stages.step) if stages.step else 0
+    if stages.process + stages.encoding > memory:
+        fits = "a smaller `tile` of the autoencoder that encodes the data"
+    else:
+        fits = f"data.batch={batch} with trainer.accumulate" if batch >= 1 else "a smaller system, or more devices"
     raise SpecError(
         f"{title} needs {cost.memory / GIB:.1f} GiB at data.batch {cost.batch}, {cost.fixed / GIB:.1f} GiB of them at "
         f"any batch, and there are {memory / GIB:.1f} GiB; what would fit: {fits}"
@@ -103,13 +112,15 @@ def _step(system: Any, experiment: Config, batch: int) -> tuple[int, int]:
     """MACs of forward and backward of a batch, and the bytes of activations at the peak."""
     size, precision = experiments.image_size(experiment["data"]), experiment["trainer"]["precision"]
     dtype = torch.bfloat16 if precision.startswith(("bf16", "16")) else torch.float32
-    dit, text = system.part("dit"), system.part("text_encoder")
-    if dit is not None and text is not None:
-        key = ("step", dit.spec, text.dim, system.latent_shape(size), batch, precision)
-        return reuse(key, lambda: _measure(dit.to(dtype), _denoiser_inputs(system, size, batch, dtype)))
+    dit = system.part("dit")
+    if dit is not None:
+        encoder = _text_encoder(system, experiment)
+        tokens, side = min(CAPTION_TOKENS, encoder.max_tokens), size // _downsample(system)
+        key = ("step", dit.spec, dit.text_dim, tokens, side, batch, precision)
+        return reuse(key, lambda: _measure(dit.to(dtype), _denoiser_inputs(dit, tokens, side, batch, dtype)))
     autoencoder = system.part("autoencoder")
     if autoencoder is None:
-        raise SpecError("the cost of a training is known for text2image systems and autoencoders")
+        raise SpecError("the cost of a training is known for systems with a DiT and for autoencoders")
     images = torch.empty(batch, 3, size, size, device="meta", dtype=dtype)
     return reuse(
         ("step", autoencoder.spec, size, batch, precision),
@@ -128,11 +139,23 @@ class _Reconstruction(nn.Module):
         return decoded
 
 
-def _denoiser_inputs(system: Any, size: int, batch: int, dtype: torch.dtype) -> tuple[Any, ...]:
-    tokens = min(CAPTION_TOKENS, system.text_encoder.max_tokens)
+def _text_encoder(system: Any, experiment: Config) -> Any:
+    """The text encoder of a system, or of the features that it is trained on."""
+    if (own := system.part("text_encoder")) is not None:
+        return own
+    spec = experiment["system"]["text_encoder"]
+    return reuse(("encoder", spec), lambda: build_on_meta("text_encoder", spec))
+
+
+def _downsample(system: Any) -> int:
+    own = system.part("autoencoder")
+    return int(system.downsample if own is None else own.downsample)
+
+
+def _denoiser_inputs(dit: Any, tokens: int, side: int, batch: int, dtype: torch.dtype) -> tuple[Any, ...]:
     with torch.device("meta"):
-        x, t = torch.empty(batch, *system.latent_shape(size), dtype=dtype), torch.empty(batch, dtype=dtype)
-        features = torch.empty(batch, tokens, system.text_encoder.dim, dtype=dtype)
+        x, t = torch.empty(batch, dit.channels, side, side, dtype=dtype), torch.empty(batch, dtype=dtype)
+        features = torch.empty(batch, tokens, dit.text_dim, dtype=dtype)
         return x, t, Text(features, torch.ones(batch, tokens, dtype=torch.bool))
 
 
@@ -169,7 +192,7 @@ def _rate(card: Config) -> float | None:
     try:
         config = experiments.from_card(card["config"], str(card["experiment"]))
         system = build_on_meta("system", config["system"])
-        batch = experiments.source_of(config["data"]).get("batch") or 1
+        batch = config["data"].get("batch") or 1
         macs, _ = _step(system, config, batch)
     except (ValueError, KeyError):
         return None

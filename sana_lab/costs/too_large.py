@@ -44,7 +44,7 @@ def check_experiment(experiment: Config, ranks: int = 1) -> None:
     source = experiments.source_of(experiment["data"])
     if (size := source.get("size")) is None:
         return
-    if "batch" in source:
+    if source is experiment["data"] and "batch" in source:  # batches of a cache hold latents
         check_pixels("data.batch", -(-source["batch"] // ranks), size)
     check_pixels("prompts", len(experiment["prompts"]), size, bytes_per_value=1)
     check_evaluation(experiment["eval"], size)

@@ -14,6 +14,7 @@ from sana_lab.config.experiments import image_size
 from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec
+from sana_lab.costs.allocator import return_freed_memory
 from sana_lab.costs.out_of_memory import describe_out_of_memory
 from sana_lab.diffusion import Prediction, Process, Weighting, guidance
 from sana_lab.diffusion.guidance import Bind, guided, reads_null
@@ -194,6 +195,8 @@ class TextToImage(System):
         indices = list(range(len(prompts)) if indices is None else indices)
         check_request(prompts, negatives, indices)
         shape = self.latent_shape(size)
+        if self.autoencoder.tile is not None and self.device.type == "cpu":
+            return_freed_memory()
         dit = quantized(self.dit, sampling.precision, self._activations(sampling))
         guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work

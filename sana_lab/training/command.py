@@ -93,17 +93,18 @@ def _ancestry(experiment: Config) -> list[str]:
 
 def _cost(experiment: Config, name: str) -> list[str]:
     """The cost of a training in words, and whether this machine's memory is enough: it may be meant for another."""
-    from sana_lab.bench import training_cost
+    from sana_lab.bench import training_cost, training_memory
 
     try:
         cost = training_cost.training_cost(experiment, ranks.count(experiment))
     except (specs.SpecError, NotImplementedError, RuntimeError) as error:  # RuntimeError of a part of the user's own
         return [f"cost unknown: {first_line(error)}"]
+    lines = [*cost.lines(), *training_memory.sampling_lines(experiment)]
     try:
         training_cost.check_fits(cost, name)
     except specs.SpecError as error:
-        return [*cost.lines(), f"does not fit this machine: {error}"]
-    return cost.lines()
+        return [*lines, f"does not fit this machine: {error}"]
+    return lines
 
 
 def _say_other_steps(name: str, overrides: Sequence[str]) -> None:

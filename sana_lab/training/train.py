@@ -14,12 +14,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
+from sana_lab.bench.training_memory import on_cpu
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing, interpolation, specs
 from sana_lab.config.atomic_write import explaining_full_disk, write_text
 from sana_lab.config.limits import point_steps
 from sana_lab.config.paths import check_folder
 from sana_lab.config.schema import Config
+from sana_lab.costs.allocator import return_freed_memory
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
 from sana_lab.systems import System
@@ -131,6 +133,8 @@ def _train_rank(
     options, timer = experiment["trainer"], callbacks.Timer()
     if options["threads"]:
         torch.set_num_threads(options["threads"])
+    if saves_memory(experiment):
+        return_freed_memory()
     L.seed_everything(experiment["seed"], verbose=False)
     if ranks.is_first():
         write_text(home / "experiment.yaml", as_yaml(experiment))
@@ -175,6 +179,12 @@ def _attempt(work: Work, timer: Timer) -> Outcome | None:
     for each in points:
         about |= each.card()
     return Outcome(timer.seconds, checkpoints.final(trainer), steps, about)
+
+
+def saves_memory(experiment: Config) -> bool:
+    """Whether a training on the CPU recomputes activations, and so prefers less memory to less time."""
+    dit = experiment["system"].get("dit")
+    return isinstance(dit, dict) and bool(dit.get("checkpointing")) and on_cpu(experiment["trainer"]["accelerator"])
 
 
 def _points(experiment: Config, home: Path, timer: Timer, evaluation: PointEvaluation | None) -> list[Points]:
