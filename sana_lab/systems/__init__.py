@@ -155,7 +155,7 @@ class System(L.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Shard the DiT over the ranks, with `trainer.strategy: fsdp2`."""
-        if self.device_mesh is not None:
+        if self.device_mesh is not None and not sharding.is_sharded(self):
             sharding.shard(self.part("dit"), self.device_mesh["data_parallel"])
             self.average.shard(self.averaged_module)
 

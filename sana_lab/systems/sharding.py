@@ -15,9 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(dit: Any, mesh: Any) -> None:
-    """Shard a DiT over a mesh of one dimension, unless it is already."""
-    if isinstance(dit, FSDPModule):
-        return
+    """Shard a DiT over a mesh of one dimension."""
     for module in dit.shards():
         if any(True for _ in module.parameters()):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
