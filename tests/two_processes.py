@@ -1,6 +1,7 @@
 """Trainings in two processes that share each batch, several of them in one start: a start takes longer than they do."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class Case(NamedTuple):
     experiment: str
     overrides: Sequence[str] = ()
     stops: Sequence[int] = ()  # optimiser steps after which it is interrupted, before it goes on
+    waits: int | None = None  # step after which each process writes its number to NAME/waits.PID, and does nothing more
     logged: bool = False  # whether previews are kept, in NAME/pictures.pt
 
 
@@ -103,11 +105,12 @@ def train_all(root: str, cases: Mapping[str, Case], devices: str = "1") -> None:
             experiment = experiments.load(case.experiment, [*case.overrides, f"trainer.devices={devices}"])
             for step in case.stops:
                 _interrupt(experiment, step)
-            callbacks.Termination.on_train_batch_end = end
+            _at_batch_end(end if case.waits is None else _waiting(case.waits))
             logger = Pictures(Path(name)) if case.logged and ranks.is_first() else None
             train.train(experiment, progress=_silent, evaluation=Evaluation(), logger=logger)
     finally:
-        weights.HOME, callbacks.Termination.on_train_batch_end = home, end
+        weights.HOME = home
+        _at_batch_end(end)
 
 
 def _interrupt(experiment: Any, step: int) -> None:
@@ -115,12 +118,26 @@ def _interrupt(experiment: Any, step: int) -> None:
         if trainer.global_step == step:
             raise Interrupted
 
-    callbacks.Termination.on_train_batch_end = stop
+    _at_batch_end(stop)
     try:
         train.train(experiment, progress=_silent)
     except Interrupted:
         return
     raise AssertionError(f"the training was not interrupted at step {step}")
+
+
+def _at_batch_end(act: Any) -> None:
+    """Act after each batch, before its checkpoint, in place of the callback that waits for SIGTERM."""
+    callbacks.Termination.on_train_batch_end = act  # type: ignore[method-assign]
+
+
+def _waiting(step: int) -> Any:
+    def wait(self: Any, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == step:
+            (weights.HOME / f"waits.{os.getpid()}").touch()
+            time.sleep(600)
+
+    return wait
 
 
 def _silent(*_: object) -> None:

@@ -18,6 +18,7 @@ from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import CAPTION_TOKENS, count_macs
+from sana_lab.costs.fused_attention import fused_attention
 from sana_lab.costs.live_memory import LiveBytes, tensor_bytes
 from sana_lab.costs.too_large import GIB, total_memory
 from sana_lab.types import Text
@@ -166,9 +167,9 @@ def _measure(network: nn.Module, inputs: Sequence[Any]) -> tuple[int, int]:
         network.train()(*inputs).float().square().mean().backward()
 
     try:
-        with LiveBytes(network.parameters(), "meta") as forward:
+        with fused_attention(), LiveBytes(network.parameters(), "meta") as forward:
             network.train()(*inputs)
-        with LiveBytes(network.parameters(), "meta") as whole:
+        with fused_attention(), LiveBytes(network.parameters(), "meta") as whole:
             step()
         network.zero_grad()
         return count_macs(step), max(forward.peak, whole.peak - gradients)

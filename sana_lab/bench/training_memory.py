@@ -16,6 +16,7 @@ from sana_lab.checkpoints.build import build_on_meta, without_weights
 from sana_lab.config import experiments
 from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config
+from sana_lab.costs.fused_attention import fused_attention
 from sana_lab.costs.live_memory import LiveBytes, module_tensors, tensor_bytes
 from sana_lab.costs.too_large import GIB
 from sana_lab.diffusion.guidance import reads_null
@@ -152,6 +153,6 @@ def _encode(autoencoder: Any, images: int, size: int) -> int:
 
 @torch.no_grad()
 def _peak(network: Any, call: Callable[[], Tensor]) -> int:
-    with LiveBytes(module_tensors([network]), "meta") as live:
+    with fused_attention(), LiveBytes(module_tensors([network]), "meta") as live:
         call()
     return live.peak

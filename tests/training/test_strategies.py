@@ -1,7 +1,11 @@
 """Training in two processes by each strategy: the model of one process, and after any interruption the same bits."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,35 @@ def test_a_training_that_was_stopped_at_every_step_ends_with_the_same_bits(train
     for number, state in whole["optimizer_states"][0]["state"].items():
         assert largest_difference(stopped["optimizer_states"][0]["state"][number], state) == 0
     assert stopped["measures"] == whole["measures"]
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_none_behind_and_go_on_to_the_same_bits(trained: Path):
+    """kill -9 of the process that started them, after the checkpoint of step 4, in mid-epoch."""
+    script = (
+        "import sys, two_processes as t; from pathlib import Path\n"
+        "if __name__ == '__main__': t.train_in_two(Path(sys.argv[1]), {'killed': t.Case('cached', waits=5)})"
+    )
+    (trained / "start.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(two_processes.__file__).parent), *sys.path])}
+    with subprocess.Popen([sys.executable, "start.py", str(trained)], env=environment) as process:
+        waiting = wait_for(lambda: [*(trained / "killed").glob("waits.*")], 2)
+        process.kill()
+    for number in (int(path.suffix[1:]) for path in waiting):
+        wait_for(lambda pid=number: [] if Path(f"/proc/{pid}").exists() else [pid], 1)  # type: ignore[misc]
+    assert [path.name for path in (trained / "killed").glob("models/*/*.ckpt")] == ["step=4.ckpt"]
+    two_processes.train_in_two(trained, {"killed": Case("cached")})
+    assert largest_difference(final(trained, "killed"), final(trained, "ddp whole")) == 0
+    assert checkpoint(trained, "killed")["measures"] == checkpoint(trained, "ddp whole")["measures"]
+
+
+def wait_for(things: Callable[[], list[Any]], count: int) -> list[Any]:
+    """The things, once there are so many; within four minutes."""
+    end = time.monotonic() + 240
+    while len(present := things()) < count:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    return present
 
 
 @pytest.mark.slow
