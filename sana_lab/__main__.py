@@ -58,6 +58,8 @@ def _sample_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT", help="negative prompt for guidance")
     parser.add_argument("--variant", metavar="NAME", help="variant of a diffusers folder's files, such as fp16")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
+    parser.add_argument("--lora", metavar="FILE", help="LoRA of the DiT to add, in diffusers' layout")
+    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="strength of the LoRA (1)")
 
 
 def _sample(options: Namespace) -> None:

@@ -19,7 +19,7 @@ from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.costs.too_large import check_pixels
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
-from sana_lab.pretrained import loading
+from sana_lab.pretrained import loading, lora
 from sana_lab.systems.text2image import TextToImage
 
 
@@ -83,6 +83,8 @@ def main(options: argparse.Namespace) -> None:
     check_folder(options.out)
     system = load(options.model, options.set, options.variant)
     if isinstance(system, TextToImage):
+        if options.lora is not None:
+            lora.merge(system.dit, options.lora, options.lora_scale)
         system.prepare_for_sampling(Sampling(**settings(system, {})), place("auto"))
     with advise_on_out_of_memory(
         lambda: memory_advice(system, options.size, len(options.prompts), "prompts at a time")
@@ -91,6 +93,7 @@ def main(options: argparse.Namespace) -> None:
     for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
         noise = {"seed": options.seed, "index": i}
         about = {"prompt": prompt, "model": options.model, **noise, "negative": options.negative}
+        about |= {"lora": options.lora, "lora_scale": options.lora_scale} if options.lora else {}
         print(write(options.out, image, {**about, "sampling": stored_settings(system)}))
 
 

@@ -46,6 +46,9 @@ TABLE: dict[str, dict[str, str]] = {
         "came": "sana_lab.systems.came:Came",
         "adamw_8bit": "sana_lab.systems.adamw_8bit:AdamW8bit",
     },
+    "adapter": {
+        "lora": "sana_lab.systems.adapters:Lora",
+    },
     "method": {
         "repa": "sana_lab.methods.repa:Repa",
         "irepa": "sana_lab.methods.irepa:Irepa",
@@ -129,6 +132,7 @@ KINDS: dict[str, str] = {
     "solver": "ODE solver that samples",
     "cache": "reuse of the blocks between steps of sampling, an approximation (`sampling.cache`)",
     "optimizer": "optimiser that trains",
+    "adapter": "small modules that train in place of the DiT's weights",
     "method": "training method beside the objective: loss terms, modules, token routing",
     "data": "data set: images or latents with captions",
     "layout": "how pictures with captions lie on the disk (`layout` of data `pictures`)",
@@ -153,6 +157,7 @@ BASES: dict[str, str] = {
     "text_encoder": "sana_lab.models.text:TextEncoder",
     "cache": "sana_lab.diffusion.step_cache:StepCache",
     "optimizer": "torch.optim:Optimizer",
+    "adapter": "sana_lab.systems.adapters:Adapter",
     "method": "sana_lab.methods:Method",
     "data": "sana_lab.data:DataModule",
     "layout": "sana_lab.data.layouts:Layout",

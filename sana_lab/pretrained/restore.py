@@ -41,6 +41,10 @@ def from_checkpoint(path: Path) -> Any:
     with guests.brought_by(str(path)):
         system = specs.build("system", {"name": system_with(options, path), **options})
     checkpoint = _unwrapped(checkpoint)
+    if system.adapter is not None:
+        raise SpecError(
+            f"{path} is of a training with an adapter; expected its weights.safetensors, which has it merged"
+        )
     mismatch.check_finite(checkpoint["state_dict"], str(path))
     mismatch.check_finite(checkpoint["average"].get("values", {}), str(path))
     system.on_load_checkpoint(checkpoint)  # first, as in Lightning: it reports a state dict that does not fit

@@ -16,6 +16,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import Process
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.systems import sharding
+from sana_lab.systems.adapters import Adapter, Factors
 from sana_lab.systems.ema import Average, trainable
 from sana_lab.systems.optim import gradient_norm, optimizer, set_learning_rate, split_groups
 from sana_lab.types import Batch
@@ -87,6 +88,9 @@ class System(L.LightningModule, ABC):
     clip: float = 1.0
     """Largest norm of the gradient, 0 is no clipping, of a system that steps by hand: `trainer.gradient_clip`."""
 
+    adapter: Adapter | None = None
+    """Modules that alone train, from the beginning of a training on (`adapt`)."""
+
     elapsed: Callable[[], float] | None = None
     """Share of the training's time that has passed, if it ends by time (`trainer.max_seconds`)."""
 
@@ -131,6 +135,8 @@ class System(L.LightningModule, ABC):
                 f"system {type(self).__name__} has no `average` of its weights; expected self.average = "
                 "Average(self, decay) at the end of its constructor, from sana_lab.systems.ema"
             )
+        if self.adapter is not None:
+            self.adapter.check(self.part("dit"))
         if not self.evaluates:
             rank_zero_info(
                 f"system {type(self).__name__} has no method `evaluate`: `sana-lab eval` has nothing to measure of it, "
@@ -140,13 +146,31 @@ class System(L.LightningModule, ABC):
     # Training methods
 
     def setup(self, stage: str) -> None:
-        """Build the training methods, before Lightning makes the optimisers and reads the checkpoint."""
+        """Build adapter and training methods, before Lightning makes the optimisers and reads the checkpoint."""
         methods, trainer = self.part("methods"), self.trainer
+        if stage == "fit" and self.adapter is not None and not self.adapter.injected(self.part("dit")):
+            self.adapt()
         if stage == "fit" and methods is not None and methods.specs:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             if data is None:
                 raise ValueError("a system with `method` is trained on a data module, whose size it must know")
             self.build_methods(data.size, data.batch, data.gives_images, trainer.strategy.root_device)
+
+    def adapt(self) -> None:
+        """Freeze all parts, put the adapter into the DiT, and average its parameters."""
+        assert self.adapter is not None
+        self.requires_grad_(False)
+        self.adapter.inject(self.part("dit"))
+        self.average = Average(self, self.average.decay)
+
+    def adapter_factors(self) -> Factors:
+        """The averaged low-rank change of each layer of the DiT; {} without an adapter."""
+        if self.adapter is None:
+            return {}
+        with self.averaged():
+            return {
+                k: (a.clone(), b.clone()) for k, (a, b) in self.adapter.factors(self.part("dit").state_dict()).items()
+            }
 
     def build_methods(
         self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
@@ -243,6 +267,7 @@ class System(L.LightningModule, ABC):
         by all ranks."""
         with self._average_in_place():
             kept = _without(self._own_state(), self.auxiliary)
+            kept = kept if self.adapter is None else self.adapter.merged(kept)
             return {k: sharding.full(v.detach()).clone() for k, v in kept.items()}
 
     def _own_state(self) -> dict[str, Tensor]:

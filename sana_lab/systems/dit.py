@@ -57,6 +57,8 @@ class DitSystem(System):
         # Options of the optimiser for parameters by pattern of their names: {"*norm*": {weight_decay: 0}}; the first
         # pattern that matches counts.
         groups: Annotated[Groups, AsBefore({})] = {},  # noqa: B006  (never changed)
+        # Modules that alone train, beside a DiT of a parent or with weights; weights files hold them merged into it.
+        adapter: Annotated[Spec | None, "adapter", AsBefore(None)] = None,
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -71,6 +73,7 @@ class DitSystem(System):
             )
         self.dit: Dit = build("dit", dit, channels=encoder.channels, text_dim=text.dim)
         self.methods = Methods(method)
+        self.adapter = None if adapter is None else specs.build("adapter", adapter)
         self.average = Average(self, ema)
         self.wholes: list[TextToImage] = []  # the system that samples, once it was needed; no child module
 

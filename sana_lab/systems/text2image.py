@@ -79,6 +79,8 @@ class TextToImage(System):
         # Options of the optimiser for parameters by pattern of their names: {"*norm*": {weight_decay: 0}}; the first
         # pattern that matches counts.
         groups: Annotated[Groups, AsBefore({})] = {},  # noqa: B006  (never changed)
+        # Modules that alone train, beside a DiT of a parent or with weights; weights files hold them merged into it.
+        adapter: Annotated[Spec | None, "adapter", AsBefore(None)] = None,
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -90,8 +92,13 @@ class TextToImage(System):
         self.frozen = ("autoencoder",) if self.text_trains else ("autoencoder", "text_encoder")
         self.dit: Dit = build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
         self.methods = Methods(method)
+        self.adapter = None if adapter is None else specs.build("adapter", adapter)
         self.average = Average(self, ema)
         self.graphs = Graphs()
+
+    def adapt(self) -> None:
+        super().adapt()
+        self.text_trains = False  # frozen, and saved as before
 
     def train(self, mode: bool = True) -> "TextToImage":
         """Set the mode of trainable parts; frozen parts stay in evaluation mode."""

@@ -60,9 +60,25 @@ def check(experiment: schema.Config) -> System:
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
     parent.check(system, experiment)
+    check_adapter(experiment, system)
     if (methods := system.part("methods")) is not None and methods.specs:
         check_methods(experiment, system, methods)
     return system
+
+
+def check_adapter(experiment: schema.Config, system: System) -> None:
+    """SpecError for an adapter beside a DiT of random weights, or with a text encoder that is told to train."""
+    if system.adapter is None:
+        return
+    if experiment["parent"]["weights"] is None and not experiment["system"]["dit"].get("weights"):
+        raise SpecError(
+            "system.adapter trains beside a DiT that stays as it is, and this one has no weights; expected "
+            "parent.weights, or system.dit.weights"
+        )
+    if experiment["trainer"]["strategy"] == "fsdp2":
+        raise SpecError("trainer.strategy is 'fsdp2', and adapters are not sharded; expected ddp")
+    if experiment["system"].get("train_text"):
+        raise SpecError("system.train_text is true, and system.adapter trains alone; expected null")
 
 
 def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:

@@ -154,7 +154,16 @@ def _train_rank(
     trained = system.trained() if ranks.is_first() or is_sharded(system) else {}
     if ranks.is_first():
         about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps) | outcome.about | ancestry
+        _write_adapter(system, home)
         weights.write(home / "weights.safetensors", trained, about)
+
+
+def _write_adapter(system: System, home: Path) -> None:
+    """Write the adapter of a finished training alone, in diffusers' layout, where it has one."""
+    if factors := system.adapter_factors():
+        from sana_lab.pretrained import lora  # here, as it imports all formats
+
+        lora.write(home / lora.FILE, system.part("dit"), factors)
 
 
 def _attempt(work: Work, timer: Timer) -> Outcome | None:

@@ -48,6 +48,8 @@ CASES = {
     "adversarial": "autoencoder adversarial=0.1 adversarial_start=1 discriminator_width=4",
     "lpips": "autoencoder lpips=0.1 lpips_weights=vgg16.pth",
     "flow": f"text2image {FLOW} model_time=released train_text=false autoencoder.depth=2 text_encoder.layers=2",
+    "adapter": "text2image dit.weights=dit.safetensors adapter=lora",
+    "adapter on features": "dit dit.weights=dit.safetensors adapter=lora",
     "ddpm": "text2image objective=ddpm train_text=true",
     "method": "text2image method=contrastive prediction=data weighting=min_snr groups={'*bias':{\"weight_decay\":0}}",
     "flow on features": f"dit {FLOW} model_time=released autoencoder.depth=2 text_encoder.layers=2",
@@ -72,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
         tiny.write(root, f"experiments/{name}.yaml", text)
     for kind, spec in (("autoencoder", tiny.VAE), ("text_encoder", tiny.T5)):
         save_file(tiny.build(kind, spec).state_dict(), root / f"{spec['name']}.safetensors")
+    save_file(tiny.text2image(text_encoder=tiny.T5).dit.state_dict(), root / "dit.safetensors")
     torch.save(vgg_features(), root / "vgg16.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -101,6 +104,8 @@ def test_every_option_is_in_a_case(system):
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # mlflow with sqlalchemy 2.1
 @pytest.mark.parametrize("title", CASES)
 def test_options_train_through_the_verb(folder, title):
+    if title.startswith("adapter"):
+        pytest.importorskip("peft")
     name, *changes = CASES[title].split()
     overrides = ["trainer.max_steps=3", *(f"system.{change}" for change in changes)]
     assert __main__.main(["train", name, *overrides]) == 0
