@@ -47,7 +47,7 @@ TABLE: dict[str, dict[str, str]] = {
         "adamw_8bit": "sana_lab.systems.adamw_8bit:AdamW8bit",
     },
     "adapter": {
-        "lora": "sana_lab.systems.adapters:Lora",
+        "lora": "sana_lab.systems.lora:Lora",
     },
     "method": {
         "repa": "sana_lab.methods.repa:Repa",

@@ -1,20 +1,12 @@
-"""The interface of adapters (`system.adapter`), small modules that train in place of a DiT's weights, and LoRA."""
+"""The interface of adapters (`system.adapter`), small modules that train in place of a DiT's weights."""
 
-import importlib.util
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from sana_lab.config.ranges import Positive, Share, Width
-from sana_lab.config.specs import SpecError
-from sana_lab.config.validation import nearest
-
 Factors = dict[str, tuple[Tensor, Tensor]]
 """Name of a layer -> down (rank, in) and up (out, rank), which holds the scale: its weight grows by up @ down."""
-
-FACTOR = re.compile(r"^(.+)\.lora_([AB])\.default\.weight$")
 
 
 class Adapter(ABC):
@@ -39,53 +31,3 @@ class Adapter(ABC):
     @abstractmethod
     def factors(self, state: Mapping[str, Tensor]) -> Factors:
         """The low-rank change of each layer of a state dict, as files of adapters hold it; {} for other adapters."""
-
-
-class Lora(Adapter):
-    """LoRA (arXiv 2106.09685) through peft: linear layers W become W + alpha / rank B A. Needs the extra `lora`."""
-
-    def __init__(
-        self,
-        rank: Width = 16,  # of the change of each layer
-        alpha: Positive | None = None,  # scale of the change times the rank; null is the rank, a scale of 1
-        # Ends of names of the linear layers that are adapted; ffn.expand and ffn.project are those of Mix-FFN.
-        targets: Sequence[str] = ("attention.qkv", "attention.proj", "cross.q", "cross.kv", "cross.proj"),
-        dropout: Share = 0.0,  # of a layer's input before A
-    ) -> None:
-        self.rank, self.targets, self.dropout = rank, list(targets), dropout
-        self.alpha = float(rank) if alpha is None else alpha
-
-    def check(self, dit: nn.Module) -> None:
-        if importlib.util.find_spec("peft") is None:
-            raise ImportError("adapter 'lora' needs peft: pip install 'sana_lab[lora]'")
-        layers = [name for name, module in dit.named_modules() if type(module) is nn.Linear]
-        for target in self.targets:
-            if not any(f".{name}".endswith(f".{target}") for name in layers):
-                ends = {name.split(".", 2)[-1] for name in layers if name.startswith("blocks.")}
-                raise SpecError(f"adapter 'lora': no linear layer's name ends in {target!r}; {nearest(target, ends)}")
-
-    def inject(self, dit: nn.Module) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        self.check(dit)
-        dit.requires_grad_(False)
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=self.dropout, bias="none"
-        )
-        inject_adapter_in_model(config, dit)
-
-    def injected(self, dit: nn.Module) -> bool:
-        return any(FACTOR.match(name) for name, _ in dit.named_parameters())
-
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        plain = {name.replace(".base_layer.", "."): v for name, v in state.items() if not FACTOR.match(name)}
-        for layer, (down, up) in self.factors(state).items():
-            weight = plain[f"{layer}.weight"]
-            plain[f"{layer}.weight"] = (weight.double() + up.double() @ down.double()).to(weight.dtype)
-        return plain
-
-    def factors(self, state: Mapping[str, Tensor]) -> Factors:
-        scale = self.alpha / self.rank
-        layers = [match[1] for name in state if (match := FACTOR.match(name)) and match[2] == "A"]
-        down, up = (f"{{}}.lora_{side}.default.weight" for side in "AB")
-        return {layer: (state[down.format(layer)], scale * state[up.format(layer)]) for layer in layers}

@@ -14,8 +14,9 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
 from sana_lab.pretrained import lora
-from sana_lab.systems import adapters
-from sana_lab.systems.adapters import Factors, Lora
+from sana_lab.systems import lora as lora_part
+from sana_lab.systems.adapters import Factors
+from sana_lab.systems.lora import Lora
 from sana_lab.training import checks, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
@@ -202,7 +203,7 @@ class TestTraining:
 
 
 def test_without_peft_the_extra_is_named(folder, monkeypatch):
-    monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(lora_part.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"needs peft: pip install 'sana_lab\[lora\]'"):
         checks.check(experiments.load("tiny", ["system.adapter=lora"]))
 
