@@ -29,7 +29,7 @@ from sana_lab.training import PICTURE
 from sana_lab.types import Json
 
 MAX_LINES = 40
-"""Most rows of a plot of curves."""
+"""Most rows of a plot of curves, and of the picture of samples."""
 
 
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
@@ -225,14 +225,17 @@ def curves(store: Store, finished: Sequence[TrialRecord]) -> dict[str, list[tupl
 
 
 def samples(store: Store, finished: Sequence[TrialRecord]) -> tuple[dict[str, Tensor], list[str]]:
-    """label -> images (N, 3, H, W) uint8 of the first seed, and their prompts."""
+    """label -> images (N, 3, H, W) uint8 of the first seed of the first MAX_LINES rows that have some, and their
+    prompts."""
     images: dict[str, Tensor] = {}
     prompts: list[str] = []
     for record in finished:
+        if record.trial.label in images or len(images) == MAX_LINES:
+            continue
         try:
             arrays = np.load(store.file(record.run_id, "samples.npz"))
         except FileNotFoundError:
             continue
-        images.setdefault(record.trial.label, torch.from_numpy(arrays["images"]))
+        images[record.trial.label] = torch.from_numpy(arrays["images"])
         prompts = [str(prompt) for prompt in arrays["prompts"]]
     return images, prompts

@@ -31,7 +31,7 @@ def interpolated(config: Config, title: str) -> Config:
     if not _has_interpolation(config):
         return config
     try:
-        tree = OmegaConf.create(_leaves(config), flags={"allow_objects": True})
+        tree = OmegaConf.create(_needed(_leaves(config)), flags={"allow_objects": True})
         resolved = OmegaConf.to_container(tree, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
         raise SpecError(f"{title}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
@@ -94,13 +94,34 @@ def _leaves(value: Any) -> Any:
     return [_leaves(v) for v in value] if isinstance(value, list) else value
 
 
+def _needed(tree: Config) -> Config:
+    """What OmegaConf must see to resolve a tree: the texts with interpolations and what they refer to. It takes
+    milliseconds for a whole experiment, of which most refer to their seed alone."""
+    paths = set[Path]()
+    for path, text in texts_in(tree):
+        if "${" in text:
+            keys = REFERENCE.findall(text)
+            if text.count("${") > len(keys) or any(key.startswith(".") or "[" in key for key in keys):
+                return tree  # of a resolver, nested or relative
+            paths |= {path, *(tuple(key.split(".")) for key in keys)}
+    return cast(Config, _pruned(tree, paths, {path[:i] for path in paths for i in range(len(path))}))
+
+
+def _pruned(value: Any, paths: set[Path], above: set[Path], at: Path = ()) -> Any:
+    """The value without the keys of mappings that no path leads to; lists are whole."""
+    if at in paths or not isinstance(value, dict):
+        return value
+    inner = {k: (*at, k) for k in value}
+    return {k: _pruned(value[k], paths, above, p) for k, p in inner.items() if p in paths or p in above}
+
+
 def _replaced(value: Any, resolved: Any) -> Any:
-    """Interpolated parts of `value` from `resolved`, which has the same shape."""
+    """Interpolated parts of `value` from `resolved`, which has the same shape where there are some."""
     if not _has_interpolation(value):
         return value
     inner = opened(value)
     if isinstance(inner, dict):
-        return {k: _replaced(v, resolved[k]) for k, v in inner.items()}
+        return {k: _replaced(v, resolved.get(k)) for k, v in inner.items()}
     return [_replaced(v, r) for v, r in zip(inner, resolved, strict=True)] if isinstance(inner, list) else resolved
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -167,3 +168,30 @@ def test_a_sampled_picture_holds_the_options_as_written(trained: Any):
         stored = json.loads(image.text["sana_lab"])["sampling"]  # type: ignore[attr-defined]
     assert stored["steps"] == "${oc.decode:${oc.env:STEPS}}"
     assert stored["solver"] == {"name": "euler"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {
+            "seed": 3,
+            "a": {"b": "${seed}", "c": [1, "${a.b}", {"d": "${x.y}"}]},
+            "x": {"y": {"z": "${seed}"}},
+            "far": {},
+        },
+        {"a": "${b}", "b": {"c": 5}, "d": "${a.c}", "unused": {"k": [1, 2]}},
+        {"a": {"b": "${.c}", "c": 2}, "far": {"q": 1}},
+        {"a": "x${b.c}y${d}", "b": {"c": 1}, "d": 2.5, "far": None},
+        {"a": "${l[1]}", "l": [4, 5], "far": 1},
+        {"a": "${${b}}", "b": "c", "c": 7, "far": 1},
+        {"a": r"\${b}", "b": 1, "c": "${b}"},
+    ],
+)
+def test_the_needed_part_gives_what_the_whole_gives(config):
+    whole = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+    assert interpolation.interpolated(config, "t") == whole
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SpecError, match="Interpolation key 'sed' not found"):
+        interpolation.interpolated({"seed": 1, "a": "${sed}"}, "t")
