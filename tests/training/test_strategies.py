@@ -21,6 +21,8 @@ from sana_lab.config.validation import SpecError
 from sana_lab.training import checks, ranks, strategies
 
 STRATEGIES = ("ddp", "fsdp2")
+SHARDS = (".safetensors", ".jsonl")  # files of a cache
+
 BFLOAT16 = ("bf16-mixed", "bf16-true")
 
 SUMMED = ("trainer.accumulate=2", "trainer.gradient_clip=0.02", "trainer.max_steps=3")
@@ -35,6 +37,11 @@ def precision(strategy: str) -> tuple[str, ...]:
     return (f"trainer.precision={PRECISION[strategy][0]}",)
 
 
+def filled(folder: str) -> tuple[str, ...]:
+    """Caches of their own."""
+    return (f"data.source.cache={folder}/latents", f"data.cache={folder}/features", "trainer.max_steps=1")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All trainings of this file."""
@@ -47,6 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     }
     two |= {f"{s} measured": Case("tiny", (f"trainer.strategy={s}",), logged=True) for s in STRATEGIES}
     two |= {f"fsdp2 {p}": Case("cached", (f"trainer.precision={p}", "trainer.strategy=fsdp2")) for p in BFLOAT16}
+    two |= {"two filled": Case("cached", filled("two"))}
     two |= {"fsdp2 checkpointing": Case("cached", ("trainer.strategy=fsdp2", "system.dit.checkpointing=true"))}
     two_processes.train_in_two(root, two)
     with pytest.MonkeyPatch.context() as patch:
@@ -54,6 +62,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         one = {
             **{f"one summed as {s}": Case("cached", (*SUMMED, *precision(s))) for s in STRATEGIES},
             "one whole": Case("cached"),
+            "one filled": Case("cached", filled("one")),
             "one measured": Case("tiny", logged=True),
             **{f"one {p}": Case("cached", (f"trainer.precision={p}",)) for p in BFLOAT16},
             "one stopped": Case("cached", (), (1, 2, 3, 4, 5, 6)),
@@ -94,6 +103,18 @@ def test_a_training_that_was_stopped_at_every_step_ends_with_the_same_bits(train
     for number, state in whole["optimizer_states"][0]["state"].items():
         assert largest_difference(stopped["optimizer_states"][0]["state"][number], state) == 0
     assert stopped["measures"] == whole["measures"]
+
+
+@pytest.mark.slow
+def test_two_processes_fill_the_caches_of_one(trained: Path):
+    """Files of the same names and the same bytes, each shard encoded by one of the two."""
+    two, one = (
+        {path.relative_to(root): path.read_bytes() for path in root.rglob("*-*.*") if path.suffix in SHARDS}
+        for root in (trained / "two", trained / "one")
+    )
+    assert len([path for path in one if path.match("train-*.safetensors")]) == 6  # two of 12 items in each
+    assert [path for path in one if path.match("text-*.safetensors")]
+    assert two == one
 
 
 @pytest.mark.slow
