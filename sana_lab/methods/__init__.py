@@ -101,6 +101,9 @@ class Method(nn.Module, ABC):
     lr: float | None = None
     """Learning rate of its parameters; None is that of the optimiser."""
 
+    divisible: bool = True
+    """Whether its terms are means over the items of a batch, so that several devices may each train on a part of it."""
+
     needs_images: bool = False
     """Whether `losses` reads `Step.images`."""
 

@@ -14,6 +14,8 @@ from sana_lab.methods import Method, Model, Step
 class Contrastive(Method):
     """Minus the mean squared error of the prediction against the target of another sample of the batch."""
 
+    divisible = False
+
     def __init__(
         self,
         weight: Nonnegative = 0.05,  # lambda, factor of the term in the loss; below 1, or nothing bounds the loss

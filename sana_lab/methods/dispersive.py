@@ -16,6 +16,8 @@ from sana_lab.methods import Method, Model, Step
 class Dispersive(Method):
     """log mean exp(-d / tau) over all pairs (a sample with itself included) of squared distances d per dimension."""
 
+    divisible = False
+
     def __init__(
         self,
         weight: Nonnegative = 0.5,  # lambda, factor of the term in the loss

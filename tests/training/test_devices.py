@@ -75,6 +75,11 @@ def test_parts_have_the_noise_and_times_of_their_rows():
         (["data.batch=5"], "data.batch 5 is not a multiple of 2; the nearest is 4"),
         (["system={name: clip}", "data.size=64"], "the loss of system 'clip' mixes the items of a batch; expected 1"),
         (
+            ["system.method=contrastive"],
+            "the term of method 'contrastive' mixes the items of a batch; expected 1",
+        ),
+        (["system.method=[direction, dispersive]"], "the term of method 'dispersive' mixes the items of a batch"),
+        (
             ["system={name: autoencoder, autoencoder: vae, adversarial: 0.1}", "data.size=32"],
             "mixes the items of a batch; expected 1",
         ),

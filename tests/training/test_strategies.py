@@ -199,7 +199,7 @@ def test_shards_with_activation_checkpointing_have_the_same_gradients(trained: P
 REFUSED = {
     "trainer.devices=1": "shards parameters over several devices, and there is 1; expected ddp, or 2",
     "system.draws=2": r"system\.draws is 2, .*; expected ddp or draws=1",
-    "system.method=contrastive": r"and system\.method reads hidden states of whole blocks; expected ddp",
+    "system.method=direction": r"and system\.method reads hidden states of whole blocks; expected ddp",
     "trainer.precision=64-true": "has no precision '64-true'; expected 32-true, bf16-mixed, bf16-true, or ddp",
     "system.optimizer=muon": "optimizer 'muon' needs whole matrices; expected adamw, adam, sgd, or ddp",
     "sampling.quantize=int8": r"and sampling\.quantize 'int8' copies the DiT for previews; expected none, or ddp",
