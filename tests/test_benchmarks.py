@@ -31,6 +31,22 @@ def two_sided(common: Any, peer: Any, ours: Any, truth: Any = torch.sin) -> Any:
     return common.Case("case", sides, [common.Pair(common.SAME, "peer", "ours")], [x])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_data_path_is_measured_on_files_of_its_own(common: Any, tmp_path: Path):
+    import data
+
+    for name, rows, captions in (("sana", 80, 2), ("large", 3000, 1)):
+        (tmp_path / name).mkdir()
+        data.write_index(tmp_path / name, rows, captions)
+        data.write_parts(tmp_path / name)
+    data.write_cache(tmp_path / "sana", tokens=6, width=32)
+    read = data.read_speed(tmp_path / "sana", seconds=0.05)
+    assert read["samples"] % data.BATCH == 0
+    assert read["samples"] > 0
+    data.write_hollow_cache(tmp_path / "large")
+    assert data.opening(tmp_path / "large")["rows"] == 3000
+
+
 def test_attention_cases_agree_with_their_definitions(common: Any, capsys: pytest.CaptureFixture[str]):
     import cpu
 

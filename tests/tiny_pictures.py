@@ -74,3 +74,13 @@ def weights(folder: Path) -> dict[str, dict[str, Any]]:
         save_file(specs.build(kind, spec).state_dict(), path)
         made[kind] = {**spec, "weights": str(path)}
     return made
+
+
+class Stop(Exception):
+    """Raised in mid-epoch."""
+
+
+def stop_at_ten(step: int, *_: object) -> None:
+    """A progress that ends a training, in whatever process."""
+    if step == 10:
+        raise Stop

@@ -50,7 +50,7 @@ def main(
     if (verify or repair) and not _is_sound(data, repair):
         return 1
     if not verify or repair:
-        _fill(data, spec, processes or max(1, torch.cuda.device_count()))
+        _fill(data, spec, max(1, torch.cuda.device_count()) if processes is None else processes)
     return 0
 
 
@@ -111,7 +111,12 @@ def _progress(stores: list[Ragged]) -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         tasks = {bar.add_task(f"encoding {s.kind}", total=s.rows, completed=s.done()): s for s in stores}
-        yield lambda: [bar.update(task, completed=store.done()) for task, store in tasks.items()]
+
+        def update() -> None:
+            for task, store in tasks.items():
+                bar.update(task, completed=store.done())
+
+        yield update
 
 
 def _stores(data: DataModule) -> list[Ragged]:

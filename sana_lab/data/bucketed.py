@@ -82,7 +82,7 @@ class Bucketed(DataModule):
     @cached_property
     def order(self) -> BucketOrder:
         """The order of training."""
-        return BucketOrder(self.selection("train").counts, self.batch, self.seed)
+        return BucketOrder(self.selection("train").counts.tolist(), self.batch, self.seed)
 
     def train_batch(self, number: int, part: Part = WHOLE) -> Batch:
         """Training batch `number`, or a rank's part of it: every rank has the same bucket."""

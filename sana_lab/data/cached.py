@@ -24,6 +24,7 @@ from sana_lab.data.caption_choice import CaptionChoice
 from sana_lab.data.disk_columns import Table
 from sana_lab.data.pictures import Pictures
 from sana_lab.data.ragged import Ragged
+from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.types import Batch, Json, Text
 
 VERSION = 1
@@ -98,12 +99,12 @@ class Cached(Bucketed):
         return self.source.size
 
     @property
-    def table(self) -> Table:  # type: ignore[override]
+    def table(self) -> Table:
         """The source's index."""
         return self.source.table
 
     @property
-    def shapes(self) -> list[Shape]:  # type: ignore[override]
+    def shapes(self) -> list[Shape]:
         """The image shape of each bucket."""
         return self.source.shapes
 
@@ -161,8 +162,8 @@ class Cached(Bucketed):
         return source
 
     @cached_property
-    def _autoencoder(self) -> torch.nn.Module:
-        part: torch.nn.Module = build_on_meta("autoencoder", self.autoencoder)
+    def _autoencoder(self) -> Autoencoder:
+        part: Autoencoder = build_on_meta("autoencoder", self.autoencoder)
         return part
 
     @cached_property
@@ -200,7 +201,7 @@ class Cached(Bucketed):
                 for line in cache_keys.begin(store.folder, store.facts, store.per_shard):
                     print(f"data 'cached': {store.kind} are encoded anew: {line}", file=sys.stderr)
         autoencoder = functools.cache(lambda: build("autoencoder", self.autoencoder).eval().to(where))
-        encoder = functools.cache(lambda: build("text_encoder", self.text_encoder).eval().to(where))
+        encoder = functools.cache(lambda: build("text_encoder", self.text_encoder or "").eval().to(where))
         kind, text_kind = getattr(torch, self.dtype), getattr(torch, self.text_dtype)
         latents.fill(
             lambda rows: encoding.latents(self.source, autoencoder(), kind, rows),

@@ -31,7 +31,7 @@ def latents(pictures: Pictures, autoencoder: Autoencoder, kind: torch.dtype, row
     with ThreadPoolExecutor(THREADS) as pool:
         for group in _groups(pictures, rows):
             views = list(pool.map(lambda row: _view(pictures, row), group))
-            faults |= {pictures.name(r): v for r, v in zip(group, views, strict=True) if isinstance(v, str)}
+            faults |= {pictures.name_of(r): v for r, v in zip(group, views, strict=True) if isinstance(v, str)}
             good = {r: v for r, v in zip(group, views, strict=True) if not isinstance(v, str)}
             if good:
                 pixels = torch.from_numpy(np.stack([*good.values()])).to(device).float().mul_(2 / 255).sub_(1)

@@ -89,10 +89,6 @@ def _write(layout: Layout, folder: Path) -> None:
 
 
 def _grouped(records: Iterator[Record]) -> Iterable[tuple[Record, ...]]:
-    return itertools.batched(records, AT_ONCE) if sys.version_info >= (3, 12) else _batched(records)
-
-
-def _batched(records: Iterator[Record]) -> Iterable[tuple[Record, ...]]:
     while group := tuple(itertools.islice(records, AT_ONCE)):
         yield group
 

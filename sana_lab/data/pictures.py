@@ -70,7 +70,7 @@ class Pictures(Bucketed):
         self.shapes  # noqa: B018
 
     @cached_property
-    def shapes(self) -> list[Shape]:  # type: ignore[override]
+    def shapes(self) -> list[Shape]:
         """The image shape of each bucket."""
         if self.buckets == "none":
             return [Shape(self.size, self.size)]
@@ -123,7 +123,9 @@ class Pictures(Bucketed):
         if row not in self.faults:
             self.faults[row] = str(error)
             rows = self.table.meta["rows"]
-            text = f"data 'pictures': {self.name(row)!r} cannot be read ({error}); {len(self.faults)} of {rows} so far"
+            text = (
+                f"data 'pictures': {self.name_of(row)!r} cannot be read ({error}); {len(self.faults)} of {rows} so far"
+            )
             if len(self.faults) > self.unreadable * rows:
                 raise ValueError(f"{text}; at most a share `unreadable` of {self.unreadable:g} may be") from error
             print(f"{text}; the next picture takes its place", file=sys.stderr)
@@ -142,9 +144,9 @@ class Pictures(Bucketed):
     def picture(self, row: int) -> Image.Image:
         """A picture, upright, in RGB. UnreadableError, OSError, ValueError."""
         place = Place(*(int(self.table[column][row]) for column in ("file", "offset", "length")))
-        return images.read(Blob(self.layout.read(self.name(row), place)))
+        return images.read(Blob(self.layout.read(self.name_of(row), place)))
 
-    def name(self, row: int) -> str:
+    def name_of(self, row: int) -> str:
         """The name of a picture."""
         return self.table.text("name", row)
 
@@ -168,7 +170,7 @@ class Pictures(Bucketed):
             raise ValueError(f"data 'pictures': all pictures in {str(self.root)!r} are below min_side {self.min_side}")
         shares, codes = table["share"][kept], table["split"][kept]
         try:
-            name, groups = (lambda i: self.name(int(kept[i]))), table.meta["groups"]
+            name, groups = (lambda i: self.name_of(int(kept[i]))), table.meta["groups"]
             mask = splits.held_out(shares, codes, self.held_out, name, groups)
         except ValueError as error:
             raise ValueError(f"data 'pictures': {error}") from error
@@ -185,7 +187,7 @@ class Pictures(Bucketed):
         return layout
 
     @cached_property
-    def table(self) -> disk_columns.Table:  # type: ignore[override]
+    def table(self) -> disk_columns.Table:
         """The index, of the root's present content; of its last one, if the root is missing."""
         pointer = self.index / f"{_key(str(self.root.absolute()), self.layout_spec)}.json"
         if not self.root.exists() and pointer.is_file():

@@ -237,7 +237,7 @@ _COLUMNS = {"start": "i8", "length": "i4", "bytes": "i8"}
 def _read_into(target: NDArray, descriptor: int, offset: int) -> int:
     """Read the bytes of a contiguous array; how many there are."""
     if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [target], offset)
+        return os.preadv(descriptor, [target.data], offset)
     content = os.pread(descriptor, target.nbytes, offset)
     target.reshape(-1).view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
     return len(content)
@@ -256,5 +256,5 @@ def _short(facts: Json) -> str:
 def _digest(data: Tensor, ends: Tensor) -> str:
     digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)}".encode())
     for tensor in (data, ends):
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -54,7 +54,7 @@ def check(experiment: schema.Config) -> System:
     strategies.check(experiment, system, count)
     too_large.check_experiment(experiment, count)
     check_budget(experiment, system, count)
-    if system.part("autoencoder") is not None:
+    if system.part("autoencoder") is not None or system.part("dit") is not None:
         check_sizes(experiment, system)
     contracts.check_guests(experiment)
     for kind, part in parts_with_weights(experiment, system):
@@ -197,7 +197,8 @@ def check_mixers(system: nn.Module) -> None:
 
 def check_sizes(experiment: schema.Config, system: System) -> None:
     """SpecError if the size of training images or `eval.bench_size` is not a multiple of downsampling x patch."""
-    dit, downsample = system.part("dit"), system.part("autoencoder").downsample
+    dit, autoencoder = system.part("dit"), system.part("autoencoder")
+    downsample = getattr(system if autoencoder is None else autoencoder, "downsample", 1)
     patch = 1 if dit is None else dit.patch
     size, source = experiments.image_size(experiment["data"]), experiments.source_of(experiment["data"])
     check_size(size, downsample, patch)

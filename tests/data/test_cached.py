@@ -1,6 +1,7 @@
 """`data: cached`: what is read is what the encoders gave; kills, damage and other encoders; exact continuation."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build
+from sana_lab.commands import cache
 from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.data.cached import Cached
@@ -252,10 +254,6 @@ def experiment(spec, tmp_path, monkeypatch):
     return experiment
 
 
-class Stop(Exception):
-    """Raised in mid-epoch."""
-
-
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.filterwarnings("ignore:.*fork"))])
 def test_training_goes_on_in_mid_epoch_to_the_last_bit(experiment, tmp_path, workers):
     """34 items in four buckets are 8 or 9 batches an epoch: the checkpoint of step 6 is amid the first."""
@@ -263,16 +261,59 @@ def test_training_goes_on_in_mid_epoch_to_the_last_bit(experiment, tmp_path, wor
     whole = weights.read(train.train(config))
     (tmp_path / "runs" / "models").rename(tmp_path / "whole")
 
-    def stop(step: int, *_: object) -> None:
-        if step == 10:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train.train(config, progress=stop)
+    with pytest.raises(tiny_pictures.Stop):
+        train.train(config, progress=tiny_pictures.stop_at_ten)
     assert [path.name for path in train.folder(config).glob("*.ckpt")] == ["step=6.ckpt"]
     resumed = weights.read(train.train(config))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_to_the_last_bit_and_train_the_model_of_one(experiment, tmp_path):
+    def trained() -> tuple[dict[str, torch.Tensor], Path]:
+        home = train.folder(config)
+        return weights.read(train.train(config, progress=print)), home
+
+    config = experiment()
+    single, home = trained()
+    home.rename(tmp_path / "single")
+    config["trainer"]["devices"] = 2
+    whole, home = trained()
+    home.rename(tmp_path / "whole")
+    with pytest.raises(tiny_pictures.Stop):
+        train.train(config, progress=tiny_pictures.stop_at_ten)
+    assert [path.name for path in home.glob("*.ckpt")] == ["step=6.ckpt"]
+    resumed, _ = trained()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert max(float((whole[name] - single[name]).abs().max()) for name in whole) < 1e-3
+
+
+def test_the_verb_encodes_verifies_and_repairs(experiment, tmp_path, capsys):
+    experiment()
+    trained: list[str] = []
+    assert cache.main("small.yaml", [], trained.append) == 0
+    assert "34 items to train on, 6 held out; 81 rows encoded" in capsys.readouterr().out
+    assert cache.main("small.yaml", [], trained.append, verify=True) == 0
+    assert "11 shards, 0 broken" in capsys.readouterr().out
+    path = next((tmp_path / "cache").glob("text-*/text-00002.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    assert cache.main("small.yaml", [], trained.append, verify=True) == 1
+    assert "text-00002.safetensors has other content than was written" in capsys.readouterr().err
+    assert cache.main("small.yaml", [], trained.append, repair=True) == 0
+    assert path.read_bytes() == content
+    assert trained == []
+
+
+def test_what_the_verb_refuses(experiment):
+    experiment()
+    with pytest.raises(SpecError, match=r"data 'shapes' is not encoded before training; expected one of cached"):
+        cache.main("small.yaml", ["data={name: shapes, size: 32}"], print)
+    with pytest.raises(SpecError, match="--processes is 0; expected at least 1"):
+        cache.main("small.yaml", [], print, processes=0)
+    with pytest.raises(SpecError, match=r"`multiple` of data 'pictures', 4 is not a multiple of 8"):
+        cache.main("small.yaml", ["data.source.multiple=4"], print)
 
 
 @pytest.mark.slow
@@ -283,8 +324,6 @@ def test_killed_processes_of_the_verb_leave_a_cache_that_goes_on(experiment, tmp
     folder = tmp_path / "cache"
     while len(list(folder.glob("latents-*/*.safetensors"))) < 3 and process.poll() is None:
         time.sleep(0.01)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/*.safetensors")}

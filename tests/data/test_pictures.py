@@ -179,7 +179,7 @@ class TestFaults:
         data = make(root, buckets="sana", multiple=8, unreadable=0.1)
         whole = [data.train_batch(n) for n in range(14)]  # two epochs
         row = int(data.selection("train").rows[0])
-        (root / data.name(row)).write_bytes(b"no picture")
+        (root / data.name_of(row)).write_bytes(b"no picture")
         batches = [data.train_batch(n) for n in range(14)]
         assert "1 of 30 so far; the next picture takes its place" in capsys.readouterr().err
         assert [b.images.shape for b in batches] == [b.images.shape for b in whole]

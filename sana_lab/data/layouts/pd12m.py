@@ -36,9 +36,9 @@ class Pd12m(Layout):
                 if number is None:
                     self.skipped[where] = "its picture is missing"
                     continue
-                captions, *facts = described(row, where)
+                captions, scores, group, split = described(row, where)
                 if captions:
-                    yield Record(self.files[number], captions, Place(number), *facts)
+                    yield Record(self.files[number], captions, Place(number), scores, group, split)
                 else:
                     self.skipped[where] = "no caption"
 

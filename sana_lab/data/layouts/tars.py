@@ -56,7 +56,7 @@ class Tars(Layout):
         label = self.files[number] if self.files[number] != "." else path.name
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                tar.members = []  # tarfile keeps all
+                vars(tar)["members"] = []  # tarfile keeps all
                 folder, _, last = info.name.rpartition("/")
                 if not info.isfile() or last.startswith("."):
                     continue
@@ -79,7 +79,7 @@ class Tars(Layout):
                 self.skipped[name] = f"no picture among {', '.join(members)}"
             return
         try:
-            captions, *facts = self._described(name, members)
+            captions, scores, group, split = self._described(name, members)
         except ValueError as error:
             self.skipped[name] = str(error)
             return
@@ -87,7 +87,7 @@ class Tars(Layout):
             self.skipped[name] = "no caption"
             return
         place = Place(number, picture.offset_data, picture.size)
-        yield Record(name, captions or (self.caption or "",), place, *facts)
+        yield Record(name, captions or (self.caption or "",), place, scores, group, split)
 
     def _described(self, name: str, members: Members) -> Description:
         row = {}
