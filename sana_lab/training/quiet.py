@@ -20,6 +20,7 @@ WARNINGS = (
     ".*callbacks used to create the checkpoint.*",
     ".*Grad strides do not match.*",
     ".*all_gather is deprecated.*",
+    ".*`srun` command is available.*",
 )
 
 MESSAGES = re.compile(r"litlogger|litmodels|PU available: |`Trainer.fit` stopped|Restor(ing|ed) .*checkpoint")
