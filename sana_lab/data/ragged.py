@@ -226,6 +226,10 @@ class Ragged:
             empty = data[0:0]
             return int(data.get_shape()[1]), str(empty.dtype).removeprefix("torch.")
 
+    def __del__(self) -> None:
+        for descriptor, _ in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
     def __getstate__(self) -> dict[str, object]:
         """Without descriptors and maps, which another process opens itself."""
         return {**{k: v for k, v in self.__dict__.items() if k != "table"}, "_open": OrderedDict()}

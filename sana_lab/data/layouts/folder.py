@@ -8,6 +8,7 @@ from typing import Annotated
 from sana_lab.config.specs import RUNTIME
 from sana_lab.data import captions
 from sana_lab.data.captions import Contents
+from sana_lab.data.files import Files
 from sana_lab.data.layouts import Layout, Place, Record
 
 
@@ -28,8 +29,7 @@ class FolderLayout(Layout):
     @property
     def files(self) -> list[str]:  # type: ignore[override]
         """The pictures, the manifest or the files of captions."""
-        names = sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
-        return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        return [name for name in Files(self.root).names if (self.root / name).is_file()]
 
     def records(self) -> Iterator[Record]:
         """The pictures by name."""

@@ -1,0 +1,97 @@
+"""Items of different lengths in shards: read by row, through few open files, in each stored type."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sana_lab.data import ragged
+from sana_lab.data.ragged import Encoded, Ragged
+
+LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+
+
+def item(number: int, kind: torch.dtype) -> torch.Tensor:
+    return (torch.arange(LENGTHS[number] * 2).view(-1, 2) + 100 * number).to(kind)
+
+
+def encode(kind: torch.dtype):
+    def encode(rows: range) -> Encoded:
+        items = [item(row, kind) for row in rows]
+        return Encoded(torch.cat(items), [len(i) for i in items], {})
+
+    return encode
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(kind: torch.dtype = torch.float32) -> Ragged:
+        store = Ragged(tmp_path / str(kind), "text", 10, 3, {"made": "here"})
+        store.fill(encode(kind))
+        store.join()
+        return store
+
+    return make
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_items_are_read_by_row_with_zeros_after_their_end(make, kind, monkeypatch):
+    monkeypatch.setattr(ragged, "OPEN", 2)
+    store, rows = make(kind), np.array([7, 0, 9, 3, 7, 5])
+    out = store.read(rows, rows, multiple=4)
+    assert out.shape == (6, 12, 2)
+    assert out.dtype == kind
+    for row, padded in zip(rows, out, strict=True):
+        assert torch.equal(padded[: LENGTHS[row]], item(row, kind))
+        assert not padded[LENGTHS[row] :].any()
+    assert len(store._open) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts the open files in Linux's /proc")
+def test_files_are_closed_when_others_are_opened(make, monkeypatch):
+    monkeypatch.setattr(ragged, "OPEN", 1)
+    store = make()
+    store.read(np.array([0]), np.array([0]))  # maps the index
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for row in (4, 9, 1, 6):
+        store.read(np.array([row]), np.array([row]))
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    del store
+    assert len([*Path("/proc/self/fd").iterdir()]) < before
+
+
+def test_reading_without_preadv_is_the_same(make, monkeypatch):
+    store, rows = make(), np.arange(10)
+    expected = store.read(rows, rows)
+    monkeypatch.delattr(os, "preadv")
+    assert torch.equal(store.read(rows, rows), expected)
+
+
+def test_a_shard_that_shrinks_while_it_is_read(make):
+    store = make()
+    path = store.folder / "text-00002.safetensors"
+    store.read(np.array([6]), np.array([6]))
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(ValueError, match=r"text-00002.safetensors is truncated; run `sana-lab cache` again"):
+        store.read(np.array([8]), np.array([8]))
+
+
+def test_another_process_opens_its_own_files(make):
+    store, rows = make(), np.array([2, 8])
+    expected = store.read(rows, rows)
+    other = pickle.loads(pickle.dumps(store))
+    assert other._open == {}
+    assert torch.equal(other.read(rows, rows), expected)
+
+
+def test_shards_of_other_facts_are_made_again(make, tmp_path):
+    first = make()
+    second = Ragged(first.folder, "text", 10, 3, {"made": "elsewhere"})
+    assert {problem for _, problem in second.verify()} == {"was made of other data or by another encoder"}
+    second.fill(encode(torch.float16))
+    second.join()
+    assert {problem for _, problem in second.verify()} == {None}
+    assert second.table.meta["type"] == "float16"
