@@ -122,11 +122,9 @@ def obstacle(experiment: Config, ranks: int) -> str | None:
             f"the loss of system {specs.name_of(experiment['system'])!r} mixes the items of a batch; expected 1 device"
         )
     methods = system.part("methods")
-    names = [] if methods is None else map(specs.name_of, methods.specs)
-    if (
-        mixing := next((n for n in names if not getattr(specs.find("method", n), "divisible", True)), None)
-    ) is not None:
-        return f"the term of method {mixing!r} mixes the items of a batch; expected 1 device"
+    for name in [] if methods is None else map(specs.name_of, methods.specs):
+        if not getattr(specs.find("method", name), "divisible", True):
+            return f"the term of method {name!r} mixes the items of a batch; expected 1 device"
     batch = experiment["data"].get("batch")
     if isinstance(batch, int) and batch % ranks:
         nearest = max(1, round(batch / ranks)) * ranks
