@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from torch import multiprocessing, nn
 
 from sana_lab.config import specs
@@ -166,8 +166,8 @@ def _strategy(name: str, count: int) -> dict[str, Any]:
 
 
 def plugins(count: int) -> list[Any]:
-    """What tells the Trainer the rank of a process, for several."""
-    return [TorchElasticEnvironment()] if count > 1 else []
+    """What tells the Trainer the rank of a process; else it would look for a job of Slurm and its number of tasks."""
+    return [TorchElasticEnvironment() if count > 1 else LightningEnvironment()]
 
 
 # Starting them
