@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 WARNINGS = (
-    ".*srun. command is available.*",
     ".*does not have many workers.*",
     ".*IterableDataset.*__len__.*",
     ".*Checkpoint directory.*exists.*",
