@@ -115,7 +115,7 @@ CASES = {
     "moments": Case("images", f"mean and covariance of FID, {WIDTH} features", (1000, 4000, 16000), moments, 1),
     "report": Case("images", "write a report of ten columns, read one of them", (1000, 10_000, 100_000), report, 1),
     "curve": Case("points", "read a curve from MLflow's database", (1000, 10_000, 50_000), curve, 1),
-    "plan": Case("trials", "plan an ablation", (100, 1000, 3000), plan, 1),
+    "plan": Case("trials", "plan an ablation", (100, 300, 1000), plan, 1),
     "order": Case("items", "items of 100 batches of 64 in a new epoch", (10_000, 100_000, 1_000_000), order, 1),
 }
 

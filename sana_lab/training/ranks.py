@@ -166,8 +166,9 @@ def _strategy(name: str, count: int) -> dict[str, Any]:
 
 
 def plugins(count: int) -> list[Any]:
-    """What tells the Trainer the rank of a process; else it would look for a job of Slurm and its number of tasks."""
-    return [TorchElasticEnvironment() if count > 1 else LightningEnvironment()]
+    """What tells the Trainer the rank of a process; never Slurm's variables, by which Lightning would take the tasks of
+    a job for ranks and requeue the job itself, which the executor of a sweep does."""
+    return [TorchElasticEnvironment() if count > 1 or launched() else LightningEnvironment()]
 
 
 # Starting them

@@ -188,6 +188,17 @@ def test_lightning_advertises_nothing(folder, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_in_a_slurm_job_lightning_takes_no_signal(folder, capfd, monkeypatch):
+    """Of several tasks too, which are no ranks of this training."""
+    for name, value in {"JOB_ID": "7", "NTASKS": "2", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_NAME", "sana")
+    before = signal.getsignal(signal.SIGUSR1)
+    train.train(experiments.load("tiny"), progress=lambda *_: None)
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 class Points(DummyLogger):
     """Steps and names of what is logged."""
 

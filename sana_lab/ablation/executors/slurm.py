@@ -1,10 +1,12 @@
 """Executor `slurm`: jobs of Slurm through submitit, in arrays (`pip install sana_lab[slurm]`)."""
 
 import contextlib
+import os
 import queue
+import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +24,10 @@ GATHER = 1.0
 POLL = 2.0
 """Seconds between questions for a job's state."""
 
+
+GONE = 3
+"""Polls without a job in the queue and without its result, which may be late on a shared file system, until it has
+failed."""
 
 RESERVED = {"array", "output", "error", "requeue", "signal", "time", "wckey"}
 """Options of sbatch that the executor and submitit set."""
@@ -42,7 +48,13 @@ class SlurmTask:
         self.folder, self.path, self.log = folder, str(submission.path), str(submission.log)
 
     def __call__(self) -> int:
-        return run_job(self.folder, self.path, self.log, {})  # sbatch passes the environment on
+        """The status of the job. One that Slurm ends leaves none: it is in the queue again, or was cancelled."""
+        ended: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))  # goes to the worker too
+        status = run_job(self.folder, self.path, self.log, {})  # sbatch passes the environment on
+        if ended:
+            os._exit(128 + ended[0])  # without submitit's result
+        return status
 
     def checkpoint(self) -> Any:
         """The same job again: a trial resumes from its last checkpoint."""
@@ -82,7 +94,8 @@ class Slurm(Executor):
         if reserved := sorted((sbatch or {}).keys() & RESERVED):
             raise SpecError(f"executor.sbatch sets {reserved[0]!r}, which the executor sets itself; leave it out")
         self.queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
-        self.jobs: dict[Path, tuple[Any, Future[int]]] = {}
+        self.jobs: dict[Path, tuple[Any, Submission]] = {}
+        self.missing: dict[Path, int] = {}  # polls in which a job was neither in the queue nor had a result
         self.stopped = threading.Event()
 
     def check(self) -> None:
@@ -142,12 +155,26 @@ class Slurm(Executor):
             batch = self._gathered()
             if batch:
                 self._submit_array(batch)
-            for path, (job, future) in list(self.jobs.items()):
-                if job.done():
-                    del self.jobs[path]
-                    future.set_result(_status(job))
-        for _, future in self.jobs.values():
-            future.set_result(1)
+            for path in self._ended():
+                job, submission = self.jobs.pop(path)
+                submission.future.set_result(_status(job, submission.log))
+        for _, submission in self.jobs.values():
+            submission.future.set_result(1)
+
+    def _ended(self) -> list[Path]:
+        """The jobs that have ended: that have left a result, or the queue in two polls, as a job that was killed."""
+        left = None if self.cluster == "local" else in_queue(job.job_id for job, _ in self.jobs.values())
+        ended = []
+        for path, (job, _) in self.jobs.items():
+            if left is None or job.job_id in left:
+                self.missing.pop(path, None)
+            else:
+                self.missing[path] = self.missing.get(path, 0) + 1
+            has_result = job.paths.result_pickle.exists()
+            if has_result or self.missing.get(path, 0) >= GONE or (self.cluster == "local" and job.done()):
+                self.missing.pop(path, None)
+                ended.append(path)
+        return ended
 
     def _gathered(self) -> list[Submission]:
         """The jobs of the next array: those that come within GATHER of the first; none if none comes for POLL."""
@@ -171,7 +198,7 @@ class Slurm(Executor):
                 submission.future.set_result(1)
             return
         for submission, job in zip(batch, jobs, strict=True):
-            self.jobs[submission.path] = (job, submission.future)
+            self.jobs[submission.path] = (job, submission)
         write_text(self.folder / "slurm-jobs", "\n".join(sorted({job.job_id for job, _ in self.jobs.values()})))
 
     def _cancel_left(self) -> None:
@@ -184,13 +211,34 @@ class Slurm(Executor):
             record.unlink()
 
 
-def _status(job: Any) -> int:
-    """The exit status of a job that has ended; 1 if it has no result."""
+def in_queue(jobs: Iterable[str]) -> set[str] | None:
+    """Those of the jobs that wait or run; None if Slurm does not say. Accounting (`sacct`) is not needed."""
+    import subprocess
+
+    ids = list(jobs)
+    if not ids:
+        return set()
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(ids)}"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if found.returncode and "Invalid job id" not in found.stderr:  # which is said where none is left
+        return None
+    return set(found.stdout.split())
+
+
+def _status(job: Any, log: Path) -> int:
+    """The exit status of a job that has ended; 1 if it has no result, and a line of its log that says why."""
+    if not job.paths.result_pickle.exists():
+        with contextlib.suppress(OSError):
+            add_text(log, f"job {job.job_id} ended without a result: it was cancelled, or killed on its node\n")
+        return 1
     try:
         return int(job.result())
-    except Exception as error:  # submitit's errors: the job's own, a cancelled job, a result that is missing
+    except Exception as error:  # submitit's errors: the job's own, a result that is truncated
         with contextlib.suppress(OSError):
-            add_text(Path(job.paths.stderr), f"{error}\n")
+            add_text(log, f"{error}\n")
         return 1
 
 
