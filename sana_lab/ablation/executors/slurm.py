@@ -25,7 +25,7 @@ POLL = 2.0
 """Seconds between questions for a job's state."""
 
 
-GONE = 3
+MISSING_POLLS = 3
 """Polls without a job in the queue and without its result, which may be late on a shared file system, until it has
 failed."""
 
@@ -171,7 +171,7 @@ class Slurm(Executor):
             else:
                 self.missing[path] = self.missing.get(path, 0) + 1
             has_result = job.paths.result_pickle.exists()
-            if has_result or self.missing.get(path, 0) >= GONE or (self.cluster == "local" and job.done()):
+            if has_result or self.missing.get(path, 0) >= MISSING_POLLS or (self.cluster == "local" and job.done()):
                 self.missing.pop(path, None)
                 ended.append(path)
         return ended
@@ -220,12 +220,12 @@ def in_queue(jobs: Iterable[str]) -> set[str] | None:
         return set()
     command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(ids)}"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if found.returncode and "Invalid job id" not in found.stderr:  # which is said where none is left
+    if answer.returncode and "Invalid job id" not in answer.stderr:  # which is said where none is left
         return None
-    return set(found.stdout.split())
+    return set(answer.stdout.split())
 
 
 def _status(job: Any, log: Path) -> int:
