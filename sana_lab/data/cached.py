@@ -60,7 +60,9 @@ class Cached(Bucketed):
         # frozen encoder, pretrained or with weights; null gives captions, for a system that encodes them
         text_encoder: Annotated[Spec | None, "text_encoder"] = None,
         batch: BatchSize = 64,  # items in a batch, which devices share
-        choice: CaptionChoice = CaptionChoice(),  # noqa: B008  # which of several captions
+        # which of several captions: a mapping of `rule` (rotation, uniform, softmax or power), `temperature` and
+        # `min_score`, the lowest CLIP score
+        choice: CaptionChoice = CaptionChoice(),  # noqa: B008
         seed: Seed = 0,  # seed of order and choice of captions
         dtype: Literal["float16", "bfloat16", "float32"] = "float16",  # stored type of latents
         text_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",  # stored type of text features

@@ -49,7 +49,9 @@ class Pictures(Bucketed):
         # a number
         held_out: ShareOrNumber = 0.01,
         unreadable: Annotated[Share, RUNTIME] = 0.01,  # largest share of pictures that may be left out as unusable
-        choice: CaptionChoice = CaptionChoice(),  # noqa: B008  # which of several captions
+        # which of several captions: a mapping of `rule` (rotation, uniform, softmax or power), `temperature` and
+        # `min_score`, the lowest CLIP score
+        choice: CaptionChoice = CaptionChoice(),  # noqa: B008
         seed: Seed = 0,  # seed of order, crops, flips and choice of captions
         index: Annotated[str | None, RUNTIME] = None,  # folder of indexes; null is runs/index
         workers: Annotated[Workers, RUNTIME] = 0,  # processes that load batches; 0 loads in the main process
