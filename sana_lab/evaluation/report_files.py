@@ -29,10 +29,10 @@ class StoredColumn(Sequence[float]):
 
     path: Path
     name: str
-    count: int
+    length: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> float: ...

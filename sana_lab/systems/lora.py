@@ -44,7 +44,11 @@ class Lora(Adapter):
         self.check(dit)
         dit.requires_grad_(False)
         config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=self.targets, lora_dropout=self.dropout, bias="none"
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # any number works
+            target_modules=self.targets,
+            lora_dropout=self.dropout,
+            bias="none",
         )
         inject_adapter_in_model(config, dit)
 
