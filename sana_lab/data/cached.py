@@ -123,15 +123,25 @@ class Cached(Bucketed):
         shape: Shape | None,
     ) -> Batch:
         """Latents and text features read from the disk. ValueError for items of several shapes."""
-        batch = Batch(self._pictures(rows) if self.gives_images else None, self.texts(captions), self._latents(rows))
+        images = None
+        if self.gives_images:
+            used, images = self._pictures(rows, turns, split)
+            if (used != rows).any():
+                rows, captions = used, self.captions_of(used, turns, split)
+        batch = Batch(images, self.texts(captions), self._latents(rows))
         if self.stores.text is None:
             return batch
         return batch._replace(text=self._text(self.stores.text, rows, captions), null=self.null)
 
-    def _pictures(self, rows: NDArray[np.integer]) -> Tensor:
-        shapes = [self.shapes[int(k)] for k in self.source.buckets_of[rows]]
-        views = [self.source.view(int(row), 0, "val", shape) for row, shape in zip(rows, shapes, strict=True)]
-        return torch.from_numpy(np.stack(views)).float().mul_(2 / 255).sub_(1)
+    def _pictures(
+        self, rows: NDArray[np.integer], turns: NDArray[np.integer], split: Split
+    ) -> tuple[NDArray[np.integer], Tensor]:
+        """Pictures as they were encoded, and their rows: others in place of those that cannot be read any more."""
+        selected, shapes = self.selection(split), [self.shapes[int(k)] for k in self.source.buckets_of[rows]]
+        read = functools.partial(self.source.readable, among=selected)
+        views = [read(int(r), int(t), split, s) for r, t, s in zip(rows, turns, shapes, strict=True)]
+        pixels = torch.from_numpy(np.stack([view for _, view in views])).float().mul_(2 / 255).sub_(1)
+        return np.array([row for row, _ in views]), pixels
 
     def _latents(self, rows: NDArray[np.integer]) -> Tensor:
         buckets = np.unique(self.source.buckets_of[rows])

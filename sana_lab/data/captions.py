@@ -69,7 +69,7 @@ def contents(root: Path, manifest: str | None = None, default: str | None = None
     """
     if not root.is_dir():
         raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
-    files, table = Files(root), _manifest(root, manifest)
+    files, table = Files(root), manifest_of(root, manifest)
     captions, facts = _Listed(_text_files(files), {}) if table is None else _listed(files, table)
     broken = {name: _broken(several) for name, several in captions.items()}
     texts = {name: _clean(several) for name, several in captions.items()}
@@ -98,7 +98,9 @@ def report(contents: Contents) -> None:
         warnings.warn(f"data 'folder': left out {len(contents.dropped)} captions: {shown}", stacklevel=2)
 
 
-def _manifest(root: Path, given: str | None) -> Path | None:
+def manifest_of(root: Path, given: str | None) -> Path | None:
+    """The manifest that lists the images of a folder: the given one, else one of MANIFESTS in it. ValueError if it is
+    absent, or there are several."""
     if given is None:
         present = [p for p in sorted(root.iterdir()) if p.name.lower() in MANIFESTS and p.is_file()]
         if len(present) > 1:

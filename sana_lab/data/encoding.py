@@ -26,7 +26,9 @@ THREADS = 4
 
 @torch.no_grad()
 def latents(pictures: Pictures, autoencoder: Autoencoder, kind: torch.dtype, rows: range) -> Encoded:
-    """Latents (C x h x w, 1) of these rows, in order; of length 0 where a picture cannot be read."""
+    """Latents (C x h x w, 1) of these rows, in order; of length 0 where a picture cannot be read. SpecError where the
+    root is missing, which says nothing about any picture."""
+    pictures.check_root()
     device, encoded, faults = next(autoencoder.buffers()).device, dict[int, Tensor](), dict[str, str]()
     with ThreadPoolExecutor(THREADS) as pool:
         for group in _groups(pictures, rows):
@@ -36,6 +38,8 @@ def latents(pictures: Pictures, autoencoder: Autoencoder, kind: torch.dtype, row
             if good:
                 pixels = torch.from_numpy(np.stack([*good.values()])).to(device).float().mul_(2 / 255).sub_(1)
                 encoded |= dict(zip(good, autoencoder.encode(pixels).to(kind).cpu(), strict=True))
+    if faults:
+        pictures.check_root()
     flat = [encoded[row].reshape(-1, 1) if row in encoded else torch.empty(0, 1, dtype=kind) for row in rows]
     return Encoded(torch.cat(flat), [len(item) for item in flat], faults)
 

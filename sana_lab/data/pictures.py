@@ -1,8 +1,10 @@
 """`data: pictures`: millions of pictures with captions, in a folder, tars or tables, through an index on the disk."""
 
 import hashlib
+import itertools
 import json
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,6 +88,12 @@ class Pictures(Bucketed):
         """Open or write the index, and warn of what is left out."""
         picture_index.check_share(self.table, self.unreadable)
 
+    def check_root(self) -> None:
+        """Open the reader of the root. SpecError if it is missing, ValueError if it is empty; an index may be there
+        without it."""
+        detect.check(self.root)
+        self.layout  # noqa: B018
+
     def digest(self) -> str:
         """SHA-256 of names, captions, sizes, and each file's length and both ends."""
         return str(self.table.meta["digest"])
@@ -99,26 +107,31 @@ class Pictures(Bucketed):
         shape: Shape | None,
     ) -> Batch:
         """Images read, cropped and flipped, with their captions."""
-        views = [self._readable(int(row), int(turn), split, shape) for row, turn in zip(rows, turns, strict=True)]
+        views = [self.readable(int(row), int(turn), split, shape) for row, turn in zip(rows, turns, strict=True)]
         used = np.array([row for row, _ in views])
         if (used != rows).any():
             captions = self.captions_of(used, turns, split)
         pixels = torch.from_numpy(np.stack([view for _, view in views]))
         return Batch(pixels.float().mul_(2 / 255).sub_(1), self.texts(captions))
 
-    def _readable(self, row: int, turn: int, split: Split, shape: Shape | None) -> tuple[int, NDArray[np.uint8]]:
-        """A row and its view; instead of one that cannot be read, the next of its bucket."""
-        while True:
+    def readable(
+        self, row: int, turn: int, split: Split, shape: Shape | None, among: Rows | None = None
+    ) -> tuple[int, NDArray[np.uint8]]:
+        """A row and its view; instead of one that cannot be read, the next of its bucket, or of the other buckets if it
+        has none, `among` the usable rows of the split. ValueError if none can be read, or too many cannot."""
+        for candidate in itertools.chain([row], self._others(row, among or self.selection(split))):
             try:
-                return row, self.view(row, turn, split, shape)
+                return candidate, self.view(candidate, turn, split, shape)
             except (UnreadableError, OSError, ValueError) as error:
-                self._count(row, error)
-                row = self._next(row, split)
+                self._count(candidate, error)
+        raise ValueError(f"data 'pictures': no picture of {split} in {str(self.root)!r} can be read")
 
-    def _next(self, row: int, split: Split) -> int:
-        selected, bucket = self.selection(split), int(self.buckets_of[row])
-        inside = selected.rows[selected.ends[bucket] - selected.counts[bucket] : selected.ends[bucket]]
-        return int(inside[(int(np.searchsorted(inside, row)) + 1) % len(inside)])
+    def _others(self, row: int, among: Rows) -> Iterator[int]:
+        bucket = int(self.buckets_of[row])
+        begin, end = int(among.ends[bucket] - among.counts[bucket]), int(among.ends[bucket])
+        at = begin + int(np.searchsorted(among.rows[begin:end], row))
+        inside, outside = (range(at + 1, end), range(begin, at)), (range(end, len(among.rows)), range(begin))
+        return (int(among.rows[place]) for place in itertools.chain(*inside, *outside))
 
     def _count(self, row: int, error: Exception) -> None:
         """Report a picture that broke after the index was written. ValueError if they are too many."""
@@ -131,8 +144,6 @@ class Pictures(Bucketed):
             if len(self.faults) > self.unreadable * rows:
                 raise ValueError(f"{text}; at most a share `unreadable` of {self.unreadable:g} may be") from error
             print(f"{text}; the next picture takes its place", file=sys.stderr)
-        elif len(self.faults) == self.table.meta["rows"]:
-            raise ValueError(f"data 'pictures': no picture in {str(self.root)!r} can be read") from error
 
     def view(self, row: int, turn: int, split: Split, shape: Shape | None) -> NDArray[np.uint8]:
         """A picture (3, h, w) as training sees it on a turn. UnreadableError, OSError, ValueError."""

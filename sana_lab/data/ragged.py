@@ -112,6 +112,14 @@ class Ragged:
 
     def _write(self, k: int, encoded: Encoded) -> None:
         data = encoded.data.contiguous().cpu()
+        if encoded.unreadable and len(encoded.lengths) > 1 and not any(encoded.lengths):
+            name, why = next(iter(encoded.unreadable.items()))
+            raise ValueError(f"none of {len(encoded.lengths)} pictures in {self._path(k).name} can be read: {name} ({why})")
+        if not bool(data.isfinite().all()):
+            raise ValueError(
+                f"{self.kind} are not finite in {str(data.dtype).removeprefix('torch.')}, in {self._path(k).name}; "
+                "choose a stored type of a larger range, such as bfloat16"
+            )
         ends = torch.tensor([0, *np.cumsum(encoded.lengths, dtype=np.int64).tolist()])
         assert int(ends[-1]) == len(data)
         about = {"digest": _digest(data, ends), "unreadable": encoded.unreadable, "facts": _short(self.facts)}
@@ -156,7 +164,10 @@ class Ragged:
             return "was made of other data or by another encoder"
         if about.get("digest") != _digest(data, ends):
             return "has other content than was written"
-        return None if bool(data.isfinite().all()) else "holds numbers that are not finite"
+        if not bool(data.isfinite().all()):
+            return "holds numbers that are not finite"
+        faults = [f"{name} ({why})" for name, why in about["unreadable"].items()]
+        return f"lacks {len(faults)} pictures that could not be read: {', '.join(faults[:3])}" if faults else None
 
     @cached_property
     def broken(self) -> dict[int, str]:

@@ -134,6 +134,20 @@ class TestContent:
         data = make(images=True)
         assert torch.equal(data.train_batch(2).images, data.source.train_batch(2).images)
 
+    def test_a_picture_beside_latents_that_breaks(self, make, tmp_path, capsys):
+        """The next one takes its place with its latents and captions."""
+        root = tiny_pictures.folder(tmp_path / "pictures", NUMBERS)
+        data = make({"root": str(root), "unreadable": 0.1}, images=True, dtype="float32")
+        row = int(data.selection("train").rows[0])
+        (root / f"{row:05}.png").write_bytes(b"no picture")
+        batches = [data.train_batch(n) for n in range(9)]
+        assert "1 of 40 so far; the next picture takes its place" in capsys.readouterr().err
+        autoencoder = build("autoencoder", data.autoencoder).eval()
+        with torch.no_grad():
+            for batch in batches:
+                torch.testing.assert_close(batch.latents, autoencoder.encode(batch.images), atol=1e-5, rtol=1e-5)
+        assert not any(f"a picture {row}" in batch.prompts for batch in batches)
+
     def test_items_of_several_buckets(self, make):
         with pytest.raises(ValueError, match="items of several buckets have no common shape"):
             make().batch_at(range(30))
@@ -227,6 +241,39 @@ class TestDamage:
         data.setup()
         assert 5 not in [*data.selection("train").rows, *data.selection("val").rows]
         assert "1 of 40 pictures are left out: 00005.png (not an image" in capsys.readouterr().err
+
+
+    def test_a_root_that_is_missing_for_a_while(self, spec, tmp_path):
+        """Nothing is stored of it; when it is back, everything is encoded."""
+        for root in (
+            tiny_pictures.folder(tmp_path / "pictures", NUMBERS),
+            tiny_pictures.tars(tmp_path / "tars", NUMBERS),
+        ):
+            Cached(**spec({"root": str(root)}, text_encoder=None)).source.setup()
+            away = root.rename(tmp_path / "away")
+            data = Cached(**spec({"root": str(root)}, text_encoder=None))
+            with pytest.raises(SpecError, match=f"there is no .*{root.name}"):
+                data.fill()
+            assert not list(data.stores.latents.folder.glob("*.safetensors"))
+            away.rename(root)
+            data = Cached(**spec({"root": str(root)}, text_encoder=None))
+            data.setup()
+            assert data.len_train + data.len_val == 40
+
+    def test_a_picture_that_could_be_read_again_is_repaired(self, spec, tmp_path):
+        root = tiny_pictures.folder(tmp_path / "pictures", NUMBERS)
+        options = {"text_encoder": None, "unreadable": 0.1}
+        data, content = Cached(**spec({"root": str(root)}, **options)), (root / "00005.png").read_bytes()
+        data.source.setup()
+        (root / "00005.png").write_bytes(b"no picture")
+        data.setup()
+        problems = {name: problem for name, problem in data.stores.latents.verify() if problem}
+        assert [*problems] == ["latents-00000.safetensors"]
+        assert "lacks 1 pictures that could not be read: 00005.png" in problems["latents-00000.safetensors"]
+        (root / "00005.png").write_bytes(content)
+        data.stores.latents.discard("latents-00000.safetensors")
+        data.fill()
+        assert {problem for _, problem in data.stores.latents.verify()} == {None}
 
 
 EXPERIMENT = """

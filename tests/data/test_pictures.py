@@ -88,7 +88,25 @@ class TestLayouts:
         root = tiny_pictures.folder(tmp_path / "pictures", range(8))
         (root / "captions.jsonl").unlink()
         parquet(root / "list.parquet", [{"file_name": f"{n:05}.png", "caption": f"a {n}"} for n in range(8)])
-        assert captions(make(root / "list.parquet")) == [[f"a {n}"] for n in range(8)] == captions(make(root))
+        assert captions(make(root / "list.parquet")) == [[f"a {n}"] for n in range(8)]
+        with pytest.raises(ValueError, match=r"8 of 8 images have no caption.*is 'list.parquet' the manifest\?"):
+            make(root).setup()
+
+    def test_two_manifests_of_one_folder(self, make, tmp_path, monkeypatch):
+        """Each has its index, also one elsewhere; a file of the same name in the working directory is another."""
+        root = tiny_pictures.folder(tmp_path / "pictures", range(8))
+        (root / "captions.jsonl").unlink()
+        (tmp_path / "elsewhere").mkdir()
+        paths = [root / "a.jsonl", root / "b.jsonl", tmp_path / "elsewhere" / "a.jsonl"]
+        for path, word in zip(paths, ("one", "two", "three"), strict=True):
+            rows = [{"file_name": f"{n:05}.png", "caption": f"{word} {n}"} for n in range(8)]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        third = {"name": "folder", "manifest": str(paths[2])}
+        sets = [make(paths[0]), make(paths[1]), make(root, layout=third)]
+        words = [captions(data)[3] for data in sets]
+        assert words == [["one 3"], ["two 3"], ["three 3"]]
+        assert len({data.digest() for data in sets}) == 3
 
     def test_mjhq(self, make, tmp_path):
         for n in range(4):
@@ -188,6 +206,22 @@ class TestFaults:
             (root / f"{n:05}.png").write_bytes(b"")
         with pytest.raises(ValueError, match=r"4 of 30 so far; at most a share `unreadable` of 0.1"):
             [data.train_batch(n) for n in range(14)]
+
+
+    def test_the_only_picture_of_a_bucket_breaks(self, make, tmp_path):
+        """One of another bucket takes its place; where none can be read, that is said."""
+        root = tiny_pictures.folder(tmp_path / "pictures", [0, 1, 4, 8])
+        data = make(root, buckets="sana", multiple=8, held_out=0, unreadable=1.0)
+        data.setup()
+        row = next(row for row in range(4) if data.name_of(row) == "00001.png")
+        shape = data.shapes[int(data.buckets_of[row])]
+        (root / "00001.png").write_bytes(b"no picture")
+        used, view = data.readable(row, 0, "train", shape)
+        assert (used != row, view.shape) == (True, (3, *shape))
+        for path in root.glob("*.png"):
+            path.write_bytes(b"")
+        with pytest.raises(ValueError, match="no picture of train in .* can be read"):
+            data.readable(row, 0, "train", shape)
 
 
 class TestIndex:

@@ -95,3 +95,17 @@ def test_shards_of_other_facts_are_made_again(make, tmp_path):
     second.join()
     assert {problem for _, problem in second.verify()} == {None}
     assert second.table.meta["type"] == "float16"
+
+
+def test_what_is_not_stored(tmp_path):
+    """A shard of which nothing could be read, and numbers that overflowed; a single row may be unreadable."""
+    faults = {f"{n}.png": "Input/output error" for n in range(3)}
+    store = Ragged(tmp_path / "a", "latents", 3, 3, {})
+    with pytest.raises(ValueError, match=r"none of 3 pictures in latents-00000.* can be read: 0.png \(Input/output"):
+        store.fill(lambda rows: Encoded(torch.empty(0, 1), [0] * len(rows), faults))
+    with pytest.raises(ValueError, match=r"latents are not finite in float16, in latents-00000"):
+        store.fill(lambda rows: Encoded(torch.tensor([[1e6], [1.0], [2.0]]).half(), [1] * 3, {}))
+    assert store.done() == 0
+    one = Ragged(tmp_path / "b", "latents", 1, 3, {})
+    one.fill(lambda rows: Encoded(torch.empty(0, 1), [0], {"0.png": "no image"}))
+    assert one.done() == 1

@@ -11,13 +11,18 @@ from sana_lab.data.tables import column
 
 def layout_of(root: Path) -> str:
     """The registered name of the layout of a folder or file. SpecError where there is none."""
-    if not root.exists():
-        raise SpecError(f"there is no {str(root)!r}; expected a folder of pictures, tars or tables, or a manifest")
+    check(root)
     if root.is_dir() and (root / "meta_data.json").is_file():
         return "mjhq"
     if below(root, [".tar"]) and (root.is_dir() or root.suffix == ".tar"):
         return "tars"
     return _of_tables(root) or "folder"
+
+
+def check(root: Path) -> None:
+    """SpecError where there is no such folder or file."""
+    if not root.exists():
+        raise SpecError(f"there is no {str(root)!r}; expected a folder of pictures, tars or tables, or a manifest")
 
 
 def _of_tables(root: Path) -> str | None:

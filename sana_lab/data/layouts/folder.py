@@ -24,12 +24,20 @@ class FolderLayout(Layout):
         caption: str | None = None,  # caption of pictures without one, "" for none; null is an error
     ) -> None:
         super().__init__(root.parent if root.is_file() else root)
-        self.manifest, self.caption = (root.name if root.is_file() else manifest), caption
+        self.manifest, self.caption = (str(root.absolute()) if root.is_file() else manifest), caption
 
     @property
     def files(self) -> list[str]:  # type: ignore[override]
         """The pictures, the manifest or the files of captions."""
         return [name for name in Files(self.root).names if (self.root / name).is_file()]
+
+    def fingerprint(self) -> str:
+        """Of the files, and of the manifest that is chosen among them or lies elsewhere."""
+        path = captions.manifest_of(self.root, self.manifest)
+        if path is None:
+            return super().fingerprint()
+        stat = path.stat()
+        return super().fingerprint() + f" {path.name} {stat.st_size} {stat.st_mtime_ns}"
 
     def records(self) -> Iterator[Record]:
         """The pictures by name."""
