@@ -114,7 +114,8 @@ class Ragged:
         data = encoded.data.contiguous().cpu()
         if encoded.unreadable and len(encoded.lengths) > 1 and not any(encoded.lengths):
             name, why = next(iter(encoded.unreadable.items()))
-            raise ValueError(f"none of {len(encoded.lengths)} pictures in {self._path(k).name} can be read: {name} ({why})")
+            count, shard = len(encoded.lengths), self._path(k).name
+            raise ValueError(f"none of {count} pictures in {shard} can be read: {name} ({why})")
         if not bool(data.isfinite().all()):
             raise ValueError(
                 f"{self.kind} are not finite in {str(data.dtype).removeprefix('torch.')}, in {self._path(k).name}; "

@@ -220,7 +220,7 @@ class TestFaults:
         assert (used != row, view.shape) == (True, (3, *shape))
         for path in root.glob("*.png"):
             path.write_bytes(b"")
-        with pytest.raises(ValueError, match="no picture of train in .* can be read"):
+        with pytest.raises(ValueError, match=r"no picture of train in .* can be read"):
             data.readable(row, 0, "train", shape)
 
 
