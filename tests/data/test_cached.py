@@ -242,7 +242,6 @@ class TestDamage:
         assert 5 not in [*data.selection("train").rows, *data.selection("val").rows]
         assert "1 of 40 pictures are left out: 00005.png (not an image" in capsys.readouterr().err
 
-
     def test_a_root_that_is_missing_for_a_while(self, spec, tmp_path):
         """Nothing is stored of it; when it is back, everything is encoded."""
         for root in (

@@ -207,7 +207,6 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"4 of 30 so far; at most a share `unreadable` of 0.1"):
             [data.train_batch(n) for n in range(14)]
 
-
     def test_the_only_picture_of_a_bucket_breaks(self, make, tmp_path):
         """One of another bucket takes its place; where none can be read, that is said."""
         root = tiny_pictures.folder(tmp_path / "pictures", [0, 1, 4, 8])
