@@ -1,5 +1,6 @@
 """Command `pack`: an ablation's table, reports, configurations and weights as one archive that other machines read."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -17,7 +18,7 @@ from sana_lab.config import experiments, interpolation
 from sana_lab.config.atomic_write import replacing
 from sana_lab.config.paths import check_file
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation.report_files import PER_IMAGE, REPORT
+from sana_lab.evaluation.report_files import NUMBERS, REPORT
 from sana_lab.tracking.store import Store
 from sana_lab.types import Json
 
@@ -27,7 +28,7 @@ table/          table.md, .csv, .json and .tex, plots, report.html (open it in a
 ablation.yaml   the ablation as it was written
 trials.json     label, seed, state, model and metrics of each trial
 trials/KEY/     config.yaml, the resolved configuration, and report.json, its evaluation,
-                with its numbers per image in per_image.safetensors
+                with its numbers per image in a file beside it
 models/MODEL/   averaged weights with their card
 
 The weights are read from where they lie, in Python or on the command line:
@@ -74,9 +75,8 @@ def contents(
     for record in done:
         config = OmegaConf.to_yaml(OmegaConf.create(interpolation.as_written(record.trial.config)))
         yield f"trials/{record.key}/config.yaml", config
-        for name in (REPORT, PER_IMAGE):
-            if (file := _artifact(store, record, name)) is not None:
-                yield f"trials/{record.key}/{name}", file
+        for file in _reports(store, record):
+            yield f"trials/{record.key}/{file.name}", file
     yield from ((f"models/{model}/weights.safetensors", path) for model, path in models.items())
 
 
@@ -95,11 +95,12 @@ def _weights(record: TrialRecord) -> Path | None:
     return weights_of(record.trial) if record.done and record.trial.kind == "quality" else None
 
 
-def _artifact(store: Store, record: TrialRecord, name: str) -> Path | None:
-    try:
-        return store.file(record.run_id, name)
-    except FileNotFoundError:
-        return None
+def _reports(store: Store, record: TrialRecord) -> Iterator[Path]:
+    """The evaluation of a trial, and its numbers per image."""
+    with contextlib.suppress(FileNotFoundError):
+        yield (report := store.file(record.run_id, REPORT))
+        if (name := json.loads(report.read_text()).get(NUMBERS)) is not None:
+            yield store.file(record.run_id, name)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: Path | str) -> None:

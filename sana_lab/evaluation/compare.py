@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import FiniteFloat, PositiveInt, TypeAdapter, ValidationError
-from safetensors import SafetensorError
 from typing_extensions import TypedDict  # pydantic reads typing's from Python 3.12 on
 
 from sana_lab.config import text_files
 from sana_lab.config.specs import SpecError, nearest
-from sana_lab.evaluation.report_files import PER_IMAGE, is_stored, with_columns
+from sana_lab.evaluation.report_files import NUMBERS, is_stored, with_columns
 from sana_lab.report.columns import column
 from sana_lab.report.significance import Difference, mark, paired
 from sana_lab.types import Json
@@ -72,7 +71,7 @@ def read(path: Path) -> Json:
         raise SpecError(f"{path} is no JSON: {error}") from error
     if not isinstance(report, dict) or not {"measures", "per_image"} <= report.keys():
         raise SpecError(f"{path} holds no evaluation with measures; {_EXPECTED}")
-    report = {**report, "per_image": _with_numbers(report["per_image"], path)}
+    report = _with_numbers(report, path)
     try:
         TypeAdapter(_Report).validate_python(report)
     except ValidationError as error:
@@ -84,18 +83,17 @@ def read(path: Path) -> Json:
     return report
 
 
-def _with_numbers(columns: Any, report: Path) -> Any:
-    """The columns of a run's artifact with their numbers per image from the file beside it; others as they are."""
+def _with_numbers(report: Json, path: Path) -> Json:
+    """A run's artifact with its numbers per image from the file beside it; another report as it is."""
+    columns = report["per_image"]
     if not isinstance(columns, dict) or not any(map(is_stored, columns.values())):
-        return columns
-    path = report.with_name(PER_IMAGE)
-    if not path.is_file():
-        raise SpecError(f"{report} has its numbers per image in {PER_IMAGE}, and there is none beside it; copy both")
-    stored = with_columns(columns, path)
-    try:
-        return {k: {**v, "values": v["values"].read()} if is_stored(columns[k]) else v for k, v in stored.items()}
-    except (SafetensorError, OSError) as error:
-        raise SpecError(f"{path} does not hold the numbers per image of {report}: {error}") from error
+        return report
+    file = path.with_name(Path(str(report.pop(NUMBERS, None))).name)
+    if not file.is_file():
+        raise SpecError(f"{path} has its numbers per image in {file.name}, and there is none beside it; copy both")
+    stored = with_columns(columns, file)
+    read = {k: {**v, "values": v["values"].read()} if is_stored(columns[k]) else v for k, v in stored.items()}
+    return {**report, "per_image": read}
 
 
 _EXPECTED = "expected what `sana-lab eval NAME --json FILE` writes"

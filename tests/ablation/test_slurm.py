@@ -105,7 +105,7 @@ def test_a_cancelled_job_is_a_failed_trial_that_the_next_command_resumes(sweep, 
     """Without accounting: Slurm keeps no record of the job."""
     job = min(queue(cluster))
     slurm(cluster, "scancel", job)
-    wait(lambda: not in_queue_of(cluster, job), sweep)
+    wait(lambda: in_queue_of(cluster, job) == set(), sweep)
     output, _ = sweep.communicate(timeout=240)
     assert sweep.returncode != 0
     assert f"job {job} ended without a result: it was cancelled, or killed on its node" in output

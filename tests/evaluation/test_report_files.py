@@ -1,6 +1,7 @@
 """Reports in runs: numbers per image come back bit for bit, read when asked for; older reports are read as they are."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,12 @@ def report(numbers: torch.Tensor) -> dict:
         "per_image": {"score": {"values": numbers.tolist(), "drawn": "a", "images_per_prompt": 2}},
         "model": "x",
     }
+
+
+def numbers(store: Store, run: str) -> Path:
+    """The file of a run's numbers per image."""
+    (path,) = store.file(run).glob("per_image-*.safetensors")
+    return path
 
 
 @pytest.fixture
@@ -46,10 +53,23 @@ def test_json_is_short_and_a_report_is_read_without_its_numbers(run):
     store, name = run
     assert store.file(name, "report.json").stat().st_size < 1000
     found = report_files.read(store, name)
-    store.file(name, report_files.PER_IMAGE).unlink()
+    numbers(store, name).unlink()
     assert found["measures"] == report(NUMBERS)["measures"]
-    with pytest.raises(FileNotFoundError):
-        list(found["per_image"]["score"]["values"])
+    for each in (found, report_files.read(store, name)):
+        with pytest.raises(SpecError, match="does not hold the numbers per image of 'score'"):
+            list(each["per_image"]["score"]["values"])
+
+
+def test_a_kill_while_a_report_is_written_anew_leaves_the_old_one(run, monkeypatch):
+    store, name = run
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "log_dict", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report_files.write(store, name, report(NUMBERS + 1))
+    assert list(report_files.read(store, name)["per_image"]["score"]["values"]) == NUMBERS.tolist()
 
 
 def test_a_paired_test_is_that_of_lists(run):
@@ -80,10 +100,10 @@ class TestCompare:
     def test_names_what_is_missing_or_wrong(self, run):
         store, name = run
         path = store.file(name, "report.json")
-        store.file(name, report_files.PER_IMAGE).write_bytes(b"x" * 20)
+        numbers(store, name).write_bytes(b"x" * 20)
         with pytest.raises(SpecError, match="does not hold the numbers per image"):
             compare.read(path)
-        store.file(name, report_files.PER_IMAGE).unlink()
+        numbers(store, name).unlink()
         with pytest.raises(SpecError, match="there is none beside it; copy both"):
             compare.read(path)
 

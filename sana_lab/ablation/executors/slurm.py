@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,9 +25,12 @@ POLL = 2.0
 """Seconds between questions for a job's state."""
 
 
-MISSING_POLLS = 3
-"""Polls without a job in the queue and without its result, which may be late on a shared file system, until it has
-failed."""
+MISSING_SECONDS = 75.0
+"""Seconds without a job in the queue and without its result until it has failed: a shared file system may show a new
+file a minute late."""
+
+TRIES = 10
+"""Errors in a row of the thread that submits and polls, until the sweep is given up."""
 
 RESERVED = {"array", "output", "error", "requeue", "signal", "time", "wckey"}
 """Options of sbatch that the executor and submitit set."""
@@ -95,7 +98,8 @@ class Slurm(Executor):
             raise SpecError(f"executor.sbatch sets {reserved[0]!r}, which the executor sets itself; leave it out")
         self.queue: queue.SimpleQueue[Submission] = queue.SimpleQueue()
         self.jobs: dict[Path, tuple[Any, Submission]] = {}
-        self.missing: dict[Path, int] = {}  # polls in which a job was neither in the queue nor had a result
+        self.missing: dict[Path, float] = {}  # when a job was first neither in the queue nor had a result
+        self.lock = threading.Lock()  # of `queue` and `stopped`
         self.stopped = threading.Event()
 
     def check(self) -> None:
@@ -121,23 +125,33 @@ class Slurm(Executor):
         threading.Thread(target=self._submit, daemon=True).start()
 
     def run(self, title: str, job: Job) -> int:
-        if self.stopped.is_set():
-            return 1
         submission = Submission(self.folder / f"{title}.json", self.log(title), Future())
         job.write(submission.path)
         self.tail.follow(lines_of(submission.path))
-        self.queue.put(submission)
         try:
+            with self.lock:
+                if self.stopped.is_set():
+                    return 1
+                self.queue.put(submission)
             return submission.future.result()
         finally:
             self.tail.leave(lines_of(submission.path))
             submission.path.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        self.stopped.set()
-        for job, _ in list(self.jobs.values()):
+        with self.lock:
+            self.stopped.set()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Cancel all jobs; those and the submissions that wait end with status 1."""
+        for job, submission in list(self.jobs.values()):
             with contextlib.suppress(Exception):  # it may have ended
                 job.cancel()
+            _resolve(submission, 1)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                _resolve(self.queue.get_nowait(), 1)
 
     def _executor(self, folder: Path) -> Any:
         submitit = import_submitit()
@@ -151,29 +165,39 @@ class Slurm(Executor):
 
     def _submit(self) -> None:
         """Gather jobs to arrays, submit them, and follow them to their ends."""
+        errors = 0
         while not self.stopped.is_set():
-            batch = self._gathered()
-            if batch:
-                self._submit_array(batch)
-            for path in self._ended():
-                job, submission = self.jobs.pop(path)
-                submission.future.set_result(_status(job, submission.log))
-        for _, submission in self.jobs.values():
-            submission.future.set_result(1)
+            try:
+                self._submit_and_poll()
+                errors = 0
+            except Exception as error:  # of a file system that is out of reach for a while
+                errors += 1
+                self.show(f"! executor 'slurm': {error}")  # a `Line`
+                if errors == TRIES:
+                    self.stop()
+                time.sleep(POLL)
+        self._give_up()  # a job that was submitted meanwhile too
+
+    def _submit_and_poll(self) -> None:
+        if batch := self._gathered():
+            self._submit_array(batch)
+        for path in self._ended():
+            job, submission = self.jobs.pop(path)
+            _resolve(submission, _status(job, submission.log))
 
     def _ended(self) -> list[Path]:
-        """The jobs that have ended: that have left a result, or the queue in two polls, as a job that was killed."""
-        left = None if self.cluster == "local" else in_queue(job.job_id for job, _ in self.jobs.values())
+        """The jobs that have left a result; or the queue for MISSING_SECONDS, as a job that was killed."""
+        if self.cluster == "local":
+            return [path for path, (job, _) in self.jobs.items() if job.done()]
+        left = in_queue(job.job_id for job, _ in self.jobs.values())
         ended = []
         for path, (job, _) in self.jobs.items():
             if left is None or job.job_id in left:
                 self.missing.pop(path, None)
-            else:
-                self.missing[path] = self.missing.get(path, 0) + 1
-            has_result = job.paths.result_pickle.exists()
-            if has_result or self.missing.get(path, 0) >= MISSING_POLLS or (self.cluster == "local" and job.done()):
-                self.missing.pop(path, None)
+            since = time.monotonic() - self.missing.setdefault(path, time.monotonic())
+            if _has_result(job) or since > MISSING_SECONDS:
                 ended.append(path)
+        self.missing = {path: since for path, since in self.missing.items() if path not in ended}
         return ended
 
     def _gathered(self) -> list[Submission]:
@@ -189,13 +213,15 @@ class Slurm(Executor):
 
     def _submit_array(self, batch: Sequence[Submission]) -> None:
         try:
+            if self.stopped.is_set():
+                raise RuntimeError("the sweep was stopped before the job was submitted")
             with self.executor.batch():
                 tasks = [SlurmTask(str(Path.cwd()), submission) for submission in batch]
                 jobs = [self.executor.submit(task) for task in tasks]
         except Exception as error:  # of sbatch: an option that this cluster refuses
             for submission in batch:
-                submission.log.write_text(f"{error}\n")
-                submission.future.set_result(1)
+                add_text(submission.log, f"{error}\n")
+                _resolve(submission, 1)
             return
         for submission, job in zip(batch, jobs, strict=True):
             self.jobs[submission.path] = (job, submission)
@@ -228,9 +254,23 @@ def in_queue(jobs: Iterable[str]) -> set[str] | None:
     return set(answer.stdout.split())
 
 
+def _resolve(submission: Submission, status: int) -> None:
+    """Give a submission its status, unless it has one: the thread and `stop` may both do it."""
+    with contextlib.suppress(InvalidStateError):
+        submission.future.set_result(status)
+
+
+def _has_result(job: Any) -> bool:
+    """Whether a job has left its result; a change of the folder has a shared file system look again."""
+    folder = job.paths.folder
+    with contextlib.suppress(OSError):
+        folder.chmod(folder.stat().st_mode)
+    return bool(job.paths.result_pickle.exists())
+
+
 def _status(job: Any, log: Path) -> int:
     """The exit status of a job that has ended; 1 if it has no result, and a line of its log that says why."""
-    if not job.paths.result_pickle.exists():
+    if not _has_result(job):
         with contextlib.suppress(OSError):
             add_text(log, f"job {job.job_id} ended without a result: it was cancelled, or killed on its node\n")
         return 1
