@@ -41,8 +41,8 @@ def sweep(here: Path, runs: Path, cluster: dict[str, str]) -> Iterator[subproces
     tiny.write_experiment(here)
     tiny.write(here, "ablations/two.yaml", ABLATION)
     command = [sys.executable, "-m", "sana_lab", "ablate", "two", "--executor", EXECUTOR]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=cluster, cwd=here, **pipes) as process:
+    out, err = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(command, env=cluster, cwd=here, stdout=out, stderr=err, text=True) as process:
         try:
             wait(lambda: len({p.parent for p in runs.glob("models/*/step=*.ckpt")}) == 2, process)
             yield process
@@ -91,7 +91,7 @@ def test_preempted_and_requeued_trials_go_on_and_the_table_is_complete(sweep, cl
     assert sweep.returncode == 0, output
     assert {first, second} <= preempted
     found = records(Store(weights.HOME), plan.load("two"))
-    assert [record.run.status for record in found] == ["FINISHED"] * 2
+    assert states() == ["FINISHED"] * 2
     assert len(list(runs.glob("models/*/weights.safetensors"))) == 2
     assert (runs / "tables/two/table.md").read_text().count("| softmax |") == 1
     resumed = [[step for step, _ in Store(weights.HOME).history(record.run_id, "train/loss")] for record in found]
@@ -101,15 +101,23 @@ def test_preempted_and_requeued_trials_go_on_and_the_table_is_complete(sweep, cl
     assert "accounting" not in output
 
 
-def test_a_cancelled_job_is_a_failed_trial_that_the_next_command_resumes(sweep, cluster):
+def test_a_cancelled_job_is_a_failed_trial(sweep, cluster, runs):
     """Without accounting: Slurm keeps no record of the job."""
     job = min(queue(cluster))
     slurm(cluster, "scancel", job)
     wait(lambda: in_queue_of(cluster, job) == set(), sweep)
-    output, _ = sweep.communicate(timeout=240)
+    output, _ = sweep.communicate(timeout=300)
     assert sweep.returncode != 0
-    assert f"job {job} ended without a result: it was cancelled, or killed on its node" in output
-    assert sorted(r.run.status for r in records(Store(weights.HOME), plan.load("two"))) == ["FAILED", "FINISHED"]
+    logs = "".join(path.read_text() for path in (runs / "sweeps/two").glob("*.log"))
+    assert logs.count(f"job {job} ended without a result: it was cancelled, or killed on its node") == 1
+    assert output.count("failed: its process ended with status 1") == 1
+    assert states() == ["FAILED", "FINISHED"]
+
+
+def states() -> list[str]:
+    """Of both trials' runs."""
+    found = records(Store(weights.HOME), plan.load("two"))
+    return sorted(record.run.status if record.run else "missing" for record in found)
 
 
 def in_queue_of(cluster: dict[str, str], job: str) -> set[str] | None:
