@@ -15,9 +15,10 @@ SIGN = "@"
 
 
 def split(name: str) -> tuple[str, str | None]:
-    """The name of an experiment, and the stage that follows it, if there is one."""
+    """The name of an experiment, and the stage that follows it, if there is one; paths may hold the sign."""
     title, sign, stage = name.rpartition(SIGN)
-    return (title, stage) if sign and title and stage else (name, None)
+    in_path = "/" in stage or stage.endswith((".yaml", ".yml"))
+    return (title, stage) if sign and title and stage and not in_path else (name, None)
 
 
 def names(config: Config, title: str) -> list[str]:

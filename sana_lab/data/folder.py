@@ -61,10 +61,7 @@ class Folder(DataModule):
         self.resize, self.crop, self.flip, self.min_side = resize, crop, flip, min_side
         self.held_out, self.check = held_out, check
         self.check_least(size=1, held_out=0)
-        if isinstance(held_out, float) and held_out >= 1:
-            raise ValueError(
-                f"data 'folder': held_out is {held_out}; expected a share below 1.0 or a number of pictures"
-            )
+        splits.check_held_out(held_out, "data 'folder': ")
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files and read their headers, once. ValueError if the folder or its captions cannot be used."""

@@ -25,6 +25,9 @@ COLUMNS = {
 }
 """Column -> type. A row's captions end at `row_captions_end`; their texts and scores are columns of captions."""
 
+VERSION = 2
+"""Part of the key of an index, so that those which an earlier version made of the same files are made again."""
+
 AT_ONCE = 4096
 """Rows that are read and written at a time."""
 
@@ -56,10 +59,17 @@ def build(layout: Layout, folder: Path, unreadable: float) -> disk_columns.Table
 
 
 def check_share(table: disk_columns.Table, unreadable: float) -> None:
-    """Warn of pictures that are left out. ValueError if they are more than the share `unreadable` of all, or all."""
+    """Warn of pictures that are left out. ValueError if they are more than the share `unreadable` of all, or all, or
+    if more than that share of the files of many pictures is damaged: how many those held is unknown."""
     left_out, rows = table.meta["skipped"], table.meta["rows"]
     if not left_out:
         return
+    damaged, files = table.meta.get("damaged", 0), table.meta.get("files", 0)
+    if damaged > unreadable * files:
+        raise ValueError(
+            f"data 'pictures': {damaged} of {files} files cannot be read to their end: {table.meta['broken']}; at most "
+            f"a share `unreadable` of {unreadable:g} may be"
+        )
     message = f"{left_out} of {left_out + rows} pictures cannot be used: {table.meta['examples']}"
     if not rows or left_out > unreadable * (left_out + rows):
         raise ValueError(f"data 'pictures': {message}; at most a share `unreadable` of {unreadable:g} may be left out")
@@ -82,9 +92,12 @@ def _write(layout: Layout, folder: Path) -> None:
             rows += len(good)
             graded, grouped = graded or any(r.scores for r in group), grouped or any(r.group for r in group)
             bar.advance(task, len(group))
+        skipped |= layout.damaged
         (folder / "skipped.txt").write_text("".join(f"{name}: {why}\n" for name, why in skipped.items()), "utf-8")
         examples = {"skipped": len(skipped), "examples": listing(skipped)}
         facts = {"rows": rows, "digest": digest.hexdigest(), "scores": graded, "groups": grouped}
+        if layout.damaged:
+            facts |= {"damaged": len(layout.damaged), "files": len(layout.files), "broken": listing(layout.damaged)}
         writer.finish({**facts, **examples, "root": str(layout.root.absolute())})
 
 

@@ -71,6 +71,7 @@ class Pictures(Bucketed):
         self.choice = CaptionChoice(**choice) if isinstance(choice, dict) else choice
         self.faults: dict[int, str] = {}  # rows that could not be read in this process -> reason
         self.check_least(size=1, held_out=0, multiple=1)
+        splits.check_held_out(held_out, "data 'pictures': ")
         self.shapes  # noqa: B018
 
     @cached_property
@@ -205,7 +206,7 @@ class Pictures(Bucketed):
         pointer = self.index / f"{_key(str(self.root.absolute()), self.layout_spec)}.json"
         if not self.root.exists() and pointer.is_file():
             return disk_columns.Table(self.index / json.loads(pointer.read_text("utf-8"))["index"])
-        folder = _key(self.layout.fingerprint(), specs.canonical("layout", self._layout_name))
+        folder = _key(self.layout.fingerprint(), specs.canonical("layout", self._layout_name), picture_index.VERSION)
         table = picture_index.build(self.layout, self.index / folder, self.unreadable)
         write_text(pointer, json.dumps({"root": str(self.root.absolute()), "index": folder}))
         return table

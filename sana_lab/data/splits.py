@@ -26,6 +26,12 @@ def codes(entries: Iterable[Any]) -> NDArray[np.uint8]:
     return np.array([CODES[entry.split] for entry in entries], np.uint8)
 
 
+def check_held_out(held_out: int | float, where: str = "") -> None:
+    """ValueError for a share that leaves nothing to train on; `where` begins its message."""
+    if isinstance(held_out, float) and held_out >= 1:
+        raise ValueError(f"{where}held_out is {held_out}; expected a share below 1.0 or a number of pictures")
+
+
 def held_out(
     shares: NDArray[np.float64],
     codes: NDArray[np.uint8],
@@ -37,9 +43,10 @@ def held_out(
 
     Items with a split keep it, and their whole group with them. Of the others those whose share is below `held_out`
     are, or so many with the least shares; fewer where a group would be divided. Of two items or more at least one is
-    in each part. Without `groups` no two items are of one group. ValueError for a number that leaves none to train on,
-    or a group with both splits, in which `name` names an item.
+    in each part. Without `groups` no two items are of one group. ValueError for a number or share that leaves none to
+    train on, or a group with both splits, in which `name` names an item.
     """
+    check_held_out(held_out)
     code = _group_codes(shares, codes, name) if groups and codes.any() else codes
     mask, free = code == CODES["val"], code == 0
     if free.any():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sana_lab import __main__
 from sana_lab.checkpoints import weights
-from sana_lab.config import experiments, hashing
+from sana_lab.config import experiments, hashing, stages
 from sana_lab.config.specs import SpecError
 from sana_lab.training import checks, train
 
@@ -61,6 +61,21 @@ def test_each_stage_is_an_experiment_whose_parent_is_the_one_before(folder):
     assert experiments.prerequisites(last) == ["cascade@16", "cascade@32"]
     plain = experiments.load("tiny", ["data.size=16", "data.batch=8", "trainer.max_steps=3"])
     assert hashing.experiment_hash(first) == hashing.experiment_hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cascade@16", ("cascade", "16")),
+        ("dir/exp.yaml@16", ("dir/exp.yaml", "16")),
+        ("/mnt/u@corp/exp.yaml", ("/mnt/u@corp/exp.yaml", None)),
+        ("/mnt/u@corp/exp.yaml@16", ("/mnt/u@corp/exp.yaml", "16")),
+        ("me@home.yaml", ("me@home.yaml", None)),
+        ("cascade", ("cascade", None)),
+    ],
+)
+def test_a_path_may_hold_the_sign(name, expected):
+    assert stages.split(name) == expected
 
 
 def test_a_change_of_the_first_stage_is_another_last_one(folder):

@@ -140,6 +140,33 @@ class TestLayouts:
         data = make(tmp_path / "hub", held_out=0)
         assert sorted(numbers(data)[row] for row in data.selection("val").rows) == [8, 9, 10]
 
+    def test_splits_of_tars_are_in_the_names_of_their_folders(self, make, tmp_path):
+        for name, group in (("train", range(8)), ("val", range(8, 11))):
+            tiny_pictures.tars(tmp_path / "tars" / name, group)
+        data = make(tmp_path / "tars", held_out=0)
+        assert sorted(numbers(data)[row] for row in data.selection("val").rows) == [8, 9, 10]
+
+    def test_files_that_datasets_computed_are_no_pictures(self, make, tmp_path):
+        arrow(tmp_path / "saved" / "data-00000-of-00001.arrow", rows_of(range(8)))
+        arrow(tmp_path / "saved" / "cache-1b2c3d.arrow", rows_of(range(8)))
+        assert numbers(make(tmp_path / "saved")) == [*range(8)]
+
+    def test_a_table_gives_its_name_to_its_pictures(self, make, tmp_path):
+        data = make(parquet(tmp_path / "one.parquet", rows_of(range(8))))
+        assert data.name_of(2) == "one.parquet:3"
+
+    def test_pictures_of_one_stem(self, make, tmp_path):
+        """Which one a row means is unknown; both are named. A row may have an id alone."""
+        root = tmp_path / "pd12m"
+        parquet(root / "a.parquet", [{"id": f"id{n}", "url": None, "caption": f"picture {n}"} for n in range(4)])
+        for folder, group in (("x", range(4)), ("y", [2])):
+            (root / folder).mkdir()
+            for n in group:
+                (root / folder / f"id{n}.png").write_bytes(tiny_pictures.picture(n))
+        data = make(root, held_out=1, unreadable=0.5, layout="pd12m")
+        assert numbers(data) == [0, 1, 3]
+        assert "'a.parquet:3' (both x/id2.png and y/id2.png are called so)" in data.table.meta["examples"]
+
     def test_what_is_no_layout(self, make, tmp_path):
         with pytest.raises(SpecError, match=r"there is no .*nowhere"):
             make(tmp_path / "nowhere").setup()
@@ -153,14 +180,24 @@ class TestFaults:
         root = tiny_pictures.tars(tmp_path / "tars", NUMBERS)
         path = root / "00001.tar"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ValueError, match=r"cannot be used: .*00001.tar"):
+        with pytest.raises(ValueError, match=r"1 of 3 files cannot be read to their end: '00001.tar'"):
             make(root).setup()
-        data = make(root, unreadable=0.2)
-        assert "00001.tar" in capsys.readouterr().err + data.table.meta["examples"]
+        data = make(root, unreadable=0.4)
+        assert "00001.tar" in capsys.readouterr().err
+        assert "00001.tar" in data.table.meta["examples"]
         kept = numbers(data)
         assert kept[:12] == list(range(12))
         assert kept[-6:] == list(range(24, 30))
         assert 18 < len(kept) < 30
+
+    def test_a_damaged_tar_counts_as_a_file(self, make, tmp_path):
+        """One of twelve pictures is in a damaged tar, the last of it: a share of files, as what it held is unknown."""
+        root = tiny_pictures.tars(tmp_path / "tars", NUMBERS)
+        path = root / "00002.tar"
+        path.write_bytes(path.read_bytes()[:-8000])
+        with pytest.raises(ValueError, match=r"1 of 3 files cannot be read to their end: '00002.tar' \(.*most a share"):
+            make(root, unreadable=0.3).setup()
+        make(root, unreadable=0.34).setup()
 
     def test_malformed_samples_are_named(self, make, tmp_path):
         good = [(f"{n:05}", {"png": tiny_pictures.picture(n), "txt": b"one\ntwo\n"}) for n in range(6)]

@@ -5,6 +5,8 @@ import pytest
 from tiny_pictures import folder
 
 from sana_lab.data.folder import Folder
+from sana_lab.data.layouts import splits_of
+from sana_lab.data.pictures import Pictures
 from sana_lab.data.splits import CODES, held_out, shares
 
 NAMES = [f"{i}.jpg" for i in range(400)]
@@ -37,6 +39,31 @@ def test_new_items_change_no_split_of_others():
 def test_a_number_that_leaves_none():
     with pytest.raises(ValueError, match="held_out is 400 of 400 pictures; at most 399 leave one"):
         held_out(shares(NAMES), NO_SPLIT, 400, NAMES.__getitem__)
+
+
+def test_a_share_of_all():
+    with pytest.raises(ValueError, match=r"held_out is 50.0; expected a share below 1.0 or a number"):
+        held_out(shares(NAMES), NO_SPLIT, 50.0, NAMES.__getitem__)
+    for data in (Folder, Pictures):
+        with pytest.raises(ValueError, match=r"data '\w+': held_out is 1.0; expected a share below 1.0"):
+            data("pictures", held_out=1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["train-00000-of-00002.parquet", "test-00000-of-00001.parquet"], ["train", "val"]),
+        (["train_000.parquet", "test_000.parquet"], ["train", "val"]),
+        (["laion.train.0.parquet", "laion.val.0.parquet"], ["train", "val"]),
+        (["train/000.tar", "held_out/000.tar"], ["train", "val"]),
+        (["train00.tar", "validation00.tar"], ["train", "val"]),
+        (["train/a.tar", "train/b.tar"], ["", ""]),
+        (["latest.tar", "training.tar", "contest-0.tar"], ["", "train", ""]),
+        (["."], [""]),
+    ],
+)
+def test_splits_in_names_of_files(names, expected):
+    assert splits_of(names) == expected
 
 
 def test_a_folders_manifest_has_both_columns(tmp_path):

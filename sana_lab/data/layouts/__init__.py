@@ -1,10 +1,13 @@
 """The interface of a layout: how pictures and their captions lie on the disk, as a stream of records."""
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import NamedTuple
+
+from sana_lab.data import columns
 
 
 class Place(NamedTuple):
@@ -38,11 +41,12 @@ class Layout(ABC):
     def __init__(self, root: Path, /) -> None:
         self.root = root
         self.skipped: dict[str, str] = {}  # what cannot be used -> reason, after `records`
+        self.damaged: dict[str, str] = {}  # files of many pictures that cannot be read to their end -> reason
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
-        """All pictures in a fixed order; what cannot be used is in `skipped`. ValueError for a malformed description,
-        with file and line."""
+        """All pictures in a fixed order; what cannot be used is in `skipped` or `damaged`. ValueError for a malformed
+        description, with file and line."""
 
     @abstractmethod
     def read(self, name: str, place: Place) -> bytes:
@@ -55,6 +59,27 @@ class Layout(ABC):
             stat = (self.root / name).stat()
             digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+
+_NAMED = re.compile(rf"(?:^|[-_. \d])({'|'.join(columns.TRAIN + columns.HELD_OUT)})(?=$|[-_. \d])", re.IGNORECASE)
+
+
+def splits_of(names: Sequence[str]) -> list[str]:
+    """The split that each file, or one of its folders, is called after, as train-00000-of-00002, laion_test_000 or
+    val/000; "" of all where they have only one."""
+    splits = [_split_of(PurePath(name)) for name in names]
+    return splits if len({*splits}) > 1 else [""] * len(splits)
+
+
+def _split_of(path: PurePath) -> str:
+    words = (word for part in (*path.parts[:-1], path.stem) for word in _NAMED.findall(part))
+    return columns.split(next(words, ""), str(path))
+
+
+def tables_below(root: Path) -> list[str]:
+    """Parquet and Arrow files below a folder, without those in which Hugging Face's datasets keeps what it computed."""
+    names = below(root, [".parquet", ".arrow"])
+    return [n for n in names if not (PurePath(n).name.startswith("cache-") and n.endswith(".arrow"))]
 
 
 def below(root: Path, endings: Iterable[str]) -> list[str]:

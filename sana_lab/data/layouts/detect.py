@@ -5,7 +5,7 @@ from pathlib import Path
 from sana_lab.config.validation import SpecError
 from sana_lab.data import arrow
 from sana_lab.data.columns import FILE_COLUMNS, IMAGE_COLUMNS, MANIFESTS
-from sana_lab.data.layouts import below
+from sana_lab.data.layouts import below, tables_below
 from sana_lab.data.tables import column
 
 
@@ -26,7 +26,7 @@ def check(root: Path) -> None:
 
 
 def _of_tables(root: Path) -> str | None:
-    names = below(root, [".parquet", ".arrow"]) if root.is_dir() or root.suffix in (".parquet", ".arrow") else []
+    names = tables_below(root) if root.is_dir() or root.suffix in (".parquet", ".arrow") else []
     if not names or (root.is_dir() and any((root / name).is_file() for name in MANIFESTS)):
         return None
     first = next(arrow.Table(root / names[0]).rows(), {})

@@ -28,17 +28,21 @@ class Pd12m(Layout):
 
     def records(self) -> Iterator[Record]:
         """The rows of each table whose picture is present."""
-        by_stem = {PurePath(name).stem: number for number, name in enumerate(self.pictures, len(self.tables))}
+        by_stem, ambiguous = dict[str, int](), dict[str, str]()
+        for number, name in enumerate(self.pictures, len(self.tables)):
+            first = by_stem.setdefault(PurePath(name).stem, number)
+            if first != number:
+                ambiguous[PurePath(name).stem] = f"both {self.files[first]} and {name} are called so"
         for table in self.tables:
             for at, given in enumerate(arrow.Table(self.root / table).rows(), 1):
                 row, where = {column(k): v for k, v in given.items()}, f"{table}:{at}"
-                number = next((by_stem[stem] for stem in _stems(row, where) if stem in by_stem), None)
-                if number is None:
-                    self.skipped[where] = "its picture is missing"
+                stem = next((stem for stem in _stems(row, where) if stem in by_stem), None)
+                if stem is None or stem in ambiguous:
+                    self.skipped[where] = "its picture is missing" if stem is None else ambiguous[stem]
                     continue
                 captions, scores, group, split = described(row, where)
                 if captions:
-                    yield Record(self.files[number], captions, Place(number), scores, group, split)
+                    yield Record(self.files[by_stem[stem]], captions, Place(by_stem[stem]), scores, group, split)
                 else:
                     self.skipped[where] = "no caption"
 
@@ -48,6 +52,7 @@ class Pd12m(Layout):
 
 
 def _stems(row: dict[str, Any], where: str) -> list[str]:
-    if not isinstance(row.get("url", row.get("id")), str):
+    key, url = row.get("id"), row.get("url")
+    if key is None and url is None:
         raise ValueError(f"{where} has neither id nor url; it has {', '.join(row)}")
-    return [str(row["id"]) if "id" in row else "", PurePosixPath(str(row.get("url", "")).partition("?")[0]).stem]
+    return [str(value) for value in (key, url and PurePosixPath(str(url).partition("?")[0]).stem) if value is not None]

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from sana_lab.data import arrow, columns
+from sana_lab.data import arrow
 from sana_lab.data.columns import IMAGE_COLUMNS
-from sana_lab.data.layouts import Layout, Place, Record, below
+from sana_lab.data.layouts import Layout, Place, Record, splits_of, tables_below
 from sana_lab.data.layouts.rows import described
 from sana_lab.data.tables import column
 
@@ -24,19 +24,17 @@ class Tables(Layout):
     ) -> None:
         super().__init__(root)
         self.caption = caption
-        self.files = below(root, [".parquet", ".arrow"])
+        self.files = tables_below(root)
         if not self.files:
             raise ValueError(f"layout 'tables': there is no .parquet or .arrow below {str(root)!r}")
 
     def records(self) -> Iterator[Record]:
         """The rows of each file in order."""
-        splits = [_split_of(name) for name in self.files]
-        splits = splits if len({*splits}) > 1 else [""] * len(splits)
-        for number, (name, split) in enumerate(zip(self.files, splits, strict=True)):
+        for number, (name, split) in enumerate(zip(self.files, splits_of(self.files), strict=True)):
             try:
                 yield from self._rows(number, split)
             except arrow.UnreadableTable as error:
-                self.skipped[name] = str(error)
+                self.damaged[name] = str(error)
 
     def read(self, name: str, place: Place) -> bytes:
         """The bytes in a row."""
@@ -47,8 +45,9 @@ class Tables(Layout):
 
     def _rows(self, number: int, split: str) -> Iterator[Record]:
         path = self.root / self.files[number]
+        label = path.name if self.files[number] == "." else self.files[number]
         for at, given in enumerate(_table(path).rows()):
-            row, name = {column(k): v for k, v in given.items()}, f"{self.files[number]}:{at + 1}"
+            row, name = {column(k): v for k, v in given.items()}, f"{label}:{at + 1}"
             if not any(row.get(c) is not None for c in IMAGE_COLUMNS):
                 if at == 0:
                     raise ValueError(
@@ -73,11 +72,3 @@ def _picture(row: dict[str, Any]) -> bytes | None:
     values = (value for key, value in row.items() if column(key) in IMAGE_COLUMNS)
     values = (value.get("bytes") if isinstance(value, dict) else value for value in values)
     return next((value for value in values if isinstance(value, bytes)), None)
-
-
-def _split_of(name: str) -> str:
-    """The split that a file or one of its folders is called after."""
-    path = PurePath(name)
-    words = (*path.parts[:-1], path.stem.partition("-")[0])
-    known = (word.lower() for word in words if word.lower() in (*columns.TRAIN, *columns.HELD_OUT))
-    return columns.split(next(known, ""), name)

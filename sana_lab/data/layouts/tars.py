@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from sana_lab.data import image_formats
-from sana_lab.data.layouts import Layout, Place, Record, below
+from sana_lab.data.layouts import Layout, Place, Record, below, splits_of
 from sana_lab.data.layouts.rows import Description, described
 from sana_lab.data.tables import column
 
@@ -20,7 +20,8 @@ Members = dict[str, tuple[tarfile.TarInfo, bytes]]
 
 class Tars(Layout):
     """Uncompressed tars below the root. Members that follow each other and have the same name up to the first dot of
-    the last part are one sample: a picture; captions in .txt, one a line, or .json, with columns as a manifest's."""
+    the last part are one sample: a picture; captions in .txt, one a line, or .json, with columns as a manifest's.
+    Where tars or folders are called after several splits (train/, val-00000.tar), that is the split of their samples."""
 
     def __init__(
         self,
@@ -36,11 +37,12 @@ class Tars(Layout):
 
     def records(self) -> Iterator[Record]:
         """The samples of each tar in order; a truncated tar gives those before its end."""
-        for number, name in enumerate(self.files):
+        for number, (name, split) in enumerate(zip(self.files, splits_of(self.files), strict=True)):
             try:
-                yield from self._samples(number, self.root / name)
+                for record in self._samples(number, self.root / name):
+                    yield record._replace(split=record.split or split)
             except (tarfile.TarError, OSError, EOFError) as error:
-                self.skipped[name] = f"cannot be read to its end: {error}"
+                self.damaged[name] = f"cannot be read to its end: {error}"
 
     def read(self, name: str, place: Place) -> bytes:
         """A part of a tar."""
