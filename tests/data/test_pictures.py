@@ -183,6 +183,7 @@ class TestFaults:
         with pytest.raises(ValueError, match=r"1 of 3 files cannot be read to their end: '00001.tar'"):
             make(root).setup()
         data = make(root, unreadable=0.4)
+        data.setup()
         assert "00001.tar" in capsys.readouterr().err
         assert "00001.tar" in data.table.meta["examples"]
         kept = numbers(data)

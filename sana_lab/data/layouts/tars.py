@@ -21,7 +21,7 @@ Members = dict[str, tuple[tarfile.TarInfo, bytes]]
 class Tars(Layout):
     """Uncompressed tars below the root. Members that follow each other and have the same name up to the first dot of
     the last part are one sample: a picture; captions in .txt, one a line, or .json, with columns as a manifest's.
-    Where tars or folders are called after several splits (train/, val-00000.tar), that is the split of their samples."""
+    Where tars or folders are called after several splits (train/, val-00000.tar), their samples have that split."""
 
     def __init__(
         self,
