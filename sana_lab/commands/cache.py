@@ -45,6 +45,8 @@ def main(
         raise SpecError(f"data {spec['name']!r} is not encoded before training; expected one of {', '.join(CACHES)}")
     for prerequisite in experiments.prerequisites(experiment):
         if weights.ready(experiments.load(prerequisite)) is None:
+            if verify and not repair:
+                raise SpecError(f"experiment {prerequisite!r} encodes this data and is not trained; nothing to verify")
             train(prerequisite)
     data: DataModule = specs.build("data", spec)
     if (verify or repair) and not _is_sound(data, repair):
@@ -79,10 +81,14 @@ def _start(spec: Config, stores: list[Ragged], processes: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool, _progress(stores) as update:
         futures = [pool.submit(_work, spec, k, processes) for k in range(processes)]
-        while (waiting := wait(futures, timeout=1.0)).not_done:
-            update()
+        try:
+            while (waiting := wait(futures, timeout=1.0)).not_done:
+                update()
+                _raise(waiting.done)
             _raise(waiting.done)
-        _raise(waiting.done)
+        except Exception as error:  # the pool waits for the others before anything else is said
+            print(f"a process of the encoding failed: {error}; the others end first", file=sys.stderr, flush=True)
+            raise
 
 
 def _raise(futures: set[Future[None]]) -> None:

@@ -199,7 +199,7 @@ class Cached(Bucketed):
 
     def _folder(self, kind: str, facts: Json) -> Path:
         path = cache_keys.folder(self.cache, kind, facts)
-        if self.cache.name.startswith(f"{kind}-"):
+        if self.cache.name.startswith(f"{kind}-") and (self.cache / cache_keys.RECORD).is_file():
             cache_keys.check(self.cache, kind, facts)
             return self.cache
         return path

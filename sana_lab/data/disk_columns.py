@@ -32,6 +32,8 @@ class Writer:
     def __enter__(self) -> "Writer":
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / META).unlink(missing_ok=True)
+        for name in self.types:  # a process that has mapped an old file keeps it
+            (self.folder / f"{name}.bin").unlink(missing_ok=True)
         self._files = {name: (self.folder / f"{name}.bin").open("wb") for name in self.types}
         return self
 

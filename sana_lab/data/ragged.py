@@ -9,7 +9,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sana_lab.config.atomic_write import DiskFull, replacing
+from sana_lab.config.atomic_write import replacing
 from sana_lab.data import disk_columns
+from sana_lab.data.shards import writing
 from sana_lab.types import Json
 
 OPEN = 256
@@ -65,15 +65,11 @@ class Ragged:
 
     def fill(self, encode: Encode, advance: Callable[[int], None] = lambda rows: None) -> None:
         """Encode the shards that are missing or broken; several processes share the work. ValueError, DiskFull."""
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            for patient in (False, True):  # first what no process works on, then what another one left
-                for k in range(len(self)):
-                    self._make(k, encode, patient, advance)
-        except DiskFull:
-            raise
-        except OSError as error:
-            raise ValueError(f"cannot write to {str(self.folder)!r}: {error}; choose another place") from error
+        for patient in (False, True):  # first what no process works on, then what another one left
+            for k in range(len(self)):
+                self._make(k, encode, patient, advance)
 
     def join(self) -> None:
         """Write the index of all shards, which `fill` has made."""
@@ -104,10 +100,17 @@ class Ragged:
     def _make(self, k: int, encode: Encode, patient: bool, advance: Callable[[int], None]) -> None:
         if self._fits(k):
             return
-        with suppress(Timeout), FileLock(self._path(k).with_suffix(".lock"), timeout=-1 if patient else 0):
+        with writing(self.folder):
+            try:
+                lock = FileLock(self._path(k).with_suffix(".lock")).acquire(timeout=-1 if patient else 0)
+            except Timeout:
+                return
+        with lock:
             if not self._fits(k):
-                (self.folder / "index" / disk_columns.META).unlink(missing_ok=True)
-                self._write(k, encode(self._range(k)))
+                encoded = encode(self._range(k))
+                with writing(self.folder):
+                    (self.folder / "index" / disk_columns.META).unlink(missing_ok=True)
+                    self._write(k, encoded)
                 advance(len(self._range(k)))
 
     def _write(self, k: int, encoded: Encoded) -> None:

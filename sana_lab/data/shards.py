@@ -40,7 +40,7 @@ class Shards:
         """
         missing = [k for k in range(len(self)) if not self._fits(k)]
         if missing:
-            with _writing(self.folder):
+            with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
         with Progress(console=Console(stderr=True), disable=not missing) as bar:
             task = bar.add_task(f"encoding {self.split}", total=len(missing))
@@ -82,7 +82,7 @@ class Shards:
         return True
 
     def _claim(self, k: int, timeout: float) -> AcquireReturnProxy | None:
-        with _writing(self.folder):
+        with writing(self.folder):
             try:
                 return FileLock(self._path(k, "lock")).acquire(timeout=timeout)
             except Timeout:
@@ -116,7 +116,7 @@ class Shards:
         lines = (json.dumps({"captions": several}, ensure_ascii=False) + "\n" for several in captions)
         index = "".join(lines).encode()
         about = {"fingerprint": self.fingerprint, "index": hashlib.sha256(index).hexdigest()}
-        with _writing(self.folder):
+        with writing(self.folder):
             with replacing(self._path(k, "jsonl")) as partial:
                 partial.write_bytes(index)
             with replacing(self._path(k, "safetensors")) as partial:
@@ -124,7 +124,8 @@ class Shards:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """A context in which an OSError is a ValueError that names the folder; DiskFull as it is."""
     try:
         yield
     except DiskFull:

@@ -1,11 +1,14 @@
 """`data: cached`: what is read is what the encoders gave; kills, damage and other encoders; exact continuation."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +175,10 @@ class TestMaking:
         other = Cached(**spec({"size": 64}, text_encoder=None, cache=str(folder)))
         with pytest.raises(SpecError, match=r"was made with .*transform.size 32, not 64"):
             other.setup()
+
+    def test_a_folder_of_caches_may_have_any_name(self, make, tmp_path):
+        data = make(text_encoder=None, cache=str(tmp_path / "latents-of-mine"))
+        assert data.stores.latents.folder.parent == tmp_path / "latents-of-mine"
 
     def test_encoders_without_weights(self, spec):
         bare = {k: v for k, v in spec()["autoencoder"].items() if k != "weights"}
@@ -360,6 +367,44 @@ def test_what_the_verb_refuses(experiment):
         cache.main("small.yaml", [], print, processes=0)
     with pytest.raises(SpecError, match=r"`multiple` of data 'pictures', 4 is not a multiple of 8"):
         cache.main("small.yaml", ["data.source.multiple=4"], print)
+
+
+def test_verify_trains_nothing(experiment, monkeypatch):
+    experiment()
+    trained: list[str] = []
+    monkeypatch.setattr(experiments, "prerequisites", lambda given: ["vae"])
+    monkeypatch.setattr(weights, "ready", lambda given: None)
+    monkeypatch.setattr(cache.experiments, "load", lambda name, *_: {"data": {"name": "cached"}})
+    monkeypatch.setattr(cache, "check", lambda given: None)
+    with pytest.raises(SpecError, match="experiment 'vae' encodes this data and is not trained; nothing to verify"):
+        cache.main("small.yaml", [], trained.append, verify=True)
+    assert trained == []
+
+
+def test_a_process_that_fails_is_reported_while_others_work(monkeypatch):
+    """The other process goes on until the report is read."""
+    reported = threading.Event()
+
+    def work(spec: Any, number: int, processes: int) -> None:
+        if number == 0:
+            raise ValueError("no space")
+        assert reported.wait(20)
+
+    class Report:
+        def write(self, text: str) -> None:
+            if "a process of the encoding failed: no space" in text:
+                reported.set()
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(cache, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(cache, "_work", work)
+    monkeypatch.setattr(cache, "_progress", lambda stores: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(cache.sys, "stderr", Report())
+    with pytest.raises(ValueError, match="no space"):
+        cache._start({}, [], 2)
+    assert reported.is_set()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sana_lab.data import ragged
+from sana_lab.data import disk_columns, ragged
 from sana_lab.data.ragged import Encoded, Ragged
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
@@ -109,3 +109,27 @@ def test_what_is_not_stored(tmp_path):
     one = Ragged(tmp_path / "b", "latents", 1, 3, {})
     one.fill(lambda rows: Encoded(torch.empty(0, 1), [0], {"0.png": "no image"}))
     assert one.done() == 1
+
+
+def test_an_encoder_that_fails_is_no_folder_that_cannot_be_written(tmp_path):
+    def fails(rows: range) -> Encoded:
+        raise OSError("the model is missing")
+
+    with pytest.raises(OSError, match=r"^the model is missing$"):
+        Ragged(tmp_path / "a", "text", 3, 3, {}).fill(fails)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*file/b.*; choose another place"):
+        Ragged(tmp_path / "file" / "b", "text", 3, 3, {}).fill(fails)
+
+
+def test_a_table_that_is_written_again_while_it_is_mapped(tmp_path):
+    def write(values: range) -> None:
+        with disk_columns.Writer(tmp_path, {"number": "i8"}) as writer:
+            writer.extend("number", values)
+            writer.finish({})
+
+    write(range(5000))
+    mapped = disk_columns.Table(tmp_path)["number"]
+    write(range(3))
+    assert mapped.tolist() == [*range(5000)]
+    assert disk_columns.Table(tmp_path)["number"].tolist() == [0, 1, 2]

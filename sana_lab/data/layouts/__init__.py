@@ -61,7 +61,7 @@ class Layout(ABC):
         return digest.hexdigest()
 
 
-_NAMED = re.compile(rf"(?:^|[-_. \d])({'|'.join(columns.TRAIN + columns.HELD_OUT)})(?=$|[-_. \d])", re.IGNORECASE)
+_SPLIT_NAME = re.compile(rf"(?:^|[-_. \d])({'|'.join(columns.TRAIN + columns.HELD_OUT)})(?=$|[-_. \d])", re.IGNORECASE)
 
 
 def splits_of(names: Sequence[str]) -> list[str]:
@@ -72,7 +72,7 @@ def splits_of(names: Sequence[str]) -> list[str]:
 
 
 def _split_of(path: PurePath) -> str:
-    words = (word for part in (*path.parts[:-1], path.stem) for word in _NAMED.findall(part))
+    words = (word for part in (*path.parts[:-1], path.stem) for word in _SPLIT_NAME.findall(part))
     return columns.split(next(words, ""), str(path))
 
 
