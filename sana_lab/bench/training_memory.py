@@ -73,7 +73,11 @@ def training_memory(experiment: Config, system: Any, batch: int, activations: in
     data, trainer = experiment["data"], experiment["trainer"]
     size, cpu = experiments.image_size(data), on_cpu(trainer["accelerator"])
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    frozen = tensor_bytes(t for t in module_tensors([system]) if not t.requires_grad) * half(trainer["precision"]) // 4
+    frozen = (
+        tensor_bytes(t for t in module_tensors([system]) if not t.requires_grad)
+        * frozen_weight_bytes(trainer["precision"])
+        // 4
+    )
     shards = devices if trainer["strategy"] == "fsdp2" else 1
     state = TRAINING_BYTES * trained // shards + frozen
     cached = [spec for spec in chain(data) if "autoencoder" in spec]
@@ -112,7 +116,7 @@ def chain(data: Config) -> Iterator[Config]:
         yield from chain(source)
 
 
-def half(precision: str) -> int:
+def frozen_weight_bytes(precision: str) -> int:
     """Bytes of a frozen weight."""
     return 2 if precision.endswith("true") and precision.startswith(("bf16", "16")) else 4
 

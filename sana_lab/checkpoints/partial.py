@@ -19,6 +19,9 @@ BLOCK = re.compile(r"^dit\.blocks\.(\d+)\.")
 OUTPUTS = ("attention.proj", "attention.project", "cross.proj", "ffn.project")
 """Last layers of a block's branches: a block in which they are zero changes nothing."""
 
+GATED = re.compile(r"^(dit\.blocks\.\d+\.ffn\.)(expand|depthwise)\.")
+"""Layers of a Mix-FFN, whose outputs are the values and, in their second half, the gates."""
+
 LIMIT = 6
 """Tensors that are named of each kind in words."""
 
@@ -62,7 +65,7 @@ def fitted(own: State, parent: State, patch: int = 1) -> tuple[dict[str, Tensor]
             state[name] = source.to(tensor.dtype)
             outcome.kept.append(name)
         elif _grows(source, tensor):
-            state[name] = _grown(name, source, tensor, patch)
+            state[name] = _grown(name, source, tensor, _cells(name, own, patch))
             outcome.grown[name] = ([*source.shape], [*tensor.shape])
         else:
             outcome.new.append(name)
@@ -81,9 +84,16 @@ def _grows(source: Tensor, own: Tensor) -> bool:
     return len(other) == 1 and other[0][0] < other[0][1]
 
 
-def _grown(name: str, source: Tensor, own: Tensor, patch: int) -> Tensor:
-    """The own tensor, of which the common part is the source's."""
-    cells = patch * patch if name.startswith("dit.head.linear.") else 1
+def _cells(name: str, own: State, patch: int) -> int:
+    """Equal parts of a tensor's rows that grow each by itself."""
+    if name.startswith("dit.head.linear."):
+        return patch * patch
+    gated = GATED.match(name)
+    return 2 if gated and f"{gated[1]}depthwise.weight" in own else 1
+
+
+def _grown(name: str, source: Tensor, own: Tensor, cells: int) -> Tensor:
+    """The own tensor, in each of whose parts the common part is the source's."""
     grown = own.clone().unflatten(0, (cells, -1))
     dimension = next(i for i, (a, b) in enumerate(zip(source.shape, own.shape, strict=True)) if a != b)
     if dimension and name.endswith("weight"):

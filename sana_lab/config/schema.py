@@ -44,7 +44,7 @@ class TrainerOptions:
     # Precision of forward and backward, as in Lightning: true casts the weights, mixed only matrix products.
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
     gradient_clip: Nonnegative = 1.0  # largest norm of the gradient over all parameters; 0 is no clipping
-    accumulate: Count = 1  # batches whose gradients are summed for one step
+    accumulate: Count = 1  # batches whose gradients are averaged for one step
     # A loss above so many times its running mean is a spike, which ends training as a loss that is not finite does.
     spike: Annotated[Positive | None, AsBefore(None)] = None
     # Most returns to the last checkpoint where loss or weights are not finite, or at a spike; the batches since are

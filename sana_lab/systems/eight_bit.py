@@ -70,10 +70,11 @@ def _code(signed: bool, device: torch.device) -> Tensor:
 
 def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Give the state tensors of a loaded optimiser the types that they were saved in: torch casts them to those of the
-    parameters."""
+    parameters. The count of steps stays on the CPU, where each step reads it."""
     own = chain.from_iterable(group["params"] for group in optimizer.param_groups)
     keys = chain.from_iterable(group["params"] for group in saved["param_groups"])
     for parameter, key in zip(own, keys, strict=True):
         for name, value in saved["state"].get(key, {}).items():
             if isinstance(value, Tensor):
-                optimizer.state[parameter][name] = value.to(parameter.device, copy=True)
+                device = torch.device("cpu") if name == "step" else parameter.device
+                optimizer.state[parameter][name] = value.to(device, copy=True)

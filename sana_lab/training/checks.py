@@ -159,6 +159,11 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
             f"trainer.accumulate is {options['accumulate']}, and this system (an autoencoder with adversarial loss) "
             "steps its optimisers by hand at every batch; expected 1"
         )
+    if options["precision"] == "16-mixed" and not system.automatic_optimization:
+        raise SpecError(
+            "trainer.precision is '16-mixed', and this system (an autoencoder with adversarial loss) steps its "
+            "optimisers by hand, so that scaled gradients would be clipped; expected bf16-mixed"
+        )
     if options["precision"] == "16-mixed" and options["gradient_clip"] and any(g.get("fused") for g in groups):
         raise SpecError(
             "a fused optimizer unscales the gradients of precision 16-mixed itself, after they should be clipped; "

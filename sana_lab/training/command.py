@@ -48,7 +48,7 @@ def main(
         print("".join(f"# {text}\n" for text in texts), end="")
         return
     ranks.check_available(experiment["trainer"])
-    ranks.join(experiment["trainer"]["accelerator"])
+    ranks.join(experiment["trainer"])
     for prerequisite in experiments.prerequisites(experiment):
         if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
             main(prerequisite, [], False, evaluation)

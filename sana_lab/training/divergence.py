@@ -4,7 +4,9 @@ A return skips the batches since that checkpoint, as in PaLM's training (arXiv 2
 noise are not seen again, and learning rate, optimiser and steps stay as they are in the checkpoint.
 """
 
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,18 +80,19 @@ class DivergenceGuard(Callback):
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else None
         loss = trainer.callback_metrics.get("train/loss") if loss is None else loss  # of steps by hand
-        if self.limits.spike and isinstance(loss, Tensor):
-            self._watch(loss.detach().float(), self.limits.spike)
-        if not self._is_due(trainer, index):
+        due = self._is_due(trainer, index)
+        if isinstance(loss, Tensor) and (due or self.limits.spike):
+            loss = mean_over_ranks(loss.detach().float(), trainer)  # one decision, and one cause
+            if self.limits.spike:
+                self._watch(loss, self.limits.spike)
+        if not due:
             return
-        finite = not isinstance(loss, Tensor) or bool(loss.isfinite().all())
-        ratio = 0.0 if self.spiked is None else float(self.spiked)
-        if trainer.strategy.reduce_boolean_decision(finite and not ratio):  # all ranks stop, where one must
-            return
-        spike = f"the loss was {ratio:.1f} times its running mean"
-        raise self._diverged(spike if finite and ratio else f"the loss is {_number(loss)}", trainer)
+        if isinstance(loss, Tensor) and not loss.isfinite().all():
+            raise self._diverged(f"the loss is {float(loss)}", trainer)
+        self._check_spikes(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._check_spikes(trainer)
         self._check_weights(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -109,19 +112,27 @@ class DivergenceGuard(Callback):
         return {"returns": self.events} if self.events else {}
 
     def _watch(self, loss: Tensor, limit: float) -> None:
-        """Compare a loss with the mean of those before it, on the device."""
-        mean = loss.clone() if self.mean is None else self.mean.to(loss.device)
-        if self.batches >= SETTLED:
-            ratio = loss / mean
-            spike = torch.where(ratio > limit, ratio, 0.0)
-            self.spiked = spike if self.spiked is None else torch.maximum(self.spiked, spike)
+        """Compare a loss with the mean of the finite losses before it, on the device. One that is not finite is an
+        infinite spike from the first batch on."""
+        finite = loss.isfinite()
+        mean = loss.nan_to_num(posinf=0.0, neginf=0.0) if self.mean is None else self.mean.to(loss.device)
+        ratio = loss / mean if self.batches >= SETTLED else torch.zeros_like(loss)
+        spike = torch.where(finite & ~(ratio > limit), 0.0, torch.where(finite, ratio, math.inf))
+        self.spiked = spike if self.spiked is None else torch.maximum(self.spiked, spike)
         self.batches += 1
-        self.mean = mean.lerp(loss, max(1 - DECAY, 1 / self.batches))
+        self.mean = torch.where(finite, mean.lerp(loss, max(1 - DECAY, 1 / self.batches)), mean)
 
     def _is_due(self, trainer: L.Trainer, index: int) -> bool:
         step, before_checkpoint = trainer.global_step, self.limits.checkpoint_every
         saves = self.limits.spike is not None and before_checkpoint and step % before_checkpoint == 0
         return not index % self.every or step >= trainer.max_steps or bool(saves)
+
+    def _check_spikes(self, trainer: L.Trainer) -> None:
+        """`Diverged` if a loss since the training began was a spike; the same on every rank."""
+        ratio = 0.0 if self.spiked is None else float(self.spiked)
+        if ratio:
+            times = f"the loss was {ratio:.1f} times its running mean"
+            raise self._diverged(times if math.isfinite(ratio) else "the loss was not finite", trainer)
 
     def _check_weights(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         name = next((name for name, p in module.named_parameters() if not p.isfinite().all()), None)
@@ -138,8 +149,10 @@ class DivergenceGuard(Callback):
         )
 
 
-def return_to_checkpoint(guard: DivergenceGuard, error: Diverged, options: Config, timer: Timer) -> bool:
+def return_to_checkpoint(guard: DivergenceGuard, error: Diverged, options: Config, clocks: Mapping[str, Timer]) -> bool:
     """Prepare the last checkpoint for a training that goes on behind the batches that diverged; whether it may.
+
+    `clocks`, by their keys in the checkpoint, go on: the time of what diverged counts.
 
     The checkpoint is rewritten, so that a return counts although the process may be killed before the next one. A
     multiple of `trainer.validate_every` steps' batches is skipped, so that validations stay where they are.
@@ -155,9 +168,10 @@ def return_to_checkpoint(guard: DivergenceGuard, error: Diverged, options: Confi
     for counts in (progress["total"], progress["current"]):
         counts.update({name: counts[name] + skipped for name in ("ready", "started", "processed", "completed")})
     event = {**guard.event, "from": checkpoint["global_step"], "skipped": skipped}
-    guard_state, timer_state = (checkpoint["callbacks"][c.state_key] for c in (guard, timer))
+    states = checkpoint["callbacks"]  # those of a parent's checkpoint are without the guard's and the clocks'
+    guard_state = states.setdefault(guard.state_key, {"mean": None, "batches": 0})
     guard_state["events"] = [*guard.events, event]
-    timer_state.update(timer.state_dict())
+    states.update({key: clock.state_dict() for key, clock in clocks.items()})
     with replacing(Path(path)) as partial:
         torch.save(checkpoint, partial)
     if ranks.is_first():
@@ -169,6 +183,9 @@ def return_to_checkpoint(guard: DivergenceGuard, error: Diverged, options: Confi
     return True
 
 
-def _number(loss: Any) -> float:
-    """This rank's loss; NaN where it is that of another rank that stops the training."""
-    return float("nan") if loss is None else float(loss)
+def mean_over_ranks(loss: Tensor, trainer: L.Trainer) -> Tensor:
+    """The mean of a scalar over the ranks of a training, on its device."""
+    if trainer.world_size == 1:
+        return loss
+    mean: Tensor = trainer.strategy.reduce(loss.clone(), reduce_op="mean")  # in place
+    return mean

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.checkpoints import files, mismatch, partial, weights
-from sana_lab.config import experiments, registry
+from sana_lab.config import experiments, interpolation, registry, specs
 from sana_lab.config.atomic_write import replacing, write_text
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import SpecError, name_of
@@ -19,8 +19,8 @@ from sana_lab.training.resume import latest
 FILE = "parent.json"
 """What a training took from its parent, in the model's folder, for a training that resumes without the parent."""
 
-OWN_STATE = ("Clock", "DivergenceGuard")
-"""Callbacks whose state is of one training: time and returns."""
+OWN_STATE = ("Clock", "DivergenceGuard", "Points")
+"""Callbacks whose state is of one training: time, returns, and the time of points."""
 
 
 First = Callable[[Callable[[], Any]], Any]
@@ -66,7 +66,9 @@ def check(system: System, experiment: Config) -> list[str]:
     if path is None:
         return []
     if options["resume"]:
-        _last_checkpoint(weights.find(str(path)))
+        path = weights.find(str(path))
+        _last_checkpoint(path)
+        _check_optimizer(experiment, weights.card(path))
         return []
     return lines({"parent": _load(system, options, files.read_header(weights.find(str(path))))})
 
@@ -139,6 +141,24 @@ def _copy_checkpoint(reference: str, home: Path) -> int:
     with replacing(home / f"step={step}.ckpt") as partial_file:
         torch.save(checkpoint, partial_file)
     return step
+
+
+def _check_optimizer(experiment: Config, card: Mapping[str, Any]) -> None:
+    """SpecError for options of the optimiser that differ from the parent's, whose checkpoint would overrule them. Those
+    that a card holds as a variable of the environment are not compared."""
+    own = interpolation.as_written(experiment)["system"]
+    before = card.get("config", {}).get("system", {})
+    if "optimizer" not in before or "${" in str(before["optimizer"]):
+        return
+    for option, values in {
+        "optimizer": [specs.canonical("optimizer", system["optimizer"]) for system in (experiment["system"], before)],
+        "groups": [system.get("groups") or {} for system in (own, before)],
+    }.items():
+        if values[0] != values[1]:
+            raise SpecError(
+                f"parent.resume goes on with the parent's optimiser, and system.{option} differs: {values[0]}, the "
+                f"parent's is {values[1]}; expected parent.resume=false"
+            )
 
 
 def _last_checkpoint(path: Path) -> Path:

@@ -5,8 +5,10 @@ The first rank alone locks, decides and records. Every rank trains on an equal p
 
 import os
 import pickle
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -23,10 +25,14 @@ from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 from sana_lab.systems import System
 from sana_lab.training import strategies
+from sana_lab.training.callbacks import Terminated
 
 T = TypeVar("T")
 
 CORES = "CPU cores"
+
+SAVING = 100.0
+"""Seconds that processes have on SIGTERM for their step and a checkpoint, before they are killed."""
 
 WAIT = timedelta(days=30)  # for the first rank, which may wait for another training of the same model
 
@@ -41,17 +47,24 @@ def is_first() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
-def join(accelerator: str) -> None:
-    """Join the processes that torchrun started, with the backend of the devices; Lightning uses this group too."""
+def join(options: Config) -> None:
+    """Join the processes that torchrun or `start` started, with the backend of the `trainer:` options' devices;
+    Lightning uses this group too."""
     if launched() and not dist.is_initialized():
-        cuda = accelerator != "cpu" and torch.cuda.is_available()
+        cuda = options["accelerator"] != "cpu" and torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # set by torchrun
+            torch.cuda.set_device(_own_device(options["devices"]))
         dist.init_process_group("nccl" if cuda else "gloo")
 
 
+def _own_device(devices: int | str) -> int:
+    """The number of this process's device: of a list such as 4,5 the one at its place."""
+    place = int(os.environ["LOCAL_RANK"])
+    return int(_listed(devices)[place]) if isinstance(devices, str) and "," in devices else place
+
+
 def first(decide: Callable[[], T]) -> T:
-    """What the first rank decides, on every rank. Under torchrun `join` comes first."""
+    """What the first rank decides, on every rank. In a process that torchrun or `start` started `join` comes first."""
     if not launched():
         return decide()
     box: list[Any] = [decide() if is_first() else None]
@@ -95,7 +108,7 @@ def check_available(options: Config) -> None:
     if launched() and (local := _launched_counts()[0]) > total:
         raise SpecError(f"torchrun started {local} processes here, and this machine has {total} {kind}")
     if isinstance(devices, str) and "," in devices and kind != CORES:
-        if missing := [d for d in devices.split(",") if d and int(d) >= total]:
+        if missing := [d for d in _listed(devices) if int(d) >= total]:
             raise SpecError(
                 f"trainer.devices names device {missing[0]}, and this machine has {total} {kind}; expected numbers "
                 f"from 0 to {total - 1}"
@@ -142,8 +155,12 @@ def _given(devices: int | str) -> int | None:
     if devices == "auto":
         return None
     if isinstance(devices, str):
-        return len([d for d in devices.split(",") if d]) if "," in devices else int(devices)
+        return len(_listed(devices)) if "," in devices else int(devices)
     return devices
+
+
+def _listed(devices: str) -> list[str]:
+    return [d for d in devices.split(",") if d]
 
 
 def _available(accelerator: str) -> int:
@@ -176,6 +193,7 @@ def plugins(count: int) -> list[Any]:
 
 def start(ranks: int, work: Callable[..., object], *arguments: object) -> None:
     """Call `work` in so many processes on this machine and wait for them; where one fails, end all and raise its error.
+    On SIGTERM, where the caller raises `Terminated`, they get it too, and time to write a checkpoint.
 
     As for all processes that Python spawns, a script that trains is guarded by `if __name__ == "__main__"`.
     """
@@ -196,6 +214,13 @@ def start(ranks: int, work: Callable[..., object], *arguments: object) -> None:
                 process.join()
                 if process.exitcode:
                     raise _error(receiver, process.exitcode)
+    except Terminated:
+        for process in workers.values():
+            process.terminate()
+        end = time.monotonic() + SAVING
+        for process in workers.values():
+            process.join(max(0.0, end - time.monotonic()))
+        raise
     finally:
         for process in workers.values():
             process.kill()  # at once: files are written whole or not at all
@@ -214,12 +239,17 @@ def _run(place: dict[str, str], call: bytes, sender: connection.Connection) -> N
     """The life of one process: its place first, since libraries read it while they are imported."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(place)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         work, arguments = pickle.loads(call)
         work(*arguments)
     except BaseException as error:
         sender.send_bytes(_pickled(error))
         sys.exit(1)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _end_with_parent() -> None:
@@ -240,10 +270,11 @@ def _pickled(error: BaseException) -> bytes:
 
 
 def _error(receiver: connection.Connection, status: int) -> BaseException:
-    if receiver.poll():
+    try:
         error: BaseException = pickle.loads(receiver.recv_bytes())
-        return error
-    return RuntimeError(f"a process of the training ended with status {status}")
+    except EOFError:  # killed before it could send one
+        return RuntimeError(f"a process of the training ended with status {status}")
+    return error
 
 
 def _free_port() -> int:

@@ -21,6 +21,7 @@ from sana_lab.config.atomic_write import explaining_full_disk, write_text
 from sana_lab.config.limits import point_steps
 from sana_lab.config.paths import check_folder
 from sana_lab.config.schema import Config
+from sana_lab.config.specs import SpecError
 from sana_lab.costs.allocator import return_freed_memory
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.data import DataModule
@@ -103,7 +104,7 @@ def train_alone(experiment: Config, name: str, record: Record, reporting: Report
     home = folder(experiment)
     check_folder(home)
     check_objective(experiment)
-    ranks.join(experiment["trainer"]["accelerator"])
+    ranks.join(experiment["trainer"])
     with _lock(home, name):
         path = ranks.first(lambda: weights.trained(experiment))
         if path is None:
@@ -131,6 +132,7 @@ def _train_rank(
 ) -> None:
     """The work of one of `count` processes; the first writes the weights."""
     options, timer = experiment["trainer"], callbacks.Timer()
+    ranks.join(options)  # where `ranks.start` started this process
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     if saves_memory(experiment):
@@ -159,11 +161,15 @@ def _train_rank(
 
 
 def _write_adapter(system: System, home: Path) -> None:
-    """Write the adapter of a finished training alone, in diffusers' layout, where it has one."""
+    """Write the adapter of a finished training alone, in diffusers' layout, where it has one. A DiT or layer that
+    diffusers does not have is said in a line: the weights hold the change all the same."""
     if factors := system.adapter_factors():
         from sana_lab.pretrained import lora  # here, as it imports all formats
 
-        lora.write(home / lora.FILE, system.part("dit"), factors)
+        try:
+            lora.write(home / lora.FILE, system.part("dit"), factors)
+        except SpecError as error:
+            print(f"sana-lab: no {lora.FILE}, as {error}; the weights hold the change", file=sys.stderr, flush=True)
 
 
 def _attempt(work: Work, timer: Timer) -> Outcome | None:
@@ -177,10 +183,11 @@ def _attempt(work: Work, timer: Timer) -> Outcome | None:
         with quiet():
             end = callbacks.Termination(checkpoints.save, options["log_every"])
             trainer = _trainer(work, [guard, *_grid(experiment), *points, checkpoints, timer, *reporters, end])
-            _fit(trainer, work.system, work.data, resumable(home))
+            _fit(trainer, work.system, work.data, ranks.first(lambda: resumable(home)))
     except Diverged as error:
         diverged = error  # the name of an exception ends with its block
-        if not ranks.first(lambda: return_to_checkpoint(guard, diverged, options, timer)):
+        clocks = {timer.state_key: timer, **{each.state_key: each.clock for each in points}}
+        if not ranks.first(lambda: return_to_checkpoint(guard, diverged, options, clocks)):
             raise
         return None
     steps = trainer.global_step if options["max_seconds"] else options["max_steps"]

@@ -162,6 +162,18 @@ class TestTraining:
         for name, tensor in restored.dit.state_dict().items():
             torch.testing.assert_close(tensor, tuned[f"dit.{name}"], rtol=1e-5, atol=1e-6)
 
+    def test_a_layer_that_diffusers_lacks_is_said_and_its_change_is_in_the_weights(self, folder, capsys):
+        block = ["system.dit.attention=gated_delta"]
+        first = train.train(experiments.load("tiny", block))
+        words = [f"parent.weights={first}", "system.adapter={name: lora, rank: 2, targets: [attention.gates]}"]
+        path = train.train(experiments.load("tiny", [*block, *TUNED, *words]))
+        base = weights.read(first)
+        tuned = weights.read(path)
+        name = "dit.blocks.0.attention.gates.weight"
+        assert not torch.equal(base[name], tuned[name])
+        assert not (path.parent / lora.FILE).exists()
+        assert f"no {lora.FILE}, as diffusers' DiT has no layer" in capsys.readouterr().err
+
     def test_a_killed_training_ends_as_an_unbroken_one(self, folder, monkeypatch):
         train.train(experiments.load("tiny"))
         experiment = experiments.load("tiny", [*TUNED, "trainer.checkpoint_every=2", "trainer.max_steps=12"])

@@ -131,6 +131,17 @@ def test_options_that_are_wrong_are_refused(options: dict[str, Any], words: str)
         Came(nn.Linear(2, 2).parameters(), **options)
 
 
+def test_the_count_of_steps_stays_on_the_cpu_after_a_resume() -> None:
+    """A step reads it: on a device each step would wait for the host."""
+    saved = AdamW8bit([nn.Parameter(torch.zeros(2))])
+    saved.state[saved.param_groups[0]["params"][0]] = {"step": torch.tensor(3.0), "mean_values": torch.ones(2)}
+    resumed = AdamW8bit([nn.Parameter(torch.zeros(2, device="meta"))])
+    eight_bit.restore(resumed, saved.state_dict())
+    (state,) = resumed.state.values()
+    assert {name: value.device.type for name, value in state.items()} == {"step": "cpu", "mean_values": "meta"}
+    assert float(state["step"]) == 3
+
+
 class TestEightBits:
     @pytest.fixture(autouse=True)
     def _torchao(self) -> None:

@@ -121,6 +121,14 @@ def test_released_weights_of_another_width_are_refused(folder: Path, sana_folder
         checks.check(experiments.load("tiny", [f"system.dit.weights={sana_folder}"]))
 
 
+def test_scaled_gradients_are_not_clipped_by_hand(folder: Path):
+    tiny.write_experiment(folder, "squeeze", tiny.SQUEEZE)
+    words = ["system.adversarial=0.1", "data.size=64", "data.batch=4"]
+    checks.check(experiments.load("squeeze", [*words, "trainer.precision=bf16-mixed"]))
+    with pytest.raises(SpecError, match="scaled gradients would be clipped; expected bf16-mixed"):
+        checks.check(experiments.load("squeeze", [*words, "trainer.precision=16-mixed"]))
+
+
 def test_a_distilled_denoiser_is_not_trained(folder: Path):
     with pytest.raises(SpecError, match=r"system.dit.guidance is 0.1, .*expected trainer.max_steps=0, .*, not 4"):
         train.train(experiments.load("tiny", ["system.dit.guidance=0.1"]))

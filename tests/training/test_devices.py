@@ -1,7 +1,9 @@
 """Training on several devices: they share each batch and end with the model of one; the first alone records."""
 
+import multiprocessing
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from sana_lab.diffusion.sampling import generator
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.losses import velocity_losses
 from sana_lab.tracking.store import Store
-from sana_lab.training import divergence, ranks, train
+from sana_lab.training import divergence, parent, ranks, train
 from sana_lab.types import Part
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
@@ -121,6 +123,26 @@ def test_two_devices_train_the_model_of_one(folder, monkeypatch):
     assert [p.name for p in several.parent.glob("*.ckpt*")] == ["step=4.ckpt"]
 
 
+def test_two_devices_begin_from_a_parent(folder):
+    """Each process has the parent's weights, and the first alone writes what was taken."""
+    train.train(experiments.load("tiny"), progress=print)
+    words = ["parent.weights=experiment:tiny", "trainer.max_steps=2"]
+    tuned = train.train(experiments.load("tiny", [*words, "trainer.devices=2"]), progress=print)
+    assert weights.card(tuned)["parent"]["steps"] == 4
+    assert (tuned.parent / parent.FILE).is_file()
+
+
+def test_a_process_uses_the_device_at_its_place_of_a_list(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [ranks._own_device(devices) for devices in (2, "auto", "4,5", "4,5,")] == [1, 1, 5, 5]
+
+
+def test_a_process_that_is_killed_is_an_error_with_its_status():
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    sender.close()
+    assert str(ranks._error(receiver, -9)) == "a process of the training ended with status -9"
+
+
 @pytest.mark.slow
 def test_an_error_of_one_process_ends_all(folder):
     tiny.write(folder, "poison.py", POISON)
@@ -142,6 +164,60 @@ class Poison(torch.optim.SGD):
             for p in group["params"]:
                 p.data.fill_(float("nan"))
         return loss
+'''
+
+
+@pytest.mark.slow
+def test_a_loss_of_one_process_is_the_cause_of_a_return_of_all(folder):
+    """The first process, whose own loss is finite, records what ended the training."""
+    tiny.write(folder, "sick.py", SICK)
+    tiny.write(folder, "experiments/sick.yaml", tiny.EXPERIMENT.replace("name: text2image", "name: 'sick:Sick'"))
+    words = ["trainer.devices=2", "trainer.returns=1"]
+    (event,) = weights.card(train.train(experiments.load("sick", words), progress=print))["returns"]
+    assert (event["cause"], event["batch"]) == ("the loss is nan", 2)
+
+
+@pytest.mark.slow
+def test_sigterm_at_the_verb_saves_a_checkpoint_of_its_processes(folder):
+    tiny.write(folder, "endless.py", ENDLESS)
+    options = ["trainer.devices=2", "trainer.max_steps=100000", "trainer.checkpoint_every=100000"]
+    words = ["train", "tiny", *options, "trainer.validate_every=100000", "system.optimizer='endless:Endless'"]
+    process = subprocess.Popen([sys.executable, "-m", "sana_lab", *words], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not (folder / "began").exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    process.terminate()  # the first process alone, as a shell's kill does
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 143, errors
+    (checkpoint,) = (folder / "runs/models").glob("*/step=*.ckpt")
+    assert int(checkpoint.stem.removeprefix("step=")) > 0
+
+
+ENDLESS = '''
+import pathlib
+import torch
+
+class Endless(torch.optim.SGD):
+    """Says that it makes steps."""
+
+    def step(self, closure=None):
+        if len(self.param_groups[0]["params"]) > 1:  # not in the contract's one matrix
+            pathlib.Path("began").touch()
+        return super().step(closure)
+'''
+
+
+SICK = '''
+import os
+
+from sana_lab.systems.text2image import TextToImage
+
+class Sick(TextToImage):
+    """NaN on the second device, at the third batch."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if batch_idx == 2 and os.environ["RANK"] == "1" else loss
 '''
 
 

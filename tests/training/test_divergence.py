@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import tiny
 import torch
@@ -95,6 +96,47 @@ def test_a_spike_between_logging_points_is_noticed_before_a_checkpoint(folder, m
     card = weights.card(train.train(experiment))
     assert batches.numbers == [*range(8), *range(8, 16)]
     assert card["returns"][0]["cause"].startswith("the loss was")
+
+
+def test_a_loss_that_is_not_finite_leaves_the_mean_as_it_is(monkeypatch):
+    monkeypatch.setattr(divergence, "SETTLED", 5)
+    guard = divergence.DivergenceGuard(Path(), 1, divergence.Limits(spike=3.0))
+    for loss in [1.0] * 7:
+        guard._watch(torch.tensor(loss), 3.0)
+    assert not guard.spiked
+    guard._watch(torch.tensor(float("nan")), 3.0)
+    assert guard.state_dict()["mean"] == pytest.approx(1.0)
+    assert guard.spiked is not None
+    assert guard.spiked.isinf()
+    guard = divergence.DivergenceGuard(Path(), 1, divergence.Limits(spike=3.0))
+    guard._watch(torch.tensor(float("inf")), 3.0)  # before the mean has settled too
+    assert guard.state_dict()["mean"] == 0
+    assert guard.spiked is not None
+
+
+def test_a_nan_between_logging_points_ends_no_watch_for_spikes(folder, monkeypatch):
+    """A NaN that leaves the weights finite is noticed before the next checkpoint, which it would have spoilt."""
+    monkeypatch.setattr(divergence, "SETTLED", 3)
+    batches = Batches(monkeypatch, {})
+    end = divergence.DivergenceGuard.on_train_batch_end
+
+    def with_nan(guard: Any, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        outputs = {"loss": torch.tensor(float("nan"))} if index == 6 else outputs
+        end(guard, trainer, module, outputs, batch, index)
+
+    monkeypatch.setattr(divergence.DivergenceGuard, "on_train_batch_end", with_nan)
+    experiment = experiments.load("tiny", ["trainer.spike=50", "trainer.log_every=100", "trainer.returns=1"])
+    card = weights.card(train.train(experiment))
+    assert batches.numbers == [*range(8), *range(8, 16)]
+    assert card["returns"][0]["cause"] == "the loss was not finite"
+
+
+def test_no_checkpoint_is_written_behind_a_spike(folder, monkeypatch):
+    guard = divergence.DivergenceGuard(folder, 100, divergence.Limits(spike=50.0))
+    guard.spiked = torch.tensor(60.0)
+    trainer = L.Trainer(logger=False, accelerator="cpu", barebones=True)
+    with pytest.raises(divergence.Diverged, match=r"the loss was 60\.0 times its running mean"):
+        guard.on_save_checkpoint(trainer, L.LightningModule(), {})
 
 
 def test_options_at_their_defaults_keep_the_hash(folder):

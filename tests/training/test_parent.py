@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sana_lab import __main__, api
-from sana_lab.checkpoints import weights
+from sana_lab.checkpoints import partial, weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
@@ -73,6 +73,32 @@ class TestMore:
             checkpoint.unlink()
         with pytest.raises(SpecError, match=r"there is none; expected parent\.resume=false"):
             checks.check(experiments.load("tiny", [f"parent.weights={path}", "parent.resume=true"]))
+
+    @pytest.mark.parametrize(
+        ("override", "words"),
+        [
+            ("system.optimizer.lr=0.5", r"system\.optimizer differs: .*0\.5.*expected parent\.resume=false"),
+            ("system.groups={'*bias': {weight_decay: 0}}", r"system\.groups differs: .*bias.*, the parent's is \{\}"),
+        ],
+    )
+    def test_other_options_of_the_optimizer_are_refused(self, folder, override, words):
+        path = train.train(experiments.load("tiny"))
+        resumed = [f"parent.weights={path}", "parent.resume=true", "trainer.max_steps=8"]
+        checks.check(experiments.load("tiny", [*resumed, "system.optimizer.fused=null"]))
+        with pytest.raises(SpecError, match=words):
+            checks.check(experiments.load("tiny", [*resumed, override]))
+        checks.check(experiments.load("tiny", [resumed[0], override]))
+
+    def test_the_clock_of_points_is_not_that_of_the_parent(self, folder):
+        path = train.train(experiments.load("tiny"))
+        (file,) = path.parent.glob("*.ckpt")
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["callbacks"]["Points"] = {"seconds": 1e6}
+        torch.save(checkpoint, file)
+        (folder / "child").mkdir()
+        step = parent._copy_checkpoint(str(path), folder / "child")
+        copied = torch.load(folder / "child" / f"step={step}.ckpt", weights_only=True)["callbacks"]
+        assert not {"Clock", "DivergenceGuard", "Points"} & copied.keys()
 
 
 def test_no_parent_keeps_the_hash_and_one_enters_it_by_content(folder):
@@ -139,6 +165,18 @@ class TestGrowth:
         assert not torch.equal(state[name.format(2)], source[name.format(2)])
         assert not state["dit.blocks.2.cross.proj.weight"].any()
         assert name.format(2) in about["left"]
+
+    def test_a_wider_gated_feed_forward_computes_the_same_at_first(self, folder):
+        """Values and gates of a Mix-FFN grow each by themselves, and new hidden units reach no output."""
+        one, wide = (tiny.dit(tiny.DIT, ffn={"name": "mix", "ratio": ratio}).state_dict() for ratio in (2, 3))
+        one, wide = ({f"dit.{name}": tensor for name, tensor in state.items()} for state in (one, wide))
+        values, outcome = partial.fitted(wide, one)
+        assert {name.split(".")[4] for name in outcome.grown} == {"expand", "depthwise", "project"}
+        model = tiny.dit(tiny.DIT, ffn={"name": "mix", "ratio": 3})
+        model.load_state_dict({name.removeprefix("dit."): tensor for name, tensor in values.items()})
+        before = tiny.dit(tiny.DIT, ffn={"name": "mix", "ratio": 2})
+        inputs = tiny.latents(dtype=torch.float32), torch.tensor([0.25, 0.5]), tiny.caption([2, 3], dtype=torch.float32)
+        torch.testing.assert_close(model(*inputs), before(*inputs), rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("patch", [1, 2])
     def test_channels_of_another_latent(self, folder, patch):
