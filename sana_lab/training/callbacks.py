@@ -14,6 +14,7 @@ from torch import Tensor
 from sana_lab.config.schema import Config
 from sana_lab.systems import System
 from sana_lab.systems.sharding import is_sharded
+from sana_lab.training.terminated import Terminated
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 Progress = Callable[..., None]
 """Called with the number of finished optimiser steps, the total and a line of text; of a training within a time, with
 tenths of seconds instead of steps."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has ended the process; what was trained is in a checkpoint, for the command to be run again."""
-
-    status = 128 + signal.SIGTERM  # exit status, as of a process that the signal ends
 
 
 class Termination(Callback):

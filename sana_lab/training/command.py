@@ -15,11 +15,11 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.store import Store
 from sana_lab.training import parent, ranks
-from sana_lab.training.callbacks import Terminated
 from sana_lab.training.checks import check, system_on_meta
 from sana_lab.training.points import PointEvaluation, lacking, line
 from sana_lab.training.recording import recorded
 from sana_lab.training.resume import latest
+from sana_lab.training.terminated import Terminated
 from sana_lab.training.train import Reporting, as_yaml, train_alone
 
 

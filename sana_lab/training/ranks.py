@@ -25,7 +25,7 @@ from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
 from sana_lab.systems import System
 from sana_lab.training import strategies
-from sana_lab.training.callbacks import Terminated
+from sana_lab.training.terminated import Terminated
 
 T = TypeVar("T")
 

@@ -38,6 +38,7 @@ from sana_lab.training.divergence import Diverged, DivergenceGuard, Limits, retu
 from sana_lab.training.points import PointEvaluation, Points
 from sana_lab.training.quiet import quiet
 from sana_lab.training.resume import resumable
+from sana_lab.training.terminated import Terminated
 
 Record = Callable[[], AbstractContextManager[Logger | None]]
 """Opens the record of a training: a logger for as long as it lasts."""
@@ -252,7 +253,7 @@ def _fit(trainer: L.Trainer, system: System, data: DataModule, checkpoint: str |
     except SystemExit as error:  # raised by Lightning on Ctrl-C, after it removes its signal handler
         signal.signal(signal.SIGINT, signal.default_int_handler)
         cause = error.__context__
-        raise (cause if isinstance(cause, callbacks.Terminated) else KeyboardInterrupt()) from error
+        raise (cause if isinstance(cause, Terminated) else KeyboardInterrupt()) from error
 
 
 def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reporting) -> list[Callback]:
