@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sana_lab.config.specs import SpecError
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.bucket_order import BucketOrder
 from sana_lab.data.buckets import Shape
@@ -68,6 +69,14 @@ class Bucketed(DataModule):
     ) -> Batch:
         """The batch of these rows of the index, with these captions (rows of the column of captions). `shape` is the
         bucket's, None for items of any buckets."""
+
+    def check_scores(self) -> None:
+        """SpecError for a choice by scores of captions that have none."""
+        if self.choice.rule in ("softmax", "power") and not self.table.meta["scores"]:
+            raise SpecError(
+                f"choice.rule is {self.choice.rule!r}, and no caption has a score; expected `rotation` or `uniform`, "
+                "or a column `clip_scores`"
+            )
 
     @property
     def len_train(self) -> int:

@@ -83,6 +83,7 @@ class Cached(Bucketed):
 
     def setup(self, stage: str | None = None) -> None:
         """Encode what is missing. ValueError for data that cannot be used, SpecError for encoders without weights."""
+        self.check_scores()
         if not all(store.complete for store in self.stores.each()):
             self.fill()
         self.rows  # noqa: B018

@@ -35,6 +35,7 @@ class Contents(NamedTuple):
     entries: list[Entry]  # sorted by name
     skipped: dict[str, str]  # image that is left out -> reason
     dropped: list[str]  # captions that are left out, as FILE:LINE and reason
+    unlisted: frozenset[str] = frozenset()  # images of `skipped` that a manifest does not name
 
 
 class _Caption(NamedTuple):
@@ -50,6 +51,7 @@ class _Listed(NamedTuple):
 
     captions: dict[str, list[_Caption]]
     facts: dict[str, columns.Facts]
+    unlisted: frozenset[str] = frozenset()
 
 
 def entries(root: Path, manifest: str | None = None, default: str | None = None) -> list[Entry]:
@@ -70,7 +72,7 @@ def contents(root: Path, manifest: str | None = None, default: str | None = None
     if not root.is_dir():
         raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
     files, table = Files(root), manifest_of(root, manifest)
-    captions, facts = _Listed(_text_files(files), {}) if table is None else _listed(files, table)
+    captions, facts, unlisted = _Listed(_text_files(files), {}) if table is None else _listed(files, table)
     broken = {name: _broken(several) for name, several in captions.items()}
     texts = {name: _clean(several) for name, several in captions.items()}
     skipped = files.skipped | {name: b[0] for name, b in broken.items() if b and not texts[name]}
@@ -78,7 +80,7 @@ def contents(root: Path, manifest: str | None = None, default: str | None = None
     if bare and default is None:
         raise ValueError(_no_caption(files, bare, len(captions), table))
     kept = [_entry(name, texts[name], facts, default or "") for name in sorted(captions) if name not in skipped]
-    return Contents(kept, skipped, [line for b in broken.values() for line in b])
+    return Contents(kept, skipped, [line for b in broken.values() for line in b], unlisted)
 
 
 def _entry(name: str, texts: dict[str, float], facts: dict[str, columns.Facts], default: str) -> Entry:
@@ -172,7 +174,7 @@ def _listed(files: Files, table: Path) -> _Listed:
     for name in captions:
         files.skipped.pop(name, None)  # a table may name a picture of any ending
     files.skipped |= bare | dangling
-    return _Listed(captions, facts)
+    return _Listed(captions, facts, frozenset(bare))
 
 
 def _is_text(table: Path) -> bool:

@@ -153,7 +153,7 @@ class Folder(DataModule):
     @functools.cached_property
     def index(self) -> Index:
         """The usable files, split, and the others."""
-        entries, skipped, dropped = self._contents
+        entries, skipped, dropped, _ = self._contents
         with quiet(), ThreadPoolExecutor(8) as pool:
             faults = list(pool.map(self._fault, entries))
         skipped = skipped | {e.name: fault for e, fault in zip(entries, faults, strict=True) if fault}

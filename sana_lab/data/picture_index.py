@@ -62,6 +62,8 @@ def check_share(table: disk_columns.Table, unreadable: float) -> None:
     """Warn of pictures that are left out. ValueError if they are more than the share `unreadable` of all, or all, or
     if more than that share of the files of many pictures is damaged: how many those held is unknown."""
     left_out, rows = table.meta["skipped"], table.meta["rows"]
+    if unused := table.meta.get("unused"):
+        print(f"data 'pictures': left out {unused}: {table.meta['unused_examples']}", file=sys.stderr)
     if not left_out:
         return
     damaged, files = table.meta.get("damaged", 0), table.meta.get("files", 0)
@@ -93,8 +95,11 @@ def _write(layout: Layout, folder: Path) -> None:
             graded, grouped = graded or any(r.scores for r in group), grouped or any(r.group for r in group)
             bar.advance(task, len(group))
         skipped |= layout.damaged
-        (folder / "skipped.txt").write_text("".join(f"{name}: {why}\n" for name, why in skipped.items()), "utf-8")
+        left_out = {**skipped, **layout.unused}
+        (folder / "skipped.txt").write_text("".join(f"{name}: {why}\n" for name, why in left_out.items()), "utf-8")
         examples = {"skipped": len(skipped), "examples": listing(skipped)}
+        if layout.unused:
+            examples |= {"unused": len(layout.unused), "unused_examples": listing(layout.unused)}
         facts = {"rows": rows, "digest": digest.hexdigest(), "scores": graded, "groups": grouped}
         if layout.damaged:
             facts |= {"damaged": len(layout.damaged), "files": len(layout.files), "broken": listing(layout.damaged)}

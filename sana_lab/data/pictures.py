@@ -82,7 +82,8 @@ class Pictures(Bucketed):
         return buckets.shapes(self.size, self.multiple)
 
     def setup(self, stage: str | None = None) -> None:
-        """Open or write the index. ValueError for a root that cannot be used."""
+        """Open or write the index. ValueError for a root or a choice of captions that cannot be used."""
+        self.check_scores()
         self.rows  # noqa: B018
 
     def check_content(self) -> None:

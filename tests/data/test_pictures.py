@@ -215,6 +215,23 @@ class TestFaults:
         with pytest.raises(ValueError, match="4 of 10 pictures cannot be used"):
             make(tmp_path / "tars", held_out=1, unreadable=0.3).setup()
 
+    def test_what_a_manifest_does_not_name_is_no_fault(self, make, tmp_path, capsys):
+        root = tiny_pictures.folder(tmp_path / "pictures", range(8))
+        lines = (root / "captions.jsonl").read_text().splitlines()
+        (root / "captions.jsonl").write_text("\n".join(lines[:6]))
+        data = make(root, held_out=1, unreadable=0.0)
+        data.setup()
+        assert data.len_train + data.len_val == 6
+        assert "left out 2: '00006.png' (no row in captions.jsonl)" in capsys.readouterr().err
+        assert "00007.png: no row" in (data.table.folder / "skipped.txt").read_text()
+
+    @pytest.mark.parametrize("rule", ["softmax", "power"])
+    def test_a_choice_by_scores_that_are_missing(self, make, tmp_path, rule):
+        root = tiny_pictures.folder(tmp_path / "pictures", range(8), clip_scores=lambda n: None)
+        with pytest.raises(SpecError, match=f"choice.rule is '{rule}', and no caption has a score"):
+            make(root, choice={"rule": rule}).setup()
+        make(root, choice={"rule": "uniform"}).setup()
+
     def test_a_compressed_tar(self, make, tmp_path):
         (tmp_path / "tars").mkdir()
         (tmp_path / "tars" / "a.tar.gz").write_bytes(b"")

@@ -41,6 +41,7 @@ class Layout(ABC):
     def __init__(self, root: Path, /) -> None:
         self.root = root
         self.skipped: dict[str, str] = {}  # what cannot be used -> reason, after `records`
+        self.unused: dict[str, str] = {}  # what is left out by choice and counts as no fault -> reason
         self.damaged: dict[str, str] = {}  # files of many pictures that cannot be read to their end -> reason
 
     @abstractmethod

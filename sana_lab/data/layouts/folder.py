@@ -41,8 +41,10 @@ class FolderLayout(Layout):
 
     def records(self) -> Iterator[Record]:
         """The pictures by name."""
-        self.skipped |= self._contents.skipped
-        self.skipped |= dict.fromkeys(self._contents.dropped, "a caption that is left out")
+        unlisted = self._contents.unlisted
+        self.skipped |= {name: why for name, why in self._contents.skipped.items() if name not in unlisted}
+        self.unused |= {name: self._contents.skipped[name] for name in sorted(unlisted)}
+        self.unused |= dict.fromkeys(self._contents.dropped, "a caption that is left out")
         for entry in self._contents.entries:
             yield Record(entry.name, entry.captions, Place(), entry.scores, entry.group, entry.split)
 
