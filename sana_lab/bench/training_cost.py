@@ -13,6 +13,7 @@ from sana_lab import environment
 from sana_lab.bench.training_memory import TrainingMemory, training_memory
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.checkpoints.meta import on_meta
 from sana_lab.config import experiments
 from sana_lab.config.memo import reuse
 from sana_lab.config.schema import Config
@@ -20,7 +21,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import CAPTION_TOKENS, count_macs
 from sana_lab.costs.fused_attention import fused_attention
 from sana_lab.costs.live_memory import LiveBytes, tensor_bytes
-from sana_lab.costs.too_large import GIB, total_memory
+from sana_lab.costs.too_large import GIB, device_memory, total_memory
 from sana_lab.types import Text
 
 CHECKPOINT_BYTES = 16
@@ -72,7 +73,7 @@ class TrainingCost(NamedTuple):
 
 def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
     """The cost of a resolved experiment's training. SpecError for a system without a DiT that is no autoencoder."""
-    system = reuse(("cost system", experiment["system"]), lambda: build_on_meta("system", experiment["system"]))
+    system = _system(experiment["system"])
     trainer = experiment["trainer"]
     batch = math.ceil((experiment["data"].get("batch") or 1) / devices)
     macs, activations = _step(system, experiment, batch)
@@ -87,14 +88,16 @@ def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
 
 def step_flops(experiment: Config) -> float:
     """FLOPs of an optimiser step: forward and backward of what trains, on all devices. SpecError."""
-    system = reuse(("cost system", experiment["system"]), lambda: build_on_meta("system", experiment["system"]))
+    system = _system(experiment["system"])
     batch = experiment["data"].get("batch") or 1
     return 2.0 * _step(system, experiment, batch)[0] * experiment["trainer"]["accumulate"]
 
 
 def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> None:
-    """SpecError for a training that needs more memory than the machine's, with what would fit."""
-    memory = total_memory() if memory is None else memory
+    """SpecError for a training that needs more memory than the machine has, or its smallest GPU where it trains on
+    GPUs, with what would fit."""
+    if memory is None:
+        memory = total_memory() if cost.stages.process else device_memory()
     if cost.memory <= memory:
         return
     stages = cost.stages
@@ -109,6 +112,23 @@ def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> Non
     )
 
 
+def _system(spec: Config) -> Any:
+    """A system on the meta device as it trains: with its adapter, if it has one."""
+    return reuse(("cost system", spec), lambda: _adapted(spec))
+
+
+def _adapted(spec: Config) -> Any:
+    system: Any = build_on_meta("system", spec)
+    if system.adapter is not None:
+        with on_meta():
+            system.adapt()
+    return system
+
+
+def _trained_names(network: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, p in network.named_parameters() if p.requires_grad)
+
+
 def _step(system: Any, experiment: Config, batch: int) -> tuple[int, int]:
     """MACs of forward and backward of a batch, and the bytes of activations at the peak."""
     size, precision = experiments.image_size(experiment["data"]), experiment["trainer"]["precision"]
@@ -117,14 +137,14 @@ def _step(system: Any, experiment: Config, batch: int) -> tuple[int, int]:
     if dit is not None:
         encoder = _text_encoder(system, experiment)
         tokens, side = min(CAPTION_TOKENS, encoder.max_tokens), size // _downsample(system)
-        key = ("step", dit.spec, dit.text_dim, tokens, side, batch, precision)
+        key = ("step", dit.spec, dit.text_dim, tokens, side, batch, precision, _trained_names(dit))
         return reuse(key, lambda: _measure(dit.to(dtype), _denoiser_inputs(dit, tokens, side, batch, dtype)))
     autoencoder = system.part("autoencoder")
     if autoencoder is None:
         raise SpecError("the cost of a training is known for systems with a DiT and for autoencoders")
     images = torch.empty(batch, 3, size, size, device="meta", dtype=dtype)
     return reuse(
-        ("step", autoencoder.spec, size, batch, precision),
+        ("step", autoencoder.spec, size, batch, precision, _trained_names(autoencoder)),
         lambda: _measure(_Reconstruction(autoencoder.to(dtype)), (images,)),
     )
 
@@ -192,7 +212,7 @@ def _rate(card: Config) -> float | None:
     """FLOPs a second of a finished training, all of its work included."""
     try:
         config = experiments.from_card(card["config"], str(card["experiment"]))
-        system = build_on_meta("system", config["system"])
+        system = _system(config["system"])
         batch = config["data"].get("batch") or 1
         macs, _ = _step(system, config, batch)
     except (ValueError, KeyError):

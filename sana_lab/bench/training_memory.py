@@ -26,6 +26,12 @@ from sana_lab.diffusion.sampling import Sampling
 TRAINING_BYTES = 20
 """Bytes per trained parameter: float32 weights, gradients, two moments of Adam, and the averaged weights (EMA)."""
 
+MOMENTS = 8
+"""Of these, the two moments of Adam."""
+
+COMPACT = {"adamw_8bit": 2, "came": 4, "came in 8 bits": 1}
+"""Bytes of an optimiser's state in place of Adam's moments, per value of a large matrix."""
+
 BUILT_BYTES = 8
 """Of these, those of a system that has not made a step: weights and average."""
 
@@ -79,7 +85,7 @@ def training_memory(experiment: Config, system: Any, batch: int, activations: in
         // 4
     )
     shards = devices if trainer["strategy"] == "fsdp2" else 1
-    state = TRAINING_BYTES * trained // shards + frozen
+    state = training_bytes(experiment["system"]) * trained // shards + frozen
     cached = [spec for spec in chain(data) if "autoencoder" in spec]
     if cached:
         batches = PREFETCHED * batch * _latent_bytes(cached[0], size)
@@ -91,6 +97,14 @@ def training_memory(experiment: Config, system: Any, batch: int, activations: in
         activations = max(activations, encoded)
     pictures = PREFETCHED * batch * 12 * size**2
     return TrainingMemory(_training_process() if cpu else 0, state, activations + pictures, 0)
+
+
+def training_bytes(system: Config) -> int:
+    """Bytes per trained parameter with the optimiser of a system's spec."""
+    optimizer = system.get("optimizer")
+    spec = optimizer if isinstance(optimizer, dict) else {"name": optimizer}
+    name = f"{spec['name']} in 8 bits" if spec.get("bits") == 8 else spec["name"]
+    return TRAINING_BYTES - MOMENTS + COMPACT.get(str(name), MOMENTS)
 
 
 def sampling_lines(experiment: Config) -> list[str]:

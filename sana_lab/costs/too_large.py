@@ -23,10 +23,23 @@ def total_memory() -> int:
     return reuse(("total memory",), _total_memory)
 
 
+def device_memory() -> int:
+    """Bytes of the GPU that has the least; of the machine where there is none."""
+    return reuse(("device memory",), lambda: min(_gpus(), default=_own_memory()))
+
+
 def _total_memory() -> int:
+    return max(_own_memory(), sum(_gpus()))
+
+
+def _own_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gpus() -> list[int]:
+    """Bytes of each GPU."""
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    devices = sum(torch.cuda.get_device_properties(i).total_memory for i in gpus)
-    return max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), devices)
+    return [torch.cuda.get_device_properties(i).total_memory for i in gpus]
 
 
 def check_pixels(option: str, images: int, size: int, bytes_per_value: int = 4) -> None:

@@ -8,7 +8,9 @@ from sana_lab import __main__
 from sana_lab.bench import training_cost
 from sana_lab.bench.training_cost import check_fits
 from sana_lab.config import experiments
+from sana_lab.config.memo import reusing
 from sana_lab.config.specs import SpecError
+from sana_lab.costs import too_large
 from sana_lab.costs.too_large import GIB
 from sana_lab.training import train
 
@@ -69,3 +71,28 @@ def test_the_dry_runs_print_it(experiment, here, capsys):
     assert "GFLOPs a step without frozen encoders; memory" in capsys.readouterr().out
     assert __main__.main(["ablate", "two", "--dry-run"]) == 0
     assert "1 trainings: " in capsys.readouterr().out
+
+
+def test_an_adapter_alone_is_costed(here):
+    pytest.importorskip("peft")
+    tiny.write_experiment(here)
+    whole, adapted = (
+        training_cost.training_cost(experiments.load("tiny", words)) for words in ([], ["system.adapter=lora"])
+    )
+    assert 0 < adapted.trainable < whole.trainable / 2
+    assert adapted.flops < whole.flops
+    assert adapted.stages.state < whole.stages.state
+
+
+def test_what_trains_of_an_autoencoder_is_costed_by_itself(here):
+    """Also in one plan, where equal steps are measured once."""
+    tiny.write_experiment(here, "squeeze", tiny.SQUEEZE)
+    loaded = [experiments.load("squeeze", words) for words in ([], ["system.trains=head"])]
+    with reusing():
+        whole, head = map(training_cost.training_cost, loaded)
+    assert head.flops < whole.flops
+
+
+def test_memory_is_that_of_the_smallest_gpu(monkeypatch):
+    monkeypatch.setattr(too_large, "_gpus", lambda: [2**30, 2**31])
+    assert too_large.device_memory() == 2**30

@@ -73,3 +73,15 @@ def test_sampling_is_stated_for_systems_that_sample(cached, here):
     assert "memory of sampling an image of 32 px, decoded whole: " in line
     tiny.write(here, "experiments/squeeze.yaml", tiny.SQUEEZE)
     assert training_memory.sampling_lines(experiments.load("squeeze")) == []
+
+
+def test_the_state_is_that_of_the_optimizer():
+    optimizers = [
+        {"name": "adamw"},
+        "sgd",
+        {"name": "adamw_8bit"},
+        {"name": "came", "bits": 32},
+        {"name": "came", "bits": 8},
+    ]
+    assert [training_memory.training_bytes({"optimizer": spec}) for spec in optimizers] == [20, 20, 14, 16, 13]
+    assert training_memory.training_bytes({}) == 20  # of an autoencoder
