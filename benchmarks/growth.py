@@ -33,6 +33,9 @@ Work = Callable[[], object]
 SHORTEST = 0.005
 """Seconds below which a point is not used for the exponent."""
 
+USUAL = 50_000
+"""Images of a published FID."""
+
 WIDTH = 2048
 """Features of an image, as of Inception."""
 
@@ -158,7 +161,17 @@ def table(results: Json) -> str:
         slope = "-" if each["exponent"] is None else f"{each['exponent']:.2f}"
         lines.append(f"| {case.work} | {case.n} | {seconds} | {memory} | {slope} | {case.expected:g} |")
     about = results["environment"]
-    return "\n".join([*lines, "", f"One thread of {about['cpu']}, commit {about['commit'][:10]}.", ""])
+    lines += ["", *extrapolated(results["cases"]), f"One thread of {about['cpu']}, commit {about['commit'][:10]}.", ""]
+    return "\n".join(lines)
+
+
+def extrapolated(cases: Json) -> list[str]:
+    """The time of distances of the usual number of images, which is too long to measure here."""
+    if "distances" not in cases:
+        return []
+    last = cases["distances"]["points"][-1]
+    seconds = last["seconds"] * (USUAL / last["n"]) ** CASES["distances"].expected
+    return [f"Distances of {USUAL:,} images a side, by the last point and the expected exponent: {seconds:.0f} s."]
 
 
 def main() -> None:
