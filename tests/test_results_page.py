@@ -48,8 +48,10 @@ def test_wrong_blocks(page: Any, text: str, words: str):
 
 
 def test_every_committed_result_is_shown(page: Any):
-    """A file with numbers in benchmarks/results that no section shows is forgotten."""
+    """A file with numbers in benchmarks/results that no section and no other page shows is forgotten."""
     shown = {Path(name).parent.name or name for _, name, _ in page.SECTIONS} | {*page.CPU_FILES}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown |= {block["name"].split("/")[0] for path in pages for block in page.BLOCK.finditer(path.read_text())}
     used_by_cards = {path.stem for path in page.WEIGHTS.glob("*.safetensors")}
     assert {path.name for path in page.RESULTS.iterdir()} <= shown | used_by_cards
 
