@@ -26,7 +26,7 @@ SIZES = {
 """Millions of parameters in the DiT, from the released code's layers (the paper rounds to 590 and 1604)."""
 
 OTHERS = ("sana1_5_1600m_1024", "sana1_5_4800m_1024", "sana_600m_f8_1024", "sana_600m_f8_256", "sana_600m_t5_xxl",
-          "sana_600m_t5_large", "sana_sprint_600m_1024", "sana_sprint_1600m_1024")  # fmt: skip
+          "sana_600m_t5_large", "sana_600m_cascade", "sana_sprint_600m_1024", "sana_sprint_1600m_1024")  # fmt: skip
 
 
 def bare(kind: str, spec: specs.Spec, **supplied: Any) -> Any:

@@ -415,11 +415,12 @@ def test_the_verb_trains_what_is_needed_records_it_and_knows_it_again(folder, ru
     said = capsys.readouterr().out
     assert "tiny is trained already: runs/models/" in said
     assert len(store.find("training")) == 2
-    command = said.partition("from these weights: sana-lab ")[2].replace("max_steps=N", "max_steps=1").split()
-    further = experiments.load("tiny", command[2:])
-    assert command[:2] == ["train", "tiny"]
-    assert Path(further["system"]["dit"]["weights"]).is_file()
-    checks.check(further)
+    command = said.partition("as a new model: sana-lab ")[2].split()
+    assert command == [*words, "--more", "N"]
+    assert __main__.main([*command[:-1], "1", "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "  resume: true\n" in planned
+    assert "  max_steps: 13\n" in planned
     assert __main__.main([*words, "trainer.max_steps=0"]) == 0
     assert "tiny is trained with other steps: runs/models/" in capsys.readouterr().out
     assert __main__.main([*words, f"system.optimizer={__name__}:Poison"]) == 1
