@@ -47,7 +47,7 @@ def differences(earlier: Json, given: Json) -> list[str]:
     """Each option that differs: `text_encoder.max_tokens 300, not 77`."""
     one, other = dict(_leaves(earlier)), dict(_leaves(given))
     paths = [path for path in {**one, **other} if path != SHARD and one.get(path) != other.get(path)]
-    return [f"{path} {_shown(one.get(path))}, not {_shown(other.get(path))}" for path in paths]
+    return [f"{path} {_shortened(one.get(path))}, not {_shortened(other.get(path))}" for path in paths]
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,7 +58,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _shown(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
