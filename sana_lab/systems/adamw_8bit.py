@@ -10,7 +10,7 @@ from sana_lab.config.ranges import Nonnegative, Positive
 from sana_lab.systems import eight_bit
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(eight_bit.TypedState):
     """AdamW whose averages of gradient and square are in 8 bits for large parameters, in float32 for small ones.
 
     Needs the extra `quantize`. State weighs 2 bytes a parameter, against 8 of AdamW.
@@ -28,11 +28,6 @@ class AdamW8bit(torch.optim.Optimizer):
         if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
             raise ValueError(f"adamw_8bit: betas are {list(betas)}; expected two numbers in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state in the types that it was saved in."""
-        super().load_state_dict(state_dict)
-        eight_bit.restore(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -17,7 +17,7 @@ CHUNK = 2**26
 """Values that are stepped together: their temporary copies are a few times as large."""
 
 
-class Came(torch.optim.Optimizer):
+class Came(eight_bit.TypedState):
     """CAME for matrices and 1x1 convolutions; other parameters have a whole second moment and no confidence.
 
     State is in float32 for parameters of any type. `bits: 8` keeps the first moment of large matrices in 8 bits
@@ -42,11 +42,6 @@ class Came(torch.optim.Optimizer):
             eight_bit.check("came with bits: 8")
         options = {"lr": lr, "betas": tuple(betas), "eps": tuple(eps), "clip": clip, "weight_decay": weight_decay}
         super().__init__(params, {**options, "bits": bits})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state in the types that it was saved in."""
-        super().load_state_dict(state_dict)
-        eight_bit.restore(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -78,3 +78,11 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
             if isinstance(value, Tensor):
                 device = torch.device("cpu") if name == "step" else parameter.device
                 optimizer.state[parameter][name] = value.to(device, copy=True)
+
+
+class TypedState(torch.optim.Optimizer):
+    """An optimiser that restores its state in the types that it was saved in, where torch casts it to a parameter's."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        restore(self, state_dict)
