@@ -68,7 +68,8 @@ def test_guidance_within_an_interval_alone(dit: Dit, t: float, rows: int, dtype:
     result = velocity(x, times)
     handle.remove()
     assert sizes == [rows]
-    assert torch.equal(result, everywhere(x, times) if rows == 6 else dit(x, times, prompts))
+    expected = everywhere(x, times) if rows == 6 else dit(x, times, prompts)
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-14)  # threads may split the prepared text's sums
 
 
 def test_texts_beside_one_another_have_one_length():
