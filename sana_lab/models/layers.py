@@ -15,6 +15,7 @@ from sana_lab.config.ranges import Ratio, Width
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.ops.cpu_linear import product
 from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.softmax_attention import softmax_attention
 
 Scattered = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """(convolution of a grid, expanded tokens (B, 1, n, 2 M)) -> (B, 1, n, M): Mix-FFN's 3x3 under token routing."""
@@ -131,7 +132,7 @@ class CrossAttention(nn.Module):
         """
         attending = x if constant is None else x[: len(k)]
         q = self._split(self.norm_q(self.q(attending.flatten(1, 2))))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        out = softmax_attention(q, k, v, None if mask is None else mask[:, None, None])
         out = self.proj(out.transpose(1, 2).flatten(2)).view_as(attending)
         return out if constant is None else torch.cat([out, constant[:, None, None].expand_as(x[len(k) :])])
 

@@ -7,12 +7,13 @@ first and last layers, norms, biases) by AdamW. On the shapes world it needs abo
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from sana_lab.config.ranges import Count, Decay, Nonnegative, Positive
+from sana_lab.config.specs import AsBefore
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic Newton-Schulz iteration
 RMS = 0.2  # of an orthogonalised step, as in AdamW's steps
@@ -38,6 +39,8 @@ class Muon(torch.optim.Optimizer):
         betas: Sequence[float] = (0.9, 0.99),  # decay of AdamW's averages of gradient and square
         eps: Positive = 1e-8,  # of AdamW
         weight_decay: Nonnegative = 0.01,  # of both, times the learning rate
+        # Newton-Schulz in bfloat16, as Jordan's; twice as fast on CPUs with AVX-512 BF16. False: the weights' dtype.
+        half: Annotated[bool, AsBefore(False)] = False,
     ) -> None:
         pairs = list(params)
         hidden = [p for name, p in pairs if is_hidden(name, p)]
@@ -48,7 +51,7 @@ class Muon(torch.optim.Optimizer):
             {"params": hidden, "lr": muon_lr, "muon": True},
             {"params": rest, "lr": lr, "muon": False},
         ]
-        defaults = {"momentum": momentum, "iterations": iterations, "betas": tuple(betas), "eps": eps}
+        defaults = {"momentum": momentum, "iterations": iterations, "betas": tuple(betas), "eps": eps, "half": half}
         super().__init__([g for g in groups if g["params"]], {"lr": lr, "weight_decay": weight_decay, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -73,9 +76,9 @@ class Muon(torch.optim.Optimizer):
         for p in parameters:
             by_shape[p.shape].append(p)
         for same in by_shape.values():
-            updates = orthogonal(
-                torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in same]), group["iterations"]
-            )
+            momenta = torch.stack([self._nesterov(p, group["momentum"]).flatten(1) for p in same])
+            products = momenta.bfloat16() if group.get("half") else momenta  # older checkpoints have no `half`
+            updates = orthogonal(products, group["iterations"]).to(momenta.dtype)
             scale = group["lr"] * RMS * sqrt(max(updates.shape[1:]))
             torch._foreach_mul_(same, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(same, [u.view_as(p) for u, p in zip(updates, same, strict=True)], alpha=-scale)

@@ -3,10 +3,10 @@
 from typing import final
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from sana_lab.config.ranges import Width
 from sana_lab.models.attention import Attention
+from sana_lab.ops.softmax_attention import softmax_attention
 
 
 @final
@@ -23,5 +23,5 @@ class SoftmaxAttention(Attention):
         super().__init__(dim, head_dim, qk_norm)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out = softmax_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return out.transpose(1, 2)
