@@ -37,6 +37,8 @@ SECTIONS = (
     ("Exact and GenEval of shapes_sana", "shapes_sana/eval.json", ("samples.png",)),
     ("Controls of the exact score", "exact/controls.md", ()),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
+    ("Step caches", "caching/table.md", ("exact_latency_s.png", "samples.png")),
+    ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
     ("Against diffusers on a CPU", "cpu", ()),
     ("Against diffusers on a CPU, all pieces at full size", CPU_FILES[1], ()),
