@@ -1,5 +1,7 @@
 """Checks of an experiment before its first step: ranges, parts, sizes, and weights that do not fit."""
 
+import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,8 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
     """SpecError for trainer options that exclude each other or that this machine does not support."""
     cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
     check_kernels(torch.device("cuda" if cuda else "cpu"), system)
+    if not cuda:
+        warn_slow_precision(options["precision"])
     if options["compile"]:
         compile.check(system, "cuda" if cuda else "cpu")
     groups = [g for o in (optimizers if isinstance(optimizers, list) else [optimizers]) for g in o.param_groups]
@@ -168,6 +172,17 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
         raise SpecError(
             "a fused optimizer unscales the gradients of precision 16-mixed itself, after they should be clipped; "
             "expected system.optimizer.fused null, precision bf16-mixed, or trainer.gradient_clip 0"
+        )
+
+
+def warn_slow_precision(precision: str) -> None:
+    """Warning where a CPU without instructions for bfloat16 would train in it."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    if x86 and precision.startswith("bf16") and not torch.cpu._is_avx512_bf16_supported():
+        warnings.warn(
+            f"trainer.precision is {precision!r}, and this CPU has no AVX-512 BF16: products in bfloat16 are slower "
+            "than in float32, without AVX-512 many times; expected trainer.precision=32-true",
+            stacklevel=2,
         )
 
 

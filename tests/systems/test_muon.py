@@ -104,3 +104,37 @@ def test_a_network_without_blocks_is_refused() -> None:
 def test_a_rate_below_zero_is_refused() -> None:
     with pytest.raises(SpecError, match="muon_lr"):
         specs.resolve("optimizer", {"name": "muon", "muon_lr": -1.0})
+
+
+def test_half_precision_is_of_the_products_alone() -> None:
+    torch.manual_seed(0)
+    nets, rate = [Net(), Net()], 0.01
+    nets[1].load_state_dict(nets[0].state_dict())
+    before = nets[0].blocks[0].weight.detach().clone()
+    for net, half in zip(nets, (False, True), strict=True):
+        step(net, Muon(net.named_parameters(), muon_lr=rate, weight_decay=0.0, half=half), 1)
+    full, half = (net.blocks[0].weight.detach() - before for net in nets)
+    assert half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    assert torch.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.95
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (7, 30), (128, 512)])
+def test_singular_values_move_near_one_in_bfloat16(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+    half, full = orthogonal(matrix.bfloat16(), 5), orthogonal(matrix, 5)
+    assert half.dtype == torch.bfloat16
+    values = torch.linalg.svdvals(half.float())
+    assert 0.6 < values.min() < values.max() < 1.25
+    assert torch.cosine_similarity(full.flatten(1), half.float().flatten(1), dim=1).min() > 0.99
+
+
+def test_a_checkpoint_from_before_half_goes_on_in_full_precision() -> None:
+    net = Net()
+    optimizer = Muon(net.named_parameters(), half=True)
+    state = Muon(net.named_parameters()).state_dict()
+    for group in state["param_groups"]:
+        del group["half"]
+    optimizer.load_state_dict(state)
+    step(net, optimizer, 1)
+    assert all(p.isfinite().all() for p in net.parameters())

@@ -151,3 +151,18 @@ def test_what_experiments_take_weights_from_is_listed_innermost_first(folder: Pa
     latents = "{name: latents, items: 4, source: {name: shapes, size: 16}, autoencoder: 'experiment:again'}"
     assert experiments.prerequisites(experiments.load("tiny", [f"data={latents}"])) == ["squeeze", "again"]
     assert experiments.prerequisites(experiments.load("tiny")) == []
+
+
+@pytest.mark.parametrize(
+    ("able", "machine", "warns"), [(False, "x86_64", True), (True, "x86_64", False), (False, "aarch64", False)]
+)
+def test_bfloat16_on_a_cpu_without_it_is_a_warning(able, machine, warns, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    monkeypatch.setattr(checks.platform, "machine", lambda: machine)
+    checks.warn_slow_precision("32-true")
+    assert not recwarn
+    checks.warn_slow_precision("bf16-mixed")
+    assert [str(w.message) for w in recwarn if "trainer.precision=32-true" in str(w.message)] == [
+        str(w.message) for w in recwarn
+    ]
+    assert len(recwarn) == warns
