@@ -134,7 +134,7 @@ def meta_system(experiment: Json) -> "TextToImage":
 
 def long_prompts(encoder: TextEncoder, batch: int) -> list[str]:
     """`batch` prompts that fill the encoder's `max_tokens`."""
-    return ["red circle " * encoder.max_tokens] * batch
+    return [encoder.prompts[0] if encoder.prompts else "red circle " * encoder.max_tokens] * batch
 
 
 @contextmanager

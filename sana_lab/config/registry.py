@@ -25,6 +25,7 @@ TABLE: dict[str, dict[str, str]] = {
         "t5": "sana_lab.models.text.t5:T5",
         "llm": "sana_lab.models.text.llm:Llm",
         "encoder": "sana_lab.models.text.encoder:Encoder",
+        "label": "sana_lab.models.text.label:Label",
     },
     "solver": {
         "euler": "sana_lab.diffusion.solvers:euler",
@@ -72,6 +73,7 @@ TABLE: dict[str, dict[str, str]] = {
         "tables": "sana_lab.data.layouts.tables:Tables",
         "mjhq": "sana_lab.data.layouts.mjhq:Mjhq",
         "pd12m": "sana_lab.data.layouts.pd12m:Pd12m",
+        "classes": "sana_lab.data.layouts.classes:Classes",
     },
     "system": {
         "autoencoder": "sana_lab.systems.autoencoder:AutoencoderSystem",

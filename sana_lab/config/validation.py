@@ -65,11 +65,17 @@ def opened(value: Any) -> Any:
     return value.value if isinstance(value, Written) and isinstance(value.value, dict | list) else value
 
 
+LISTED = 100  # options in a message
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
-    """A did-you-mean clause for the closest option, or the list of all options if none is close."""
+    """A did-you-mean clause for the closest option, or the list of the options if none is close."""
     names = sorted(options)
     close = difflib.get_close_matches(word, names, 1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there is: {', '.join(names) or 'nothing'}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"there is: {', '.join(names[:LISTED]) or 'nothing'}{more}"
 
 
 def validate(value: Any, annotation: Any, where: str) -> Any:

@@ -169,10 +169,16 @@ AUTOENCODER: tuple[Rule, ...] = (
 def _encode(encoder: object, prompts: list[str]) -> Text:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of truncation
-        text = encoder(prompts)  # type: ignore[operator]
+        text = encoder(_readable(encoder, prompts))  # type: ignore[operator]
     if not isinstance(text, Text):
         raise Violation(f"it returns a {type(text).__name__}, expected sana_lab.types.Text(tokens, mask)")
     return text
+
+
+def _readable(encoder: object, prompts: list[str]) -> list[str]:
+    """As many prompts that the encoder reads, where it does not read any text."""
+    known = getattr(encoder, "prompts", None)
+    return prompts if known is None else [known[i % len(known)] if prompt else "" for i, prompt in enumerate(prompts)]
 
 
 @torch.no_grad()

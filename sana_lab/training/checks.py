@@ -52,6 +52,7 @@ def check(experiment: schema.Config) -> System:
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
+    check_prompts(experiment["prompts"], system)
     count = ranks.count(experiment)
     strategies.check(experiment, system, count)
     too_large.check_experiment(experiment, count)
@@ -190,6 +191,16 @@ def check_points(experiment: schema.Config, system: System) -> None:
     """SpecError for points of curves that never come, or of a system that cannot be evaluated."""
     if limits.point_steps(experiment) and not system.evaluates:
         raise SpecError(f"eval.at and eval.every need an evaluation, and {type(system).__name__} has none")
+
+
+def check_prompts(prompts: list[str], system: System) -> None:
+    """SpecError if the text encoder reads certain prompts alone, such as classes, and one of these is none of them."""
+    known = getattr(system.part("text_encoder"), "prompts", None)
+    if known is not None and (unknown := [prompt for prompt in prompts if prompt and prompt not in known]):
+        raise SpecError(
+            f"prompts has {unknown[0]!r}, which is none of the {len(known)} that the text encoder reads; "
+            f"{specs.nearest(unknown[0], list(known)[:10])}"
+        )
 
 
 def check_kernels(device: torch.device, system: nn.Module) -> None:

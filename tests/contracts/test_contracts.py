@@ -21,6 +21,7 @@ SPECS: list[tuple[str, specs.Spec]] = [
     ("autoencoder", tiny.DCAE),
     ("text_encoder", tiny.LLM),
     ("text_encoder", tiny.T5),
+    ("text_encoder", {"name": "label", "classes": 3, "width": 8}),
     ("data", {"name": "shapes", "size": 16, "batch": 4}),
     ("optimizer", "adamw"),
     *(("method", name) for name in registry.TABLE["method"]),

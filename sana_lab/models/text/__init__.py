@@ -41,6 +41,7 @@ class TextEncoder(nn.Module, ABC):
     max_tokens: int
     pretrained: bool = False  # pretrained encoders are frozen, others train with the DiT
     null: Null = "diffusers"
+    prompts: Sequence[str] | None = None  # the only prompts it reads, such as classes; None is any text
     warnings_left: int = WARNINGS
 
     @abstractmethod
