@@ -31,6 +31,7 @@ class Conditions(NamedTuple):
     unmeasured: Mapping[str, str]  # row -> why it could not be timed
     timers: Sequence[str] = ()  # what is inside the timer of each kind of probe
     equal: Sequence[str] = ()  # lines on rows of equal settings
+    summaries: Sequence[str] = ()  # how readings become numbers, of probes that say so
 
 
 def build(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Table:
@@ -50,6 +51,7 @@ def conditions_of(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Co
         },
         [f"{name}: {probe.inside}" for name, probe in probe_classes(trials).items()],
         equal_rows(trials),
+        [*dict.fromkeys(probe.summary for probe in probe_classes(trials).values() if probe.summary)],
     )
 
 
@@ -87,7 +89,8 @@ def plot(options: EfficiencyTable, table: Table, folder: Path) -> list[Path]:
     """The plot selected by the table's option `plot`: of latency if timed, else of MACs."""
     measured = {name for row in table.rows for name in row.cells}
     if options.plot == "walk":
-        metric = "latency_s" if "latency_s" in measured else "tmacs_image"
+        timed = [name for name in ("latency_s", "blocks_latency_s") if name in measured]
+        metric = timed[0] if timed else "tmacs_image"
         return [efficiency_plots.walk(table, metric, folder / f"walk_{metric}.png")]
     if options.plot == "crossing" and (names := _pair(table)):
         return [efficiency_plots.crossings(table, names, folder / "crossing.png")]
@@ -95,7 +98,8 @@ def plot(options: EfficiencyTable, table: Table, folder: Path) -> list[Path]:
 
 
 def compare(options: EfficiencyTable, records: Sequence[Json]) -> list[Json]:
-    """The records with `speedup` and `fewer_macs` over the row that each is compared with, where both have numbers."""
+    """The records with `speedup` (or `blocks_speedup`) and `fewer_macs` over the row that each is compared with, where
+    both have numbers."""
     compared = []
     for record in records:
         base = _base(options, records, record)
@@ -118,8 +122,9 @@ def _base(options: EfficiencyTable, records: Sequence[Json], record: Json) -> Js
 
 def _ratios(of: str, base: Json, metrics: Json) -> Json:
     """Factor of improvement over the base: throughput over the base's, or the base's cost over this cost."""
+    speedup = "blocks_speedup" if of.startswith("blocks_") else "speedup"
     pairs: dict[str, tuple[str, Callable[[float, float], float]]] = {
-        "speedup": (of, (lambda a, b: b / a) if of == "images_per_s" else (lambda a, b: a / b)),
+        speedup: (of, (lambda a, b: b / a) if of == "images_per_s" else (lambda a, b: a / b)),
         "fewer_macs": ("tmacs_image", lambda a, b: a / b),
     }
     return {name: ratio(base[m], metrics[m]) for name, (m, ratio) in pairs.items() if m in base and m in metrics}
@@ -164,12 +169,14 @@ def _counted(options: EfficiencyTable) -> list[str]:
 def _timed(options: EfficiencyTable, conditions: Conditions) -> list[str]:
     if conditions.device is None:
         toy = "; `--scale toy` times small ones here" if "toy" in options.scales else ""
+        toy += ", `--scale blocks` one block of each kind" if toy and "blocks" in options.scales else ""
         return [
             "Latency, throughput and memory are NOT MEASURED: rows of this size are timed on a CUDA device, and there "
             f"is none here{toy}."
         ]
     missing = [f"Not measured: {label}: {reason}." for label, reason in conditions.unmeasured.items()]
     bounds = "its 95 % interval" if options.repeats >= samples_needed(0.5) else "the extremes"
-    how = f"median of {options.repeats} calls after {options.warmup} to warm up, {bounds} in brackets"
+    repeats = f"median of {options.repeats} calls after {options.warmup} to warm up, {bounds} in brackets"
+    how = "; ".join(conditions.summaries) or repeats
     what = f"Timed on {conditions.device}, {' and '.join(conditions.dtypes)}, weights drawn at random: {how}"
     return [f"{what}. Inside the timer: {'; '.join(conditions.timers)}.", *missing]

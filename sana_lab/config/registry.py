@@ -116,6 +116,8 @@ TABLE: dict[str, dict[str, str]] = {
         "text": "sana_lab.bench.probes.text:TextProbe",
         "attention": "sana_lab.bench.probes.attention:AttentionPair",
         "mixer": "sana_lab.bench.probes.mixer:MixerProbe",
+        "image_blocks": "sana_lab.bench.probes.image_blocks:ImageBlocks",
+        "peer_blocks": "sana_lab.bench.probes.peer_blocks:PeerBlocks",
     },
     "executor": {
         "local": "sana_lab.ablation.executors.local:Local",

@@ -255,7 +255,8 @@ class EfficiencyTable:
     repeats: Count = 5  # timed calls, of which the median is shown
     warmup: Number = 1  # calls before them
     over: str | None = None  # base of `speedup` and `fewer_macs`: a label of the first axis, or `before`
-    of: Literal["images_per_s", "latency_s", "layer_ms"] = "images_per_s"  # metric that `speedup` is the ratio of
+    # Metric that `speedup` is the ratio of; of a sum over blocks, `blocks_speedup`.
+    of: Literal["images_per_s", "latency_s", "layer_ms", "blocks_latency_s"] = "images_per_s"
     question: str | None = None  # what the table answers, in the reader's words: heading of the sweep's page and report
     notes: list[str] = field(default_factory=list)  # lines under the table
     published: str | None = None  # file in eval/published, whose numbers stand beside those of rows of the same label

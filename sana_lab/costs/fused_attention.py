@@ -18,8 +18,8 @@ def fused_attention() -> Iterator[None]:
     The function is replaced in every thread, as a backward pass recomputes in threads of its own.
     """
 
-    def attention(q: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        return (_fused if q.device.type == "meta" else PLAIN)(q, *arguments, **options)
+    def attention(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        return (_fused if query.device.type == "meta" else PLAIN)(query, *arguments, **options)
 
     F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
@@ -29,18 +29,18 @@ def fused_attention() -> Iterator[None]:
 
 
 def _fused(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
     **options: Any,
 ) -> Tensor:
-    if q.shape[-1] != v.shape[-1] or options.get("enable_gqa"):  # no kernel of the CPU
-        return PLAIN(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, **options)
-    mask = attn_mask if attn_mask is None or attn_mask.dtype != torch.bool else attn_mask.to(q.dtype)
+    if query.shape[-1] != value.shape[-1] or options.get("enable_gqa"):  # no kernel of the CPU
+        return PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+    mask = attn_mask if attn_mask is None or attn_mask.dtype != torch.bool else attn_mask.to(query.dtype)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out: Tensor = kernel(q, k, v, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]
+    out: Tensor = kernel(query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale)[0]
     return out

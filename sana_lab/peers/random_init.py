@@ -60,7 +60,23 @@ def count(name: str, prompt: str, size: int, steps: int, guidance: float, toy: b
     Tokenizers, loop and scheduler run on the host. Networks have no values: each call is counted from its shapes and
     returns zeros.
     """
-    peer = build(name, size, torch.device("meta"), torch.float32, toy)
+    counter = trace(name, prompt, size, steps, guidance, toy)
+    with torch.no_grad():
+        counter.decode(size)
+    return counter.peer, counter.counts()
+
+
+def trace(
+    name: str,
+    prompt: str,
+    size: int,
+    steps: int,
+    guidance: float,
+    toy: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> "CallCounter":
+    """The calls of the pipeline on the meta device for one image, without the decoder."""
+    peer = build(name, size, torch.device("meta"), dtype, toy)
     arguments: dict[str, Any] = {"height": size, "width": size, "num_inference_steps": steps}
     arguments["guidance_scale"] = guidance
     optional = {"output_type": "latent", "use_resolution_binning": False, **peer.options}
@@ -69,8 +85,17 @@ def count(name: str, prompt: str, size: int, steps: int, guidance: float, toy: b
     peer.pipeline.__class__ = type(peer.name, (type(peer.pipeline),), {"_execution_device": CPU, "device": CPU})
     with torch.no_grad(), flops.expanded_masks(nn.ModuleDict(peer.networks)):
         peer.pipeline(prompt=[prompt], **arguments)
-        counter.decode(size)
-    return peer, counter.counts()
+    return counter
+
+
+class NetworkCall(NamedTuple):
+    """Calls of a network with arguments of equal shapes."""
+
+    role: str  # component of the pipeline
+    key: str  # role and shapes
+    args: tuple[Any, ...]  # on the host: token ids and masks as they were, features and latents zeros
+    kwargs: Mapping[str, Any]
+    times: int
 
 
 class CallCounter:
@@ -81,8 +106,11 @@ class CallCounter:
         self.macs = dict.fromkeys(NETWORKS, 0)
         self.results: dict[str, tuple[int, Any]] = {}  # by shapes: MACs and output of a call
         self.denoiser_calls: list[Mapping[str, Any]] = []
+        self.by_shapes: dict[str, NetworkCall] = {}
+        self.replaced: list[nn.Module] = []
         for role, network in peer.networks.items():
             if peer.stage_of(role) in ("text", "denoise"):
+                self.replaced.append(network)
                 network.forward = partial(self.call, role, network.forward)
 
     def call(self, role: str, forward: Any, *args: Any, **kwargs: Any) -> Any:
@@ -94,6 +122,8 @@ class CallCounter:
             out: list[Any] = []
             macs = count_macs(lambda: out.append(forward(*on_meta[0], **on_meta[1])))
             self.results[key] = macs, tree_map(_zeros, out[0])
+        times = self.by_shapes[key].times if key in self.by_shapes else 0
+        self.by_shapes[key] = NetworkCall(role, key, args, kwargs, times + 1)
         macs, result = self.results[key]
         self.macs[str(stage)] += macs
         if stage == "denoise":
@@ -107,6 +137,12 @@ class CallCounter:
         side = size // self.peer.pipeline.vae_scale_factor
         latents = torch.empty(1, vae.config.latent_channels, side, side, device="meta")
         self.macs["decode"] += count_macs(lambda: vae.decode(latents))
+
+    def network_calls(self) -> list[NetworkCall]:
+        """The calls of text encoders and denoiser by shapes; afterwards the networks have their own forwards again."""
+        while self.replaced:
+            del self.replaced.pop().forward
+        return [*self.by_shapes.values()]
 
     def counts(self) -> Counts:
         call = self.denoiser_calls[0]

@@ -21,6 +21,7 @@ class Column:
     interval: bool = False  # show the 95 % interval if there is no spread over seeds
     printed: bool = False  # show at most six significant digits, for published (rounded) numbers
     zero: str = ""  # text of 0 where it is no number, such as "not reached"
+    published: str = ""  # metric of a paper that stands beside it, if it has another name
 
     @property
     def title(self) -> str:
@@ -35,6 +36,9 @@ class Column:
             return f"{value:g}"
         return significant(value) if self.decimals is None else f"{value:.{self.decimals}f}"
 
+
+BLOCKS = ", this machine, from blocks"
+"""End of the headings of times that are sums over blocks, each timed alone."""
 
 COLUMNS = (
     Column("params_m", "Params", "M"),
@@ -61,6 +65,14 @@ COLUMNS = (
     Column("decode_ms", "Decode", "ms", "lower"),
     Column("images_per_s", "Throughput", "img/s", "higher"),
     Column("speedup", "Speed-up"),
+    Column("blocks_latency_s", f"Latency{BLOCKS}", "s", "lower", interval=True, published="latency_s"),
+    Column("blocks_range", f"Range of latency{BLOCKS}", "% of the median", None, 1),
+    Column("blocks_text_s", f"Text{BLOCKS}", "s", "lower"),
+    Column("blocks_denoise_s", f"Denoise{BLOCKS}", "s", "lower"),
+    Column("blocks_decode_s", f"Decode{BLOCKS}", "s", "lower"),
+    Column("blocks_images_per_s", f"Throughput{BLOCKS}", "img/s", "higher", interval=True, published="images_per_s"),
+    Column("blocks_speedup", f"Speed-up{BLOCKS}", published="speedup"),
+    Column("blocks_rounds", f"Rounds{BLOCKS}", decimals=0),
     Column("peak_mib", "Peak memory", "MiB", "lower", 0),
     Column("peak_gib", "Peak memory", "GiB", "lower", 2),
     Column("reserved_mib", "Reserved memory", "MiB", "lower", 0),

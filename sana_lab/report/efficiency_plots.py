@@ -117,4 +117,5 @@ def _bar(axes: Axes, y: float, value: float, label: str, style: dict[str, object
 def _published(published: Published | None, metric: str) -> dict[str, float]:
     if published is None:
         return {}
-    return {row.label: row.cells[metric].mean for row in published.rows if metric in row.cells}
+    name = column(metric).published or metric
+    return {row.label: row.cells[name].mean for row in published.rows if name in row.cells}

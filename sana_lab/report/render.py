@@ -123,7 +123,7 @@ def body_of(table: Table, marked: bool) -> Body:
         labels = _labels(row, table.axes)
         labels[-1] += f" {numbers[row.label]}" if row.label in numbers else ""
         rows.append(labels + [str(len(row.seeds))] * len(counted) + [_place_text(table, p, row) for p in places])
-    titles = [p.column.title + (", published" if p.published else "") for p in places]
+    titles = [f"{_published_column(p.column).title}, published" if p.published else p.column.title for p in places]
     return Body(heads + titles, rows, _bold(table, len(heads)), len(heads))
 
 
@@ -149,7 +149,11 @@ def _places(table: Table) -> list[_Place]:
 
 
 def _published_cell(table: Table, row: Row, column: Column) -> Cell | None:
-    return table.published.cell(row.label, column.name) if table.published else None
+    return table.published.cell(row.label, column.published or column.name) if table.published else None
+
+
+def _published_column(ours: Column) -> Column:
+    return column(ours.published) if ours.published else ours
 
 
 def _place_text(table: Table, place: _Place, row: Row) -> str:

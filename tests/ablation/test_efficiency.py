@@ -15,7 +15,7 @@ from sana_lab.bench.probes import Probe, ProbeSettings
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable, Trial
-from sana_lab.report import efficiency_plots
+from sana_lab.report import efficiency_plots, render
 from sana_lab.report.columns import column
 from sana_lab.report.table import Table, load_published
 from sana_lab.tracking.store import Store
@@ -101,6 +101,60 @@ def test_tables_of_the_paper_need_a_gpu_and_their_toys_do_not(name: str):
     assert plan.load(name).table.gpu
     toy = plan.load(name, scale="toy").table
     assert (toy.gpu, toy.published) == (False, None)  # the paper's numbers are of other sizes
+
+
+BLOCKS = [name for name, scale in BY_SCALE if scale == "blocks"]
+
+
+def test_efficiency_tables_of_images_have_a_scale_from_blocks():
+    assert BLOCKS == ["paper/figure2", "paper/table14", "paper/table8"]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rows_from_blocks_are_the_papers_and_expect_its_orders(name: str, here: Path):
+    """Labels of the paper's rows, models of its sizes, and orders that its numbers have."""
+    plain, (_, table, trials) = plan.load(name), plan.load(name, scale="blocks")
+    published = load_published(experiments.locate("eval/published", table.published))
+    assert not table.gpu
+    assert {t.label for t in trials} <= {row.label for row in published.rows} & {
+        *(t.label for t in plain.trials),
+        *(t.label.replace("4096", "2048") for t in plain.trials),
+    }
+    for expected in table.expect:
+        metric = column(expected.metric).published or expected.metric
+        numbers = [cell.mean for label in expected.order if (cell := published.cell(label, metric))]
+        assert len(numbers) in (0, len(expected.order))
+        assert numbers == sorted(numbers, reverse=column(metric).better == "higher")
+
+
+def test_sums_over_blocks_stand_beside_the_papers_numbers(here: Path):
+    """On made-up seconds, with the verdicts: softmax against linear is decided, what differs by its spread is not."""
+    _, table, trials = plan.load("paper/table8", scale="blocks")
+    seconds = dict(zip([t.label for t in trials], (40.0, 30.0, 30.1, 8.0), strict=True))
+    rows = [
+        record(
+            label,
+            {"blocks": label},
+            blocks_latency_s=s,
+            blocks_latency_s_low=s - 0.2,
+            blocks_latency_s_high=s + 0.2,
+            blocks_images_per_s=1 / s,
+            blocks_images_per_s_low=1 / (s + 0.2),
+            blocks_images_per_s_high=1 / (s - 0.2),
+            tmacs_pair=s / 10,
+        )
+        for label, s in seconds.items()
+    ]
+    conditions = efficiency_table.Conditions("a device, 2 threads", ["float32"], {}, ["x: all"], [], ["rounds"])
+    built = efficiency_table.tabulate(table, rows, conditions)
+    text = render.to_markdown(built)
+    assert "Latency, this machine, from blocks (s) ↓ | Latency (s) ↓, published" in text
+    assert "40.0 [39.8, 40.2] | 2.25 |" in text
+    first, second = (note for note in built.notes if "Throughput, this machine, from blocks" in note and "Full" in note)
+    assert "Reproduced" in first
+    assert "Not reproduced" in second  # Mix-FFN's price: the paper's slower than softmax
+    assert built.rows[3].cells["blocks_speedup"].mean == 5.0
+    assert any("2 threads, float32, weights drawn at random: rounds" in note for note in built.notes)
 
 
 @pytest.mark.slow

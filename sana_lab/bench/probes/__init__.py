@@ -25,6 +25,7 @@ class Probe(ABC):
 
     dtype: Dtype  # of weights and activations
     inside: str  # what the timer includes
+    summary: str | None = None  # how readings become numbers; None is the median of the table's repeats
 
     @abstractmethod
     def count(self) -> dict[str, float]:
