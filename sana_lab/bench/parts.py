@@ -13,9 +13,8 @@ from typing import NamedTuple
 from scipy import stats
 
 from sana_lab.bench.probes import ProbeSettings
-from sana_lab.bench.probes.attention import MIN_READING_S, repeated
 from sana_lab.costs.batch_sweep import available_host_bytes
-from sana_lab.costs.timing import Call, Clock, clock_for, quantile
+from sana_lab.costs.timing import MIN_READING_S, Call, Clock, clock_for, quantile, repeated
 
 LONG_S = 2.0
 """Seconds from which a call is a reading without a call to warm up before it."""

@@ -18,6 +18,10 @@ MAX_NOISE, MIN_PAIRS = 0.05, 3
 differ by at most MAX_NOISE."""
 
 
+MIN_READING_S = 0.05
+"""Minimum seconds of one reading; shorter calls are `repeated` within a reading."""
+
+
 class Timing(NamedTuple):
     """Summary of the seconds of one call, the device synchronised before and after."""
 
@@ -143,6 +147,16 @@ def energy_per_call(call: Call, joules: Callable[[], float | None], seconds: flo
         calls += 1
     after = joules()
     return Energy((after - before) / calls, calls, elapsed) if after is not None and after > before else None
+
+
+def repeated(call: Call, n: int) -> Call:
+    """n calls in one."""
+
+    def loop() -> None:
+        for _ in range(n):
+            call()
+
+    return loop
 
 
 def clock_for(device: torch.device | str) -> Clock:

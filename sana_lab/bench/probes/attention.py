@@ -15,6 +15,7 @@ from sana_lab.config.specs import Spec, SpecError, build
 from sana_lab.costs.flops import count_macs, count_parameters
 from sana_lab.costs.timing import (
     MAX_NOISE,
+    MIN_READING_S,
     Call,
     Clock,
     Timing,
@@ -22,6 +23,7 @@ from sana_lab.costs.timing import (
     collect_samples,
     median_interval,
     quantile,
+    repeated,
 )
 from sana_lab.models.attention import Attention
 from sana_lab.types import Text
@@ -31,9 +33,6 @@ SCOPES = ("core", "core_train", "layer", "step")
 
 CHANNELS, TEXT = 32, 32
 """Latent channels, as in DC-AE; number of text tokens and their width."""
-
-MIN_READING_S = 0.05
-"""Minimum seconds of one reading; shorter calls are repeated within a reading."""
 
 
 class PairTiming(NamedTuple):
@@ -159,16 +158,6 @@ def compare(pair: Mapping[str, Call], settings: ProbeSettings, clock: Clock | No
     ratio = quantile(ratios, 0.5) if noise <= MAX_NOISE else None
     timings = (Timing.of(seconds["first"]), Timing.of(seconds["second"]))
     return PairTiming(*timings, ratio, *median_interval(ratios), noise)
-
-
-def repeated(call: Call, n: int) -> Call:
-    """n calls in one."""
-
-    def loop() -> None:
-        for _ in range(n):
-            call()
-
-    return loop
 
 
 def normal(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

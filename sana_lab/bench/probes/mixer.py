@@ -6,11 +6,11 @@ from typing import Annotated, Any, final
 import torch
 
 from sana_lab.bench.probes import Dtype, Probe, ProbeSettings
-from sana_lab.bench.probes.attention import MIN_READING_S, normal, repeated, square_side
+from sana_lab.bench.probes.attention import normal, square_side
 from sana_lab.config.ranges import BatchSize, Count, Width
 from sana_lab.config.specs import Spec, build
 from sana_lab.costs.flops import count_macs, count_parameters
-from sana_lab.costs.timing import Call, Timing, clock_for, collect_samples
+from sana_lab.costs.timing import MIN_READING_S, Call, Timing, clock_for, collect_samples, repeated
 
 
 @final
