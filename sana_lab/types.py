@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
-"""(x_t, t) -> dx/dt; x_t is (B, C, h, w), t is (B,) in [0, 1] and 1 is noise; a solver's t is on the host."""
+"""(x_t, t) -> dx/dt; x_t is (B, C, h, w), t is (B,) in [0, 1] and 1 is noise; a solver's t is on the host. Of a
+network of mean velocities, t may be (B, 2), intervals from the first time down to the second."""
+
+Time = float | tuple[float, float]
+"""A time, or an interval from the first down to the second."""
+
+
+def as_time(value: float | list[float]) -> Time:
+    """A row of times (B,) or of intervals (B, 2), from `tolist`, as one that is hashable."""
+    return (value[0], value[1]) if isinstance(value, list) else value
 
 
 class Text(NamedTuple):

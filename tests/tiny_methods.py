@@ -14,7 +14,7 @@ GRID = (4, 4)
 
 
 def model(**changes: Any) -> Model:
-    return Model(**{"dit": tiny.dit(depth=4), "size": 64, "grid": GRID, "batch": 4, **changes})
+    return Model(**{"dit": tiny.dit(depth=4, mean_velocity=True), "size": 64, "grid": GRID, "batch": 4, **changes})
 
 
 def step(blocks: Sequence[int] = (), rows: int = 4, draws: int = 1, part: Part = WHOLE) -> Step:
@@ -34,6 +34,7 @@ def step(blocks: Sequence[int] = (), rows: int = 4, draws: int = 1, part: Part =
         target=normal(n, 4, *GRID),
         random=torch.Generator().manual_seed(1),
         pixels=lambda: images,
+        null=lambda: tiny.caption([1], seed=5),
         draws=draws,
         part=part,
         prediction=normal(n, 4, *GRID),

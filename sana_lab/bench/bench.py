@@ -46,7 +46,7 @@ from sana_lab.models.dit import Dit
 from sana_lab.peers.pipeline import Peer
 from sana_lab.report import record_page
 from sana_lab.systems.quantize import quantize
-from sana_lab.types import Json
+from sana_lab.types import Json, Time
 
 if TYPE_CHECKING:
     from sana_lab.systems.text2image import TextToImage
@@ -271,7 +271,7 @@ def notes(
 
 
 def _unquantised_gmacs(
-    system: "TextToImage", sampling: Sampling, size: int, prompts: Sequence[str], evaluations: dict[float, int]
+    system: "TextToImage", sampling: Sampling, size: int, prompts: Sequence[str], evaluations: dict[Time, int]
 ) -> dict[str, float] | None:
     """Counts of a denoiser before quantisation, because 8-bit products are not counted; None without quantisation."""
     if sampling.precision == system.dit.quantized:

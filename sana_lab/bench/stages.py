@@ -22,7 +22,7 @@ from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import reads_null, within
 from sana_lab.diffusion.sampling import NoiseStreams, Sampling
 from sana_lab.diffusion.solvers import at
-from sana_lab.types import Velocity
+from sana_lab.types import Time, Velocity, as_time
 
 if TYPE_CHECKING:
     from sana_lab.systems.text2image import TextToImage
@@ -33,8 +33,8 @@ class StageCalls(NamedTuple):
 
     text: Call  # prompts, and the empty prompt if guidance needs it -> features
     prepare: Callable[[], Velocity]  # features -> guided velocity, with captions and all times prepared
-    step: Callable[[float], Tensor]  # one evaluation of the velocity at t: one forward of 2 B rows with guidance
-    eager_step: Callable[[float], Tensor]  # `step` without CUDA graphs, for counters
+    step: Callable[[Time], Tensor]  # one evaluation of the velocity at t: one forward of 2 B rows with guidance
+    eager_step: Callable[[Time], Tensor]  # `step` without CUDA graphs, for counters
     forward: Call  # one denoiser forward of B from text features, without guidance, as counted in papers
     denoise: Callable[[Sampling], Tensor]  # noise -> latents
     decode: Call  # latents -> images
@@ -49,7 +49,7 @@ class StageTimer(NamedTuple):
     """Times stages."""
 
     sampling: Sampling
-    evaluations: dict[float, int]  # from `evaluation_times`
+    evaluations: dict[Time, int]  # from `evaluation_times`
     repeats: int
     measured_steps: int | None  # evaluations timed instead of all steps; None times all
     warmup: int
@@ -136,19 +136,26 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
     )
 
 
-def evaluation_times(sampling: Sampling, flow: Process) -> dict[float, int]:
+def evaluation_times(sampling: Sampling, flow: Process) -> dict[Time, int]:
     """Representative times t of the solver's velocity evaluations, with the number of evaluations of equal cost.
 
     One time represents all; with a guidance interval, one inside and one outside.
     """
-    times = sampling.network_times(flow).tolist()
+    times = [*map(as_time, sampling.network_times(flow).tolist())]
     if sampling.guidance == 1 or sampling.guidance_interval is None:
         return {times[0]: len(times)}
-    groups = [[t for t in times if within(sampling.guidance_interval, t) is inside] for inside in (True, False)]
+    groups = [
+        [t for t in times if within(sampling.guidance_interval, start_of(t)) is inside] for inside in (True, False)
+    ]
     return {group[0]: len(group) for group in groups if group}
 
 
-def count_stages(calls: StageCalls, evaluations: dict[float, int]) -> dict[str, float]:
+def start_of(time: Time) -> float:
+    """A time, or the first of an interval."""
+    return time[0] if isinstance(time, tuple) else time
+
+
+def count_stages(calls: StageCalls, evaluations: dict[Time, int]) -> dict[str, float]:
     """GMACs of one image by stage and in "total", and of one denoiser "forward"."""
     text, decode, forward = (count_macs(call) for call in (calls.text, calls.decode, calls.forward))
     steps = sum(n * count_macs(partial(calls.eager_step, t)) for t, n in evaluations.items())

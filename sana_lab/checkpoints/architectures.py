@@ -158,6 +158,11 @@ def write_sana(spec: Spec, supplied: Spec) -> dict[str, Any]:
             f"diffusers' SanaTransformer2DModel has attention linear and ffn mix of kernel 3; this DiT has attention "
             f"{', '.join(mixers)} and ffn {ffn['name']} of kernel {ffn.get('kernel', 'none')}"
         )
+    if spec["mean_velocity"] or spec["time_smoothing"]:
+        raise SpecError(
+            "diffusers' SanaTransformer2DModel reads times as they are; this DiT has "
+            f"mean_velocity {spec['mean_velocity']} and time_smoothing {spec['time_smoothing']:g}, expected false and 0"
+        )
     if spec["cross_norm"] != attention["qk_norm"]:
         raise SpecError("diffusers norms q and k of self- and cross-attention or of neither; this DiT norms only one")
     is_sprint = spec["guidance"] is not None

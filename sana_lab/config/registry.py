@@ -34,6 +34,7 @@ TABLE: dict[str, dict[str, str]] = {
         "rf_solver": "sana_lab.diffusion.solvers:rf_solver",
         "unipc": "sana_lab.diffusion.unipc:unipc",
         "scm": "sana_lab.diffusion.scm:scm",
+        "meanflow": "sana_lab.diffusion.meanflow:meanflow",
     },
     "cache": {
         "first_block": "sana_lab.diffusion.step_cache:FirstBlockCache",
@@ -57,6 +58,7 @@ TABLE: dict[str, dict[str, str]] = {
         "tread": "sana_lab.methods.tread:Tread",
         "dispersive": "sana_lab.methods.dispersive:Dispersive",
         "direction": "sana_lab.methods.direction:Direction",
+        "meanflow": "sana_lab.methods.meanflow:MeanFlow",
     },
     "data": {
         "shapes": "sana_lab.shapes.data:Shapes",

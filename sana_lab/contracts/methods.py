@@ -10,7 +10,7 @@ from sana_lab.contracts import Rule, Subject, expect
 from sana_lab.methods import Model, Step
 from sana_lab.types import Batch, Text
 
-DIT: dict[str, Any] = {"name": "sana", "dim": 32, "depth": 4, "cross_heads": 2}
+DIT: dict[str, Any] = {"name": "sana", "dim": 32, "depth": 4, "cross_heads": 2, "mean_velocity": True}
 SIZE, SIDE, ROWS, CHANNELS, TEXT = 64, 4, 4, 4, 12
 """Pixels and tokens a side, items of a batch, channels of latents, width of text."""
 
@@ -104,7 +104,9 @@ def _step() -> Step:
     text = Text(torch.randn(ROWS, 3, TEXT, generator=random), torch.ones(ROWS, 3, dtype=torch.bool))
     times = torch.rand(ROWS, generator=random)
     batch = Batch(images, ["a red circle"] * ROWS, latents)
-    return Step(batch, text, latents, noise, times, noise - latents, random, lambda: images)
+    null = Text(text.tokens[:1, :1] * 0, text.mask[:1, :1])
+    target = noise - latents
+    return Step(batch, text, latents, noise, times, target, random, lambda: images, null=lambda: null)
 
 
 def _kind(value: Any) -> str:

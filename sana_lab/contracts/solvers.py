@@ -10,11 +10,14 @@ SPREAD = 0.5
 
 
 def _flow(x: Tensor, t: Tensor) -> Tensor:
-    """E[noise - data | x_t] for Gaussian data: x_0 = SPREAD x_1 exactly."""
-    if t.device.type != "cpu" or t.shape != x.shape[:1]:
+    """E[noise - data | x_t] for Gaussian data: x_0 = SPREAD x_1 exactly. Its mean over intervals t (B, 2)."""
+    if t.device.type != "cpu" or t.shape not in (x.shape[:1], (len(x), 2)):
         raise ValueError(f"the solver gave times {tuple(t.shape)} on {t.device}, expected {(len(x),)} on the CPU")
-    t = t.to(x.dtype)[:, None, None, None]
-    return x * (t - (1 - t) * SPREAD**2) / ((1 - t) ** 2 * SPREAD**2 + t**2)
+    t = t.to(x.dtype)[:, None, None, None] if t.ndim == 1 else t.to(x.dtype).T[..., None, None, None]
+    variance = (1 - t) ** 2 * SPREAD**2 + t**2  # of x_t
+    if t.ndim == 5:
+        return x * (1 - (variance[1] / variance[0]).sqrt()) / (t[0] - t[1])
+    return x * (t - (1 - t) * SPREAD**2) / variance
 
 
 def _noise(dtype: torch.dtype = torch.float64) -> Tensor:
@@ -42,7 +45,8 @@ def straight_lines(subject: Subject) -> None:
     goal = torch.full_like(_noise(), 0.25)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return (x - goal) / t.to(x.dtype)[:, None, None, None].clamp(min=1e-12)
+        starts = t if t.ndim == 1 else t[:, 0]
+        return (x - goal) / starts.to(x.dtype)[:, None, None, None].clamp(min=1e-12)
 
     out = subject.make()(velocity, _noise(), _times(4))
     expect_close(out, goal, "four steps along straight lines miss their end")

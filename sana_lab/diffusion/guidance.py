@@ -31,6 +31,7 @@ def guided(
     guidance reads the scale, and `null` is not used.
     """
     check(dit, interval)
+    check_times(dit, times)
     model = prepare(dit, text, times, scale if dit.distilled else None)
     if not reads_null(dit, scale):
         return bind(model)
@@ -52,6 +53,15 @@ def check(dit: Dit, interval: tuple[float, float] | None) -> None:
         )
 
 
+def check_times(dit: Dit, times: Tensor | None) -> None:
+    """ValueError for intervals (M, 2) of a solver of mean velocities, which the model does not predict."""
+    if times is not None and times.ndim == 2 and not dit.mean_velocity:
+        raise ValueError(
+            "solver 'meanflow' steps by mean velocities over intervals of time, which this DiT does not predict; "
+            "expected another solver, or a DiT trained with dit.mean_velocity and method meanflow"
+        )
+
+
 def classifier_free(model: Velocity, scale: float) -> Velocity:
     """null + scale (text - null), from a model whose batch is the captions followed by as many null texts."""
 
@@ -64,7 +74,7 @@ def classifier_free(model: Velocity, scale: float) -> Velocity:
 
 def switch(interval: tuple[float, float], inside: Velocity, outside: Velocity) -> Velocity:
     """One velocity within an interval of times and another outside; all rows of x have the same time."""
-    return lambda x, t: (inside if within(interval, t[0].item()) else outside)(x, t)
+    return lambda x, t: (inside if within(interval, t.flatten()[0].item()) else outside)(x, t)
 
 
 def within(interval: tuple[float, float], t: float) -> bool:

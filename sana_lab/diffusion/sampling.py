@@ -67,6 +67,11 @@ class Sampling(SamplingOptions):
         """(steps + 1,) times of the solver. ValueError for an option that the process or solver does not support."""
         if name_of(self.solver) == "scm":
             return self._angles(process)
+        if name_of(self.solver) == "meanflow" and getattr(process, "prediction", None) != "velocity":
+            raise ValueError(
+                "solver 'meanflow' steps by velocities that the network predicts; expected objective: flow and "
+                "prediction: velocity"
+            )
         return (process if self.shift is None else process.with_shift(self.shift)).schedule(self.steps, self.grid)
 
     def _angles(self, process: Process) -> Tensor:

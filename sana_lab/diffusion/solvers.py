@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sana_lab.types import Velocity
+from sana_lab.types import Time, Velocity
 
 
 def euler(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
@@ -72,12 +72,16 @@ def log_snr(t: float) -> float:
     return -math.inf if t >= 1 else math.inf if t <= 0 else math.log1p(-t) - math.log(t)
 
 
-def at(t: float, x: Tensor) -> Tensor:
-    """Times (B,) in float32 or wider, because half precision would round them by a step of the schedule.
+def at(t: Time, x: Tensor) -> Tensor:
+    """Times (B,), or intervals (B, 2), in float32 or wider, because half precision would round them by a step of the
+    schedule.
 
     They are on the CPU, so that reading them does not synchronise with the device.
     """
-    return torch.full((x.shape[0],), t, dtype=torch.promote_types(x.dtype, torch.float32), device="cpu")
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if isinstance(t, tuple):
+        return torch.tensor([t], dtype=dtype, device="cpu").repeat(x.shape[0], 1)
+    return torch.full((x.shape[0],), t, dtype=dtype, device="cpu")
 
 
 def _ceiling(grid: list[float], i: int) -> int:

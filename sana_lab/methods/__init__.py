@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sana_lab.config.specs import SpecError
+from sana_lab.config.specs import Spec, SpecError
 from sana_lab.models.dit import BlockCall, Dit
 from sana_lab.types import WHOLE, Batch, Part, Text
 
@@ -27,6 +27,8 @@ class Model(NamedTuple):
     batch: int | None = None  # items of a batch; None if unknown
     images: bool = True  # whether a step has images, for `Step.images`
     device: torch.device = torch.device("cpu")  # where training runs
+    text_trains: bool = False  # whether the text encoder trains too
+    frozen: Callable[[Spec], Dit] | None = None  # the DiT of a spec with its weights, as a teacher on the same batches
 
     @property
     def depth(self) -> int:
@@ -42,6 +44,16 @@ class Model(NamedTuple):
             )
         return self.dit.width
 
+    def teacher(self, spec: Spec, name: str) -> Dit:
+        """The frozen DiT of a spec, for method `name`. SpecError if the text encoder, which it reads, trains."""
+        if self.text_trains:
+            raise SpecError(
+                f"method {name!r} has a teacher, which reads the features of the text encoder, and that trains too; "
+                "expected system.train_text: false with the teacher's text encoder"
+            )
+        assert self.frozen is not None
+        return self.frozen(spec)
+
     def block(self, index: int | None, share: float, name: str) -> int:
         """A checked index of a block, from 0; None is the block at this share of the depth. SpecError."""
         assert self.width
@@ -54,7 +66,10 @@ class Model(NamedTuple):
 
 @dataclass
 class Step:
-    """One training step. Rows B' are `draws` times those of the batch, each item's in succession."""
+    """One training step. Rows B' are `draws` times those of the batch, each item's in succession.
+
+    `begin` of a method may replace `times`, `ends`, `target` and `weigh`, before the forward pass.
+    """
 
     batch: Batch
     text: Text  # of the B items
@@ -68,11 +83,19 @@ class Step:
     part: Part = WHOLE
     prediction: Tensor = field(default_factory=lambda: torch.empty(0))  # of the target, once the DiT has run
     hidden: dict[int, Tensor] = field(default_factory=dict)  # block -> output (B', h, w, width) on the whole grid
+    ends: Tensor | None = None  # (B',) ends of intervals from `times` down, over which velocities are means
+    weigh: Callable[[Tensor], Tensor] | None = None  # squared errors (B',) -> factors of them
+    null: Callable[[], Text] | None = None  # features of the empty prompt, for one row or for the B items
 
     @cached_property
     def images(self) -> Tensor:
         """(B, 3, H, W) in [-1, 1]: the batch's, or decoded from its latents."""
         return self.pixels()
+
+    def of_rows(self, text: Text, rows: Tensor) -> Text:
+        """The text, of one row or of the B items, for some rows of the step."""
+        items = rows.to(text.mask.device) // self.draws
+        return Text(*(x.expand(len(x), *x.shape[1:])[items if len(x) > 1 else items * 0] for x in text))
 
     def repeated(self, x: Tensor) -> Tensor:
         """Rows (B, ...) of the batch as the rows (B', ...) of the step."""
@@ -104,6 +127,9 @@ class Method(nn.Module, ABC):
     divisible: bool = True
     """Whether its terms are means over the items of a batch, so that several devices may each train on a part of it."""
 
+    velocities: bool = False
+    """Whether the network has to predict the velocity of a flow."""
+
     needs_images: bool = False
     """Whether `losses` reads `Step.images`."""
 
@@ -120,7 +146,7 @@ class Method(nn.Module, ABC):
         return [] if self.lr is None else [{"params": [*self.parameters()], "lr": self.lr}]
 
     def begin(self, step: Step) -> None:
-        """Prepare the forward pass of a step, such as by random numbers."""
+        """Prepare the forward pass of a step, such as by random numbers or other times and targets."""
 
     def wrap(self, index: int, call: BlockCall, block: nn.Module) -> BlockCall:
         """What runs in place of `call`, block `index` or what another method made of it, in a step's forward pass.

@@ -167,24 +167,33 @@ def unpatch(x: Tensor, patch: int) -> Tensor:
     return x.reshape(b, -1, h * patch, w * patch)
 
 
-def sinusoid(t: Tensor, dim: int, period: float = 1e4) -> Tensor:
-    """[cos, sin] features (B, dim) of positions or times (B,), in float32 or wider."""
+def sinusoid(t: Tensor, dim: int, period: float = 1e4, smoothing: float = 0.0) -> Tensor:
+    """[cos, sin] features (B, dim) of positions or times (B,), in float32 or wider.
+
+    With `smoothing` each is convolved over t with a Gaussian of that standard deviation, which multiplies the features
+    of frequency w by exp(-(w smoothing)^2 / 2).
+    """
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     rates = torch.exp(-math.log(period) * torch.arange(dim // 2, device=t.device, dtype=t.dtype) / (dim // 2))
     angles = t[:, None] * rates
-    return torch.cat([angles.cos(), angles.sin()], -1)
+    features = torch.cat([angles.cos(), angles.sin()], -1)
+    return features if not smoothing else features * torch.exp(-((rates * smoothing) ** 2) / 2).repeat(2)
 
 
 class TimeEmbed(nn.Module):
-    """Times (B,) in [0, 1] -> (B, C): an MLP of the sinusoid of `scale` t, 1000 t in the released models."""
+    """Times (B,) in [0, 1] -> (B, C): an MLP of the sinusoid of `scale` t, 1000 t in the released models.
 
-    def __init__(self, dim: int, features: int = 256, scale: float = 1000.0) -> None:
+    `smoothing` is that of the sinusoid, as a difference of times.
+    """
+
+    def __init__(self, dim: int, features: int = 256, scale: float = 1000.0, smoothing: float = 0.0) -> None:
         super().__init__()
-        self.features, self.scale = features, scale
+        self.features, self.scale, self.smoothing = features, scale, smoothing
         self.mlp = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(sinusoid(t * self.scale, self.features).to(dtype_of(self)))
+        features = sinusoid(t * self.scale, self.features, smoothing=self.smoothing * self.scale)
+        return self.mlp(features.to(dtype_of(self)))
 
 
 class CaptionEmbed(nn.Module):

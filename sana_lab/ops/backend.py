@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from sana_lab.ops.forward_mode import forward_mode
+
 Backend = Literal["auto", "torch", "triton"]
 
 
@@ -14,7 +16,8 @@ def choose(backend: Backend, device: torch.device, unsupported: str | None = Non
     """Select the backend for tensors on `device`.
 
     `auto` is triton on CUDA if triton is installed and the kernel supports the tensors, and torch otherwise.
-    `unsupported` is an unmet requirement of the kernel ("float32 tensors, not float64"), or None.
+    `unsupported` is an unmet requirement of the kernel ("float32 tensors, not float64"), or None. Under torch.func.jvp
+    it is torch, as the kernels have no forward-mode derivative.
     ValueError for an unknown name and for an explicit `triton` that cannot run: it never falls back. The device is
     checked at launch (`check_launchable`), so that shapes can be inferred on the meta device.
     """
@@ -22,7 +25,7 @@ def choose(backend: Backend, device: torch.device, unsupported: str | None = Non
         raise ValueError(f"backend {backend!r} is unknown; expected one of {', '.join(get_args(Backend))}")
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    missing = unsupported or missing_triton()
+    missing = unsupported or missing_triton() or ("reverse mode, not torch.func.jvp" if forward_mode() else None)
     if missing and backend == "triton":
         raise ValueError(f"backend 'triton' needs {missing}; backend 'torch' does not")
     return "torch" if missing else "triton"

@@ -97,6 +97,10 @@ class DitSystem(System):
             )
         return batch.images
 
+    def null_of(self, batch: Batch, text: Text) -> Text:
+        """The batch's features of the empty prompt, the null condition of guidance."""
+        return features(batch)[2]
+
     def build_methods(
         self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
     ) -> None:

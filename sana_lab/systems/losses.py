@@ -46,6 +46,7 @@ class Noised(NamedTuple):
     latents: Tensor  # (B, C, h, w)
     noise: Tensor  # (B, C, h, w)
     times: Tensor  # (B,)
+    ends: Tensor | None = None  # (B,) ends of intervals from `times` down, over which velocities are means
 
 
 def noised(
@@ -81,8 +82,9 @@ def squared_errors(model: Velocity, flow: Process, inputs: Noised) -> Tensor:
 
 def predict(model: Velocity, flow: Process, inputs: Noised) -> Tensor:
     """The network's prediction (B, C, h, w) of the flow's target."""
-    latents, noise, times = inputs
-    output = model(flow.mix(latents, noise, times), flow.network_times(times))
+    latents, noise, times, ends = inputs
+    given = flow.network_times(times if ends is None else torch.stack([times, ends], -1))
+    output = model(flow.mix(latents, noise, times), given)
     return flow.as_target(output, latents, noise, times)
 
 

@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sana_lab.checkpoints import build as checkpoints
 from sana_lab.config import specs
 from sana_lab.config.specs import Spec, SpecError
+from sana_lab.diffusion import Process
 from sana_lab.diffusion.sampling import generator
 from sana_lab.methods import Method, Model, Step
 from sana_lab.models.dit import BlockCall, Dit
-from sana_lab.systems.losses import bound, noised, predict, repeated
+from sana_lab.systems.losses import Noised, bound, noised, predict, repeated
 from sana_lab.types import Batch, Part, Text
 
 METHODS = 3  # stream of random numbers of methods, beside those of `losses`
@@ -106,26 +108,30 @@ def training_loss(
 ) -> Tensor:
     """The loss of training batch `index`: the objective's, and the methods' terms. Both are logged, each by name.
 
-    `system` has `dit`, `flow`, `methods`, `settings` and `images_of`.
+    `system` has `dit`, `flow`, `methods`, `settings`, `images_of` and `null_of`.
     """
     flow, draws, methods = system.flow, system.settings.draws, system.methods
-    inputs = noised(flow, repeated(latents, draws), random, part=part)
-    target = flow.target(inputs.latents, inputs.noise)
+    clean, noise, times, _ = noised(flow, repeated(latents, draws), random, part=part)
     step = Step(
         batch,
         text,
-        *inputs,
-        target,
+        clean,
+        noise,
+        times,
+        flow.target(clean, noise),
         random=generator(system.settings.seed, METHODS, index),
         pixels=lambda: system.images_of(batch, latents),
         draws=draws,
         part=part,
+        null=lambda: system.null_of(batch, text),
     )
     with methods.around(system.dit, step):
+        inputs = Noised(clean, noise, step.times, step.ends)
         step.prediction = predict(bound(system.dit, text, draws), flow, inputs)
-    errors = (step.prediction - target).square().mean((1, 2, 3))
-    weights = flow.weights(inputs.times)
-    objective = (errors if weights is None else errors * weights).mean()
+    errors = (step.prediction - step.target).square().mean((1, 2, 3))
+    weights = flow.weights(step.times)
+    objective = errors if weights is None else errors * weights
+    objective = (objective if step.weigh is None else objective * step.weigh(errors.detach())).mean()
     terms = methods.terms(step)
     loss = sum((weight * value for weight, value in terms.values()), objective)
     logged = {name: value for name, (_, value) in terms.items()} | ({"objective": objective} if len(methods) else {})
@@ -161,5 +167,23 @@ def build_methods(
         return
     side = size // (downsample * system.dit.patch)
     place = torch.device("cpu") if device is None else device
-    model = Model(system.dit, size, (side, side), batch, images, place)
+    dit, trains = system.dit, getattr(system, "text_trains", False)
+
+    def frozen(spec: Spec) -> Dit:
+        built: Dit = checkpoints.build("dit", spec, channels=dit.channels, text_dim=dit.text_dim)
+        return built.to(place).requires_grad_(False).eval() if on_device else built
+
+    on_device = torch.get_default_device().type != "meta"
+    model = Model(dit, size, (side, side), batch, images, place, trains, frozen)
+    for method in map(specs.name_of, system.methods.specs):
+        _check_velocities(method, system.flow)
     system.methods.build(model, system.settings.seed)
+
+
+def _check_velocities(name: str, flow: Process) -> None:
+    """SpecError for a method that needs the velocity of a flow, where the network predicts something else."""
+    if getattr(specs.find("method", name), "velocities", False) and getattr(flow, "prediction", None) != "velocity":
+        raise SpecError(
+            f"method {name!r} needs a network that predicts the velocity of a flow; expected system.objective: flow "
+            "and system.prediction: velocity"
+        )

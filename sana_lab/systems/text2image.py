@@ -135,6 +135,11 @@ class TextToImage(System):
         """The batch's images (B, 3, H, W) in [-1, 1], decoded from its latents if it has none."""
         return self.autoencoder.decode(latents).clamp(-1, 1) if batch.images is None else batch.images
 
+    def null_of(self, batch: Batch, text: Text) -> Text:
+        """Features of the empty prompt, the null condition of guidance for `text`."""
+        with torch.no_grad():
+            return self.text_encoder.negative([""], text)
+
     def build_methods(
         self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
     ) -> None:

@@ -18,6 +18,7 @@ from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
 from sana_lab.contracts import run as contracts
 from sana_lab.costs import too_large
+from sana_lab.diffusion import guidance
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.attention import Mixer, lacks_backward
@@ -47,7 +48,9 @@ def check(experiment: schema.Config) -> System:
     try:
         system, optimizers = reuse(("on meta", experiment["system"]), lambda: system_on_meta(experiment["system"]))
         flow, sampling = system.flow or Flow(), experiment["sampling"]
-        reuse(("times", id(system), sampling), lambda: Sampling(**sampling).network_times(flow))
+        times = reuse(("times", id(system), sampling), lambda: Sampling(**sampling).network_times(flow))
+        if (dit := system.part("dit")) is not None:
+            guidance.check_times(dit, times)
     except ValueError as error:  # the lab's or torch's, of an option of a part
         raise SpecError(str(error)) from error
     check_trainer(experiment["trainer"], system, optimizers)

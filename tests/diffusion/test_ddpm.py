@@ -84,7 +84,7 @@ def test_the_network_is_told_the_steps_it_was_trained_at():
     assert torch.allclose(k, torch.arange(999, 0, -50).double(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", sorted({*registry.TABLE["solver"]} - {"scm"}))  # scm is for flows alone
+@pytest.mark.parametrize("solver", sorted({*registry.TABLE["solver"]} - {"scm", "meanflow"}))  # those are for flows
 def test_every_solver_brings_noise_to_the_data(solver: str):
     """A Gaussian keeps its standardised value."""
     latents = Sampling(solver, 200).run(lambda x, t: at_any_time(x, t), START, Ddpm())

@@ -23,6 +23,7 @@ class Dit(nn.Module, ABC):
     text_dim: int
     patch: int
     distilled: bool = False  # whether it reads the scale of guidance (guidance distillation, arXiv 2210.03142)
+    mean_velocity: bool = False  # whether it reads intervals, over which its output is the mean velocity (MeanFlow)
     quantized: str = "none"  # precision of the weights and products of its blocks (`Sampling.precision`)
     spec: dict[str, Any]  # resolved spec that it was built from
 
@@ -37,8 +38,9 @@ class Dit(nn.Module, ABC):
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Noisy latents (B, C, h, w) at times t (B,) in [0, 1] (1 is noise) -> velocity (B, C, h, w).
 
-        Times may be on the CPU and latents on a GPU. `guidance` (B,), such as 4.5, is required by guidance-distilled
-        models and None for all others.
+        A DiT with `mean_velocity` also takes t (B, 2), intervals from t[:, 0] down to t[:, 1], and gives the mean
+        velocity over each (arXiv 2505.13447). Times may be on the CPU and latents on a GPU. `guidance` (B,), such as
+        4.5, is required by guidance-distilled models and None for all others.
         """
 
     def call(self, block: nn.Module, *arguments: Tensor | None) -> Tensor:

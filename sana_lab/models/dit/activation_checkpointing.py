@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Checkpointing = bool | Literal["selective"]
@@ -16,7 +16,7 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear")
 
 def run(block: Callable[..., Any], mode: Checkpointing, *arguments: Tensor | None) -> Any:
     """block(*arguments); the gradients do not depend on the mode."""
-    if not mode:
+    if not mode or not is_grad_enabled():
         return block(*arguments)
     if mode is True:
         return checkpoint(block, *arguments, use_reentrant=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from sana_lab.config.ranges import Depth, Positive, Real, Width
+from sana_lab.config.ranges import Depth, Nonnegative, Positive, Real, Width
 from sana_lab.config.specs import PATTERN, RUNTIME, AsBefore, Spec, build
 from sana_lab.models.attention import layers, number
 from sana_lab.models.dit import BlockCall, Dit
@@ -23,6 +23,7 @@ from sana_lab.models.layers import (
     unpatch,
 )
 from sana_lab.ops.backend import Backend
+from sana_lab.ops.forward_mode import forward_mode
 from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
@@ -98,6 +99,12 @@ class Sana(Dit):
         guidance: Annotated[Positive | None, AsBefore(None)] = None,
         # Zero the last layer at initialisation, as in DiT (arXiv 2212.09748) but not in SANA's released code.
         zero_head: Annotated[bool, AsBefore(False)] = False,
+        # Read intervals of time as well, for mean velocities over them (method and solver meanflow). Their embedding
+        # begins at zero, so that a parent's outputs are kept.
+        mean_velocity: Annotated[bool, AsBefore(False)] = False,
+        # Standard deviation, as a difference of times, of a Gaussian that smooths the sinusoid of t; bounds the
+        # derivative of the output by t, which jitter of high frequencies dominates otherwise.
+        time_smoothing: Annotated[Nonnegative, AsBefore(0.0)] = 0.0,
         # Kernels of norms, modulation and gates; do not change results. auto is Triton on CUDA, torch elsewhere.
         backend: Annotated[Literal["auto", "torch", "triton"], RUNTIME] = "auto",
         *,
@@ -106,11 +113,11 @@ class Sana(Dit):
     ) -> None:
         super().__init__()
         self.channels, self.text_dim, self.patch, self.checkpointing = channels, text_dim, patch, checkpointing
-        self.distilled = guidance is not None
+        self.distilled, self.mean_velocity = guidance is not None, mean_velocity
         self.position, self.base, self.interpolation, self.width = position, base, interpolation, dim
         self.positions: dict[tuple[Any, ...], Tensor] = {}
         self.patch_embed = PatchEmbed(channels, dim, patch)
-        self.time_embed = TimeEmbed(dim, scale=time_scale)
+        self.time_embed = TimeEmbed(dim, scale=time_scale, smoothing=time_smoothing)
         self.guidance_embed = None if guidance is None else TimeEmbed(dim, scale=guidance)
         self.time_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.caption_embed = CaptionEmbed(text_dim, dim, caption_scale)
@@ -121,6 +128,7 @@ class Sana(Dit):
         mixers: list[Any] = [block.attention for block in self.blocks]
         number(mixers)
         self.head = Head(dim, patch * patch * channels, backend)
+        self.interval_embed = TimeEmbed(dim, scale=time_scale, smoothing=time_smoothing) if mean_velocity else None
         self.initialise()
         if zero_head:
             nn.init.zeros_(self.head.linear.weight)
@@ -134,10 +142,12 @@ class Sana(Dit):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
-        for part in (self.time_embed, self.time_block, self.caption_embed, self.guidance_embed):
+        for part in (self.time_embed, self.time_block, self.caption_embed, self.guidance_embed, self.interval_embed):
             for module in part.modules() if part is not None else ():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
+        if self.interval_embed is not None:
+            nn.init.zeros_(self.interval_embed.mlp[-1].weight)
 
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Embed patches, time and caption, run the blocks, project to the velocity (SANA, figure of the DiT)."""
@@ -150,7 +160,8 @@ class Sana(Dit):
         return unpatch(self.head(x, time), self.patch)  # (B, channels, h p, w p)
 
     def modulation(self, t: Tensor, guidance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Time embedding (B, C) of times (B,), and six AdaLN vectors (B, 6, C), to which each block adds its table."""
+        """Time embedding (B, C) of times (B,) or intervals (B, 2), and six AdaLN vectors (B, 6, C), to which each block
+        adds its table."""
         time = self.embed_time(to_device(t, self.head.table.device), guidance)
         return time, self.time_block(time).unflatten(-1, (6, -1))
 
@@ -160,14 +171,24 @@ class Sana(Dit):
         return prepare(self, text, times, masked, guidance)
 
     def embed_time(self, t: Tensor, guidance: Tensor | None) -> Tensor:
-        """Times and, in a distilled model, guidance (B,) -> (B, dim)."""
+        """Times (B,) or intervals (B, 2) and, in a distilled model, guidance (B,) -> (B, dim)."""
+        embedded = self._embed_interval(t)
         if self.guidance_embed is None:
             if guidance is not None:
                 raise ValueError("guidance was given, but this DiT was not distilled with it; expected none")
-            return self.time_embed(t)
+            return embedded
         if guidance is None:
             raise ValueError("this DiT was distilled with guidance; expected guidance (B,), such as 4.5 for each image")
-        return self.time_embed(t) + self.guidance_embed(guidance)
+        return embedded + self.guidance_embed(guidance)
+
+    def _embed_interval(self, t: Tensor) -> Tensor:
+        """Times (B,), as intervals that begin and end there, or intervals (B, 2) -> (B, dim)."""
+        if self.interval_embed is None:
+            if t.ndim == 2:
+                raise ValueError("intervals of time were given, which this DiT does not read; expected times (B,)")
+            return self.time_embed(t)
+        start, end = t.unbind(-1) if t.ndim == 2 else (t, t)
+        return self.time_embed(start) + self.interval_embed(start - end)
 
     def embed(self, x: Tensor) -> Tensor:
         """Latents (B, C, h p, w p) -> tokens (B, h, w, dim), with the position embedding if there is one."""
@@ -185,7 +206,7 @@ class Sana(Dit):
         if key in self.positions:
             return self.positions[key]
         positions = sincos_positions(h, w, dim, self.base, self.interpolation, x.device).to(x.dtype)
-        if type(x) is Tensor and not torch.compiler.is_compiling():  # a fake tensor is of no use later
+        if type(x) is Tensor and not torch.compiler.is_compiling() and not forward_mode():  # else of no use later
             self.positions = {key: positions}
         return positions
 

@@ -12,24 +12,24 @@ from torch.nn import functional as F
 from sana_lab.models.dit import Blockwise
 from sana_lab.models.layers import unpatch
 from sana_lab.ops.modulate import modulate
-from sana_lab.types import Text
+from sana_lab.types import Text, Time, as_time
 
 MAX_TIMES = 128
 """Most times with precomputed modulation (100 MB for SANA-0.6B in float32); later times are computed in their steps."""
 
 
 class Schedule(NamedTuple):
-    """Modulation of M times known before sampling begins."""
+    """Modulation of M times or intervals known before sampling begins."""
 
-    rows: Mapping[float, int]  # time -> row
+    rows: Mapping[Time, int]  # time -> row
     blocks: Tensor  # (M, depth, 1, 6, C): shift, scale, gate of attention, then of the feed-forward
     head: Tensor  # (M, 1, C): time embedding
 
     def at(self, t: Tensor) -> list[Tensor] | None:
-        """(depth, 1, 6, C) and (1, C) if all times (B,), on the CPU, are the same known time; else None."""
+        """(depth, 1, 6, C) and (1, C) if all times (B,) or (B, 2), on the CPU, are the same known time; else None."""
         if t.device.type != "cpu" or bool((t != t[0]).any()):
             return None
-        row = self.rows.get(t[0].item())
+        row = self.rows.get(as_time(t[0].tolist()))
         return None if row is None else [self.blocks[row], self.head[row]]
 
 
@@ -139,8 +139,8 @@ def prepare(dit: Any, text: Text, times: Tensor | None, masked: bool, guidance: 
 
 
 def schedule(dit: Any, times: Tensor, guidance: float | None = None) -> Schedule:
-    """Modulation of the first distinct times of (M,), at most the limit above."""
-    distinct = [*dict.fromkeys(times.tolist())][:MAX_TIMES]
+    """Modulation of the first distinct times of (M,) or intervals (M, 2), at most the limit above."""
+    distinct = [*dict.fromkeys(map(as_time, times.tolist()))][:MAX_TIMES]
     six, time = modulation(dit, times.new_tensor(distinct), guidance)
     return Schedule({t: i for i, t in enumerate(distinct)}, six.transpose(0, 1)[:, :, None], time[:, None])
 
