@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Lt
 from torch import Tensor
 
-from sana_lab.config.ranges import Nonnegative, Positive, Share
+from sana_lab.config.ranges import Nonnegative, Positive, Share, Steps
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.methods import Method, Model, Step
 from sana_lab.models.dit import Dit
@@ -47,6 +47,9 @@ class MeanFlow(Method):
         guidance: Positive = 1.0,  # scale of classifier-free guidance in the target
         # Share of the network's own velocity in the target, kappa of the paper, in [0, 1); 0 with a teacher.
         mix: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        warmup: Steps = 0,  # batches over which the factor of du/dt in the target rises from 0 to 1, for stability
+        # Largest root mean square of (t - r) du/dt in an item, as a multiple of that of v; null is no limit.
+        limit: Positive | None = None,
         power: Nonnegative = 1.0,  # an item's squared error is divided by (error + 0.001)^power; 0 is no weight
         # Frozen DiT whose velocity is v, such as experiment:shapes_sana; null is that of the sample, as in the paper.
         teacher: Annotated[Spec | None, "dit"] = None,
@@ -54,7 +57,9 @@ class MeanFlow(Method):
         super().__init__()
         self.weight = 0.0  # of the term for the log
         self.share, self.start, self.guidance, self.mix, self.power = share, start, guidance, mix, power
-        self.teacher = teacher
+        self.teacher, self.warmup, self.limit = teacher, warmup, limit
+        self.batches: Tensor
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def build(self, model: Model) -> None:
         if not model.dit.mean_velocity:
@@ -89,7 +94,9 @@ class MeanFlow(Method):
             if len(rows):
                 text = step.of_rows(step.text, rows)
                 u = mean_velocity(self.networks[0], text)
-                target[rows] = mean_target(u, x[rows], t[rows], r[rows], target[rows])
+                v = target[rows]
+                target[rows] = v - self._stable(v - mean_target(u, x[rows], t[rows], r[rows], v), v)
+        self.batches += 1
         step.times, step.ends, step.target, step.weigh = t, r, target, self._weight
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
@@ -97,6 +104,15 @@ class MeanFlow(Method):
 
     def _weight(self, errors: Tensor) -> Tensor:
         return (errors + OFFSET) ** -self.power
+
+    def _stable(self, change: Tensor, v: Tensor) -> Tensor:
+        """(t - r) du/dt under the warm-up and the limit."""
+        if self.warmup:
+            change = change * (self.batches / self.warmup).clamp(max=1).to(change.dtype)
+        if self.limit is None:
+            return change
+        largest, size = (self.limit * rms(v), rms(change))
+        return change * (largest / size.clamp(min=torch.finfo(size.dtype).tiny)).clamp(max=1)
 
     def _velocity(self, step: Step, x: Tensor, t: Tensor) -> Tensor:
         """v (B', C, h, w) of each row, with guidance: the teacher's, or in the sample's velocity v0, with kappa = mix,
@@ -128,6 +144,11 @@ def mean_target(u: MeanVelocity, x: Tensor, t: Tensor, r: Tensor, v: Tensor) -> 
     """v - (t - r) du/dt along dx/dt = v, with r fixed (MeanFlow, eq. 10)."""
     derivative = jvp(lambda x, t: u(x, t, r), (x, t), (v, torch.ones_like(t)))[1]
     return v - wide(t - r, x) * derivative
+
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each item of (B, C, h, w), (B, 1, 1, 1)."""
+    return x.square().mean((1, 2, 3), keepdim=True).sqrt()
 
 
 def wide(t: Tensor, x: Tensor) -> Tensor:

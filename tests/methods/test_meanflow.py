@@ -219,6 +219,19 @@ def test_the_weight_is_a_power_of_the_error():
         assert torch.allclose(method(dit(), power=power)._weight(errors), 1 / (errors + 1e-3) ** power)
 
 
+def test_the_derivative_warms_up_within_a_limit():
+    """At half of the warm-up half of the change counts, and no more than the limit times v."""
+    change, v = 8 * random(3, 2, 4, 4), random(3, 2, 4, 4, seed=1)
+    part = method(dit(), warmup=10)
+    part.batches += 5
+    assert torch.allclose(part._stable(change, v), change / 2)
+    limited = method(dit(), limit=2.0)._stable(change, v)
+    for a, b, c in zip(limited, change, v, strict=True):
+        assert float(a.square().mean().sqrt()) == pytest.approx(2 * float(c.square().mean().sqrt()))
+        assert torch.allclose(a / a.norm(), b / b.norm())
+    assert torch.equal(method(dit(), limit=100.0)._stable(change, v), change)
+
+
 # --- what does not fit
 
 

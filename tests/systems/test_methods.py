@@ -68,6 +68,24 @@ def test_resumed_training_equals_unbroken_training_methods_included(trained, tmp
     assert_same(resumed.average.values, whole.average.values)
 
 
+def test_without_intervals_meanflow_trains_as_flow_matching_does_and_resumes_exactly(tmp_path: Path):
+    """To the last bit: the same losses as without a method, and an unbroken training from its checkpoint of step 2."""
+    network, never = {**tiny.TWO_BLOCKS, "mean_velocity": True}, {"name": "meanflow", "share": 0.0, "power": 0.0}
+    losses = []
+    for method in (None, never):
+        module = tiny.text2image(method=method, dit=network)
+        losses.append(float(fit(module, 3).callback_metrics["train/loss"]))
+    assert losses[0] == losses[1]
+    intervals = {"name": "meanflow", "share": 0.7, "guidance": 2.0, "warmup": 3}
+    whole, resumed = (tiny.text2image(method=intervals, dit=network) for _ in range(2))
+    fit(whole, 4, tmp_path)
+    fit(resumed, 4, tmp_path / "again", tmp_path / "step=2.ckpt")
+    assert int(resumed.methods[0].batches) == 4
+    assert_same(resumed.state_dict(), whole.state_dict())
+    assert_same(resumed.average.values, whole.average.values)
+    assert not torch.equal(whole.state_dict()["dit.interval_embed.mlp.2.weight"], torch.zeros(32, 32))
+
+
 def test_terms_are_logged_and_weighted(trained):
     losses = trained[2]
     assert losses["train/loss"] == pytest.approx(losses["train/objective"] + 0.5 * losses["train/repa"], rel=1e-5)

@@ -28,6 +28,9 @@ from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
 
+INTERVAL_SCALE = 10.0
+"""Factor on the length of intervals before embedding: few periods, as the derivative by time enters its own target."""
+
 
 class Block(nn.Module):
     """Gated self-attention, ungated cross-attention without a norm, gated feed-forward; AdaLN-single modulates."""
@@ -128,7 +131,7 @@ class Sana(Dit):
         mixers: list[Any] = [block.attention for block in self.blocks]
         number(mixers)
         self.head = Head(dim, patch * patch * channels, backend)
-        self.interval_embed = TimeEmbed(dim, scale=time_scale, smoothing=time_smoothing) if mean_velocity else None
+        self.interval_embed = TimeEmbed(dim, scale=INTERVAL_SCALE) if mean_velocity else None
         self.initialise()
         if zero_head:
             nn.init.zeros_(self.head.linear.weight)
