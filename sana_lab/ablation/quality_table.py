@@ -194,13 +194,15 @@ def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Pat
 
 
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
-    """Plots of quality by row, over latency, and over the numeric axis, for measured metrics."""
+    """Plots of quality by row, over latency, over reconstruction, and over the numeric axis, for measured metrics."""
     measured = {name for row in table.rows for name in row.cells}
     paths = []
     for metric in _plotted(measured):
         paths += [plots.quality(table, metric, folder / f"{metric}.png")]
         if "latency_s" in measured:
             paths += [plots.tradeoff(table, "latency_s", metric, folder / f"{metric}_latency_s.png")]
+        if "psnr" in measured and metric != "psnr":
+            paths += [plots.tradeoff(table, "psnr", metric, folder / f"{metric}_psnr.png")]
         if ablation.x:
             paths += [plots.against(table, ablation.x, metric, folder / f"{metric}_by_{ablation.x}.png")]
     return paths

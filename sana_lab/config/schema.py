@@ -89,6 +89,8 @@ class EvaluationOptions:
     # Measures besides Exact and GenEval on the embedded world and FID (see `fid_weights`).
     measures: Annotated[list[Annotated[Spec, "measure"]], AsBefore([])] = field(default_factory=list)
     captions: Annotated[str | None, AsBefore(None)] = None  # folder of captioned images in place of held-out data
+    # Reconstruct held-out images by the autoencoder of a text-to-image system too (PSNR, SSIM).
+    reconstruct: Annotated[bool, AsBefore(False)] = False
     lpips_weights: Annotated[str | None, AsBefore(None)] = None  # file of torchvision's .pth; null omits LPIPS
     lpips_net: Annotated[Literal["vgg", "alex"], AsBefore("alex")] = "alex"  # network of LPIPS
     rfid: Annotated[Spec | None, "extractor", AsBefore(None)] = None  # features of an autoencoder's FID; null is none

@@ -172,7 +172,7 @@ class Evaluator:
         limit = o["reconstructions"]
         if folder := o["reconstruction_folder"]:
             return {"reconstruction": reconstruction.evaluate_folder(autoencoder, folder, limit, options)}
-        data = build("data", self.experiment["data"])
+        data = build("data", experiments.source_of(self.experiment["data"]))
         data.setup("validate")
         report = reconstruction.evaluate_reconstruction(autoencoder, data.val_dataloader(), limit, options)
         return {"reconstruction": report}

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab.checkpoints.build import build
-from sana_lab.config.ranges import Decay, Nonnegative, Seed, Steps, Width
+from sana_lab.config.ranges import Decay, Nonnegative, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
 from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.diffusion.sampling import generator
 from sana_lab.models.autoencoders import Autoencoder, Layers, Normalise
 from sana_lab.models.autoencoders.discriminator import PatchDiscriminator
+from sana_lab.models.autoencoders.latent_structure import draw_transform, keep_front
 from sana_lab.models.autoencoders.losses import Lpips, hinge_discriminator, hinge_generator, kl_divergence
 from sana_lab.ops.transfer import to_device
 from sana_lab.systems import Evaluator, System
@@ -58,6 +59,11 @@ class AutoencoderSystem(System):
         # What of it trains: all, the layers next to the latent (middle: DC-AE's phase at high resolution), or the last
         # ones of the decoder (head: its phase with an adversarial loss), which leaves latents as they are.
         trains: Annotated[Literal["all", "middle", "head"], AsBefore("all")] = "all",
+        # Structured latents (DC-AE 1.5): the decoder gets a random number of front channels, a multiple of this, and
+        # zeros behind them; null gives it all.
+        front_channels: Annotated[Width | None, AsBefore(None)] = None,
+        # Share of batches that reconstruct scaled and rotated images from scaled and rotated latents (EQ-VAE).
+        equivariance: Annotated[Share, AsBefore(0.0)] = 0.0,
     ) -> None:
         super().__init__()
         self.l1, self.l2, self.kl, self.latent_noise = l1, l2, kl, latent_noise
@@ -65,6 +71,12 @@ class AutoencoderSystem(System):
         self.lr, self.betas, self.warmup, self.schedule, self.seed = lr, betas, warmup, schedule, seed
         self.normalise: Normalise = normalise
         self.autoencoder: Autoencoder = build("autoencoder", autoencoder)
+        if front_channels is not None and front_channels > self.autoencoder.channels:
+            raise SpecError(
+                f"system.front_channels is {front_channels}, and the autoencoder has {self.autoencoder.channels} "
+                "channels; expected fewer"
+            )
+        self.front_channels, self.equivariance = front_channels, equivariance
         self.trains = trains
         if trains != "all":
             _train_layers(self.autoencoder, trains)
@@ -105,7 +117,9 @@ class AutoencoderSystem(System):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images = images_of(batch).contiguous(memory_format=torch.channels_last)
         count = self.trainer.fit_loop.epoch_loop.total_batch_idx  # unlike batch_idx, continues after a resume
-        output, kl = self.compress(images, generator(self.seed, count, 0))
+        latents, kl = self.compress(images, generator(self.seed, count, 0))
+        latents, images = self.disturb(latents, images, generator(self.seed, count, 1))
+        output = self.autoencoder.reconstruct(latents)
         loss = self.distance(output, images) + self.kl * kl
         if self.discriminator is not None:
             loss = self._adversarial_step(self.discriminator, images, output, loss)
@@ -114,7 +128,7 @@ class AutoencoderSystem(System):
         return loss if self.automatic_optimization else None
 
     def compress(self, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Outputs decoded from a sampled latent, and the KL divergence per image value."""
+        """Raw latents sampled for the decoder, and the KL divergence per image value."""
         mean, log_variance = self.autoencoder.posterior(images)
         deviation = (0.5 * log_variance).exp()
         if self.latent_noise:
@@ -123,8 +137,17 @@ class AutoencoderSystem(System):
         n, *shape = mean.shape
         noise = Part.of_trainer(self._trainer).draw(lambda k: torch.randn(k, *shape, generator=random), n)
         noise = to_device(noise, mean.device, mean.dtype)
-        output = self.autoencoder.reconstruct(mean + deviation * noise)
-        return output, kl_divergence(mean, log_variance).sum() / images.numel()
+        return mean + deviation * noise, kl_divergence(mean, log_variance).sum() / images.numel()
+
+    def disturb(self, latents: Tensor, images: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents with fewer channels, and latents and images under one transform, as the options say."""
+        if self.front_channels is not None:
+            latents = keep_front(latents, self.front_channels, random, Part.of_trainer(self._trainer))
+        if self.equivariance:
+            unit, grid = self.autoencoder.downsample, (latents.shape[2], latents.shape[3])
+            if transform := draw_transform(grid, unit, self.equivariance, random):
+                return transform.of(latents), transform.of(images, unit)
+        return latents, images
 
     def distance(self, output: Tensor, images: Tensor) -> Tensor:
         """The weighted L1, L2 and LPIPS between two batches; a scalar."""

@@ -163,7 +163,8 @@ class TextToImage(System):
 
     def evaluate_in_training(self, evaluator: Evaluator) -> Config:
         """The same by the networks as they are, neither moved nor quantised in place."""
-        return evaluator.generated(self.sample)
+        report = evaluator.generated(self.sample)
+        return report | (evaluator.reconstructed(self.autoencoder) if evaluator.options["reconstruct"] else {})
 
     # Sampling
 

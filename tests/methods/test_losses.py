@@ -58,6 +58,19 @@ def test_direction_is_one_minus_the_cosine_over_channels():
     assert float(method("direction").losses(s)["direction"]) == pytest.approx(1 - sum(cosines) / len(cells), rel=1e-5)
 
 
+@pytest.mark.parametrize("draws", [1, 2])
+def test_front_channels_is_the_mean_error_of_the_channels_in_front(draws: int):
+    s, total = step(draws=draws), 0.0
+    counts = (s.uniform(1)[:, 0] * 4).long() + 1
+    assert len(set(counts.tolist())) > 1
+    for count, prediction, target in zip(counts.tolist(), s.prediction, s.target, strict=True):
+        total += float((prediction[:count] - target[:count]).square().mean())
+    value = method("front_channels").losses(step(draws=draws))["front_channels"]
+    assert float(value) == pytest.approx(total / len(counts), rel=1e-5)
+    with pytest.raises(SpecError, match="has step 5, and the latents have 4 channels"):
+        method("front_channels", step=5)
+
+
 def teacher_tokens(s: Step, grid: int) -> Tensor:
     """The mean of the attribute network's 8 x 8 cells in each cell of a coarser grid, (B, grid, grid, D)."""
     extractor = specs.build("extractor", "shapes")

@@ -9,14 +9,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from skimage.metrics import peak_signal_noise_ratio
 
+from sana_lab.config.specs import SpecError
+from sana_lab.models.autoencoders.latent_structure import Transform, draw_transform, front_counts, keep_front
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.autoencoder import AutoencoderSystem, psnr, ramp
-from sana_lab.types import Batch
+from sana_lab.types import Batch, Part
 
 # Lightning 2.6 asks torch >= 2.13 a deprecated question about pytrees
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
 VAE = tiny.VAE_2X
+VAE_CHANNELS = 4
 
 
 def world(size: int = 16) -> Shapes:
@@ -150,3 +153,70 @@ def test_psnr_equals_skimage():
     a, b = torch.rand(2, 3, 3, 8, 8, dtype=torch.float64) * 2 - 1
     expected = [peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=2) for x, y in zip(a, b, strict=True)]
     assert psnr(b, a).tolist() == pytest.approx(expected)
+
+
+# --- structure of latents
+
+
+def test_front_channels_stay_and_the_others_are_zero():
+    z = torch.rand(300, 8, 2, 3) + 1
+    kept = keep_front(z, 3, torch.Generator().manual_seed(0))
+    counts = (kept != 0).all((2, 3)).sum(1)
+    assert front_counts(8, 3) == [3, 6, 8]
+    assert sorted(set(counts.tolist())) == [3, 6, 8]
+    assert all(60 < int((counts == n).sum()) < 140 for n in (3, 6, 8))
+    for one, whole, count in zip(kept, z, counts.tolist(), strict=True):
+        assert torch.equal(one[:count], whole[:count])
+        assert not one[count:].any()
+    halves = [keep_front(z[i::2].repeat(1, 1, 1, 1), 3, torch.Generator().manual_seed(0), Part(i, 2)) for i in range(2)]
+    both = torch.cat([(half != 0).all((2, 3)).sum(1) for half in halves])
+    assert torch.equal(both, counts)
+
+
+def test_a_transform_moves_latents_and_images_alike():
+    """A quarter turn takes the pixels of a cell to the cell that its latent is taken to."""
+    latents = torch.arange(6.0).reshape(1, 1, 2, 3)
+    images = latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for turns in range(4):
+        transform = Transform((2, 3), turns)
+        assert torch.equal(transform.of(images, 4)[:, :, ::4, ::4], transform.of(latents))
+    assert torch.equal(Transform((2, 3), 1).of(latents)[0, 0], torch.tensor([[2.0, 5.0], [1.0, 4.0], [0.0, 3.0]]))
+    halved = Transform((1, 1), 0)
+    assert halved.of(torch.rand(2, 5, 4, 4)).shape == (2, 5, 1, 1)
+    assert halved.of(torch.rand(2, 3, 32, 32), 8).shape == (2, 3, 8, 8)
+
+
+def test_transforms_cover_scales_and_turns_and_bear_their_share():
+    random = torch.Generator().manual_seed(0)
+    drawn = [draw_transform((8, 16), 8, 0.5, random) for _ in range(400)]
+    transforms = [t for t in drawn if t is not None]
+    assert 160 < len(transforms) < 240
+    assert {t.turns for t in transforms} == {0, 1, 2, 3}
+    assert {t.side[0] for t in transforms} == {4, 5, 6, 7, 8}  # from 32 pixels on
+    assert {t.side[1] for t in transforms} >= {4, 8, 12, 16}
+    assert draw_transform((2, 2), 8, 1.0, random).side == (2, 2)  # images of 16 pixels stay
+
+
+def test_structure_changes_the_training_and_its_absence_does_not():
+    def losses(**options) -> list[float]:
+        torch.manual_seed(0)
+        return fit(AutoencoderSystem(VAE, latent_noise=0.1, warmup=1, **options), 3, size=64)[1]
+
+    plain = losses()
+    assert losses(front_channels=VAE_CHANNELS) == plain  # all channels are its only number
+    assert losses(equivariance=1e-9) == plain
+    for options in ({"front_channels": 1}, {"equivariance": 1.0}):
+        assert losses(**options) != plain
+
+
+def test_equivariance_asks_for_the_transformed_image():
+    system = AutoencoderSystem(VAE, equivariance=1.0)
+    images = torch.rand(2, 3, 64, 64)
+    latents, target = system.disturb(torch.rand(2, 4, 32, 32), images, torch.Generator().manual_seed(3))
+    assert [2 * side for side in latents.shape[2:]] == [*target.shape[2:]]
+    assert not (target.shape == images.shape and torch.equal(target, images))
+
+
+def test_more_front_channels_than_channels_are_refused():
+    with pytest.raises(SpecError, match=r"system\.front_channels is 9, and the autoencoder has 4 channels"):
+        AutoencoderSystem(VAE, front_channels=9)
