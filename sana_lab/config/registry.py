@@ -59,6 +59,7 @@ TABLE: dict[str, dict[str, str]] = {
         "dispersive": "sana_lab.methods.dispersive:Dispersive",
         "direction": "sana_lab.methods.direction:Direction",
         "meanflow": "sana_lab.methods.meanflow:MeanFlow",
+        "distill": "sana_lab.methods.distill:Distill",
         "front_channels": "sana_lab.methods.front_channels:FrontChannels",
     },
     "data": {

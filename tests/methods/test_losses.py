@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from tiny_methods import model, step
 from torch import Tensor
@@ -14,7 +15,7 @@ from sana_lab.methods import Method, Step
 from sana_lab.methods.dispersive import dispersion
 from sana_lab.methods.irepa import normalised
 from sana_lab.methods.teacher import common_grid, interpolated, pooled
-from sana_lab.types import Part
+from sana_lab.types import Part, Text
 
 
 def method(name: str, **options: Any) -> Any:
@@ -112,7 +113,40 @@ def test_irepa_is_a_convolution_against_tokens_normalised_over_the_grid():
     torch.testing.assert_close(centred.mean((1, 2)), torch.zeros(4, 96), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", registry.TABLE["method"])
+def test_distill_is_the_error_of_each_block_over_the_size_of_the_teachers():
+    teacher = tiny.dit(depth=4, attention={"name": "softmax", "head_dim": 8})
+    part, s = specs.build("method", {"name": "distill", "teacher": "sana"}), step(range(4), rows=3, draws=2)
+    part.name = "distill"
+    part.build(model(frozen=lambda spec: teacher))
+    s.text = tiny.caption([3, 2, 1], dtype=torch.float32)
+    total, sizes = 0.0, []
+    with torch.no_grad():
+        for i in range(6):
+            t, text = s.times[i], Text(s.text.tokens[i // 2][None], s.text.mask[i // 2][None])
+            tokens = teacher.embed(((1 - t) * s.latents[i] + t * s.noise[i])[None])
+            six, caption = teacher.modulation(t[None])[1], teacher.caption_embed(text.tokens)
+            for block in teacher.blocks:
+                tokens = block(tokens, block.table + six, *block.cross.keys_values(caption), text.mask)
+                sizes.append(tokens)
+    targets = [torch.cat(sizes[block::4]) for block in range(4)]
+    for block in range(4):
+        total += float((s.hidden[block] - targets[block]).square().sum() / targets[block].square().sum()) / 4
+    assert float(part.losses(s)["distill"]) == pytest.approx(total, rel=1e-4)
+    assert teacher.around is None
+    s.hidden = dict(enumerate(targets))
+    assert float(part.losses(s)["distill"]) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_distill_needs_a_teacher_of_the_same_shape_and_frozen_text():
+    part = specs.build("method", {"name": "distill", "teacher": "sana"})
+    part.name = "distill"
+    with pytest.raises(SpecError, match="width 32 and 2 blocks, and the DiT has width 32 and 4 blocks"):
+        part.build(model(frozen=lambda spec: tiny.dit(depth=2)))
+    with pytest.raises(SpecError, match=r"expected system\.train_text: false"):
+        part.build(model(text_trains=True))
+
+
+@pytest.mark.parametrize("name", sorted({*registry.TABLE["method"]} - {"distill"}))  # which needs a teacher
 def test_terms_are_finite_scalars_with_a_gradient_to_the_model(name: str):
     part = method(name)
     s = step(part.blocks)

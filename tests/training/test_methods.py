@@ -38,7 +38,7 @@ def terms(path: Path) -> set[str]:
     return names - {"loss", "objective", "grad_norm"}
 
 
-@pytest.mark.parametrize("name", registry.TABLE["method"])
+@pytest.mark.parametrize("name", sorted({*registry.TABLE["method"]} - {"distill"}))
 def test_each_method_trains(runs: Path, name: str):
     intervals = ["system.dit.mean_velocity=true"] if name == "meanflow" else []
     path = trained(runs.parent, f"system.method={TREAD if name == 'tread' else name}", *intervals)
