@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from sana_lab.ops.forward_mode import forward_mode
-
 Backend = Literal["auto", "torch", "triton"]
 
 
@@ -38,6 +36,12 @@ def check_launchable(device: torch.device, interpreted: bool) -> None:
             "backend 'triton' needs CUDA tensors, or TRITON_INTERPRET=1 in the environment before triton is imported; "
             f"these tensors are on {device.type}, which backend 'torch' takes"
         )
+
+
+def forward_mode() -> bool:
+    """Whether the innermost transform at work is torch.func.jvp."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    return top is not None and top.key() == torch._C._functorch.TransformType.Jvp
 
 
 def is_direct(x: Tensor) -> bool:

@@ -17,12 +17,6 @@ def jvp(
     return value, derivative
 
 
-def forward_mode() -> bool:
-    """Whether the innermost transform at work is torch.func.jvp."""
-    top = torch._C._functorch.peek_interpreter_stack()
-    return top is not None and top.key() == torch._C._functorch.TransformType.Jvp
-
-
 @cache
 def _load_decompositions() -> None:
     """Have torch load what jvp needs, which warns of a deprecation of its own (torch 2.14)."""

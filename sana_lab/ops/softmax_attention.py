@@ -5,8 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sana_lab.ops.backend import no_autocast
-from sana_lab.ops.forward_mode import forward_mode
+from sana_lab.ops.backend import forward_mode, no_autocast
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -22,8 +22,7 @@ from sana_lab.models.layers import (
     sincos_positions,
     unpatch,
 )
-from sana_lab.ops.backend import Backend
-from sana_lab.ops.forward_mode import forward_mode
+from sana_lab.ops.backend import Backend, forward_mode
 from sana_lab.ops.modulate import add, add_modulate, modulate
 from sana_lab.ops.transfer import to_device
 from sana_lab.types import Text
