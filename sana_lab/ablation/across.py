@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sana_lab.ablation import generations, plan, report_page
 from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.search.proposals import with_proposals
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_folder
@@ -45,6 +46,7 @@ def main(recipes: Sequence[str], overrides: Sequence[str], scale: str | None, re
     folder = out or weights.HOME / "tables" / "+".join(name.replace("/", "-") for name in names)
     check_folder(folder)
     store = Store(weights.HOME)
+    plans = [with_proposals(store, each) for each in plans]
     sweeps = [Sweep(each.name, each.table, generations.refresh(store, each)) for each in plans]
     table = build(store, sweeps)
     pictures = plot(table, folder)
@@ -62,7 +64,7 @@ def build(store: Store, sweeps: Sequence[Sweep]) -> Table:
     for sweep in sweeps:
         if not any(record.done for record in sweep.trials):
             raise SpecError(f"{sweep.name} has no finished trial; run: sana-lab ablate {sweep.name}")
-    records = [record for sweep in sweeps for record in relabelled(sweep)]
+    records = [record for sweep in sweeps for record in relabelled(sweep) if not record.pruned]
     names = list(dict.fromkeys(name for sweep in sweeps for name in sweep.table.columns))
     table = build_table(
         [record.for_table() for record in records], title=" and ".join(s.table.title for s in sweeps), columns=names

@@ -12,7 +12,7 @@ Axes = Mapping[str, Mapping[str, Config | None]]
 
 def cells(table: Ablation | EfficiencyTable) -> list[dict[str, str]]:
     """Each cell as axis -> label, in the order of the rows."""
-    return [cell for cell in _combined(table.axes, table.combine) if not _is_excluded(cell, table.exclude)]
+    return [cell for cell in _combined(table.axes, table.combine) if not is_excluded(cell, table.exclude)]
 
 
 def count(table: Ablation | EfficiencyTable) -> int:
@@ -34,7 +34,7 @@ def check(table: Ablation | EfficiencyTable, title: str) -> None:
         raise SpecError(f"{title} zips axes of different lengths ({listed}), expected as many labels in each")
     for exclusion in table.exclude:
         _check_exclusion(exclusion, table.axes, title)
-        if not any(_is_excluded(cell, [exclusion]) for cell in _combined(table.axes, table.combine)):
+        if not any(is_excluded(cell, [exclusion]) for cell in _combined(table.axes, table.combine)):
             raise SpecError(f"{title} excludes {exclusion}, which is no combination of its labels")
     if not cells(table):
         raise SpecError(f"{title} excludes all of its rows, expected at least one")
@@ -52,7 +52,8 @@ def _combined(axes: Axes, combine: str) -> Iterator[dict[str, str]]:
     yield from ({**first, axis: label} for axis, changes in axes.items() for label in list(changes)[1:])
 
 
-def _is_excluded(cell: Mapping[str, str], exclusions: Sequence[Mapping[str, str | list[str]]]) -> bool:
+def is_excluded(cell: Mapping[str, str], exclusions: Sequence[Mapping[str, str | list[str]]]) -> bool:
+    """Whether one of the exclusions names these labels."""
     return any(all(cell[axis] in _labels(labels) for axis, labels in each.items()) for each in exclusions)
 
 

@@ -17,8 +17,11 @@ from sana_lab.types import Json
 class Jobs:
     """Run each stage of a sweep in a worker process; if a worker dies, its open runs are marked as failed."""
 
-    def __init__(self, store: Store, pool: WorkerPool, device: torch.device | None) -> None:
+    def __init__(
+        self, store: Store, pool: WorkerPool, device: torch.device | None, pruning: Json | None = None
+    ) -> None:
         self.store, self.pool, self.device = store, pool, device
+        self.pruning = pruning  # how a worker prunes, in a search
         self.threads, self.whole = pool.executor.threads, pool.executor.whole
         self.untrainable: dict[str, str] = {}  # experiment -> why it could not be trained
 
@@ -74,7 +77,10 @@ class Jobs:
                 fail(self.store, record.run_id, reason)
 
     def _job(self, kind: Kind, group: Sequence[TrialRecord], experiment: str | None = None) -> Job:
-        trials = [{"run": r.run_id, "key": r.key, "label": r.trial.label, **for_worker(r.trial)} for r in group]
+        pruning = {"pruning": self.pruning} if self.pruning else {}
+        trials = [
+            {"run": r.run_id, "key": r.key, "label": r.trial.label, **for_worker(r.trial), **pruning} for r in group
+        ]
         device = None if self.device is None else str(self.device)
         return Job(kind, str(self.store.home), self.threads, trials, experiment, device)
 

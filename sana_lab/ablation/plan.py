@@ -8,9 +8,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sana_lab.ablation import cells, checks
 from sana_lab.ablation.samples import AXIS, axis_of
@@ -22,6 +22,9 @@ from sana_lab.config.schema import Ablation, Config, EfficiencyTable, Expectatio
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.report.table import load_published
 
+if TYPE_CHECKING:
+    from sana_lab.ablation.search.space import SearchSpace
+
 EXAMPLES = {Ablation: "{attention: {softmax: ..., ...}}", EfficiencyTable: "{model: {a: ..., b: ...}}"}
 """Example of `axes:` by kind of ablation, for error messages."""
 
@@ -32,6 +35,12 @@ class Plan(NamedTuple):
     name: str  # of the sweep in MLflow, and of its folders under runs/
     table: Ablation | EfficiencyTable
     trials: list[Trial]
+    space: "SearchSpace | None" = None  # of a search, whose trials come as they are proposed
+
+    @property
+    def examples(self) -> list[Trial]:
+        """Trials that show all settings: every trial, or the corners of the space of a search."""
+        return self.trials if self.space is None else self.space.corners
 
 
 def load(
@@ -78,14 +87,14 @@ def _load(
     checks.check_size(cells.count(table), len(seeds), recipe)
     cells.check(table, f"ablation {recipe!r}")
     checks.check_labels(_labels(table), recipe)
+    if isinstance(table, Ablation) and table.search is not None:
+        return _search(table, raw, overrides, scale, recipe, retrain)
     trials = list(
         _probes(table, overrides) if isinstance(table, EfficiencyTable) else _experiments(table, overrides, recipe)
     )
     guest = checks.has_guest([raw, *(trial.config for trial in trials)])
     checks.check_table(table, _labels(table), recipe, guest=guest)
-    for name in raw.get("scales") or {}:  # also those that are not used now
-        other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
-        checks.check_table(other, _labels(other), title, guest=guest)
+    _check_scales(raw, recipe, guest=guest)
     if isinstance(table, Ablation):
         if table.match is not None:
             from sana_lab.ablation import matching
@@ -93,6 +102,35 @@ def _load(
             table, trials = matching.match_rows(table, trials)
         trials = with_weights(table, trials, retrain)
     return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials)
+
+
+def _check_scales(raw: Config, recipe: str, *, guest: bool) -> None:
+    """SpecError for a mistake in any scale, also in those that are not used now."""
+    for name in raw.get("scales") or {}:
+        other = _parse(at_scale(raw, str(name), recipe), title := f"{recipe}, scale {name}")
+        checks.check_table(other, _labels(other), title, guest=guest)
+
+
+def _search(
+    table: Ablation, raw: Config, overrides: Sequence[str], scale: str | None, recipe: str, retrain: bool
+) -> Plan:
+    """The plan of a search, without trials: `search.proposals.with_proposals` adds those so far."""
+    from sana_lab.ablation.search import checks as searches
+    from sana_lab.ablation.search.space import SearchSpace
+
+    compose = _composer(table, overrides, recipe)
+
+    def trial(labels: Mapping[str, str], changes: Sequence[Config]) -> Trial:
+        return compose(labels, changes, table.seeds[0])._replace(retrain=retrain)
+
+    title, search, space = f"ablation {recipe!r}", specs.build("search", table.search or {}), SearchSpace(table, trial)
+    guest = checks.has_guest([raw, *(each.config for each in space.corners)])
+    checks.check_table(table, [], recipe, guest=guest)
+    _check_scales(raw, recipe, guest=guest)
+    searches.check_measure(search, None if guest else checks.metrics_of(table), title)
+    searches.check_pruner(search, space, title)
+    searches.check_space(search, space, title)
+    return Plan(sweep_name(recipe, scale, overrides, retrain), table, [], space)
 
 
 def with_weights(table: Ablation, trials: Sequence[Trial], retrain: bool) -> list[Trial]:
@@ -146,6 +184,7 @@ def at_scale(raw: Config, scale: str | None, recipe: str) -> Config:
 
 def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
     schema = EfficiencyTable if "probe" in raw else Ablation
+    raw = {"axes": {}, **raw} if raw.get("search") else raw  # its ranges may be all
     options = specs.complete(specs.fields(schema), raw, f"ablation {recipe!r}", recipe)
     written = {k: raw[k] for k in ("axes", "common", "probe") if raw.get(k) is not None}  # types are those of parts
     options = {**options, **written}
@@ -160,7 +199,15 @@ def _parse(raw: Config, recipe: str) -> Ablation | EfficiencyTable:
         records |= {"samples": samples, "axes": {**axes, AXIS: axis_of(samples, f"ablation {recipe!r}")}}
     if options.get("match"):
         records["match"] = Match(**options["match"])
+    if options.get("ranges"):
+        records["ranges"] = _ranges(options["ranges"])
     table = schema(**{**options, **records})
+    if isinstance(table, Ablation):
+        from sana_lab.ablation.search.checks import check_options
+
+        check_options(table, f"ablation {recipe!r}")
+        if table.search is not None:
+            return table
     if not table.axes or not all(table.axes.values()):
         raise SpecError(f"ablation {recipe!r} has no axes with labels; expected axes: {EXAMPLES[schema]}")
     return table
@@ -199,20 +246,32 @@ def _combinations(table: Ablation | EfficiencyTable) -> Iterator[tuple[dict[str,
 
 
 def _experiments(table: Ablation, overrides: Sequence[str], recipe: str) -> Iterable[Trial]:
+    compose = _composer(table, overrides, recipe)
+    for seed in table.seeds:
+        for labels, changes in _combinations(table):
+            yield compose(labels, changes, seed)
+
+
+def _composer(
+    table: Ablation, overrides: Sequence[str], recipe: str
+) -> Callable[[Mapping[str, str], Sequence[Config], int], Trial]:
+    """The trial of labels, their overrides and a seed. SpecError for a seed among overrides."""
     checks.check_seeds(table.seeds, f"ablation {recipe!r}")
     given = [item for item in overrides if item.partition("=")[0] == "seed"]
     checks.check_no_seed(experiments.apply({}, given), f"{' '.join(given)} of ablation {recipe!r}", table.seeds)
     common, base = nest(table.common), experiments.compose(table.base)
     checks.check_no_seed(common, f"common: of ablation {recipe!r}", table.seeds)
-    for seed in table.seeds:
-        for labels, changes in _combinations(table):
-            config = base
-            for change in (common, *changes):
-                checks.check_no_seed(change, f"{_label(labels)!r} of ablation {recipe!r}", table.seeds)
-                config = merge(config, experiments.with_suite(change))
-            prompts = {"prompts": table.prompts} if table.prompts else {}
-            config = experiments.apply({**config, **prompts, "seed": seed}, overrides)
-            yield Trial(labels, seed, experiments.complete(config, _title(table, labels)))
+
+    def compose(labels: Mapping[str, str], changes: Sequence[Config], seed: int) -> Trial:
+        config = base
+        for change in (common, *changes):
+            checks.check_no_seed(change, f"{_label(labels)!r} of ablation {recipe!r}", table.seeds)
+            config = merge(config, experiments.with_suite(change))
+        prompts = {"prompts": table.prompts} if table.prompts else {}
+        config = experiments.apply({**config, **prompts, "seed": seed}, overrides)
+        return Trial(dict(labels), seed, experiments.complete(config, _title(table, labels)))
+
+    return compose
 
 
 def _probes(table: EfficiencyTable, overrides: Sequence[str]) -> Iterable[Trial]:

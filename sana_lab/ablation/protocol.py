@@ -21,7 +21,7 @@ class Job(NamedTuple):
     kind: Kind
     store: str  # home folder of the runs
     threads: int  # CPU threads of torch
-    trials: list[dict[str, Any]]  # {run, key, label, kind, config, weights, retrain} each
+    trials: list[dict[str, Any]]  # {run, key, label, kind, config, weights, retrain, pruning} each
     experiment: str | None = None  # to train
     device: str | None = None  # that probes are timed on; None: counted only
 

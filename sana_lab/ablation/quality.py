@@ -7,6 +7,7 @@ import numpy as np
 
 from sana_lab.ablation.protocol import Line, Progress
 from sana_lab.ablation.record import EVALUATED, SHIPPED, THUMBNAILS, machine
+from sana_lab.ablation.search import judging
 from sana_lab.ablation.trials import is_shipped, weights_of
 from sana_lab.bench import bench
 from sana_lab.bench.untrained import build_untrained
@@ -25,6 +26,7 @@ from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE, callbacks, points, train
+from sana_lab.training.pruned import Judge
 from sana_lab.types import Json
 
 
@@ -52,20 +54,27 @@ def train_needed(name: str) -> None:
 
 
 def fit(store: Store, trial: Json) -> None:
-    """Train a trial's model, unless it is trained already or shipped."""
+    """Train a trial's model, unless it is trained already or shipped. `Pruned` where its search ends the training."""
     if weights_file(trial) is not None:
         return
     logger = RunLogger(store, trial["run"])
-    _train(trial["config"], trial["label"], logger)
+    _train(trial["config"], trial["label"], logger, judge_of(store, trial))
     logger.finalize("success")
 
 
-def _train(experiment: Config, name: str, logger: RunLogger | None = None) -> None:
+def judge_of(store: Store, trial: Json) -> Judge | None:
+    """What ends the training of a trial early, in a search with a pruner."""
+    if (options := trial.get("pruning")) is None:
+        return None
+    return Judge(options["metric"], judging.RungJudge(store, trial["run"], trial["config"], options))
+
+
+def _train(experiment: Config, name: str, logger: RunLogger | None = None, judge: Judge | None = None) -> None:
     """Train with messages to the runner, and measure the points that the experiment asks for."""
     from sana_lab.evaluation.points import Evaluation
 
     report = StepReport(name)
-    options: Json = {"progress": report, "announce": report.announce, "evaluation": Evaluation()}
+    options: Json = {"progress": report, "announce": report.announce, "evaluation": Evaluation(), "judge": judge}
     path = train.train(experiment, name=name, logger=logger, **options)
     if logger is not None and (picture := path.with_name(PICTURE)).is_file():
         assert logger.run_id is not None

@@ -13,6 +13,12 @@ EVALUATED = "sana.judged"
 SHIPPED = "sana.shipped"
 """Tag of a run whose weights ship: where and how they were trained, as JSON."""
 
+RUNGS = "sana.rungs"
+"""Tag of a run with what its search's pruner compared: {metric, rungs: {rung: [step, value]}} as JSON."""
+
+PRUNED = "sana.pruned"
+"""Tag of a run that its search's pruner ended: {step, value, metric} as JSON."""
+
 THUMBNAILS = "thumbnails.json"
 """Artifact of a run: prompt of the evaluation -> its first image, small, as WebP in base64."""
 
@@ -44,9 +50,14 @@ class TrialRecord(NamedTuple):
         return self.run is not None and self.done and self.run.tags.get(TRIAL, self.key) != self.key
 
     @property
+    def pruned(self) -> bool:
+        """Whether the pruner of its search ended its training, which is not taken up again."""
+        return self.run is not None and self.run.status == "KILLED" and PRUNED in self.run.tags
+
+    @property
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.done and not self.lacks_measures
+        return self.pruned or (self.done and not self.lacks_measures)
 
     @property
     def evaluated(self) -> bool:
@@ -55,6 +66,7 @@ class TrialRecord(NamedTuple):
     def for_table(self) -> Json:
         """The record that `report.table.build_table` takes."""
         status = {"FINISHED": "finished", "FAILED": "failed"}.get(self.run.status if self.run else "", "missing")
+        status = "pruned" if self.pruned else status
         trial = {"label": self.trial.label, "labels": self.trial.labels, "seed": self.trial.seed, "status": status}
         if self.run is None:
             return {**trial, "error": None, "metrics": {}, "run_id": None, "commit": None}

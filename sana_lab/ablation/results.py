@@ -21,6 +21,7 @@ def write(
         plots = efficiency_table.plot(options, table, folder)
     else:
         table = quality_table.build(store, options, trials)
+        trials = [record for record in trials if not record.pruned]  # which have no row
         plots = quality_table.plot(store, options, trials, table, folder)
     paths = [
         *render.write(table, folder),

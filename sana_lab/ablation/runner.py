@@ -26,6 +26,8 @@ from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import TRIAL, TrialRecord, equal_rows, within_time
+from sana_lab.ablation.search import describing, judging
+from sana_lab.ablation.search.proposals import Explorer, search_of, with_proposals
 from sana_lab.ablation.trials import measure_tags, records, state, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation, schema, specs
@@ -63,20 +65,19 @@ def main(
     store = Store(weights.HOME)
     with reusing():
         ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
-        spec = executor_of(ablation, executor, workers)
-        quality = [t.config for t in ablation.trials if t.kind == "quality" and t.seed == ablation.trials[0].seed]
+        spec, examples = executor_of(ablation, executor, workers), ablation.examples
+        if (search := search_of(ablation)) is not None:
+            search.check()
+        quality = [t.config for t in examples if t.kind == "quality" and t.seed == examples[0].seed]
         for config in quality:  # other seeds differ only in the seed
             checks.check_evaluates(ablation.table, check(config), recipe)
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)
-            from sana_lab.ablation import spending
-
-            trials = records(store, ablation)
-            print("\n".join([*describe(ablation, trials), *spending.estimate(trials, slots_of(spec))]))
+            print("\n".join(outlook(store, with_proposals(store, ablation), slots_of(spec))))
             return 0
         place: Executor = specs.build("executor", spec)
-        check_devices(place, ablation.trials)
+        check_devices(place, examples)
     place.check()
     if isinstance(ablation.table, schema.Ablation) and (retrain or ablation.table.weights):
         from sana_lab.ablation import shipping
@@ -86,7 +87,7 @@ def main(
     check_folder(out or table_folder(ablation))
     with lock(ablation.name), terminable():
         run(store, ablation, place)
-    trials = records(store, ablation)
+    trials = records(store, with_proposals(store, ablation))
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
     return 0 if all(record.complete for record in trials) else 1
 
@@ -143,12 +144,24 @@ def write_table(
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
     deliver_all(store)
-    trials = generations.refresh(store, ablation)
+    trials = generations.refresh(store, ablation := with_proposals(store, ablation))
+    if not trials:
+        raise specs.SpecError(f"{ablation.name} has no trial yet; run: sana-lab ablate {recipe}")
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
 
 
 def table_folder(ablation: Plan) -> Path:
     return weights.HOME / "tables" / ablation.name
+
+
+def outlook(store: Store, ablation: Plan, slots: int) -> list[str]:
+    """The lines of the dry run, with the cost of what is missing."""
+    from sana_lab.ablation import spending
+
+    trials = records(store, ablation)
+    more, remaining = describing.samples_of(ablation, len(trials))
+    costs = spending.estimate([*trials, *more], slots, remaining - len(more))
+    return [*describing.head(ablation, trials), *describe(ablation, trials), *costs]
 
 
 def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
@@ -171,27 +184,31 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
 def run(store: Store, ablation: Plan, executor: Executor) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
     deliver_all(store)
-    trials = generations.refresh(store, ablation)
+    trials = generations.refresh(store, ablation := with_proposals(store, ablation))
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
     missing = list({r.key: r for r in trials if not r.complete}.values())
-    if not missing:
+    search = search_of(ablation)
+    if not missing and (search is None or search.trials <= len(trials)):
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
         end_open_sweep(store, ablation.name)
         return
-    check_data(missing)
+    check_data([*missing, *without_runs(ablation.examples)])
     check_alone(store, missing)
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
     try:
-        about, keys = environment.environment(), parameters.differing(ablation.trials)
-        missing = [r._replace(run=trial_run(store, ablation.name, parent, r, keys, about)) for r in missing]
+        about, keys = environment.environment(), parameters.differing(ablation.examples)
+        begin = partial(trial_run, store, ablation.name, parent, keys=keys, about=about)
+        missing = [r._replace(run=begin(r)) for r in missing]
         end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
-        work_off(store, ablation, missing, executor)
+        explorer = Explorer(store, ablation, lambda record, tags: begin(record, tags=tags)) if search else None
+        work_off(store, ablation, missing, executor, explorer)
     except BaseException as error:
         end_open_runs(store, ablation.name)
         store.finish(parent, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    store.finish(parent, "FINISHED" if all(r.complete for r in records(store, ablation)) else "FAILED")
+    trials = records(store, with_proposals(store, ablation))
+    store.finish(parent, "FINISHED" if all(r.complete for r in trials) else "FAILED")
 
 
 def check_alone(store: Store, missing: Sequence[TrialRecord]) -> None:
@@ -213,27 +230,35 @@ def check_data(missing: Sequence[TrialRecord]) -> None:
         specs.build("data", source).check_content()
 
 
-def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], executor: Executor) -> None:
-    """All stages of the missing trials. Any error, and Ctrl-C, kills the workers.
+def work_off(
+    store: Store,
+    ablation: Plan,
+    missing: Sequence[TrialRecord],
+    executor: Executor,
+    explorer: Explorer | None = None,
+) -> None:
+    """All stages of the missing trials, then of those that a search proposes. Any error, and Ctrl-C, kills the workers.
 
     What is trained within a time comes last, alone and with all cores, so that its time is that of a quiet machine.
     """
     lacking = [r for r in missing if r.lacks_measures]
     missing = [r for r in missing if not r.lacks_measures]
     unevaluated = [r for r in missing if r.trial.kind == "quality" and not r.evaluated]
-    needed = untrained([*unevaluated, *lacking])
+    needed = untrained([*unevaluated, *lacking, *(without_runs(ablation.examples) if explorer else [])])
     with (
-        progress(ablation.name, missing, [*unevaluated, *lacking], needed) as bar,
+        progress(ablation.name, missing, [*unevaluated, *lacking], needed, explorer) as bar,
         ThreadPoolExecutor(executor.slots) as threads,
     ):
         pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
-        jobs = Jobs(store, pool, efficiency.device_of(ablation.table))
+        pruning = judging.for_worker(ablation.name, ablation.table)
+        jobs = Jobs(store, pool, efficiency.device_of(ablation.table), pruning)
         try:
             for group in in_order(needed):
                 list(threads.map(jobs.train, group))
             list(threads.map(jobs.append, by_model(lacking)))
             able = [r for r in unevaluated if not jobs.blocked(r)]
             list(threads.map(jobs.evaluate, by_model([r for r in able if not within_time(r.trial)])))
+            missing += [] if explorer is None else explore(explorer, jobs, threads, executor.slots)
             jobs.measure([r for r in missing if measurable(store, r)])
             for alone in by_model([r for r in able if within_time(r.trial)]):
                 jobs.evaluate_alone(alone)
@@ -243,6 +268,26 @@ def work_off(store: Store, ablation: Plan, missing: Sequence[TrialRecord], execu
             raise
         finally:
             executor.close()
+
+
+def without_runs(trials: Sequence[schema.Trial]) -> list[TrialRecord]:
+    """Records of trials before any run, for what they need."""
+    return [TrialRecord(trial, "", "", None) for trial in trials]
+
+
+def explore(explorer: Explorer, jobs: Jobs, threads: ThreadPoolExecutor, slots: int) -> list[TrialRecord]:
+    """Train and evaluate what a search proposes, so many at a time; what is trained within a time alone."""
+    proposed: list[TrialRecord] = []
+
+    def work(_: int) -> None:
+        while not jobs.pool.stopped and (record := explorer.next()) is not None:
+            proposed.append(record)
+            if not jobs.blocked(record):
+                (jobs.evaluate_alone if within_time(record.trial) else jobs.evaluate)([record])
+
+    alone = any(map(within_time, explorer.plan.examples))
+    list(threads.map(work, range(1 if alone else slots)))
+    return proposed
 
 
 def measurable(store: Store, record: TrialRecord) -> bool:
@@ -270,16 +315,18 @@ def trial_run(
     record: TrialRecord,
     keys: Sequence[str],
     about: Mapping[str, object] | None = None,
+    tags: Mapping[str, object] = {},  # of a search
 ) -> Run:
     """A trial's run: its failed or interrupted run if there is one, else a new one with its labels, its seed and these
     options as parameters and a link to the whole configuration; `about` is the environment."""
-    if record.lacks_measures and record.run is not None:
-        return record.run  # it stays finished, also if the new measures fail
     if record.run is not None:
-        store.resume(record.run.id)
+        store.set_tags(record.run.id, tags)
+        if not record.done and not record.pruned:  # one that lacks measures stays finished, also if they fail
+            store.resume(record.run.id)
         return store.run(record.run.id)
     trial = record.trial
     tags = {
+        **tags,
         "sana.kind": "trial",
         "sana.sweep": name,
         TRIAL: record.key,
@@ -315,12 +362,20 @@ def end_open_runs(store: Store, name: str, keep: Sequence[TrialRecord] = ()) -> 
 
 @contextmanager
 def progress(
-    name: str, missing: Sequence[TrialRecord], unevaluated: Sequence[TrialRecord], needed: Sequence[str]
+    name: str,
+    missing: Sequence[TrialRecord],
+    unevaluated: Sequence[TrialRecord],
+    needed: Sequence[str],
+    explorer: Explorer | None = None,
 ) -> Iterator[ProgressBar]:
-    """A bar over all training steps to do, and evaluations and measurements at their weights."""
+    """A bar over all training steps to do, and evaluations and measurements at their weights; those of trials that are
+    not proposed yet are taken to be as long as the first corner's."""
     models = {r.model: r.trial.config for r in unevaluated if weights_of(r.trial) is None}
     models |= {f"needed {n}": experiments.load(n) for n in needed}
     steps = sum(training_work(e["trainer"]) for e in models.values())
+    if explorer is not None:
+        each = training_work(explorer.plan.examples[0].config["trainer"]) + EVALUATION + MEASUREMENT
+        steps += explorer.remaining * each
     with ProgressBar(name, steps + EVALUATION * len(unevaluated) + MEASUREMENT * len(missing)) as bar:
         yield bar
 

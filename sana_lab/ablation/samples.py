@@ -44,6 +44,10 @@ def check(limits: Range, title: str) -> None:
         raise SpecError(f"{title} is from {limits.low:g} to {limits.high:g}, expected low below high")
     if limits.log and limits.low <= 0:
         raise SpecError(f"{title} is logarithmic from {limits.low:g}, expected low above 0")
+    if limits.integer and (limits.low != int(limits.low) or limits.high != int(limits.high)):
+        raise SpecError(f"{title} is of whole numbers from {limits.low:g} to {limits.high:g}, expected whole ends")
+    if limits.step > 1 and not limits.integer:
+        raise SpecError(f"{title} has step {limits.step}, which is for whole numbers; expected integer: true")
 
 
 def unit_points(samples: Samples) -> "np.ndarray":
@@ -57,12 +61,26 @@ def unit_points(samples: Samples) -> "np.ndarray":
 
 
 def scaled(limits: Range, u: float) -> float | int:
-    """The value of a range at u in [0, 1), rounded to four digits; a whole number, both ends included, for integers."""
+    """The value of a range at u in [0, 1), as `rounded`."""
     low, high = float(limits.low), float(limits.high)
     if limits.integer:
-        edge = (low - 0.5, high + 0.5) if not limits.log else (max(low - 0.5, 0.5), high + 0.5)
-        return int(min(max(round(_between(*edge, u, limits.log)), low), high))
-    return float(f"{_between(low, high, u, limits.log):.4g}")
+        half = limits.step / 2
+        return rounded(limits, _between(max(low - half, 0.5) if limits.log else low - half, high + half, u, limits.log))
+    return rounded(limits, _between(low, high, u, limits.log))
+
+
+def rounded(limits: Range, value: float) -> float | int:
+    """A value in a range to four digits; for integers the nearest whole number of steps from the low end."""
+    low, high = float(limits.low), float(limits.high)
+    if limits.integer:
+        most = int((high - low) // limits.step)
+        return int(low) + limits.step * min(max(round((value - low) / limits.step), 0), most)
+    return min(max(float(f"{value:.4g}"), low), high)
+
+
+def size(limits: Range) -> float:
+    """Number of a range's values; infinite for real numbers."""
+    return (limits.high - limits.low) // limits.step + 1 if limits.integer else math.inf
 
 
 def label_of(values: Mapping[str, float | int]) -> str:

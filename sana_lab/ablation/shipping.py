@@ -10,6 +10,7 @@ from sana_lab.ablation import plan
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.progress import SETTLE, clock
 from sana_lab.ablation.record import SHIPPED, TrialRecord, machine, within_time
+from sana_lab.ablation.search.proposals import with_proposals
 from sana_lab.ablation.trials import is_shipped, records, weights_of
 from sana_lab.checkpoints import mismatch, weights
 from sana_lab.config import experiments
@@ -35,6 +36,7 @@ def main(recipe: str, overrides: Sequence[str] = (), scale: str | None = None, o
     folder = out or _folder(fresh.table, recipe)
     check_folder(folder)
     store = Store(weights.HOME)
+    fresh = with_proposals(store, fresh)
     names = (fresh.name, plan.sweep_name(recipe, scale, overrides))
     trained = [r for r in records(store, fresh) if is_shippable(r.trial)]
     lines, missing = [], [r.trial.label for r in trained if weights.trained(r.trial.config) is None]

@@ -13,17 +13,17 @@ MOST_SYSTEMS = 50
 """Most different trainings whose cost is computed; each takes some tens of milliseconds or more."""
 
 
-def estimate(trials: Sequence[TrialRecord], slots: int) -> list[str]:
+def estimate(trials: Sequence[TrialRecord], slots: int, more: int = 0) -> list[str]:
     """Lines on the trainings to do with `slots` at a time, and on one that this machine's memory is too small for;
-    empty if there are none."""
+    empty if there are none. `more` trainings cost as much as the mean of these."""
     missing = {r.model: r for r in trials if r.trial.kind == "quality" and not r.complete and not r.evaluated}
     to_train = [r for r in missing.values() if _counts(r) and weights_of(r.trial) is None]
     with reusing():
         costs = [(r.trial.label, cost) for r in to_train[:MOST_SYSTEMS] if (cost := _cost(r)) is not None]
     if not costs:
         return []
-    known = [cost for _, cost in costs]
-    return [_line(known, len(to_train), slots), *_times(known, len(to_train), slots), *_unfit(costs)]
+    known, count = [cost for _, cost in costs], len(to_train) + more
+    return [_line(known, count, slots), *_times(known, count, slots), *_unfit(costs)]
 
 
 def _counts(record: TrialRecord) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sana_lab.ablation.record import TrialRecord
+from sana_lab.ablation.samples import AXIS
 from sana_lab.config.schema import Ablation, EfficiencyTable
 from sana_lab.report import render
 from sana_lab.report.columns import column, cost_of, is_quality, quality_of
@@ -51,7 +52,8 @@ def write(
 
 def tags_of(options: Ablation | EfficiencyTable) -> dict[str, str | None]:
     """Title, question, columns and axes of an ablation, which the view and tables of several sweeps read."""
-    lists = {TABLE_COLUMNS: json.dumps(options.columns), TABLE_AXES: json.dumps(list(options.axes))}
+    axes = [*options.axes, *([AXIS] if isinstance(options, Ablation) and options.ranges else [])]
+    lists = {TABLE_COLUMNS: json.dumps(options.columns), TABLE_AXES: json.dumps(axes)}
     return {"sana.title": options.title, "sana.question": options.question, **lists}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
-from sana_lab.ablation.record import TRIAL, TrialRecord
+from sana_lab.ablation.record import PRUNED, TRIAL, TrialRecord
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
 from sana_lab.config.memo import reusing
@@ -33,8 +33,9 @@ def records(store: Store, plan: Plan) -> list[TrialRecord]:
 
 
 def with_fewer_measures(trial: Trial, runs: Iterable[Run]) -> Run | None:
-    """The finished run of the trial with the most of its measures, or with all of them and more; None if none is."""
-    finished = [run for run in runs if CORE in run.tags and run.status == "FINISHED"]
+    """The finished or pruned run of the trial with the most of its measures, or with all of them and more; None if none
+    is."""
+    finished = [run for run in runs if CORE in run.tags and (run.status == "FINISHED" or PRUNED in run.tags)]
     if trial.kind != "quality" or not finished:
         return None
     core, measures = core_of(trial), set(hashing.measure_hashes(trial))
@@ -95,6 +96,9 @@ def state(record: TrialRecord) -> str:
     if record.run is None:
         path = weights_of(record.trial) if record.trial.kind == "quality" else None
         return "to run" if path is None else f"{'weights ship' if is_shipped(path) else 'trained'}, to evaluate"
+    if record.pruned:
+        end = json.loads(record.run.tags[PRUNED])
+        return f"pruned at step {end['step']}, {end['metric']} {end['value']:.4g}"
     if record.lacks_measures:
         return "done, measures to append"
     states = {"FINISHED": "done", "FAILED": f"failed: {record.run.tags.get('sana.error', '')}"}

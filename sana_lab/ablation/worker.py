@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sana_lab.ablation import durations
 from sana_lab.ablation.heartbeat import Heartbeat
@@ -75,13 +75,13 @@ def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> int:
 
     from sana_lab.ablation import quality
 
-    if not guarded(store, trials, partial(quality.fit, store, trials[0])):
-        return len(trials)
+    if (end := guarded(store, trials, partial(quality.fit, store, trials[0]))) != "done":
+        return len(trials) if end == "failed" else 0
     failures = 0
     for trial in trials:
         torch.set_num_threads(threads)
         Progress(0, f"evaluating {trial['label']}").send()
-        failures += not guarded(store, [trial], partial(quality.evaluate, store, trial))
+        failures += guarded(store, [trial], partial(quality.evaluate, store, trial)) == "failed"
         Progress(EVALUATION, trial["label"]).send()
     return failures
 
@@ -111,13 +111,13 @@ def measure(store: Store, trial: "Json", device: str | None) -> bool:
     if trial["kind"] == "efficiency":
         import torch
 
-        done = guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
+        end = guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
     else:
         from sana_lab.ablation import quality
 
-        done = guarded(store, [trial], partial(quality.measure, store, trial))
+        end = guarded(store, [trial], partial(quality.measure, store, trial))
     Progress(MEASUREMENT, f"measured {trial['label']}").send()
-    return done
+    return end == "done"
 
 
 def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
@@ -130,20 +130,37 @@ def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
     store.finish(trial["run"])
 
 
-def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) -> bool:
-    """Run the job; if it raises, its trials' runs fail with the error and the others continue. The time it takes counts
-    for the first of them."""
+def guarded(store: Store, trials: "Sequence[Json]", work: Callable[[], None]) -> Literal["done", "failed", "pruned"]:
+    """Run the job; if it raises, its trials' runs fail with the error, or end as pruned, and the others continue. The
+    time it takes counts for the first of them."""
     start = time.time()
     try:
         work()
     except Exception as error:
+        if any(trial.get("pruning") for trial in trials) and prune(store, trials, error):
+            return "pruned"
         traceback.print_exc()
         for trial in trials:
             store.set_tags(trial["run"], {"sana.error": f"{type(error).__name__}: {error}"})
             store.finish(trial["run"], "FAILED")
-        return False
+        return "failed"
     finally:
         durations.add(store, trials[0]["run"], start, time.time())
+    return "done"
+
+
+def prune(store: Store, trials: "Sequence[Json]", error: Exception) -> bool:
+    """End the runs of trials whose training was pruned; whether that is what the error says."""
+    from sana_lab.ablation.search import judging
+    from sana_lab.training.pruned import Pruned
+
+    if not isinstance(error, Pruned):
+        return False
+    for trial in trials:
+        judging.end(store, trial["run"], trial["pruning"]["metric"], error)
+        left = trial["config"]["trainer"]["max_steps"] - error.step + EVALUATION + MEASUREMENT
+        Progress(left, f"{trial['label']}: {error}").send()
+        Line(f"{trial['label']}: {error} of {trial['pruning']['metric']}").send()
     return True
 
 

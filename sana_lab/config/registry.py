@@ -128,6 +128,12 @@ TABLE: dict[str, dict[str, str]] = {
         "ray": "sana_lab.ablation.executors.ray_cluster:RayCluster",
         "slurm": "sana_lab.ablation.executors.slurm:Slurm",
     },
+    "search": {
+        "optuna": "sana_lab.ablation.search.optuna_search:OptunaSearch",
+    },
+    "pruner": {
+        "asha": "sana_lab.ablation.pruners.asha:Asha",
+    },
 }
 """kind -> name -> "module:attribute", resolved when it is used. A new part is one line here."""
 
@@ -151,6 +157,8 @@ KINDS: dict[str, str] = {
     "measure": "quality measure of a suite (`eval.measures`)",
     "probe": "cost measurement of an efficiency table",
     "executor": "where the trials of an ablation run (`executor:`, or `--executor`)",
+    "search": "what proposes the trials of an ablation by their results (`search:`)",
+    "pruner": "what ends trainings of a search early (`pruner` of a search)",
 }
 """kind -> what its parts do, in words."""
 
@@ -176,6 +184,8 @@ BASES: dict[str, str] = {
     "measure": "sana_lab.evaluation:Measure",
     "probe": "sana_lab.bench.probes:Probe",
     "executor": "sana_lab.ablation.executors:Executor",
+    "search": "sana_lab.ablation.search:Search",
+    "pruner": "sana_lab.ablation.pruners:Pruner",
 }
 """kind -> required base class. Other kinds are functions, identified by their first parameters."""
 

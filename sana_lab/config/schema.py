@@ -185,12 +185,13 @@ class Expectation:
 
 @dataclass
 class Range:
-    """A range of a numeric option, for `samples:` of an ablation."""
+    """A range of a numeric option, for `samples:` and `ranges:` of an ablation."""
 
     low: Real  # smallest value
     high: Real  # largest value
     log: bool = False  # spread over the logarithm of the value, as for learning rates
     integer: bool = False  # whole numbers, both ends included
+    step: Count = 1  # of whole numbers, counted from the low end, such as 32 for widths
 
 
 @dataclass
@@ -241,6 +242,9 @@ class Ablation:
     exclude: list[dict[str, Any]] = field(default_factory=list)
     samples: Samples | None = None  # an axis `sample` of points in ranges; null is none
     match: Match | None = None  # rows matched at equal parameters, MACs, images or seconds; null is not
+    # What proposes trials by the results of those before, in place of a row for each combination; null is nothing.
+    search: Annotated[Spec | None, "search"] = None
+    ranges: dict[str, Range] = field(default_factory=dict)  # path of an option -> its range, searched beside the axes
     executor: Annotated[Spec, "executor"] = "local"  # where trials run: local, ray or slurm, with options
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)  # `--scale NAME` -> keys above that it replaces
 

@@ -3,6 +3,9 @@
 PICTURE = "training_samples.png"
 """Name of the picture that changes during a training within a time, in a model's folder and as a run's artifact."""
 
+VALIDATION = "val_loss"
+"""The metric of a training's validations; other metrics on its way are those of points."""
+
 
 def tenths(seconds: float) -> int:
     """A time as units of progress."""

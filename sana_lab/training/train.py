@@ -36,6 +36,7 @@ from sana_lab.training.checkpointing import CheckpointFiles, Checkpoints
 from sana_lab.training.checks import check_objective
 from sana_lab.training.divergence import Diverged, DivergenceGuard, Limits, return_to_checkpoint
 from sana_lab.training.points import PointEvaluation, Points
+from sana_lab.training.pruned import Judge, Judgement
 from sana_lab.training.quiet import quiet
 from sana_lab.training.resume import resumable
 from sana_lab.training.terminated import Terminated
@@ -50,6 +51,7 @@ class Reporting(NamedTuple):
     progress: Progress | None = None
     evaluation: PointEvaluation | None = None
     announce: Announce | None = None  # of a training within a time; None prints to stderr
+    judge: Judge | None = None  # ends it early
 
 
 class Work(NamedTuple):
@@ -85,18 +87,20 @@ def train(
     progress: Progress | None = None,
     evaluation: PointEvaluation | None = None,
     announce: Announce | None = None,
+    judge: Judge | None = None,
 ) -> Path:
     """Train an experiment or resume its training, and return its weights file; returns at once if already trained.
 
     An experiment with `eval.at` or `eval.every` needs `sana_lab.evaluation.points.Evaluation`. A training within a time
-    (`trainer.max_seconds`) announces its progress in lines, on stderr if not elsewhere.
+    (`trainer.max_seconds`) announces its progress in lines, on stderr if not elsewhere. `Pruned` where a judge ends the
+    training early.
 
     Several devices are several processes, of which the first alone has the lock and the logger. A second process that
     trains the same model prints a message and waits for the first. `Diverged` if the loss is not finite, once
     `trainer.returns` are used up; `OutOfMemory` with advice on options that need less memory; `DiskFull` with the room
     that is left.
     """
-    return train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce))
+    return train_alone(experiment, name, lambda: nullcontext(logger), Reporting(progress, evaluation, announce, judge))
 
 
 def train_alone(experiment: Config, name: str, record: Record, reporting: Reporting) -> Path:
@@ -261,7 +265,8 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
     options, progress = experiment["trainer"], reporting.progress
     if options["max_seconds"] is None:
         bar = callbacks.ProgressBar(options["log_every"])
-        return [bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
+        judges = [] if reporting.judge is None else [Judgement(reporting.judge)]
+        return [*judges, bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
     budget, announce = TimeBudget(timer, options["max_seconds"]), reporting.announce or _announce
     announce(f"{budget.seconds:g} s from now, beginning with the preparation of the data")
     picture = ChangingPicture(experiment, home, budget, announce)

@@ -1,0 +1,117 @@
+"""Judging trainings of a search at rungs, in the worker that trains: by what other runs recorded at the same step."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sana_lab.ablation.pruners import Pruner
+from sana_lab.ablation.record import PRUNED, RUNGS
+from sana_lab.ablation.search import Search
+from sana_lab.config import specs
+from sana_lab.config.limits import point_steps
+from sana_lab.config.schema import Ablation, Config
+from sana_lab.report.columns import column
+from sana_lab.tracking.store import Run, Store
+from sana_lab.tracking.view import CURRENT, STATE
+from sana_lab.training import VALIDATION
+from sana_lab.types import Json
+
+if TYPE_CHECKING:
+    from sana_lab.training.pruned import Pruned
+
+
+def direction(search: Search) -> str | None:
+    """Which values of its measure are better: lower or higher; None if nobody says."""
+    return search.direction or column(search.measure).better
+
+
+def pruner_of(search: Search) -> Pruner | None:
+    """The pruner of a search."""
+    return None if search.pruner is None else specs.build("pruner", search.pruner)
+
+
+def watched(config: Config, metric: str) -> list[int]:
+    """The steps of a training at which a metric is known: validations, or points of curves."""
+    if metric != VALIDATION:
+        return point_steps(config)
+    every, last = config["trainer"]["validate_every"], config["trainer"]["max_steps"]
+    return list(range(every, last + 1, every))
+
+
+def rungs_of(pruner: Pruner, config: Config, metric: str) -> list[int]:
+    """The steps of the rungs of a training; empty where the metric is known only at its end."""
+    steps = watched(config, metric)
+    return pruner.rungs(steps[0], config["trainer"]["max_steps"]) if steps else []
+
+
+def for_worker(sweep: str, table: Any) -> Json | None:
+    """What a worker needs to judge the trainings of a sweep, as plain data; None without a pruner."""
+    if not isinstance(table, Ablation) or table.search is None:
+        return None
+    search: Search = specs.build("search", table.search)
+    if (pruner := pruner_of(search)) is None:
+        return None
+    metric = pruner.on or search.measure
+    lower = (column(metric).better if pruner.on else direction(search)) != "higher"
+    return {"sweep": sweep, "pruner": search.pruner, "metric": metric, "lower": lower}
+
+
+class RungJudge:
+    """Judges one training: at the first known value from each rung on, against the runs that have passed it.
+
+    A store that does not answer lets the training go on.
+    """
+
+    def __init__(self, store: Store, run: str, config: Config, options: Json) -> None:
+        self.store, self.run, self.sweep, self.metric = store, run, options["sweep"], options["metric"]
+        self.pruner: Pruner = specs.build("pruner", options["pruner"])
+        self.sign = 1.0 if options["lower"] else -1.0
+        self.rungs = rungs_of(self.pruner, config, self.metric)
+        self.last = config["trainer"]["max_steps"]
+
+    def __call__(self, step: int, value: float) -> bool:
+        """Whether the training ends here."""
+        rung = max((rung for rung in self.rungs if rung <= step < self.last), default=None)
+        if rung is None:
+            return False
+        try:
+            return self._judge(rung, step, value)
+        except Exception as error:  # of any kind of store
+            print(f"sana-lab: not judged at step {step}, as the runs cannot be read: {error}", flush=True)
+            return False
+
+    def _judge(self, rung: int, step: int, value: float) -> bool:
+        passed = passed_rungs(self.store.run(self.run), self.metric)
+        if rung in passed and passed[rung][0] != step:  # after a resume behind the validation of the rung
+            return False
+        passed[rung] = (step, value)
+        self.store.set_tags(self.run, {RUNGS: json.dumps({"metric": self.metric, "rungs": passed})})
+        others = [
+            self.sign * each[rung][1]
+            for run in self.store.summaries(self.sweep)
+            if run.id != self.run
+            and run.tags.get(STATE, CURRENT) == CURRENT
+            and rung in (each := passed_rungs(run, self.metric))
+        ]
+        return self.pruner.stops(self.sign * value, others)
+
+
+def passed_rungs(run: Run, metric: str) -> dict[int, tuple[int, float]]:
+    """Rung -> (step, value) of a run; empty where it was judged by another metric, or not yet."""
+    record = json.loads(run.tags.get(RUNGS, "{}"))
+    if record.get("metric") != metric:
+        return {}
+    return {int(rung): (step, value) for rung, (step, value) in record["rungs"].items()}
+
+
+def values_at_rungs(run: Run, metric: str) -> dict[int, float]:
+    """Step -> value of the rungs of a run, those that are finite."""
+    return {step: v for step, v in passed_rungs(run, metric).values() if math.isfinite(v)}
+
+
+def end(store: Store, run: str, metric: str, pruned: "Pruned") -> None:
+    """End the run of a training that was pruned: as KILLED, since MLflow has no status for it, with a tag."""
+    record: Mapping[str, Any] = {"step": pruned.step, "value": pruned.value, "metric": metric}
+    store.set_tags(run, {PRUNED: json.dumps(record)})
+    store.finish(run, "KILLED")
