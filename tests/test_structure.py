@@ -254,10 +254,11 @@ def test_every_shipped_experiment_is_right(name: str, here: Path):
 
 @pytest.mark.parametrize("name", [n for n in experiments.available("ablations") if not plan.compares_efficiency(n)])
 def test_every_shipped_ablation_is_right(name: str, here: Path):
-    _, ablation, trials = plan.load(name)
-    if any(trial.config["sampling"]["quantize"] != "none" for trial in trials):
+    loaded = plan.load(name)
+    ablation, trials = loaded.table, loaded.trials
+    if any(trial.config["sampling"]["quantize"] != "none" for trial in loaded.examples):
         pytest.importorskip("torchao")
-    for trial in trials:
+    for trial in loaded.examples:
         checks.check(trial.config)
     assert len(trials) == len(ablation.seeds) * len({t.label for t in trials})
     assert ablation.columns

@@ -30,7 +30,7 @@ def test_every_ablation_of_the_paper_has_a_file():
 
 @functools.cache
 def loaded(name: str, scale: str | None = None) -> tuple[schema.Ablation, list[schema.Trial]]:
-    _, ablation, trials = plan.load(name, scale=scale)
+    _, ablation, trials = plan.load(name, scale=scale)[:3]
     assert isinstance(ablation, schema.Ablation)
     return ablation, trials
 

@@ -43,7 +43,7 @@ prompts: [a red circle]
 
 def test_an_ablation_is_the_product_of_its_axes_and_seeds(here: Path):
     write(here, "ablations/two.yaml", ABLATION)
-    _, ablation, trials = plan.load("two")
+    _, ablation, trials = plan.load("two")[:3]
     assert ablation.title == "Two by two"
     assert [t.label for t in trials[:4]] == ["softmax · few", "softmax · many", "linear · few", "linear · many"]
     assert [t.seed for t in trials] == [0] * 4 + [1] * 4
@@ -226,8 +226,8 @@ scales:
 
 def test_a_scale_replaces_keys_of_the_ablation(here: Path):
     write(here, "ablations/paper/scaled.yaml", SCALED)
-    _, full, trials = plan.load("paper/scaled")
-    _, toy, fewer = plan.load("paper/scaled", scale="toy")
+    _, full, trials = plan.load("paper/scaled")[:3]
+    _, toy, fewer = plan.load("paper/scaled", scale="toy")[:3]
     assert (full.seeds, toy.seeds) == ([0], [0, 1])
     assert (full.stand_in, toy.stand_in) == ({}, {"fid": "geneval"})
     assert full.expect == toy.expect == [schema.Expectation("fid", ["softmax", "linear"])]
@@ -259,7 +259,7 @@ over: softmax
 
 def test_a_probe_makes_an_efficiency_table(here: Path):
     write(here, "ablations/two.yaml", TWO)
-    _, table, trials = plan.load("two", ["size=64"])
+    _, table, trials = plan.load("two", ["size=64"])[:3]
     assert isinstance(table, schema.EfficiencyTable)
     assert [(t.label, t.kind, t.config["probe"]["size"], t.config["repeats"]) for t in trials] == [
         ("softmax", "efficiency", 64, 5),
