@@ -15,7 +15,7 @@ from torch import Tensor
 from sana_lab import environment
 from sana_lab.ablation import learning_table
 from sana_lab.ablation.record import EXACT, SHIPPED, TrialRecord, equal_rows, tier, within_time
-from sana_lab.ablation.search import describing
+from sana_lab.ablation.search.notes import table_notes
 from sana_lab.config import experiments
 from sana_lab.config.schema import Ablation
 from sana_lab.costs.flops import PAIR
@@ -35,7 +35,7 @@ MAX_LINES = 40
 
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
     """The table of what has finished; trials of a search that were pruned are counted under it."""
-    notes, trials = describing.notes(ablation, trials), [record for record in trials if not record.pruned]
+    notes, trials = table_notes(ablation, trials), [record for record in trials if not record.pruned]
     records, trainings = with_tiers(trials), learning_table.collect(store, trials)
     table = tabulate(ablation, records, [*notes, *measurement_notes(trials)], reports(store, trials))
     return learning_table.with_speedups(table, trainings, baseline_of(ablation, table))

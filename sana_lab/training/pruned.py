@@ -1,13 +1,15 @@
 """The end of a training that a judge prunes, by its validation loss or its points."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from sana_lab.training import VALIDATION
-from sana_lab.training.points import Points
+
+if TYPE_CHECKING:
+    from sana_lab.training.points import Points
 
 
 class Pruned(RuntimeError):
@@ -29,10 +31,10 @@ class Judge(NamedTuple):
 
 
 class Judgement(Callback):
-    """Raise `Pruned`, on every rank, where the judge stops the training at a validation or a point."""
+    """Raise `Pruned`, on every rank, where the judge stops the training at a validation, or at a point of `points`."""
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, judge: Judge, points: "Sequence[Points]") -> None:
+        self.judge, self.points = judge, points
         self.point = 0  # step of the newest point that was judged
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -49,8 +51,7 @@ class Judgement(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.judge.metric == VALIDATION:
             return
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning does not annotate it
-        for points in (each.points for each in callbacks if isinstance(each, Points)):
+        for points in (each.points for each in self.points):
             if points and points[-1].step == trainer.global_step != self.point:
                 self.point = trainer.global_step
                 self._judge(trainer, self._value(points[-1].values))

@@ -183,11 +183,14 @@ def _attempt(work: Work, timer: Timer) -> Outcome | None:
     points = _points(experiment, home, timer, work.reporting.evaluation)
     guard = DivergenceGuard(home, options["log_every"], Limits.of(options))
     checkpoints = Checkpoints(home, options["checkpoint_every"], options["log_every"])
-    reporters = _reporters(experiment, home, timer, work.reporting)
+    reporters, judge = _reporters(experiment, home, timer, work.reporting), work.reporting.judge
+    judgements = [] if judge is None else [Judgement(judge, points)]
     try:
         with quiet():
             end = callbacks.Termination(checkpoints.save, options["log_every"])
-            trainer = _trainer(work, [guard, *_grid(experiment), *points, checkpoints, timer, *reporters, end])
+            trainer = _trainer(
+                work, [guard, *_grid(experiment), *points, *judgements, checkpoints, timer, *reporters, end]
+            )
             _fit(trainer, work.system, work.data, ranks.first(lambda: resumable(home)))
     except Diverged as error:
         diverged = error  # the name of an exception ends with its block
@@ -265,8 +268,7 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
     options, progress = experiment["trainer"], reporting.progress
     if options["max_seconds"] is None:
         bar = callbacks.ProgressBar(options["log_every"])
-        judges = [] if reporting.judge is None else [Judgement(reporting.judge)]
-        return [*judges, bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
+        return [bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
     budget, announce = TimeBudget(timer, options["max_seconds"]), reporting.announce or _announce
     announce(f"{budget.seconds:g} s from now, beginning with the preparation of the data")
     picture = ChangingPicture(experiment, home, budget, announce)

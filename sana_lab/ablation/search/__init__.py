@@ -6,14 +6,15 @@ MLflow record. A search that was killed goes on as if it had not been.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sana_lab.config.schema import Range
+if TYPE_CHECKING:
+    from sana_lab.config.schema import Range
 
 Values = dict[str, Any]
 """A point: axis -> label, and path of an option -> number."""
 
-Space = Mapping[str, Sequence[str] | Range]
+Space = Mapping[str, "Sequence[str] | Range"]
 """What points are of: axis -> its labels, and path of an option -> its range."""
 
 

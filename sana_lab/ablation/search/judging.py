@@ -10,7 +10,7 @@ from sana_lab.ablation.record import PRUNED, RUNGS
 from sana_lab.ablation.search import Search
 from sana_lab.config import specs
 from sana_lab.config.limits import point_steps
-from sana_lab.config.schema import Ablation, Config
+from sana_lab.config.schema import Ablation, Config, EfficiencyTable
 from sana_lab.report.columns import column
 from sana_lab.tracking.store import Run, Store
 from sana_lab.tracking.view import CURRENT, STATE
@@ -19,6 +19,14 @@ from sana_lab.types import Json
 
 if TYPE_CHECKING:
     from sana_lab.training.pruned import Pruned
+
+
+def search_of(table: Ablation | EfficiencyTable) -> Search | None:
+    """The search of an ablation; None if it has none."""
+    if not isinstance(table, Ablation) or table.search is None:
+        return None
+    search: Search = specs.build("search", table.search)
+    return search
 
 
 def direction(search: Search) -> str | None:
@@ -45,12 +53,10 @@ def rungs_of(pruner: Pruner, config: Config, metric: str) -> list[int]:
     return pruner.rungs(steps[0], config["trainer"]["max_steps"]) if steps else []
 
 
-def for_worker(sweep: str, table: Any) -> Json | None:
+def for_worker(sweep: str, table: Ablation | EfficiencyTable) -> Json | None:
     """What a worker needs to judge the trainings of a sweep, as plain data; None without a pruner."""
-    if not isinstance(table, Ablation) or table.search is None:
-        return None
-    search: Search = specs.build("search", table.search)
-    if (pruner := pruner_of(search)) is None:
+    search = search_of(table)
+    if search is None or (pruner := pruner_of(search)) is None:
         return None
     metric = pruner.on or search.measure
     lower = (column(metric).better if pruner.on else direction(search)) != "higher"

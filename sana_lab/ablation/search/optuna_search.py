@@ -26,7 +26,7 @@ class OptunaSearch(Search):
 
     def __init__(
         self,
-        trials: Annotated[int, Ge(1), Le(MAX_TRIALS)],  # proposals, those that are pruned or fail included
+        trials: Annotated[int, Ge(1), Le(MAX_TRIALS)] = 20,  # proposals, those that are pruned or fail included
         measure: str = "val_loss",  # metric that decides, such as val_loss, exact or geneval
         direction: Literal["lower", "higher"] | None = None,  # which values are better; null is as the table marks it
         # Tree-structured Parzen estimator, a Gaussian process, or uniform points.

@@ -8,11 +8,10 @@ from collections.abc import Callable, Sequence
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.search import Observation, Search, Values
-from sana_lab.ablation.search.judging import direction, pruner_of, values_at_rungs
+from sana_lab.ablation.search.judging import direction, pruner_of, search_of, values_at_rungs
 from sana_lab.ablation.search.space import SearchSpace
 from sana_lab.ablation.trials import records
-from sana_lab.config import specs
-from sana_lab.config.schema import Ablation, Trial
+from sana_lab.config.schema import Trial
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.tracking.store import Run, Store
 from sana_lab.training.checks import check
@@ -25,15 +24,6 @@ ATTEMPTS = 100
 
 Begin = Callable[[TrialRecord, dict[str, object]], Run]
 """Starts the run of a trial, or takes up the one it has, with tags."""
-
-
-def search_of(plan: Plan) -> Search | None:
-    """The search of a plan; None if it has none."""
-    table = plan.table
-    if not isinstance(table, Ablation) or table.search is None:
-        return None
-    search: Search = specs.build("search", table.search)
-    return search
 
 
 def with_proposals(store: Store, plan: Plan) -> Plan:
@@ -79,7 +69,7 @@ class Explorer:
     """Proposes trials until the search has its number of them; several threads may ask."""
 
     def __init__(self, store: Store, plan: Plan, begin: Begin) -> None:
-        search = search_of(plan)
+        search = search_of(plan.table)
         assert search is not None
         assert plan.space is not None
         self.store, self.plan, self.space, self.search, self.begin = store, plan, plan.space, search, begin

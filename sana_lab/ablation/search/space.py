@@ -28,8 +28,8 @@ class SearchSpace:
         """The trial of a point. SpecError where it cannot be built."""
         labels = {axis: str(values[axis]) for axis in self.table.axes}
         numbers = {path: values[path] for path in self.table.ranges}
-        named = {**labels, AXIS: samples.label_of(numbers)} if numbers else labels
-        return self.compose(named, [*map(nest, cells.changes_of(self.table, labels)), nest(numbers)])
+        all_labels = {**labels, AXIS: samples.label_of(numbers)} if numbers else labels
+        return self.compose(all_labels, [*map(nest, cells.changes_of(self.table, labels)), nest(numbers)])
 
     def contains(self, values: Values) -> bool:
         """Whether a point is in the space, which its file may have changed since."""
