@@ -26,7 +26,7 @@ from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import TRIAL, TrialRecord, equal_rows, within_time
-from sana_lab.ablation.search import describing, judging
+from sana_lab.ablation.search import describing, settings
 from sana_lab.ablation.search.proposals import Explorer, with_proposals
 from sana_lab.ablation.trials import measure_tags, records, state, weights_of
 from sana_lab.checkpoints import weights
@@ -66,7 +66,7 @@ def main(
     with reusing():
         ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
         spec, examples = executor_of(ablation, executor, workers), ablation.examples
-        if (search := judging.search_of(ablation.table)) is not None:
+        if (search := settings.search_of(ablation.table)) is not None:
             search.check()
         quality = [t.config for t in examples if t.kind == "quality" and t.seed == examples[0].seed]
         for config in quality:  # other seeds differ only in the seed
@@ -187,7 +187,7 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
     trials = generations.refresh(store, ablation := with_proposals(store, ablation))
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
     missing = list({r.key: r for r in trials if not r.complete}.values())
-    search = judging.search_of(ablation.table)
+    search = settings.search_of(ablation.table)
     if not missing and (search is None or search.trials <= len(trials)):
         print(f"{ablation.name}: all {len(ablation.trials)} trials are done")
         end_open_sweep(store, ablation.name)
@@ -250,7 +250,7 @@ def work_off(
         ThreadPoolExecutor(executor.slots) as threads,
     ):
         pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
-        pruning = judging.for_worker(ablation.name, ablation.table)
+        pruning = settings.for_worker(ablation.name, ablation.table)
         jobs = Jobs(store, pool, efficiency.device_of(ablation.table), pruning)
         try:
             for group in in_order(needed):

@@ -6,7 +6,7 @@ from dataclasses import fields
 from sana_lab.ablation import samples
 from sana_lab.ablation.samples import AXIS
 from sana_lab.ablation.search import Search
-from sana_lab.ablation.search.judging import direction, pruner_of, rungs_of, watched
+from sana_lab.ablation.search.settings import direction, pruner_of, rungs_of, watched
 from sana_lab.ablation.search.space import SearchSpace
 from sana_lab.config import hashing
 from sana_lab.config.schema import Ablation

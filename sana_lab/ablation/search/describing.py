@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.search import Search
-from sana_lab.ablation.search.judging import pruner_of, rungs_of, search_of
 from sana_lab.ablation.search.notes import best_word
+from sana_lab.ablation.search.settings import pruner_of, rungs_of, search_of
 from sana_lab.ablation.trials import keys_of
 from sana_lab.config.schema import Range
 

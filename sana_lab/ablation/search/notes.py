@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from sana_lab.ablation.record import PRUNED, TrialRecord
 from sana_lab.ablation.search import Search
-from sana_lab.ablation.search.judging import direction, pruner_of, search_of
+from sana_lab.ablation.search.settings import direction, pruner_of, search_of
 from sana_lab.config.schema import Ablation
 from sana_lab.report.columns import column
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.search import Observation, Search, Values
-from sana_lab.ablation.search.judging import direction, pruner_of, search_of, values_at_rungs
+from sana_lab.ablation.search.judging import values_at_rungs
+from sana_lab.ablation.search.settings import direction, pruner_of, search_of
 from sana_lab.ablation.search.space import SearchSpace
 from sana_lab.ablation.trials import records
 from sana_lab.config.schema import Trial
