@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.commands import arguments as lab
-from sana_lab.commands import examples
+from sana_lab.commands import examples, sampling
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
 
@@ -44,28 +44,6 @@ def _train(options: Namespace) -> None:
     from sana_lab.training import command
 
     command.main(options.experiment, options.overrides, options.dry_run, Evaluation(), options.more)
-
-
-def _sample_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="text to generate an image from")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write DIR/*.png to")
-    parser.add_argument(
-        "--model", default="shapes_sana", metavar="EXPERIMENT", help="trained experiment, file, folder or hub id "
-        "(shapes_sana)"
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise; image i uses (seed, i) (0)")
-    parser.add_argument("--size", type=int, help="pixels a side (the training size)")
-    parser.add_argument("--negative", default="", metavar="TEXT", help="negative prompt for guidance")
-    parser.add_argument("--variant", metavar="NAME", help="variant of a diffusers folder's files, such as fp16")
-    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
-    parser.add_argument("--lora", metavar="FILE", help="LoRA of the DiT to add, in diffusers' layout")
-    parser.add_argument("--lora-scale", type=float, default=1.0, metavar="X", help="strength of the LoRA (1)")
-
-
-def _sample(options: Namespace) -> None:
-    from sana_lab import api
-
-    api.main(options)
 
 
 def _eval_arguments(parser: ArgumentParser) -> None:
@@ -354,7 +332,7 @@ def _ui(options: Namespace) -> None:
 VERBS: dict[str, Verb] = {
     "train": Verb("train an experiment, or resume it", _train_arguments, _train),
     "cache": Verb("encode an experiment's data before training, or check them", lab.cache_arguments, lab.cache_verb),
-    "sample": Verb("generate images from prompts", _sample_arguments, _sample),
+    "sample": Verb("generate images from prompts", sampling.sample_arguments, sampling.sample_verb),
     "eval": Verb(
         "measure quality of an experiment, a diffusers pipeline or a folder of images", _eval_arguments, _eval
     ),

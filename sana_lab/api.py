@@ -17,6 +17,7 @@ from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import advise_on_out_of_memory
 from sana_lab.costs.too_large import check_pixels
+from sana_lab.diffusion.regions import Fixed
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
 from sana_lab.pretrained import loading, lora
@@ -81,7 +82,7 @@ def main(options: argparse.Namespace) -> None:
     if blank := [p for p in options.prompts if not p.strip()]:
         raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
     check_folder(options.out)
-    system = load(options.model, options.set, options.variant)
+    system = load(options.model, [*sampling_overrides(options), *options.set], options.variant)
     if isinstance(system, TextToImage):
         if options.lora is not None:
             lora.merge(system.dit, options.lora, options.lora_scale)
@@ -95,6 +96,20 @@ def main(options: argparse.Namespace) -> None:
         about = {"prompt": prompt, "model": options.model, **noise, "negative": options.negative}
         about |= {"lora": options.lora, "lora_scale": options.lora_scale} if options.lora else {}
         print(write(options.out, image, {**about, "sampling": stored_settings(system)}))
+
+
+def sampling_overrides(options: argparse.Namespace) -> list[str]:
+    """`--region`, `--best-of` and `--by` as overrides of `sampling`. SpecError for regions that cannot be, and for one
+    of the last two without the other."""
+    overrides = []
+    if options.region:
+        Fixed(options.region)
+        overrides += [f"sampling.regions={json.dumps({'name': 'fixed', 'regions': options.region})}"]
+    if (options.best_of is None) != (options.by is None):
+        raise SpecError("--best-of and --by belong together; expected both, such as --best-of 4 --by clip_shapes")
+    if options.best_of is not None:
+        overrides += [f"sampling.best_of={options.best_of}", f"sampling.best_by={options.by}"]
+    return overrides
 
 
 def memory_advice(system: TextToImage, size: int | None, batch: int, batch_option: str) -> list[str]:

@@ -249,9 +249,15 @@ def notes(
     is_guided = reads_null(dit, sampling.guidance)
     solver = sampling.solver if isinstance(sampling.solver, str) else sampling.solver["name"]
     how = "all timed" if measured_steps is None else f"median of {measured_steps} evaluations times {evaluations}"
-    rows = "one batched forward of 2 B each" if is_guided else "without guidance"
+    rows = (
+        "without guidance" if not is_guided and not sampling.pag else f"one batched forward of {_rows(dit, sampling)}"
+    )
     if is_guided and sampling.guidance_interval is not None:
-        rows = "one batched forward of 2 B each from t {} to {}, of B elsewhere".format(*sampling.guidance_interval)
+        low, high = sampling.guidance_interval
+        rows += f" each from t {low} to {high}, of {'2 B' if sampling.pag else 'B'} elsewhere"
+    elif is_guided or sampling.pag:
+        rows += " each"
+    rows += f"; {sampling.best_of} candidates of each image, the choice not timed" * (sampling.best_of > 1)
     cached = [] if sampling.cache is None else ["blocks_computed: share of the blocks' rows that one image's steps ran"]
     whole = "timed as a whole" if measured_steps is None else "the sum of the stages"
     return [
@@ -329,6 +335,12 @@ def _peer_batch_trial(peer: Peer, settings: PeerSettings, prompts: Sequence[str]
     return BatchTrial(batch, time_peer(peer, settings, texts)[:3], memory, settings.energy(peer, texts))
 
 
+def _rows(dit: Dit, sampling: Sampling) -> str:
+    """Rows of one forward for B images: the prompts', the null texts' and the perturbed ones."""
+    rows = sampling.best_of * (1 + reads_null(dit, sampling.guidance) + (sampling.pag > 0))
+    return "B" if rows == 1 else f"{rows} B"
+
+
 def _shortfall(device: torch.device) -> Callable[[BatchTrial], str | None]:
     """Memory check before a batch on the host; none on a GPU, whose allocator raises."""
     return host_shortfall if device.type == "cpu" else lambda trial: None
@@ -367,7 +379,7 @@ def _settings(system: "TextToImage", timer: StageTimer, gpu: NvmlDevice | None, 
         "driver_missing": no_gpu or None,
         "sampling": asdict(timer.sampling),
         "evaluations": sum(timer.evaluations.values()),
-        "rows_a_forward": "2 B" if reads_null(system.dit, timer.sampling.guidance) else "B",
+        "rows_a_forward": _rows(system.dit, timer.sampling),
         "inside": "tokenizing, text encoder, denoiser, decoder to floats; not: rounding to 8 bits, copying to the host",
         "warmup": timer.warmup,
         "repeats": timer.repeats,

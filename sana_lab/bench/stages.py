@@ -14,15 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from sana_lab.bench.record import COMPONENTS, Latency, sum_of_first
+from sana_lab.config.specs import build
 from sana_lab.costs.flops import count_macs
 from sana_lab.costs.live_memory import Memory, module_tensors, peak_memory
 from sana_lab.costs.nvml import NvmlDevice
 from sana_lab.costs.timing import Call, Energy, Samples, clock_for, collect_samples, energy_per_call
 from sana_lab.diffusion import Process
 from sana_lab.diffusion.guidance import reads_null, within
+from sana_lab.diffusion.regional import Encoded
 from sana_lab.diffusion.sampling import NoiseStreams, Sampling
 from sana_lab.diffusion.solvers import at
-from sana_lab.types import Time, Velocity, as_time
+from sana_lab.systems import best_of
+from sana_lab.types import Text, Time, Velocity, as_time
+
+Encodings = tuple[Text, Any, Encoded | None]
+"""Features of the prompts, of the empty prompt (None if no guidance reads it), and of the regions' prompts."""
 
 if TYPE_CHECKING:
     from sana_lab.systems.text2image import TextToImage
@@ -99,24 +105,28 @@ def eval_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
 def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int, prompts: Sequence[str]) -> StageCalls:
     """All calls that are timed, on fixed random noise; prompts repeat to fill the batch."""
     parameter = next(system.dit.parameters())
-    shape = (batch, *system.latent_shape(size))
+    rows = batch * sampling.best_of  # candidates of an image are sampled together
+    shape = (rows, *system.latent_shape(size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(parameter)
     texts, half = list(islice(cycle(prompts), batch)), torch.full((batch,), 0.5).to(parameter)
+    texts = best_of.repeated(texts, sampling.best_of)
 
-    is_guided, fresh = reads_null(system.dit, sampling.guidance), NoiseStreams(shape[1:], 1, range(batch))
+    is_guided, fresh = reads_null(system.dit, sampling.guidance), NoiseStreams(shape[1:], 1, range(rows))
 
-    def text() -> tuple[Any, Any]:
+    def text() -> Encodings:
         system.text_encoder.clear_cache()
         caption = system.text_encoder(texts)
-        return caption, system.text_encoder.negative([""], caption) if is_guided else None
+        null = system.text_encoder.negative([""], caption) if is_guided else None
+        return caption, null, system.encoded_regions(texts, sampling, shape[2:])
 
-    def prepare(pair: tuple[Any, Any], how: Sampling = sampling) -> Velocity:
-        return system.velocity(*pair, how)
+    def prepare(encodings: Encodings, how: Sampling = sampling) -> Velocity:
+        caption, null, regions = encodings
+        return system.velocity(caption, null, how, regions=regions)
 
-    def denoise(pair: tuple[Any, Any], how: Sampling) -> Tensor:
-        return how.run(prepare(pair, how), noise, system.flow, fresh)
+    def denoise(encodings: Encodings, how: Sampling) -> Tensor:
+        return how.run(prepare(encodings, how), noise, system.flow, fresh)
 
-    encoded: list[tuple[Any, Any]] = []
+    encoded: list[Encodings] = []
     first = collect_samples({"": lambda: encoded.append(text())}, 0, 1, system.device)[""]
     pair = encoded[0]
     velocity, eager = prepare(pair), prepare(pair, replace(sampling, graph="never"))
@@ -125,7 +135,7 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
         prepare=lambda: prepare(pair),
         step=lambda t: velocity(noise, at(t, noise)),
         eager_step=lambda t: eager(noise, at(t, noise)),
-        forward=lambda: system.dit.without_guidance(noise, half, pair[0]),
+        forward=lambda: system.dit.without_guidance(noise[:batch], half, Text(*(x[:batch] for x in pair[0]))),
         denoise=lambda how: denoise(pair, how),
         decode=lambda: system.autoencoder.decode(noise),
         image=lambda: system.autoencoder.decode(denoise(text(), sampling)),
@@ -139,15 +149,16 @@ def stage_calls(system: "TextToImage", sampling: Sampling, size: int, batch: int
 def evaluation_times(sampling: Sampling, flow: Process) -> dict[Time, int]:
     """Representative times t of the solver's velocity evaluations, with the number of evaluations of equal cost.
 
-    One time represents all; with a guidance interval, one inside and one outside.
+    One time represents all; with a guidance interval, one inside and one outside; with regions, one while they are
+    bound and one after that.
     """
     times = [*map(as_time, sampling.network_times(flow).tolist())]
-    if sampling.guidance == 1 or sampling.guidance_interval is None:
-        return {times[0]: len(times)}
-    groups = [
-        [t for t in times if within(sampling.guidance_interval, start_of(t)) is inside] for inside in (True, False)
-    ]
-    return {group[0]: len(group) for group in groups if group}
+    interval = None if sampling.guidance == 1 else sampling.guidance_interval
+    bound = round(build("regions", sampling.regions).hard * len(times)) if sampling.regions is not None else 0
+    groups: dict[tuple[bool, bool], list[Time]] = {}
+    for i, t in enumerate(times):
+        groups.setdefault((interval is None or within(interval, start_of(t)), i < bound), []).append(t)
+    return {group[0]: len(group) for group in groups.values()}
 
 
 def start_of(time: Time) -> float:

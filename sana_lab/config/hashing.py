@@ -39,7 +39,7 @@ def experiment_hash(config: Config) -> str:
 
 def trial_hash(trial: Trial) -> str:
     """The name of a finished trial: 16 hex digits over what was trained, and how it was sampled and evaluated."""
-    sampling = _without_later(SamplingOptions, trial.config["sampling"])
+    sampling = _sampled_by(trial.config["sampling"])
     evaluation = _evaluated_by(trial.config["eval"])
     prompts = trial.config["prompts"]
     model = experiment_hash(trial.config)
@@ -72,7 +72,7 @@ def _implied(trial: Trial) -> Config:
 def points_hash(config: Config) -> str:
     """What the points of a training's curves depend on beside the training: sampling, measures, number of images."""
     evaluation = {k: v for k, v in _evaluated_by(config["eval"]).items() if not k.startswith(NOT_OF_POINTS)}
-    sampling = _without_later(SamplingOptions, config["sampling"])
+    sampling = _sampled_by(config["sampling"])
     return _digest({"sampling": sampling, "eval": evaluation, "images": config["eval"]["at_images"]})
 
 
@@ -152,7 +152,13 @@ def _existing(text: str) -> Path | None:
         return None
 
 
-# what evaluates
+# what samples and evaluates
+
+
+def _sampled_by(options: Config) -> Config:
+    """Sampling options, with the contents of what a measure that chooses images, or a rule of regions, names."""
+    schema, hashed = specs.fields(SamplingOptions), _without_later(SamplingOptions, options)
+    return {k: _measured_with(schema[k], v) if k in ("best_by", "regions") else v for k, v in hashed.items()}
 
 
 def _evaluated_by(options: Config) -> Config:

@@ -40,6 +40,10 @@ TABLE: dict[str, dict[str, str]] = {
         "first_block": "sana_lab.diffusion.step_cache:FirstBlockCache",
         "tea": "sana_lab.diffusion.step_cache:TeaCache",
     },
+    "regions": {
+        "fixed": "sana_lab.diffusion.regions:Fixed",
+        "relations": "sana_lab.evaluation.geneval.regions:Relations",
+    },
     "optimizer": {
         "adamw": "torch.optim:AdamW",
         "adam": "torch.optim:Adam",
@@ -145,6 +149,7 @@ KINDS: dict[str, str] = {
     "text_encoder": "prompts to features",
     "solver": "ODE solver that samples",
     "cache": "reuse of the blocks between steps of sampling, an approximation (`sampling.cache`)",
+    "regions": "regions of a picture with prompts of their own (`sampling.regions`)",
     "optimizer": "optimiser that trains",
     "adapter": "small modules that train in place of the DiT's weights",
     "method": "training method beside the objective: loss terms, modules, token routing",
@@ -172,6 +177,7 @@ BASES: dict[str, str] = {
     "autoencoder": "sana_lab.models.autoencoders:Autoencoder",
     "text_encoder": "sana_lab.models.text:TextEncoder",
     "cache": "sana_lab.diffusion.step_cache:StepCache",
+    "regions": "sana_lab.diffusion.regions:Regions",
     "optimizer": "torch.optim:Optimizer",
     "adapter": "sana_lab.systems.adapters:Adapter",
     "method": "sana_lab.methods:Method",

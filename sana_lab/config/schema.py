@@ -125,6 +125,18 @@ class SamplingOptions:
     quantize_rank: Annotated[Number | None, AsBefore(None)] = None
     # Reuse of the blocks of an earlier step where they would change little: an approximation; null computes all.
     cache: Annotated[Spec | None, "cache", AsBefore(None)] = None
+    # Scale of perturbed-attention guidance (arXiv 2403.17377), beside that of the null text; 0 is none. It takes one
+    # more row of the denoiser for each image.
+    pag: Annotated[Nonnegative, AsBefore(0.0)] = 0.0
+    # Blocks, from 0 on, whose self-attention is the identity in the perturbed rows of `pag`; null is the middle one.
+    pag_layers: Annotated[list[Number] | None, AsBefore(None)] = None
+    # Regions of the picture with prompts of their own: how they are chosen, and how strictly they hold; null is none.
+    regions: Annotated[Spec | None, "regions", AsBefore(None)] = None
+    # Images sampled for each prompt, from different noise, of which the best by `best_by` is returned.
+    best_of: Annotated[Count, AsBefore(1)] = 1
+    # Measure that scores the candidates of `best_of`, such as clip_shapes. With the measure that judges the result it
+    # is an oracle: an upper bound, and no method.
+    best_by: Annotated[Spec | None, "measure", AsBefore(None)] = None
     offload: Annotated[bool, RUNTIME] = False  # each network is on the device only while it works; same result
     # Replay of denoiser steps as CUDA graphs: auto if possible, always is an error if impossible.
     graph: Annotated[Literal["auto", "never", "always"], RUNTIME] = "auto"

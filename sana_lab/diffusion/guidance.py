@@ -1,10 +1,11 @@
-"""Classifier-free guidance (arXiv 2207.12598) in one batched forward."""
+"""Classifier-free guidance (arXiv 2207.12598) and perturbed-attention guidance in one batched forward."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from sana_lab.diffusion.perturbed_attention import Perturbation
 from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Text, Velocity
 
@@ -23,20 +24,25 @@ def guided(
     interval: tuple[float, float] | None = None,
     times: Tensor | None = None,
     bind: Bind = lambda model: model,
+    pag: Perturbation | None = None,
+    refine: Callable[[SamplingDit], SamplingDit] = lambda model: model,
 ) -> Velocity:
     """Guided velocity for captions (B, L, D) and a null text (1 or B rows), in the dtype of the latents.
 
     With scale 1, and at times outside `interval` (inclusive; arXiv 2404.07724), only the conditional half is evaluated.
     `times` (M,) are the sampling times known in advance, for precomputing time-dependent values. A model distilled with
-    guidance reads the scale, and `null` is not used.
+    guidance reads the scale, and `null` is not used. `pag` adds its scale times (text - perturbed), at all times.
+    `refine` changes the denoiser of the captions, before a null text is put beside them.
     """
     check(dit, interval)
     check_times(dit, times)
     model = prepare(dit, text, times, scale if dit.distilled else None)
+    model = refine(model if pag is None else pag.before(model))
+    perturbed = 0.0 if pag is None else pag.scale
     if not reads_null(dit, scale):
-        return bind(model)
-    both = classifier_free(bind(model.beside(prepare(dit, null))), scale)
-    return both if interval is None else switch(interval, both, bind(model))
+        return combined(bind(model), None, perturbed)
+    both = combined(bind(model.beside(prepare(dit, null))), scale, perturbed)
+    return both if interval is None else switch(interval, both, combined(bind(model), None, perturbed))
 
 
 def reads_null(dit: Dit, scale: float) -> bool:
@@ -62,14 +68,19 @@ def check_times(dit: Dit, times: Tensor | None) -> None:
         )
 
 
-def classifier_free(model: Velocity, scale: float) -> Velocity:
-    """null + scale (text - null), from a model whose batch is the captions followed by as many null texts."""
+def combined(model: Velocity, scale: float | None, pag: float = 0.0) -> Velocity:
+    """null + scale (text - null) + pag (text - perturbed), from a model whose batch is the perturbed captions (if pag
+    is not 0), the captions, and as many null texts (if there is a scale; else text + pag (text - perturbed))."""
+    copies = 1 + (pag != 0) + (scale is not None)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        text, null = model(torch.cat([x, x]), torch.cat([t, t])).chunk(2)
-        return null + scale * (text - null)
+        rows = list(model(torch.cat([x] * copies), torch.cat([t] * copies)).chunk(copies))
+        null = rows.pop() if scale is not None else None
+        text = rows.pop()
+        out = text if null is None or scale is None else null + scale * (text - null)
+        return out + pag * (text - rows[0]) if rows else out
 
-    return velocity
+    return model if copies == 1 else velocity
 
 
 def switch(interval: tuple[float, float], inside: Velocity, outside: Velocity) -> Velocity:

@@ -11,6 +11,7 @@ from sana_lab.config.schema import SamplingOptions
 from sana_lab.config.specs import SpecError, build, find, name_of, resolve
 from sana_lab.diffusion import FreshNoise, Process, scm
 from sana_lab.diffusion.ddpm import Ddpm
+from sana_lab.diffusion.perturbed_attention import Perturbation
 from sana_lab.types import Velocity
 
 ROUNDING_SOLVERS = ("dpmpp", "unipc")
@@ -36,6 +37,31 @@ class Sampling(SamplingOptions):
                 "sampling.graph is 'always', and sampling.cache chooses in each step which blocks run, which no CUDA "
                 "graph does; expected graph auto or never, or cache null"
             )
+
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """ValueError for options that exclude each other, and for regions and measures that cannot be."""
+        if self.regions is not None:
+            build("regions", self.regions)  # errors in the regions themselves
+            if self.cache is not None or self.graph == "always":
+                given, expected = ("cache", "null") if self.cache is not None else ("graph", "auto or never")
+                raise ValueError(
+                    f"sampling.{given} is set, and sampling.regions changes from step to step what the denoiser reads; "
+                    f"expected {given} {expected}, or regions null"
+                )
+        if self.pag_layers is not None and not self.pag:
+            raise ValueError(f"pag_layers is {self.pag_layers}, and pag is 0; expected pag above 0, such as 3")
+        if (self.best_of > 1) != (self.best_by is not None):
+            raise ValueError(
+                f"best_of is {self.best_of} and best_by is {self.best_by}; expected both, such as best_of 4 and "
+                "best_by clip_shapes, or best_of 1 and best_by null"
+            )
+
+    @property
+    def perturbation(self) -> Perturbation | None:
+        """Perturbed-attention guidance; None if its scale is 0."""
+        return Perturbation(self.pag, self.pag_layers) if self.pag else None
 
     def run(self, model: Velocity, noise: Tensor, process: Process, fresh: FreshNoise | None = None) -> Tensor:
         """Integrate from noise (B, C, h, w) to latents with a (guided) network's prediction.
@@ -146,10 +172,11 @@ def noise_like(shape: Sequence[int], seed: int, indices: Sequence[int]) -> Tenso
 
 class NoiseStreams:
     """Gaussian noise of a batch of images, other values at each call; that of image i depends only on (seed,
-    indices[i]) and on the number of calls before."""
+    indices[i]) and on the number of calls before. An index may be several numbers."""
 
-    def __init__(self, shape: Sequence[int], seed: int, indices: Sequence[int]) -> None:
-        self.shape, self.generators = tuple(shape), [generator(seed, i) for i in indices]
+    def __init__(self, shape: Sequence[int], seed: int, indices: Sequence[int | tuple[int, ...]]) -> None:
+        keys = ((i,) if isinstance(i, int) else i for i in indices)
+        self.shape, self.generators = tuple(shape), [generator(seed, *key) for key in keys]
 
     def __call__(self) -> Tensor:
         """(len(indices), *shape) in float32 on the CPU."""

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from sana_lab.config.specs import SpecError
 from sana_lab.evaluation import distributed
 from sana_lab.intervals import Estimate
 from sana_lab.types import Json
@@ -74,6 +75,17 @@ class Measure(ABC):
     def collect_reference(self, extracted: Any) -> None:
         """Refer to what a process has extracted from real images."""
         self.refer(extracted)
+
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """A score of each image (B, 3, H, W) uint8 for its prompt, of which more is better, for `sampling.best_by`; by
+        default what `extract` gives. SpecError for a measure that scores no single images."""
+        extracted = self.extract(images, [{"prompt": prompt} for prompt in prompts])
+        if not isinstance(extracted, list) or not all(isinstance(x, int | float) for x in extracted):
+            raise SpecError(
+                f"best_by is {type(self).__name__}, which scores no single images; expected a measure that does, such "
+                "as clip_shapes, exact_shapes, geneval, clip_score, image_reward or hps"
+            )
+        return [float(x) for x in extracted]
 
     @abstractmethod
     def report(self) -> Report:

@@ -115,6 +115,9 @@ class System(L.LightningModule, ABC):
         """The report of `sana-lab eval` on the trained system. SpecError for a system without an evaluation."""
         raise SpecError(f"system {type(self).__name__} has no method `evaluate`, so there is nothing to measure of it")
 
+    def check_sampling(self, experiment: Config) -> None:
+        """SpecError for sampling options of an experiment that do not fit the networks or the size of its data."""
+
     def evaluate_in_training(self, evaluator: Evaluator) -> Config:
         """The report at a point of the training, whose networks stay where and as they are; else as `evaluate`."""
         return self.evaluate(evaluator)

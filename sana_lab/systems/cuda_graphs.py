@@ -130,7 +130,7 @@ class Bound:
     def __init__(self, graphs: Graphs, mode: Mode, model: SamplingDit) -> None:
         self.graphs, self.model, self.strict = graphs, model, mode == "always"
         self.padded = model.padded(bucket(model.length))
-        self.key = (id(model.dit), layout(self.padded.tensors), addresses(model.dit))
+        self.key = (id(model.dit), model.variant, layout(self.padded.tensors), addresses(model.dit))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from sana_lab.costs.allocator import return_freed_memory
 from sana_lab.costs.out_of_memory import describe_out_of_memory
 from sana_lab.diffusion import Prediction, Process, Weighting, guidance
 from sana_lab.diffusion.guidance import Bind, guided, reads_null
+from sana_lab.diffusion.regional import Encoded, RegionPlan, plan, regional
+from sana_lab.diffusion.regions import Regions
 from sana_lab.diffusion.sampling import NoiseStreams, Sampling, check_finite, check_request, generator
 from sana_lab.diffusion.step_cache import CachedSteps
 from sana_lab.models.autoencoders import Autoencoder
@@ -25,7 +27,7 @@ from sana_lab.models.dit import Dit
 from sana_lab.models.layers import dtype_of
 from sana_lab.models.text import TextEncoder
 from sana_lab.ops.transfer import to_device
-from sana_lab.systems import Evaluator, System
+from sana_lab.systems import Evaluator, System, best_of
 from sana_lab.systems.cuda_graphs import Graphs
 from sana_lab.systems.ema import Average
 from sana_lab.systems.losses import TRAIN, Objective, check_draws, process, validate
@@ -168,6 +170,14 @@ class TextToImage(System):
 
     # Sampling
 
+    def check_sampling(self, experiment: Config) -> None:
+        sampling = Sampling(**experiment["sampling"])
+        if sampling.perturbation is not None and self.dit.width is not None:
+            sampling.perturbation.check(self.dit)
+        if sampling.regions is not None:
+            latent = self.latent_shape(image_size(experiment["data"]))
+            self.plan(experiment["prompts"] or [""], sampling, latent[1:])
+
     def prepare_for_sampling(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
         """Quantise the denoiser in place, and move the networks to the device or set up offload; the system itself."""
         quantize(self.dit, sampling.precision, self._activations(sampling))
@@ -213,12 +223,42 @@ class TextToImage(System):
         dit = quantized(self.dit, sampling.precision, self._activations(sampling))
         guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work
-        parts = [slice(i, i + batch) for i in range(0, len(prompts), batch)]
-        images = [
-            self._sample_batch(prompts[p], negatives[p], NoiseStreams(shape, seed, indices[p]), sampling, dit)
-            for p in parts
-        ]
-        return torch.cat(images)
+        self.plan(prompts, sampling, shape[1:])
+        together = max(1, batch // sampling.best_of)
+        parts = [slice(i, i + together) for i in range(0, len(prompts), together)]
+        return torch.cat(
+            [self._sample_best(prompts[p], negatives[p], shape, seed, indices[p], sampling, dit) for p in parts]
+        )
+
+    def _sample_best(
+        self,
+        prompts: Sequence[str],
+        negatives: Sequence[str],
+        shape: tuple[int, int, int],
+        seed: Seed,
+        indices: Sequence[int],
+        sampling: Sampling,
+        dit: Dit,
+    ) -> Tensor:
+        """One image of each prompt: the best of `sampling.best_of` candidates."""
+        count = sampling.best_of
+        texts, others = (best_of.repeated(t, count) for t in (prompts, negatives))
+        streams = NoiseStreams(shape, seed, best_of.candidates(indices, count))
+        images = self._sample_batch(texts, others, streams, sampling, dit)
+        return images if sampling.best_by is None else best_of.best(images, prompts, sampling.best_by)
+
+    def plan(self, prompts: Sequence[str], sampling: Sampling, latent: Sequence[int]) -> RegionPlan | None:
+        """The regions of these prompts' pictures of (h, w) latents; None if there are none. SpecError for regions that
+        do not fit."""
+        if sampling.regions is None:
+            return None
+        patch = self.dit.patch
+        return plan(specs.build("regions", sampling.regions), prompts, (latent[0] // patch, latent[1] // patch))
+
+    def encoded_regions(self, prompts: Sequence[str], sampling: Sampling, latent: Sequence[int]) -> Encoded | None:
+        """The same with the features of the regions' prompts."""
+        chosen = self.plan(prompts, sampling, latent)
+        return None if chosen is None else Encoded(chosen, self.text_encoder(chosen.prompts))
 
     def latent_shape(self, size: int | tuple[int, int]) -> tuple[int, int, int]:
         """(channels, h, w) of images of `size`; ValueError if it is not a multiple of downsampling x patch."""
@@ -246,17 +286,24 @@ class TextToImage(System):
                 if not reads_null(dit, sampling.guidance)
                 else self.text_encoder.negative([*{*negatives}] if len({*negatives}) == 1 else negatives, text)
             )
+            regions = self.encoded_regions(prompts, sampling, noise.shape[2:])
         with self._active(dit, f"denoising {self._describe(noise)}"):
-            velocity = self.velocity(text, null, sampling, dit)
+            velocity = self.velocity(text, null, sampling, dit, regions)
             latents = check_finite(sampling.run(velocity, noise, self.flow, fresh), dtype_of(dit))
         with self._active(self.autoencoder, f"decoding {self._describe(noise)}"):
             return self.pixels(latents)
 
-    def velocity(self, text: Text, null: Text, sampling: Sampling, dit: Dit | None = None) -> Velocity:
+    def velocity(
+        self, text: Text, null: Text, sampling: Sampling, dit: Dit | None = None, regions: Encoded | None = None
+    ) -> Velocity:
         """The guided velocity for one batch of prompts, of the system's denoiser or of another."""
         dit = self.dit if dit is None else dit
-        times = sampling.network_times(self.flow)
-        return guided(dit, text, null, sampling.guidance, sampling.guidance_interval, times, self._bind(sampling, dit))
+        how: dict[str, Any] = {"interval": sampling.guidance_interval, "pag": sampling.perturbation}
+        how |= {"times": sampling.network_times(self.flow), "scale": sampling.guidance}
+        if regions is None:
+            return guided(dit, text, null, bind=self._bind(sampling, dit), **how)
+        rule: Regions = specs.build("regions", sampling.regions)
+        return regional(partial(guided, dit, **how), text, null, regions, rule, how["times"], dit.patch)
 
     def _bind(self, sampling: Sampling, dit: Dit) -> Bind:
         """Wrapper of the denoiser's steps: a step cache, CUDA graphs (of weights at fixed addresses), or none."""

@@ -62,6 +62,7 @@ def check(experiment: schema.Config) -> System:
     check_budget(experiment, system, count)
     if system.part("autoencoder") is not None or system.part("dit") is not None:
         check_sizes(experiment, system)
+    system.check_sampling(experiment)
     contracts.check_guests(experiment)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sana_lab.bench.bench import bench
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
+from sana_lab.diffusion.perturbed_attention import Perturbation
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.models.dit import Dit
 from sana_lab.systems.cuda_graphs import BUCKETS, MAX_GRAPHS, GraphFailed, Graphs, bucket
@@ -332,3 +333,23 @@ def test_cuda_graphs_give_the_steps_and_wait_for_nothing(dit: Dit, dtype: torch.
         made, expected = run(prompts, {"bind": partial(graphs.velocity, "always")}), run(prompts, {})
         assert tiny.error(made, expected) <= (1e-5 if dtype == torch.float32 else 2e-2)
     assert 0 < len(graphs.recorded) <= MAX_GRAPHS
+
+
+@torch.no_grad()
+def test_steps_of_perturbed_attention_are_recorded_apart():
+    """The perturbed rows and the captions have the layout of captions and a negative prompt, and other values."""
+    dit, text, null = (
+        tiny.dit(depth=2),
+        tiny.caption([4, 4], dtype=torch.float32),
+        tiny.caption([4, 4], 3, dtype=torch.float32),
+    )
+    graphs, x, t = Graphs(Recorder()), tiny.latents(dtype=torch.float32), torch.full((2,), 0.5)
+    bind = partial(graphs.velocity, "always")
+    for options in (
+        {"scale": 3.0},
+        {"scale": 1.0, "pag": Perturbation(2.0)},
+        {"scale": 1.0, "pag": Perturbation(2.0, [0])},
+    ):
+        eager, replayed = guided(dit, text, null, **options), guided(dit, text, null, **options, bind=bind)
+        assert tiny.error(replayed(x, t), eager(x, t)) < 1e-6
+    assert len(graphs.recorded) == 3

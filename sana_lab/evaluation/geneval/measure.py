@@ -58,6 +58,13 @@ class GenEval(Measure):
         pairs = zip(images, rows, strict=True)
         return [rule.verdict(image, self.match(row)[1], self.detector, classify) for image, row in pairs]
 
+    def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+        """1 for an image that satisfies its row, else 0; the rows of all prompts that the detector has words for."""
+        classify = self.colors.classify if self.colors else None
+        rows = [self.verdicts.row_of(prompt, self.detector.labels) for prompt in prompts]
+        pairs = zip(images, rows, strict=True)
+        return [float(rule.verdict(image, row, self.detector, classify)[0]) for image, row in pairs]
+
     def collect(self, extracted: list[tuple[bool, str]], rows: Sequence[Json]) -> None:
         for verdict, row in zip(extracted, rows, strict=True):
             i, own_row = self.match(row)

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,6 +158,29 @@ def generated(generate: Callable[[int], Sequence[Json]], per_task: int, fill: bo
     counts, larger = (Counter(row["tag"] for row in some) for some in (rows, generate(per_task + 1)))
     times = [-(-per_task // counts[row["tag"]]) if fill else 1 for row in rows]
     return Benchmark(rows, times, frozenset(tag for tag, n in counts.items() if larger[tag] == n))
+
+
+MAX_ROWS = 2000
+"""Rows of each task among which `row_of` looks; all rows of the embedded world are (1,080 of `color_attr`)."""
+
+PREFIX = "a photo of "
+
+
+def row_of(prompt: str, classes: Sequence[str]) -> Json:
+    """The row of a prompt about these classes, with or without "a photo of". SpecError for one that is none."""
+    rows = _rows_by_prompt(tuple(classes))
+    for text in (prompt, PREFIX + prompt):
+        if text in rows:
+            return rows[text]
+    raise SpecError(
+        f"{prompt!r} is none of GenEval's prompts, whose rule judges; expected one of its forms, such as 'a red "
+        f"{classes[0]}', or a measure that reads any text, such as clip_score or clip_shapes"
+    )
+
+
+@cache
+def _rows_by_prompt(classes: tuple[str, ...]) -> dict[str, Json]:
+    return {row["prompt"]: row for row in prompts(MAX_ROWS, classes=classes)}
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sana_lab.evaluation import Report
 from sana_lab.evaluation.geneval import summary
-from sana_lab.evaluation.geneval.prompts import Benchmark, lacks_exclude, rows_sha256
+from sana_lab.evaluation.geneval.prompts import Benchmark, lacks_exclude, row_of, rows_sha256
 from sana_lab.evaluation.per_prompt import Coverage
 from sana_lab.intervals import Estimate, clustered_share, wilson
 from sana_lab.types import Json
@@ -33,6 +33,11 @@ class Verdicts:
                 "bug of SANA's script); give whole metadata, or set allow_missing_exclude for a column of its own"
             )
         return i, row
+
+    def row_of(self, prompt: str, classes: Sequence[str]) -> Json:
+        """The benchmark's row with this prompt, or another row about these classes. SpecError if there is none."""
+        i = self.coverage.indices.get(prompt)
+        return row_of(prompt, classes) if i is None else self.rows[i]
 
     def add(self, index: int, correct: bool, reason: str) -> None:
         """Append the verdict on one image of row `index`."""

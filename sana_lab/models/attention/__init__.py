@@ -23,6 +23,9 @@ class Mixer(nn.Module, ABC):
 
     order: int = 0  # blocks below with a mixer of the same class; scans choose their direction by it
 
+    has_identity: bool = False
+    """Whether it has `unmixed`."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
@@ -31,12 +34,19 @@ class Mixer(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
 
+    def unmixed(self, x: Tensor) -> Tensor:
+        """The same with the identity in place of the mixing, for perturbed-attention guidance (`sampling.pag`), of a
+        mixer with `has_identity`."""
+        raise NotImplementedError(f"{type(self).__name__} has no identity in place of its mixing")
+
 
 class Attention(Mixer):
     """Self-attention over a grid of tokens; a subclass implements `mix`.
 
     As in SANA: qkv without bias, optional RMSNorm of q and k over the full width, output projection with bias.
     """
+
+    has_identity = True
 
     def __init__(self, dim: int, head_dim: int, qk_norm: bool) -> None:
         super().__init__(dim)
@@ -52,8 +62,19 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
-        qkv = product(self.qkv, x).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
-        return saturated(self.proj(self.mix_fused(qkv).flatten(2))).view_as(x)
+        return self.output(self.mix_fused(self.projected(x)), x)
+
+    def projected(self, x: Tensor) -> Tensor:
+        """Fused projection (B, N, 3, H, D) of tokens (B, h, w, C): q, k and v."""
+        return product(self.qkv, x).flatten(1, 2).unflatten(-1, (3, self.heads, -1))
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """Output projection of mixed values (B, N, H, D), in the shape of tokens x (B, h, w, C)."""
+        return saturated(self.proj(mixed.flatten(2))).view_as(x)
+
+    def unmixed(self, x: Tensor) -> Tensor:
+        """Each token attends to itself alone: its value, projected (PAG, arXiv 2403.17377)."""
+        return self.output(self.projected(x)[:, :, 2], x)
 
     def mix_fused(self, qkv: Tensor) -> Tensor:
         """Norms and `mix` of the projection (B, N, 3, H, D) -> (B, N, H, D); to override where a kernel fuses them."""

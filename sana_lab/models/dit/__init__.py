@@ -1,7 +1,7 @@
 """Interface of the denoisers: `Dit` for training, (x_t, t, text) -> velocity, and `SamplingDit` for sampling."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -12,6 +12,12 @@ from sana_lab.types import Text
 
 BlockCall = Callable[..., Tensor]
 """A block as it is called: tokens (B, h, w, width) and conditions -> tokens."""
+
+Mixing = Callable[[Any, Tensor, int], Tensor]
+"""(self-attention of a block, tokens (B, h, w, width), rows of each copy) -> tokens, in place of the self-attention."""
+
+Reading = Callable[..., Tensor]
+"""(cross-attention of a block, tokens (B, h, w, width), keys, values, mask, constant) -> tokens, in place of it."""
 
 Quantize = Literal["none", "int8", "w8a8", "fp8", "fp8_simulated", "int4_simulated", "nvfp4_simulated"]
 
@@ -106,6 +112,11 @@ class SamplingDit(ABC):
     def length(self) -> int:
         """Tokens of a caption, padding included."""
 
+    @property
+    def variant(self) -> Hashable:
+        """What its step computes otherwise than that of another model with tensors of the same layout."""
+        return None
+
     @abstractmethod
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Copy with a function applied to each of `tensors`."""
@@ -124,10 +135,12 @@ class SamplingDit(ABC):
 
 
 class Blockwise(SamplingDit):
-    """A denoiser whose blocks run in ranges, for step caches (`diffusion.step_cache`). Tokens are (B, h, w, C)."""
+    """A denoiser whose blocks run in ranges, for step caches (`diffusion.step_cache`), and with other attention in some
+    of them. Tokens are (B, h, w, C)."""
 
     copies: int
-    """Rows of an image in a batch: its prompt's, and after all of those its null text's if there is one."""
+    """Rows of an image in a batch: its prompt's, and after all of those its null text's if there is one; `twice` puts
+    another row of the prompt before them."""
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
@@ -144,6 +157,19 @@ class Blockwise(SamplingDit):
     @abstractmethod
     def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         """Tokens after the last block -> velocity (B, C, h, w)."""
+
+    @abstractmethod
+    def twice(self) -> Self:
+        """Copy with all captions twice, the second time after all of the first; before a null text is put beside."""
+
+    @abstractmethod
+    def replacing(self, mixing: Mapping[int, Mixing]) -> Self:
+        """Copy that calls these in place of the self-attention of some blocks, by index."""
+
+    @abstractmethod
+    def also_reading(self, other: Self, owners: Sequence[int], weights: Tensor) -> Self:
+        """Copy of which the picture `owners[i]` also reads row i of the other's captions by cross-attention, at each
+        token with a weight of `weights` (K, h, w, 1) beside 1 - weight of its own caption."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> Self:

@@ -1,7 +1,7 @@
 """SANA's linear diffusion transformer (arXiv 2410.10629, section 2.2)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sana_lab.config.ranges import Depth, Nonnegative, Positive, Real, Width
 from sana_lab.config.specs import PATTERN, RUNTIME, AsBefore, Spec, build
 from sana_lab.models.attention import layers, number
-from sana_lab.models.dit import BlockCall, Dit
+from sana_lab.models.dit import BlockCall, Dit, Reading
 from sana_lab.models.dit.activation_checkpointing import Checkpointing, run
 from sana_lab.models.dit.sana_sampling import SamplingSana, prepare
 from sana_lab.models.layers import (
@@ -51,12 +51,21 @@ class Block(nn.Module):
         self.cross = CrossAttention(dim, cross_heads, cross_norm, eps)
         self.ffn = build("ffn", ffn, dim=dim)
 
-    def forward(self, x: Tensor, six: Tensor, *caption: Tensor | None) -> Tensor:
-        """Tokens (B, h, w, C), AdaLN vectors (B, 6, C), and the caption arguments of `CrossAttention.forward`."""
+    def forward(
+        self,
+        x: Tensor,
+        six: Tensor,
+        *caption: Tensor | None,
+        mixing: Callable[[Any, Tensor], Tensor] | None = None,
+        reading: Reading | None = None,
+    ) -> Tensor:
+        """Tokens (B, h, w, C), AdaLN vectors (B, 6, C), and the caption arguments of `CrossAttention.forward`; `mixing`
+        and `reading` run in place of the two attentions."""
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = six.unbind(1)
-        mixed = self.attention(modulate(x, shift_a, scale_a, backend=self.backend))
+        normed = modulate(x, shift_a, scale_a, backend=self.backend)
+        mixed = self.attention(normed) if mixing is None else mixing(self.attention, normed)
         x = add(x, mixed, gate_a, backend=self.backend)
-        read = self.cross(x, *caption)
+        read = self.cross(x, *caption) if reading is None else reading(self.cross, x, *caption)
         x, normed = add_modulate(x, read, None, shift_f, scale_f, backend=self.backend)
         return add(x, self.ffn(normed), gate_f, backend=self.backend)
 

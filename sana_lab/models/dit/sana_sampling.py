@@ -1,7 +1,8 @@
 """SANA's denoiser for sampling, with captions and known times precomputed."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sana_lab.models.dit import Blockwise
+from sana_lab.models.dit import Blockwise, Mixing, Reading
 from sana_lab.models.layers import unpatch
 from sana_lab.ops.modulate import modulate
 from sana_lab.types import Text, Time, as_time
@@ -33,6 +34,21 @@ class Schedule(NamedTuple):
         return None if row is None else [self.blocks[row], self.head[row]]
 
 
+class AlsoReading(NamedTuple):
+    """Cross-attention in which some rows also read another caption, at some of their tokens."""
+
+    keys: Tensor  # (K, heads, L, D)
+    values: Tensor  # (K, heads, L, D)
+    mask: Tensor | None  # (K, L)
+    rows: Tensor  # (K,) of the batch
+    weights: Tensor  # (K, h, w, 1) of this caption beside the row's own
+
+    def __call__(self, cross: Any, x: Tensor, *caption: Tensor | None) -> Tensor:
+        read = cross(x, *caption)
+        other = cross(x[self.rows], self.keys, self.values, self.mask)
+        return read.index_add(0, self.rows, self.weights * (other - read[self.rows]))
+
+
 @dataclass(frozen=True, eq=False)
 class SamplingSana(Blockwise):
     """`Sana` with the cross-attention keys and values of captions and the AdaLN modulation of known times.
@@ -49,6 +65,8 @@ class SamplingSana(Blockwise):
     constants: list[Tensor] | None = None  # per block (B', C)
     guidance: float | None = None  # scale that a distilled model reads
     copies: int = 1
+    mixing: Mapping[int, Mixing] = field(default_factory=dict)  # block -> in place of its self-attention
+    reading: Sequence[Reading] | None = None  # per block, in place of its cross-attention
 
     def step_inputs(self, t: Tensor) -> Sequence[Tensor]:
         """Modulation (depth, B, 6, C) and time embedding (B, C); one row instead of B if all share a known time."""
@@ -69,9 +87,18 @@ class SamplingSana(Blockwise):
         rows, dit = len(tokens), self.dit
         constants: Sequence[Tensor | None] = self.constants or [None] * len(dit.blocks)
         layers = zip(dit.blocks, inputs[0], self.keys, self.values, constants, strict=True)
-        for block, modulation, k, v, constant in islice(layers, start, stop):
-            tokens = dit.call(block, tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant)
+        for i, (block, modulation, k, v, constant) in islice(enumerate(layers), start, stop):
+            arguments = tokens, modulation.expand(rows, -1, -1), k, v, self.mask, constant
+            others = self._others(i, rows // self.copies)
+            tokens = dit.run(partial(block, **others), *arguments) if others else dit.call(block, *arguments)
         return tokens
+
+    def _others(self, block: int, rows: int) -> dict[str, Callable[..., Tensor]]:
+        """What runs in place of a block's attentions, on so many rows of each copy."""
+        others: dict[str, Callable[..., Tensor]] = {}
+        if block in self.mixing:
+            others["mixing"] = partial(self.mixing[block], rows=rows)
+        return others if self.reading is None else {**others, "reading": self.reading[block]}
 
     def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
         return unpatch(self.dit.head(tokens, inputs[1].expand(len(tokens), -1)), self.dit.patch)
@@ -96,6 +123,24 @@ class SamplingSana(Blockwise):
     def length(self) -> int:
         return self.keys[0].shape[2]
 
+    @property
+    def variant(self) -> Hashable:
+        return (self.copies, *self.mixing.items()) if self.mixing else None
+
+    def twice(self) -> "SamplingSana":
+        return replace(self.map(lambda x: torch.cat([x, x])), copies=2 * self.copies)
+
+    def replacing(self, mixing: Mapping[int, Mixing]) -> "SamplingSana":
+        return replace(self, mixing=mixing)
+
+    def also_reading(self, other: "SamplingSana", owners: Sequence[int], weights: Tensor) -> "SamplingSana":
+        images, keys = len(self.keys[0]) // self.copies, self.keys[0]
+        rows = torch.tensor([copy * images + i for copy in range(self.copies) for i in owners], device=keys.device)
+        weights, every = weights.to(keys).repeat(self.copies, 1, 1, 1), [*range(len(owners))] * self.copies
+        mask = None if other.mask is None else other.mask[every]
+        pairs = zip(other.keys, other.values, strict=True)
+        return replace(self, reading=[AlsoReading(k[every], v[every], mask, rows, weights) for k, v in pairs])
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "SamplingSana":
         return replace(
             self,
@@ -113,17 +158,18 @@ class SamplingSana(Blockwise):
 
     def beside(self, other: "SamplingSana") -> "SamplingSana":
         """Concatenate the other's captions (one for all rows, or as many); one-token captions become constants."""
-        rows, length = len(self.keys[0]), max(self.length, other.length)
+        rows, length = len(self.keys[0]) // self.copies, max(self.length, other.length)
         if other.mask is None and other.length == 1:
             constants = [b.cross.constant(v) for b, v in zip(self.dit.blocks, other.values, strict=True)]
-            return replace(self, constants=[c.expand(rows, -1) for c in constants], copies=2)
+            return replace(self, constants=[c.expand(rows, -1) for c in constants], copies=self.copies + 1)
         keys, values = (
             [torch.cat([_pad(x, length), _pad(y, length).expand(rows, -1, -1, -1)]) for x, y in zip(*pair, strict=True)]
             for pair in ((self.keys, other.keys), (self.values, other.values))
         )
         unmasked = self.mask is None and other.mask is None and self.length == other.length
-        masks = [side._padded_mask(length).expand(rows, -1) for side in (self, other)]
-        return replace(self, keys=keys, values=values, mask=None if unmasked else torch.cat(masks), copies=2)
+        masks = [self._padded_mask(length), other._padded_mask(length).expand(rows, -1)]
+        mask = None if unmasked else torch.cat(masks)
+        return replace(self, keys=keys, values=values, mask=mask, copies=self.copies + 1)
 
     def _padded_mask(self, length: int) -> Tensor:
         full = self.keys[0].new_ones(len(self.keys[0]), self.length, dtype=torch.bool)
