@@ -158,7 +158,7 @@ def evaluation_times(sampling: Sampling, flow: Process) -> dict[Time, int]:
     groups: dict[tuple[bool, bool], list[Time]] = {}
     for i, t in enumerate(times):
         groups.setdefault((interval is None or within(interval, start_of(t)), i < bound), []).append(t)
-    return {group[0]: len(group) for group in groups.values()}
+    return {groups[key][0]: len(groups[key]) for key in sorted(groups, reverse=True)}
 
 
 def start_of(time: Time) -> float:

@@ -63,8 +63,9 @@ def regional(
     if not bound:
         return soft
     hard = binding(guide, text, null, regions, patch, rule.binding == "cropped")
-    until = float(times[:bound].min()) - TIME_TOLERANCE
-    return lambda x, t: (hard if t[0].item() >= until else soft)(x, t)
+    starts = times if times.ndim == 1 else times[:, 0]  # of intervals, where a solver steps by mean velocities
+    until = float(starts[:bound].min()) - TIME_TOLERANCE
+    return lambda x, t: (hard if t.flatten()[0].item() >= until else soft)(x, t)
 
 
 def blended(model: SamplingDit, regions: Encoded, blend: float) -> SamplingDit:
