@@ -1,13 +1,16 @@
 """Classifier-free guidance (arXiv 2207.12598) and perturbed-attention guidance in one batched forward."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sana_lab.diffusion.perturbed_attention import Perturbation
 from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.types import Text, Velocity
+
+if TYPE_CHECKING:
+    from sana_lab.diffusion.perturbed_attention import Perturbation
 
 TIME_TOLERANCE = 1e-6
 """Tolerance for float32 times at the ends of an interval."""
@@ -24,7 +27,7 @@ def guided(
     interval: tuple[float, float] | None = None,
     times: Tensor | None = None,
     bind: Bind = lambda model: model,
-    pag: Perturbation | None = None,
+    pag: "Perturbation | None" = None,
     refine: Callable[[SamplingDit], SamplingDit] = lambda model: model,
 ) -> Velocity:
     """Guided velocity for captions (B, L, D) and a null text (1 or B rows), in the dtype of the latents.
