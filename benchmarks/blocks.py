@@ -31,7 +31,7 @@ def compare(parts: Sequence[Part], whole: Sequence[Part], rounds: int, clock: Cl
     settings, readings = ProbeSettings(torch.device("cpu"), rounds, 1), dict[str, list[float]]()
     time_parts([*parts, *whole], settings, float("inf"), clock, readings)
     sums, wholes = (time_parts(side, settings, 0.0, clock, readings) for side in (parts, whole))
-    table = {}
+    table: Json = {}
     stages = [stage for stage in STAGES if any(part.stage == stage for part in whole)]
     for stage in (*stages, "total"):
         ours, theirs = ([getattr(r, stage) for r in side] for side in (sums, wholes))

@@ -1,6 +1,6 @@
 """A network on the meta device split into units, such as its blocks, and the rest; each can be allocated alone.
 
-The rest runs with units that return zeros of the right shape at once. That run also records the arguments of every
+The rest runs with units that return a tensor of the right shape at once, without writing to it. That run also records the arguments of every
 unit, so that a unit alone gets arguments of the same shapes, with random values.
 """
 
@@ -94,7 +94,7 @@ class Split:
 
     @contextmanager
     def allocate(self, device: torch.device, dtype: torch.dtype) -> Iterator[Call]:
-        """A call of the network whose units return zeros, with random weights of the rest."""
+        """A call of the network whose units return at once, with random weights of the rest."""
         with allocated(self.rest, device, dtype), ExitStack() as stack:
             for unit in self.units:
                 stack.enter_context(_replaced(unit, partial(self._stub, unit, unit.forward)))
@@ -120,10 +120,10 @@ class Split:
         if key in self.recorded:
             self.recorded[key] = self.recorded[key]._replace(calls=self.recorded[key].calls + 1)
         else:
-            templates = tree_map(template, (args, kwargs))
-            self.recorded[key] = Unit(unit, *templates, 1, key)
+            positional, keywords = tree_map(template, (args, kwargs))
+            self.recorded[key] = Unit(unit, positional, keywords, 1, key)
         first = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
-        return tree_map(partial(_zeros, like=first), self.outputs[key])
+        return tree_map(partial(_unwritten, like=first), self.outputs[key])
 
     def _description(self, unit: nn.Module) -> str:
         if id(unit) not in self.descriptions:
@@ -135,12 +135,13 @@ class Split:
 def allocated(modules: Iterable[nn.Module], device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Within the context these modules' own parameters and buffers are on the device, random; then as before.
 
-    Tables of embeddings are zeros, of which the host allocates only what is read.
+    Tables of embeddings are not written, so that the host has memory only for the rows that are read.
     """
     before: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module in modules:
-            for store in (module._parameters, module._buffers):
+            stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for store in stores:
                 for name, value in store.items():
                     if value is not None:
                         before.append((store, name, value))
@@ -188,17 +189,18 @@ def _weight(module: nn.Module, value: Tensor, device: torch.device, dtype: torch
     elif not isinstance(value, nn.Parameter):
         tensor = torch.ones(value.shape, dtype=dtype, device=device)
     elif isinstance(module, nn.Embedding):
-        tensor = torch.zeros(value.shape, dtype=dtype, device=device)
+        tensor = torch.empty(value.shape, dtype=dtype, device=device)
     else:
         tensor = random_tensor(value.shape, device, dtype, WEIGHT_SCALE)
     return nn.Parameter(tensor, requires_grad=False) if isinstance(value, nn.Parameter) else tensor
 
 
-def _zeros(value: Any, like: Tensor) -> Any:
-    """Zeros of a template's shape on the device of `like`, in its memory format; the host allocates what is read."""
+def _unwritten(value: Any, like: Tensor) -> Any:
+    """A tensor of a template's shape on the device of `like`, in its memory format; writing it would take time that is
+    the unit's."""
     if not isinstance(value, Tensor):
         return value
-    out = torch.zeros(value.shape, dtype=like.dtype if value.is_floating_point() else value.dtype, device=like.device)
+    out = torch.empty(value.shape, dtype=like.dtype if value.is_floating_point() else value.dtype, device=like.device)
     last = value.ndim == 4 == like.ndim and like.is_contiguous(memory_format=torch.channels_last)
     if last and not like.is_contiguous():
         rows, channels, height, width = value.shape
