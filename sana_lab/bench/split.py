@@ -1,7 +1,7 @@
 """A network on the meta device split into units, such as its blocks, and the rest; each can be allocated alone.
 
-The rest runs with units that return a tensor of the right shape at once, without writing to it. That run also records the arguments of every
-unit, so that a unit alone gets arguments of the same shapes, with random values.
+The rest runs with units that return a tensor of the right shape at once, without writing to it. That run also records
+the arguments of every unit, so that a unit alone gets arguments of the same shapes, with random values.
 """
 
 import hashlib
