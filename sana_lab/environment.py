@@ -66,6 +66,20 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+def join_processes(cuda: bool, device: int | None = None) -> bool:
+    """Join the processes that torchrun, or the lab itself, started, with NCCL and a CUDA device (the one of the
+    process's place if None), or with gloo. False where there are none, or they have joined already."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_torchelastic_launched() or dist.is_initialized():
+        return False
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if device is None else device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    return True
+
+
 def place(device: str) -> "torch.device":
     """The torch device of a name; `auto` is CUDA where there is one, else the CPU. ValueError for an unknown name."""
     import torch

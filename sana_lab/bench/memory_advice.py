@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sana_lab.bench.memory import GIB, MemoryCounter, MemoryOptions, meta_system
-from sana_lab.bench.training_memory import TRAINING_BYTES
+from sana_lab.bench.training_memory import training_bytes
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.diffusion.guidance import reads_null
 from sana_lab.diffusion.sampling import Sampling
@@ -86,5 +86,5 @@ def training_advice(experiment: Json) -> list[str]:
 def _training_state(experiment: Json) -> str:
     system = build_on_meta("system", experiment["system"])
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    gib = f"{TRAINING_BYTES * trained / GIB:.2f} GiB"
-    return f"computed: {gib} for weights, gradients, Adam's moments and averaged weights, at any batch size"
+    gib = f"{training_bytes(experiment['system']) * trained / GIB:.2f} GiB"
+    return f"computed: {gib} for weights, gradients, the optimiser's state and averaged weights, at any batch size"

@@ -71,11 +71,18 @@ class Bucketed(DataModule):
         bucket's, None for items of any buckets."""
 
     def check_scores(self) -> None:
-        """SpecError for a choice by scores of captions that have none."""
-        if self.choice.rule in ("softmax", "power") and not self.table.meta["scores"]:
+        """SpecError for a choice by scores, or a threshold, of captions that have none."""
+        if self.table.meta["scores"]:
+            return
+        if self.choice.rule in ("softmax", "power"):
             raise SpecError(
                 f"choice.rule is {self.choice.rule!r}, and no caption has a score; expected `rotation` or `uniform`, "
                 "or a column `clip_scores`"
+            )
+        if self.choice.min_score:
+            raise SpecError(
+                f"choice.min_score is {self.choice.min_score:g}, and no caption has a score; expected 0, or a column "
+                "`clip_scores`"
             )
 
     @property

@@ -4,13 +4,14 @@ them; all processes receive these, in order, and end with the same numbers.
 Noise depends on the image's index, so the images and all numbers are those of one process.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from sana_lab.environment import join_processes
 
 T = TypeVar("T")
 
@@ -37,17 +38,12 @@ def gather(own: T | None) -> list[T]:
 @contextmanager
 def process_group() -> Iterator[bool]:
     """Join the processes that torchrun started, one GPU each if available; yields whether this is rank 0."""
-    if not dist.is_torchelastic_launched():
-        yield True
-        return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # set by torchrun
-    dist.init_process_group("nccl" if cuda else "gloo")
+    joined = join_processes(torch.cuda.is_available())
     try:
         yield rank() == 0
     finally:
-        dist.destroy_process_group()
+        if joined:
+            dist.destroy_process_group()
 
 
 def _initialized() -> bool:

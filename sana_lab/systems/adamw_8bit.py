@@ -1,6 +1,6 @@
 """AdamW (arXiv 1711.05101) with both averages in 8 bits (arXiv 2110.02861)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,18 +29,10 @@ class AdamW8bit(eight_bit.TypedState):
             raise ValueError(f"adamw_8bit: betas are {list(betas)}; expected two numbers in [0, 1)")
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._step(p, p.grad.float(), group)
-        return loss
+    def step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for p in parameters:
+            if p.grad is not None:
+                self._step(p, p.grad.float(), group)
 
     def _step(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

@@ -4,7 +4,7 @@ Of a matrix (n, m) the second moment and the instability of updates are kept as 
 moment is all of its size.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,19 +43,10 @@ class Came(eight_bit.TypedState):
         options = {"lr": lr, "betas": tuple(betas), "eps": tuple(eps), "clip": clip, "weight_decay": weight_decay}
         super().__init__(params, {**options, "bits": bits})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            given = [p for p in group["params"] if p.grad is not None]
-            for factored in (True, False):
-                for parameters in _chunks(p for p in given if is_matrix(p) == factored):
-                    self._step(parameters, factored, group)
-        return loss
+    def step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for factored in (True, False):
+            for chunk in _chunks(p for p in parameters if is_matrix(p) == factored):
+                self._step(chunk, factored, group)
 
     def _step(self, parameters: list[Tensor], factored: bool, group: dict[str, Any]) -> None:
         """A step of parameters that are all matrices, or all others."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sana_lab.systems.steps import GroupSteps
+
 BLOCK = 256
 """Values with one scale."""
 
@@ -80,7 +82,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
                 optimizer.state[parameter][name] = value.to(device, copy=True)
 
 
-class TypedState(torch.optim.Optimizer):
+class TypedState(GroupSteps):
     """An optimiser that restores its state in the types that it was saved in, where torch casts it to a parameter's."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

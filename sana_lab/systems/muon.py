@@ -5,7 +5,7 @@ first and last layers, norms, biases) by AdamW. On the shapes world it needs abo
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from typing import Annotated, Any
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from sana_lab.config.ranges import Count, Decay, Nonnegative, Positive
 from sana_lab.config.specs import AsBefore
+from sana_lab.systems.steps import GroupSteps
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic Newton-Schulz iteration
 RMS = 0.2  # of an orthogonalised step, as in AdamW's steps
 HIDDEN = (".blocks.", ".block.", ".layers.")  # names of the lists of blocks in DiT, T5 and decoder-only models
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(GroupSteps):
     """Muon for hidden matrices, AdamW for the rest, in one optimiser of two parameter groups.
 
     A matrix (n, m) moves by `muon_lr` 0.2 sqrt(max(n, m)) times its orthogonalised momentum; a convolution's kernel is
@@ -58,17 +59,8 @@ class Muon(torch.optim.Optimizer):
         """Add a group, of AdamW unless it says `muon`."""
         super().add_param_group({"muon": False, **param_group})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both groups; the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            (self._step_hidden if group["muon"] else self._step_rest)(parameters, group)
-        return loss
+    def step_group(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        (self._step_hidden if group["muon"] else self._step_rest)(parameters, group)
 
     def _step_hidden(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Matrices of one shape are orthogonalised together."""

@@ -142,11 +142,26 @@ class ProgressReporter(Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, with the loss every `every` steps, because reading it synchronises host and device."""
+    """Lightning's bar over the optimiser steps of the whole training, with the loss every `every` steps, because
+    reading it synchronises host and device.
+
+    Lightning's own counts batches of an epoch against the steps that are left: wrong after a resume, where batches are
+    skipped, and where a step is of several batches.
+    """
 
     def __init__(self, every: int) -> None:
         super().__init__()
         self.every, self.loss = every, float("nan")
+
+    @property
+    def total_train_batches(self) -> int:
+        """The length of the bar."""
+        return self.trainer.max_steps
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, trainer.global_step - 1)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         loss = trainer.callback_metrics.get("train/loss")

@@ -23,6 +23,7 @@ from torch import multiprocessing, nn
 from sana_lab.config import specs
 from sana_lab.config.schema import Config
 from sana_lab.config.validation import SpecError
+from sana_lab.environment import join_processes
 from sana_lab.systems import System
 from sana_lab.training import strategies
 from sana_lab.training.terminated import Terminated
@@ -50,11 +51,9 @@ def is_first() -> bool:
 def join(options: Config) -> None:
     """Join the processes that torchrun or `start` started, with the backend of the `trainer:` options' devices;
     Lightning uses this group too."""
-    if launched() and not dist.is_initialized():
+    if launched():
         cuda = options["accelerator"] != "cpu" and torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(_own_device(options["devices"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        join_processes(cuda, _own_device(options["devices"]) if cuda else None)
 
 
 def _own_device(devices: int | str) -> int:

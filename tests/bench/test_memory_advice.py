@@ -141,6 +141,10 @@ class TestAdvice:
             made = specs.build("system", experiment()["system"])
         trained = sum(p.numel() for m in (made.dit, made.text_encoder) for p in m.parameters())
         assert held.startswith(f"computed: {20 * trained / 2**30:.2f} GiB for weights, gradients")
+        compact, _ = training_advice(experiment("data.batch=64", "system.optimizer={name: came}"))
+        assert compact.startswith(
+            f"computed: {16 * trained / 2**30:.2f} GiB for weights, gradients, the optimiser's state"
+        )
         assert "data.batch=32 with trainer.accumulate=4" in tips
         assert "system.dit.checkpointing=true" in tips
 

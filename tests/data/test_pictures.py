@@ -230,6 +230,8 @@ class TestFaults:
         root = tiny_pictures.folder(tmp_path / "pictures", range(8), clip_scores=lambda n: None)
         with pytest.raises(SpecError, match=f"choice.rule is '{rule}', and no caption has a score"):
             make(root, choice={"rule": rule}).setup()
+        with pytest.raises(SpecError, match=r"choice.min_score is 25, and no caption has a score; expected 0"):
+            make(root, choice={"rule": "uniform", "min_score": 25.0}).setup()
         make(root, choice={"rule": "uniform"}).setup()
 
     def test_a_compressed_tar(self, make, tmp_path):

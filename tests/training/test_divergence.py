@@ -13,7 +13,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.shapes.data import Shapes
 from sana_lab.systems.text2image import TextToImage
-from sana_lab.training import divergence, train
+from sana_lab.training import callbacks, divergence, train
 
 
 @pytest.fixture
@@ -48,6 +48,19 @@ def test_it_goes_on_from_the_checkpoint_behind_the_batches_that_diverged(folder,
     assert card["steps"] == 12
     assert all(v.isfinite().all() for v in weights.read(path).values())
     assert "training goes on from step 4, and 4 batches are skipped" in capsys.readouterr().err
+
+
+def test_the_bar_shows_steps_of_all_after_a_return(folder, monkeypatch):
+    shown = []
+
+    def update(bar: callbacks.ProgressBar, task: Any, current: int, **_: Any) -> None:
+        if task is not None and task == bar.train_progress_bar_id:
+            shown.append((current, bar.progress.tasks[task].total))
+
+    monkeypatch.setattr(callbacks.ProgressBar, "_update", update)
+    Batches(monkeypatch, {6: float("nan")})
+    train.train(experiments.load("tiny", ["trainer.returns=1"]))
+    assert shown == [(step, 12) for step in (*range(1, 7), *range(5, 13))]
 
 
 def test_before_the_first_checkpoint_it_begins_anew(folder, monkeypatch):
