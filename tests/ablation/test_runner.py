@@ -257,8 +257,8 @@ class TestStopped:
         name, ablation = f"signal-{number}", plan.load("grid")
         start_trial = runner.trial_run
 
-        def interrupted(*arguments):
-            run = start_trial(*arguments)
+        def interrupted(*arguments, **options):
+            run = start_trial(*arguments, **options)
             os.kill(os.getpid(), number)
             return run
 
