@@ -159,14 +159,16 @@ class TextToImage(System):
             return self.sample(experiment["prompts"], size=size, sampling=sampling)
 
     def evaluate(self, evaluator: Evaluator) -> Config:
-        """All measures of generated images."""
+        """All measures of generated images; with `eval.reconstruct` those of the autoencoder's reconstructions too."""
         self.prepare_for_sampling(Sampling(**self.experiment["sampling"]), evaluator.device)
-        return self.evaluate_in_training(evaluator)
+        report = self.evaluate_in_training(evaluator)
+        if not evaluator.options["reconstruct"]:
+            return report
+        return report | evaluator.reconstructed(self.autoencoder.to(evaluator.device))
 
     def evaluate_in_training(self, evaluator: Evaluator) -> Config:
         """The same by the networks as they are, neither moved nor quantised in place."""
-        report = evaluator.generated(self.sample)
-        return report | (evaluator.reconstructed(self.autoencoder) if evaluator.options["reconstruct"] else {})
+        return evaluator.generated(self.sample)
 
     # Sampling
 

@@ -1,6 +1,7 @@
 """Notes of a quality table: what its numbers were measured on."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import tiny
@@ -8,7 +9,7 @@ import tiny
 from sana_lab.ablation import quality_table
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config import experiments
-from sana_lab.config.schema import Trial
+from sana_lab.config.schema import Ablation, Trial
 from sana_lab.report import significance
 from sana_lab.report.render import to_markdown
 from sana_lab.report.table import build_table
@@ -70,3 +71,18 @@ def test_a_table_of_exact_rows_has_no_tier():
     rows = [record(label="one"), record(label="other")]
     assert [trial["labels"] for trial in quality_table.with_tiers(rows)] == [{"model": "one"}, {"model": "other"}]
     assert not [note for note in quality_table.measurement_notes(rows) if "Tier" in note]
+
+
+def test_generation_is_plotted_over_reconstruction_where_both_are_measured(tmp_path: Path):
+    def names(**metrics: float) -> set[str]:
+        rows = [
+            {"label": label, "labels": {"row": label}, "seed": 0, "status": "finished", "error": None, "run_id": "r"}
+            | {"metrics": {name: value + i for name, value in metrics.items()}, "commit": None}
+            for i, label in enumerate("ab")
+        ]
+        ablation = Ablation(title="T", base="tiny", axes={"row": {"a": None, "b": None}})
+        folder = tmp_path / str(len(metrics))
+        return {path.name for path in quality_table.metric_plots(ablation, build_table(rows, title="T"), folder)}
+
+    assert names(geneval=0.1, psnr=30.0) == {"geneval.png", "geneval_psnr.png"}
+    assert names(psnr=30.0) == {"psnr.png"}

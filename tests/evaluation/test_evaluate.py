@@ -123,6 +123,15 @@ def test_an_autoencoder_is_judged_by_what_it_gives_back():
     assert columns(report).keys() == {f"{name}{end}" for name in ("psnr", "ssim") for end in ("", "_low", "_high")}
 
 
+def test_the_autoencoder_of_a_system_is_measured_beside_its_images(report):
+    both = sana_lab.evaluate("tiny", overrides=["eval.reconstruct=true", "eval.reconstructions=10", "data.held_out=12"])
+    assert both["geneval"]["overall"] == report["geneval"]["overall"]
+    alone = sana_lab.evaluate("squeeze", overrides=["data.size=32"])
+    assert both["reconstruction"]["psnr"] == pytest.approx(alone["reconstruction"]["psnr"], abs=1e-3)
+    assert {"psnr", "geneval"} <= columns(both).keys()
+    assert "reconstruction" not in report
+
+
 class TestVerb:
     def test_prints_and_writes(self, report, tmp_path, capsys):
         assert __main__.main(["eval", "tiny", "--json", str(tmp_path / "a.json")]) == 0

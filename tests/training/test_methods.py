@@ -56,3 +56,31 @@ def test_a_method_of_ones_own_trains(runs: Path, monkeypatch: pytest.MonkeyPatch
     (runs.parent / "penalties.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(runs.parent))
     assert terms(trained(runs.parent, "system.method=[direction, penalties:Small]")) == {"direction", "small"}
+
+
+def test_few_steps_from_a_teacher_and_its_blocks(runs: Path):
+    """A softmax model, then a linear one from its weights that learns its blocks and mean velocities of its velocity."""
+    tiny.write_experiment(runs.parent, "teacher", changes={"system.dit.attention": "softmax", "trainer.max_steps": 2})
+    teacher = "experiment:teacher"
+    changes = {
+        "parent": {"weights": teacher, "fit": "partial"},
+        "system.text_encoder": teacher,
+        "system.train_text": False,
+        "system.dit.mean_velocity": True,
+        "system.method": [
+            {"name": "meanflow", "teacher": teacher, "guidance": 2.0},
+            {"name": "distill", "teacher": teacher},
+        ],
+        "sampling": {"solver": "meanflow", "steps": 2, "guidance": 1.0},
+    }
+    tiny.write_experiment(runs.parent, "student", changes=changes)
+    assert __main__.main(["train", "teacher"]) == __main__.main(["train", "student"]) == 0
+    path = weights.trained(experiments.load("student"))
+    assert path is not None
+    assert terms(path) == {"meanflow", "distill"}
+    state = files.tensor_names(path)
+    assert {"dit.interval_embed.mlp.2.weight", "dit.blocks.0.attention.qkv.weight"} <= {*state}
+    assert not any(name.startswith(("methods.", "text_encoder.")) for name in state)
+    assert __main__.main(["sample", "a red circle", "--model", "student", "--out", "out"]) == 0
+    overrides = ["--set", "sampling.solver=meanflow"]
+    assert __main__.main(["sample", "a red circle", "--model", "teacher", "--out", "out", *overrides]) == 1
