@@ -18,7 +18,7 @@ from sana_lab import __main__, api
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
-from sana_lab.evaluation import evaluate
+from sana_lab.evaluation import evaluate, reconstruction
 from sana_lab.evaluation.command import columns
 from sana_lab.evaluation.geneval.prompts import prompts
 from sana_lab.evaluation.geneval.vocabulary import TASKS
@@ -124,10 +124,12 @@ def test_an_autoencoder_is_judged_by_what_it_gives_back():
 
 
 def test_the_autoencoder_of_a_system_is_measured_beside_its_images(report):
-    both = sana_lab.evaluate("tiny", overrides=["eval.reconstruct=true", "eval.reconstructions=10", "data.held_out=12"])
+    both = sana_lab.evaluate("tiny", overrides=["eval.reconstruct=true"])
     assert both["geneval"]["overall"] == report["geneval"]["overall"]
-    alone = sana_lab.evaluate("squeeze", overrides=["data.size=32"])
-    assert both["reconstruction"]["psnr"] == pytest.approx(alone["reconstruction"]["psnr"], abs=1e-3)
+    pictures = Shapes(size=32, held_out=4).batch_at(range(4), "val")
+    alone = reconstruction.evaluate_reconstruction(api.load("tiny").autoencoder, [pictures])
+    assert both["reconstruction"]["psnr"] == pytest.approx(alone["psnr"], abs=1e-3)
+    assert both["reconstruction"]["n"] == 4
     assert {"psnr", "geneval"} <= columns(both).keys()
     assert "reconstruction" not in report
 

@@ -59,7 +59,7 @@ def test_a_method_of_ones_own_trains(runs: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_few_steps_from_a_teacher_and_its_blocks(runs: Path):
-    """A softmax model, then a linear one from its weights that learns its blocks and mean velocities of its velocity."""
+    """A softmax model, then a linear one from its weights that learns its blocks and mean velocities."""
     tiny.write_experiment(runs.parent, "teacher", changes={"system.dit.attention": "softmax", "trainer.max_steps": 2})
     teacher = "experiment:teacher"
     changes = {
