@@ -13,8 +13,8 @@ def jvp(
 ) -> tuple[Tensor, Tensor]:
     """(function(*primals), its derivative along the tangents), by torch.func.jvp."""
     _load_decompositions()
-    value, derivative = torch.func.jvp(function, primals, tangents)
-    return value, derivative
+    outputs: tuple[Tensor, ...] = torch.func.jvp(function, primals, tangents)
+    return outputs[0], outputs[1]
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ class Sana(Dit):
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
         if self.interval_embed is not None:
-            nn.init.zeros_(self.interval_embed.mlp[-1].weight)
+            nn.init.zeros_(cast(nn.Linear, self.interval_embed.mlp[-1]).weight)
 
     def forward(self, x: Tensor, t: Tensor, text: Text, guidance: Tensor | None = None) -> Tensor:
         """Embed patches, time and caption, run the blocks, project to the velocity (SANA, figure of the DiT)."""
