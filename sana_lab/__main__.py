@@ -333,6 +333,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train an experiment, or resume it", _train_arguments, _train),
     "cache": Verb("encode an experiment's data before training, or check them", lab.cache_arguments, lab.cache_verb),
     "sample": Verb("generate images from prompts", sampling.sample_arguments, sampling.sample_verb),
+    "edit": Verb("change a picture from one prompt to another", sampling.edit_arguments, sampling.edit_verb),
     "eval": Verb(
         "measure quality of an experiment, a diffusers pipeline or a folder of images", _eval_arguments, _eval
     ),
@@ -488,8 +489,8 @@ def _check_names(options: Namespace) -> None:
                 experiments.locate("ablations", name)
         case "train" | "profile":
             experiments.apply(experiments.compose(options.experiment), options.overrides)
-        case "eval" | "bench" | "sample":
-            name = options.model if options.verb == "sample" else options.experiment
+        case "eval" | "bench" | "sample" | "edit":
+            name = options.model if options.verb in ("sample", "edit") else options.experiment
             if not Path(name).exists() and "/" not in name and not Path(name).suffix:  # else it may be a model
                 experiments.locate("experiments", name)
 

@@ -39,3 +39,33 @@ def sample_verb(options: Namespace) -> None:
     from sana_lab import api
 
     api.main(options)
+
+
+def edit_arguments(parser: ArgumentParser) -> None:
+    """The picture, and what is in it before and after."""
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="picture to edit")
+    parser.add_argument("--from", dest="source", required=True, metavar="PROMPT", help="text of the picture as it is")
+    parser.add_argument(
+        "--to", dest="target", required=True, metavar="PROMPT", help="text of the picture as it will be"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png to write")
+    parser.add_argument(
+        "--model", default="shapes_sana", metavar="EXPERIMENT", help="trained experiment, file, folder or hub id "
+        "(shapes_sana)"
+    )  # fmt: skip
+    parser.add_argument("--size", type=int, help="pixels a side to resize to (the picture's own size)")
+    parser.add_argument(
+        "--inject",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the steps that take values of self-attention from the picture; more keeps more (0)",
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="such as sampling.steps=50")
+
+
+def edit_verb(options: Namespace) -> None:
+    """`sana-lab edit`."""
+    from sana_lab.commands import edit
+
+    edit.main(options)

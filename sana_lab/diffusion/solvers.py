@@ -32,7 +32,8 @@ def heun(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
 def rf_solver(velocity: Velocity, x: Tensor, times: Tensor, /) -> Tensor:
     """Second-order Taylor expansion in time (RF-Solver, arXiv 2411.04746); two evaluations per step.
 
-    The velocity's derivative is estimated over half an Euler step, which gives the midpoint rule.
+    The velocity's derivative is estimated over half an Euler step, which gives the midpoint rule. It is defined for
+    rising times too, from data to noise (`diffusion.inversion`).
     """
     for t, s in pairwise(times.tolist()):
         h, v = s - t, velocity(x, at(t, x))

@@ -164,7 +164,7 @@ class Blockwise(SamplingDit):
 
     @abstractmethod
     def replacing(self, mixing: Mapping[int, Mixing]) -> Self:
-        """Copy that calls these in place of the self-attention of some blocks, by index."""
+        """Copy that calls these in place of the self-attention of some blocks, by index; of the others as before."""
 
     @abstractmethod
     def also_reading(self, other: Self, owners: Sequence[int], weights: Tensor) -> Self:

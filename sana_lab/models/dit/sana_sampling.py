@@ -131,7 +131,7 @@ class SamplingSana(Blockwise):
         return replace(self.map(lambda x: torch.cat([x, x])), copies=2 * self.copies)
 
     def replacing(self, mixing: Mapping[int, Mixing]) -> "SamplingSana":
-        return replace(self, mixing=mixing)
+        return replace(self, mixing={**self.mixing, **mixing})
 
     def also_reading(self, other: "SamplingSana", owners: Sequence[int], weights: Tensor) -> "SamplingSana":
         images, keys = len(self.keys[0]) // self.copies, self.keys[0]
