@@ -13,8 +13,6 @@ from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import inversion
 from sana_lab.diffusion.sampling import Sampling
 from sana_lab.environment import place
-from sana_lab.systems.editing import edit
-from sana_lab.systems.text2image import TextToImage
 
 DEFAULTS = ("sampling.solver=rf_solver",)
 """Of an edit, before the options that are given; steps and guidance are the model's own."""
@@ -23,6 +21,8 @@ DEFAULTS = ("sampling.solver=rf_solver",)
 def main(options: Namespace) -> None:
     """`sana-lab edit IMAGE --from PROMPT --to PROMPT --out FILE`: write the edited picture."""
     from sana_lab import api
+    from sana_lab.systems.editing import edit
+    from sana_lab.systems.text2image import TextToImage
 
     for name, prompt in (("--from", options.source), ("--to", options.target)):
         if not prompt.strip():

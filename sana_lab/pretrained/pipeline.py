@@ -48,8 +48,8 @@ def check_pipeline(path: Path) -> str:
     name = files.read_json(path / "model_index.json").get("_class_name")
     if name == "SanaPAGPipeline":
         raise SpecError(
-            f"{path} is a SanaPAGPipeline, which samples with perturbed-attention guidance, whose scale and blocks it does "
-            "not hold; load its DiT: kind='dit', or write SanaPipeline as _class_name in model_index.json and sample "
+            f"{path} is a SanaPAGPipeline, which samples with perturbed-attention guidance, whose scale and blocks it "
+            "does not hold; load its DiT: kind='dit', or write SanaPipeline as _class_name in model_index.json and sample "
             "with sampling.pag and sampling.pag_layers"
         )
     if name not in ("SanaPipeline", SPRINT):

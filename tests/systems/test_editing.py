@@ -21,7 +21,7 @@ from sana_lab.systems.editing import edit
 
 
 def known(x: Tensor, t: Tensor) -> Tensor:
-    """dx/dt = 2 t x, whose solution is x(0) exp(t^2). That of Gaussian data is symmetric, where leading errors cancel."""
+    """dx/dt = 2 t x, solved by x(0) exp(t^2). The flow of Gaussian data is symmetric, and its leading errors cancel."""
     return 2 * t.to(x.dtype)[:, None, None, None] * x
 
 
