@@ -49,8 +49,8 @@ def check_pipeline(path: Path) -> str:
     if name == "SanaPAGPipeline":
         raise SpecError(
             f"{path} is a SanaPAGPipeline, which samples with perturbed-attention guidance, whose scale and blocks it "
-            "does not hold; load its DiT: kind='dit', or write SanaPipeline as _class_name in model_index.json and sample "
-            "with sampling.pag and sampling.pag_layers"
+            "does not hold; load its DiT: kind='dit', or write SanaPipeline as _class_name in model_index.json and "
+            "sample with sampling.pag and sampling.pag_layers"
         )
     if name not in ("SanaPipeline", SPRINT):
         raise SpecError(f"{path} is a {name}, another architecture; the lab reads SanaPipeline and {SPRINT}")
