@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import tiny
@@ -12,8 +13,9 @@ from sana_lab.ablation import plan, quality, quality_table, runner, worker
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.protocol import Job
 from sana_lab.ablation.pruners.asha import Asha
-from sana_lab.ablation.record import EVALUATED, TrialRecord
+from sana_lab.ablation.record import EVALUATED, RUNGS, TrialRecord
 from sana_lab.ablation.search import Observation
+from sana_lab.ablation.search.judging import RungJudge
 from sana_lab.ablation.search.optuna_search import OptunaSearch
 from sana_lab.ablation.search.proposals import VALUES, Explorer, with_proposals
 from sana_lab.ablation.trials import records, state
@@ -38,6 +40,7 @@ axes:
   attention: {linear: {}, softmax: {system.dit.attention: softmax}}
 columns: [val_loss]
 """
+SCORE = {"metric": "exact", "lower": False}
 SPACE = {
     "attention": ["linear", "softmax"],
     "lr": Range(1e-5, 1.0, log=True),
@@ -291,6 +294,54 @@ class TestAsha:
         assert [asha.stops(v, [1.0, 2.0, 3.0, 4.0, 5.0]) for v in (0.5, 1.5, 2.5)] == [False, False, True]
         assert asha.stops(math.nan, [])
         assert not asha.stops(2.0, [math.nan, 3.0])
+
+
+class TestRungs:
+    """The judge of a worker, by the runs of others."""
+
+    CONFIG: ClassVar = {
+        "trainer": {"max_steps": 100, "validate_every": 10, "max_seconds": None},
+        "eval": {"at": [], "every": 10},
+    }
+
+    def judge(self, store: Store, metric: str = "exact", lower: bool = False) -> RungJudge:
+        run = store.start_run("rungs", "one", {"sana.kind": "trial"})
+        return RungJudge(
+            store, run, self.CONFIG, {"sweep": "rungs", "pruner": "asha", "metric": metric, "lower": lower}
+        )
+
+    @pytest.fixture
+    def store(self, runs: Path) -> Store:
+        store = Store(weights.HOME)
+        store.create("rungs")
+        return store
+
+    def test_higher_values_of_a_score_go_on(self, store):
+        first, worse, better = (self.judge(store) for _ in range(3))
+        assert [first(10, 0.5), worse(10, 0.4), better(10, 0.6)] == [False, True, False]
+        assert [first(20, 0.1), better(20, 0.0)] == [False, False]  # no rung between 10 and 30
+        assert [first(30, 0.5), better(30, 0.4)] == [False, True]
+        assert store.run(first.run).tags[RUNGS] == '{"metric": "exact", "rungs": {"10": [10, 0.5], "30": [30, 0.5]}}'
+
+    def test_lower_values_of_a_loss_go_on_beside_runs_of_other_metrics(self, store):
+        self.judge(store)(10, 0.0)
+        first, worse, better = (self.judge(store, "val_loss", lower=True) for _ in range(3))
+        assert [first(10, 0.5), worse(10, 0.6), better(10, 0.4)] == [False, True, False]
+
+    def test_a_training_that_resumed_is_judged_by_the_step_of_the_others(self, store):
+        first, second = self.judge(store), self.judge(store)
+        assert [first(10, 0.5), second(10, 0.4)] == [False, True]
+        resumed = RungJudge(store, second.run, self.CONFIG, {"sweep": "rungs", "pruner": "asha", **SCORE})
+        assert resumed(10, 0.4)
+        assert not resumed(20, 0.1)  # behind the rung
+        assert not resumed(100, 0.0)  # at the end
+
+    def test_runs_that_cannot_be_read_let_it_go_on(self, store, monkeypatch, capsys):
+        first, second = self.judge(store), self.judge(store)
+        first(10, 0.5)
+        monkeypatch.setattr(Store, "summaries", lambda *_: (_ for _ in ()).throw(OSError("no server")))
+        assert not second(10, 0.1)
+        assert "not judged at step 10, as the runs cannot be read: no server" in capsys.readouterr().err
 
 
 def message_of(folder: Path, text: str) -> str:

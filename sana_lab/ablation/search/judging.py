@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ class RungJudge:
         try:
             return self._judge(rung, step, value)
         except Exception as error:  # of any kind of store
-            print(f"sana-lab: not judged at step {step}, as the runs cannot be read: {error}", flush=True)
+            print(f"sana-lab: not judged at step {step}, as the runs cannot be read: {error}", file=sys.stderr)
             return False
 
     def _judge(self, rung: int, step: int, value: float) -> bool:
