@@ -76,7 +76,7 @@ class Measure(ABC):
         """Refer to what a process has extracted from real images."""
         self.refer(extracted)
 
-    def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+    def score_images(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """A score of each image (B, 3, H, W) uint8 for its prompt, of which more is better, for `sampling.best_by`; by
         default what `extract` gives. SpecError for a measure that scores no single images."""
         extracted = self.extract(images, [{"prompt": prompt} for prompt in prompts])

@@ -45,7 +45,7 @@ class ExactShapes(Measure):
         pairs = zip(images, rows, strict=True)
         return [judge(analyse(image), self.verdicts.match(row)[1]) for image, row in pairs]
 
-    def scores(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
+    def score_images(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """1 for an exact image, else 0; of all prompts in GenEval's forms."""
         rows = [self.verdicts.row_of(prompt, self.detector.labels) for prompt in prompts]
         return [float(judge(analyse(image), row)[0]) for image, row in zip(images, rows, strict=True)]

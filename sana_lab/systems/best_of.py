@@ -31,7 +31,7 @@ def best(images: Tensor, prompts: Sequence[str], by: Spec) -> Tensor:
     """The image (B, 3, H, W) of each of B prompts that a measure scores highest, of candidates (B N, 3, H, W) uint8 in
     succession. SpecError for a measure that scores no single images."""
     count = len(images) // len(prompts)
-    scores = torch.tensor(_measure(json.dumps(by)).scores(images, repeated(prompts, count)), dtype=torch.float64)
+    scores = torch.tensor(_measure(json.dumps(by)).score_images(images, repeated(prompts, count)), dtype=torch.float64)
     chosen = [max(range(count), key=row.__getitem__) for row in scores.view(-1, count).tolist()]  # the first maximum
     return images[[i * count + k for i, k in enumerate(chosen)]]
 

@@ -34,7 +34,16 @@ def test_parts_that_ship_keep_their_contract(kind: str, spec: specs.Spec):
 
 
 def test_every_kind_of_a_users_part_has_a_contract():
-    assert registry.TABLE.keys() - run.RULES.keys() <= {"probe", "cache", "executor", "layout", "adapter"}
+    assert registry.TABLE.keys() - run.RULES.keys() <= {
+        "probe",
+        "cache",
+        "executor",
+        "layout",
+        "adapter",
+        "regions",
+        "search",
+        "pruner",
+    }
 
 
 ATTENTION = """

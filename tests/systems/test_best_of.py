@@ -87,11 +87,11 @@ def test_the_judge_of_shapes_scores_any_prompt_in_genevals_forms(name: str):
     right = [f"a photo of {'an' if n[0] in 'aeiou' else 'a'} {n}" for n in names]
     other = [f"a {'red' if t.color != 'red' else 'blue'} {t.shape}" for t in things]
     assert len(chosen) == 4
-    assert measure.scores(images, right) == [1.0] * 4
-    assert measure.scores(images, other) == [0.0] * 4
-    assert measure.scores(images, [right[0].removeprefix("a photo of "), *right[1:]]) == [1.0] * 4
+    assert measure.score_images(images, right) == [1.0] * 4
+    assert measure.score_images(images, other) == [0.0] * 4
+    assert measure.score_images(images, [right[0].removeprefix("a photo of "), *right[1:]]) == [1.0] * 4
     with pytest.raises(SpecError, match=r"'a big dog' is none of GenEval's prompts.* such as 'a red \w+'"):
-        measure.scores(images[:1], ["a big dog"])
+        measure.score_images(images[:1], ["a big dog"])
 
 
 def test_what_cannot_choose():
@@ -136,3 +136,15 @@ def test_options_of_the_command_line():
         api.sampling_overrides(options("--best-of", "3"))
     with pytest.raises(SpecError, match=r"region 0,0,2,1 is outside .* the nearest is 0,0,1,1"):
         api.sampling_overrides(options("--region", "0,0,2,1: a star"))
+
+
+def test_a_network_chooses():
+    """Of the drawn picture that a prompt describes and another one, whichever comes first."""
+    rows = scenes.scenes(3, range(40))
+    first, second = [i for i in range(40) if len(scenes.scene(rows, i).things) == 1][:2]
+    images = torch.from_numpy(scenes.render(rows, 64))[[first, second]]
+    images = images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
+    things = [scenes.scene(rows, i).things[0] for i in (first, second)]
+    by = specs.resolve("measure", "clip_shapes")
+    for k, thing in enumerate(things):
+        assert torch.equal(best_of.best(images, [f"a {thing.color} {thing.shape}"], by)[0], images[k])
