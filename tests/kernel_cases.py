@@ -6,10 +6,12 @@ under Triton's interpreter, or on a GPU.
 """
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,3 +55,42 @@ def compiled(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], warps: 
         kernel, signature, fixed, {place: [["tt.divisibility", 16]] for place in aligned}
     )
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+
+
+class MachineCode(NamedTuple):
+    """What the assembler made of a kernel."""
+
+    registers: int  # per thread
+    stack: int  # bytes of spilled registers
+    loop: int  # instructions of the longest loop
+
+
+def machine_code(built: Any) -> MachineCode:
+    """Registers, spills and instructions of a compiled kernel, by the tools that come with Triton."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    registers, stack = (int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK"))
+    return MachineCode(registers, stack, _longest_loop(code))
+
+
+def _longest_loop(code: str) -> int:
+    """The most instructions from a label to a branch back to it."""
+    labels: dict[str, int] = {}
+    count = longest = 0
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line.strip()):
+            labels[label[1]] = count
+        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            count += 1
+            back = re.search(r"BRA.*`\((\.L_x_\d+)\)", instruction[1])
+            if back and back[1] in labels:
+                longest = max(longest, count - labels[back[1]])
+    return longest

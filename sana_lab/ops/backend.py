@@ -39,7 +39,9 @@ def check_launchable(device: torch.device, interpreted: bool) -> None:
 
 
 def forward_mode() -> bool:
-    """Whether the innermost transform at work is torch.func.jvp."""
+    """Whether the innermost transform at work is torch.func.jvp; not asked while torch.compile traces, which cannot."""
+    if torch.compiler.is_compiling():
+        return False
     top = torch._C._functorch.peek_interpreter_stack()
     return top is not None and top.key() == torch._C._functorch.TransformType.Jvp
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_cases import INTERPRETED, compiled, run_cases
+from kernel_cases import INTERPRETED, compiled, machine_code, run_cases
 
 from sana_lab.ops.linear_attention import linear_attention, qkv_linear_attention
 
@@ -69,12 +69,30 @@ def test_mix_ffn_compiles_for_hopper(dtype: torch.dtype, width: int) -> None:
     constants: dict[str, Any] = {"ROWS": cut.rows, "COLUMNS": cut.columns, "GROUPS": cut.groups}
     constants |= {"CHANNELS": cut.channels, "FAST": dtype == torch.bfloat16}
     types = {"h": "i32", "w": "i32", "M": "i32", "C": "i32", "sums": "*fp32"}
-    runs = [(module._gate_kernel, {"BACKWARD": False}), (module._gate_kernel, {"BACKWARD": True})]
+    steps = {"STEP": 5760, "OUT_STEP": 2880}
+    runs = [(module._gate_kernel, {**steps, "BACKWARD": backward}) for backward in (False, True)]
     for kernel, more in [*runs, (module._input_kernel, {})]:
         ptx = compiled(kernel, dtype, constants | more, cut.warps, **types).asm["ptx"]
         assert "atom" not in ptx
         assert ("tanh.approx" in ptx) == (dtype == torch.bfloat16)
         assert ("ld.global.v2.b32" if dtype == torch.float32 else "ld.global.b32") in ptx
+
+
+@NOT_INTERPRETED
+@pytest.mark.slow
+def test_mix_ffn_issues_few_instructions_for_hopper() -> None:
+    """It is bound by their number: 368 a row of eight results a thread, four programs a multiprocessor (2^16 / 512
+    registers a thread), no spills."""
+    from sana_lab.ops.mix_ffn import kernels as module
+
+    cut = module.plan(torch.empty(2, 32, 32, 5760, device="meta"), 2880)
+    constants: dict[str, Any] = {"ROWS": cut.rows, "COLUMNS": cut.columns, "GROUPS": cut.groups, "FAST": True}
+    constants |= {"CHANNELS": cut.channels, "STEP": 5760, "OUT_STEP": 2880, "BACKWARD": False}
+    types = {"h": "i32", "w": "i32", "M": "i32"}
+    machine = machine_code(compiled(module._gate_kernel, torch.bfloat16, constants, cut.warps, **types))
+    assert machine.loop <= 380
+    assert machine.registers <= 128
+    assert machine.stack == 0
 
 
 @NOT_INTERPRETED

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from sana_lab.models.autoencoders.fast_inference import apply_conv3x3
 from sana_lab.models.autoencoders.tiling import Tiled, reach_doubling, reach_halving, reach_pixel_shuffle, reach_same
+from sana_lab.ops.backend import Backend, choose
 from sana_lab.ops.conv import Norm, conv3x3, upsample_conv3x3
 from sana_lab.ops.inference_backend import Fast, uses_fast
 from sana_lab.ops.linear_attention import linear_attention
+from sana_lab.ops.mix_ffn import mix_ffn
+from sana_lab.ops.mix_ffn.reference import unsupported
 from sana_lab.ops.rms_norm import rms_norm_2d
 
 Down = Literal["conv", "unshuffle"]
@@ -203,7 +206,12 @@ def read_state(q: Tensor, state: Tensor, eps: float = EPS) -> Tensor:
 
 
 class GluMbConv(nn.Module):
-    """x + gated feed-forward: 1x1 up, 3x3 depthwise, SiLU gate, 1x1 down; (B, C, h, w) -> same (GLUMBConv)."""
+    """x + gated feed-forward: 1x1 up, 3x3 depthwise, SiLU gate, 1x1 down; (B, C, h, w) -> same (GLUMBConv).
+
+    Between the 1x1 convolutions it is SANA's Mix-FFN, so that in inference its kernel runs where it can.
+    """
+
+    kernel: Backend = "auto"  # of the part between the 1x1 convolutions
 
     def __init__(self, width: int, expand: int = 4, backend: Fast = "auto") -> None:
         super().__init__()
@@ -215,10 +223,17 @@ class GluMbConv(nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        inplace = uses_fast(self.backend, x, *self.parameters())
-        value, gate = self.depthwise(F.silu(self.inverted(x), inplace=inplace)).chunk(2, dim=1)
-        gate = F.silu(gate, inplace=inplace)
-        return self.norm(self.point(gate.mul_(value) if inplace else value * gate), x)
+        fast = uses_fast(self.backend, x, *self.parameters())
+        return self.norm(self.point(self.gated(self.inverted(x), fast)), x)
+
+    def gated(self, y: Tensor, fast: bool) -> Tensor:
+        """Activation, depthwise convolution and gate: (B, 2 M, h, w) -> (B, M, h, w)."""
+        cells, weight, bias = y.permute(0, 2, 3, 1), self.depthwise.weight, cast(Tensor, self.depthwise.bias)
+        if fast and cells.is_contiguous() and choose(self.kernel, y.device, unsupported(cells, weight)) == "triton":
+            return mix_ffn(cells, weight, bias, backend="triton").permute(0, 3, 1, 2)
+        value, gate = self.depthwise(F.silu(y, inplace=fast)).chunk(2, dim=1)
+        gate = F.silu(gate, inplace=fast)
+        return gate.mul_(value) if fast else value * gate
 
 
 class RmsNorm2d(nn.Module):

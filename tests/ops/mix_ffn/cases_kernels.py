@@ -3,11 +3,14 @@
 Errors are against the definition in float64.
 """
 
+import copy
+
 import pytest
 import torch
 from kernel_comparison import BOUNDS, BRAIN, DEVICE, FULL, HALF, error
 from torch import Tensor
 
+from sana_lab.models.autoencoders.dcae_blocks import GluMbConv
 from sana_lab.models.layers import MixFfn
 from sana_lab.ops.mix_ffn import kernels as kernel
 from sana_lab.ops.mix_ffn import mix_ffn
@@ -53,6 +56,29 @@ def compare(x: Tensor, weight: Tensor, bias: Tensor, dout: Tensor) -> None:
     got, expected = torch.autograd.grad(out, mine, dout), torch.autograd.grad(want, theirs, dout.double())
     errors = [error(a, b) for a, b in zip(got, expected, strict=True)]
     assert max(errors) <= bound_gradient, errors
+
+
+@torch.no_grad()
+def test_the_middle_of_dcaes_feed_forward_runs_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GLUMBConv on channels-last cells in inference, against its convolutions in float64; in training it has none."""
+    torch.manual_seed(0)
+    block = GluMbConv(8).to(DEVICE)
+    x = torch.randn(2, 8, 5, 7, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    want = copy.deepcopy(block).double()(x.double())
+    calls: list[torch.Size] = []
+    monkeypatch.setattr(block, "kernel", "triton")
+    launch = kernel.launch
+
+    def watched(to: object, cut: kernel.GridTiling, tokens: Tensor, *rest: object, **constants: object) -> None:
+        calls.append(tokens.shape)
+        launch(to, cut, tokens, *rest, **constants)
+
+    monkeypatch.setattr(kernel, "launch", watched)
+    assert error(block(x), want) <= BOUNDS[FULL][0]
+    assert calls == [(2, 5, 7, 64)]
+    with torch.enable_grad():
+        block(x)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(("dtype", "shape"), SMALL)
