@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+import torch
 from scipy import stats
 
 from sana_lab.bench.probes import ProbeSettings
@@ -70,7 +71,7 @@ def time_parts(
 ) -> list[Round]:
     """`settings.repeats` rounds of all parts, of which those after MIN_ROUNDS begin within `seconds` of readings.
 
-    MemoryError before any reading if a part does not fit into the free memory of the host.
+    Readings are without gradients, which choose other routes. MemoryError before any reading if a part does not fit into the free memory of the host.
     """
     check_memory(parts, settings)
     store = READINGS if readings is None else readings
@@ -80,7 +81,7 @@ def time_parts(
         for part in parts:
             values = store.setdefault(part.key, [])
             if len(values) <= rounds:
-                with part.allocate() as call:
+                with torch.no_grad(), part.allocate() as call:
                     values.append(read(call, read_by))
                 spent += values[-1]
         rounds += 1

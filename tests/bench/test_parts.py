@@ -65,6 +65,23 @@ def test_equal_parts_are_timed_once_also_by_the_next_row():
     assert first == second == (0, 8.0, 4.0)
 
 
+def test_parts_are_allocated_and_read_without_gradients():
+    modes: list[bool] = []
+
+    @contextmanager
+    def allocate() -> Iterator[Call]:
+        modes.append(torch.is_grad_enabled())
+        yield lambda: modes.append(torch.is_grad_enabled())
+
+    def clock(call: Call) -> tuple[float, None]:
+        call()
+        return 3.0, None
+
+    with torch.enable_grad():
+        time_parts([Part("denoise", "block", "block", 1, 0, allocate)], settings(2), 1e9, clock, {})
+    assert modes == [False] * 4
+
+
 def test_no_round_begins_beyond_the_time_but_the_first_two():
     machine = Machine({"slow": [60.0]})
     assert len(time_parts([machine.part("slow")], settings(7), 30, machine.clock, {})) == 2
