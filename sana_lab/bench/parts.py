@@ -71,7 +71,9 @@ def time_parts(
 ) -> list[Round]:
     """`settings.repeats` rounds of all parts, of which those after MIN_ROUNDS begin within `seconds` of readings.
 
-    Readings are without gradients, which choose other routes. MemoryError before any reading if a part does not fit into the free memory of the host.
+    Without gradients, as images are sampled: with them some operators take slower routes.
+
+    MemoryError before any reading if a part does not fit into the free memory of the host.
     """
     check_memory(parts, settings)
     store = READINGS if readings is None else readings
