@@ -143,9 +143,10 @@ def _step(system: Any, experiment: Config, batch: int) -> tuple[int, int]:
     autoencoder = system.part("autoencoder")
     if autoencoder is None:
         raise SpecError("the cost of a training is known for systems with a DiT and for autoencoders")
-    network, side = _Reconstruction(autoencoder), (batch, 3, size, size)
-    key = ("step", autoencoder.spec, size, batch, precision, _trained_names(autoencoder))
-    return reuse(key, lambda: _known(network, key, lambda: (torch.empty(side, device="meta", dtype=dtype),), dtype))
+    network, shape = _Reconstruction(autoencoder), (batch, 3, size, size)
+    of_images = ("step", autoencoder.spec, size, batch, precision, _trained_names(autoencoder))
+    images = lambda: (torch.empty(shape, device="meta", dtype=dtype),)  # noqa: E731
+    return reuse(of_images, lambda: _known(network, of_images, images, dtype))
 
 
 def _known(

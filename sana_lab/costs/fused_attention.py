@@ -21,7 +21,7 @@ def fused_attention() -> Iterator[None]:
     def attention(query: Tensor, *arguments: Any, **options: Any) -> Tensor:
         return (_fused if query.device.type == "meta" else PLAIN)(query, *arguments, **options)
 
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    F.scaled_dot_product_attention = attention
     try:
         yield
     finally:

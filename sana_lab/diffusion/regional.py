@@ -80,7 +80,9 @@ def blended(model: SamplingDit, regions: Encoded, blend: float) -> SamplingDit:
     weights = torch.zeros(len(regions.plan.boxes), *regions.plan.grid, 1)
     for weight, (x0, y0, x1, y1) in zip(weights, regions.plan.boxes, strict=True):
         weight[y0:y1, x0:x1] = blend
-    return model.also_reading(prepare(model.dit, regions.text), regions.plan.owners, weights)
+    other = prepare(model.dit, regions.text)
+    assert isinstance(other, Blockwise)
+    return model.also_reading(other, regions.plan.owners, weights)
 
 
 def binding(guide: Guide, text: Text, null: Text, regions: Encoded, patch: int, cropped: bool) -> Velocity:

@@ -304,6 +304,7 @@ class TextToImage(System):
         how |= {"times": sampling.network_times(self.flow), "scale": sampling.guidance}
         if regions is None:
             return guided(dit, text, null, bind=self._bind(sampling, dit), **how)
+        assert sampling.regions is not None
         rule: Regions = specs.build("regions", sampling.regions)
         return regional(partial(guided, dit, **how), text, null, regions, rule, how["times"], dit.patch)
 

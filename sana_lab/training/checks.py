@@ -203,7 +203,7 @@ def check_prompts(prompts: list[str], system: System) -> None:
     if known is not None and (unknown := [prompt for prompt in prompts if prompt and prompt not in known]):
         raise SpecError(
             f"prompts has {unknown[0]!r}, which is none of the {len(known)} that the text encoder reads; "
-            f"{specs.nearest(unknown[0], list(known)[:10])}"
+            f"{specs.nearest(unknown[0], known)}"
         )
 
 

@@ -58,6 +58,13 @@ def test_a_picture_in_no_class(tmp_path: Path):
         rows(Classes(pictures(tmp_path, ["a.png", "cat/b.png"])))
 
 
+def test_pictures_at_several_depths(tmp_path: Path):
+    """ImageNet's val as it is unpacked."""
+    root = pictures(tmp_path, ["train/cat/a.png", "train/dog/b.png", "val/c.png"])
+    with pytest.raises(SpecError, match=r"val/c.png' is above the folders of classes"):
+        rows(Classes(root))
+
+
 YAML = """
 system:
   name: text2image

@@ -22,7 +22,7 @@ def valid() -> torch.Tensor:
 def test_training_is_in_float32_and_rounds_once(dtype: torch.dtype, mask: torch.Tensor | None):
     half = inputs(dtype, grad=True)
     single = [x.detach().float().requires_grad_() for x in half]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         result = softmax_attention(*half, mask)
     expected = F.scaled_dot_product_attention(*single, attn_mask=mask)
     assert result.dtype == dtype
@@ -44,3 +44,10 @@ def test_inference_is_the_fused_kernel_in_its_own_precision(dtype: torch.dtype):
 def test_full_precision_keeps_its_own_in_training():
     tensors = inputs(torch.float64, grad=True)
     assert torch.equal(softmax_attention(*tensors), F.scaled_dot_product_attention(*tensors))
+
+
+def test_autocast_of_float32_trains_in_float32():
+    tensors = inputs(torch.float32, grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = softmax_attention(*tensors)
+    assert torch.equal(result, F.scaled_dot_product_attention(*tensors).bfloat16())

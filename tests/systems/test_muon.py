@@ -130,11 +130,14 @@ def test_singular_values_move_near_one_in_bfloat16(shape: tuple[int, int]) -> No
 
 
 def test_a_checkpoint_from_before_half_goes_on_in_full_precision() -> None:
-    net = Net()
-    optimizer = Muon(net.named_parameters(), half=True)
-    state = Muon(net.named_parameters()).state_dict()
+    torch.manual_seed(0)
+    nets = [Net(), Net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers = [Muon(net.named_parameters(), half=half) for net, half in zip(nets, (False, True), strict=True)]
+    state = optimizers[0].state_dict()
     for group in state["param_groups"]:
         del group["half"]
-    optimizer.load_state_dict(state)
-    step(net, optimizer, 1)
-    assert all(p.isfinite().all() for p in net.parameters())
+    optimizers[1].load_state_dict(state)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        step(net, optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))

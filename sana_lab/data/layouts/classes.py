@@ -9,21 +9,21 @@ from sana_lab.config.specs import SpecError
 from sana_lab.data.files import Files
 from sana_lab.data.layouts import Layout, Place, Record, splits_of
 
-Label = Literal["number", "name"]
+CaptionAs = Literal["number", "name"]
 
 
 class Classes(Layout):
     """The folder that holds a picture is its class: `train/n01440764/*.JPEG`, or `n01440764/*.JPEG` without splits.
 
     Numbers are those of torchvision's ImageFolder: classes in the order of their names, over all splits. SpecError
-    where pictures lie in the root itself.
+    where pictures lie in the root itself or at several depths.
     """
 
     def __init__(
         self,
         root: Path,
         /,
-        label: Label = "number",  # caption of a picture: the number of its class, "0", "1" ..., or the folder's name
+        label: CaptionAs = "number",  # caption: the number of the class, "0", "1" ..., or the name of the folder
     ) -> None:
         super().__init__(root)
         self.label = label
@@ -34,6 +34,12 @@ class Classes(Layout):
         pictures = Files(self.root).pictures
         if loose := [name for name in pictures if "/" not in name]:
             raise SpecError(f"{str(self.root / loose[0])!r} is in no folder; layout 'classes' expects one per class")
+        if len({name.count("/") for name in pictures}) > 1:
+            uneven = min(pictures, key=lambda name: name.count("/"))
+            raise SpecError(
+                f"{str(self.root / uneven)!r} is above the folders of classes; layout 'classes' expects pictures as "
+                "CLASS/*.jpg, or as SPLIT/CLASS/*.jpg (ImageNet's val is sorted into its classes first)"
+            )
         return pictures
 
     @cached_property

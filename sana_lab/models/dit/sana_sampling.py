@@ -97,7 +97,8 @@ class SamplingSana(Blockwise):
         """What runs in place of a block's attentions, on so many rows of each copy."""
         others: dict[str, Callable[..., Tensor]] = {}
         if block in self.mixing:
-            others["mixing"] = partial(self.mixing[block], rows=rows)
+            mix = self.mixing[block]
+            others["mixing"] = lambda attention, x: mix(attention, x, rows)
         return others if self.reading is None else {**others, "reading": self.reading[block]}
 
     def project(self, tokens: Tensor, inputs: Sequence[Tensor]) -> Tensor:
@@ -139,7 +140,9 @@ class SamplingSana(Blockwise):
         weights, every = weights.to(keys).repeat(self.copies, 1, 1, 1), [*range(len(owners))] * self.copies
         mask = None if other.mask is None else other.mask[every]
         pairs = zip(other.keys, other.values, strict=True)
-        return replace(self, reading=[AlsoReading(k[every], v[every], mask, rows, weights) for k, v in pairs])
+        captions: list[Reading] = []
+        captions.extend(AlsoReading(k[every], v[every], mask, rows, weights) for k, v in pairs)
+        return replace(self, reading=captions)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "SamplingSana":
         return replace(

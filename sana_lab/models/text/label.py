@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sana_lab.config.ranges import Count, Width
-from sana_lab.config.specs import RUNTIME, SpecError, nearest
+from sana_lab.config.specs import AsBefore, SpecError, nearest
 from sana_lab.models.text import TextEncoder
 from sana_lab.models.text.tokenizer import check_prompts
 from sana_lab.types import Text
@@ -27,10 +27,9 @@ class Label(TextEncoder):
 
     def __init__(
         self,
-        # Number of classes, called "0", "1" ...; or their names.
-        classes: Count | list[str] = 1000,
-        # File with the name of a class in each line, in place of `classes`; null is none.
-        names: Annotated[str | None, RUNTIME] = None,
+        # Number of classes, called "0", "1" ...; or their names. Null takes those of the file.
+        classes: Count | list[str] | None = 1000,
+        names: Annotated[str | None, AsBefore(None)] = None,  # file with the name of a class in each line; null is none
         width: Width = 384,  # channels of a class's vector
     ) -> None:
         super().__init__()
@@ -49,17 +48,22 @@ class Label(TextEncoder):
     def _number(self, prompt: str) -> int:
         number = self._index.get(prompt)
         if number is None:
-            raise ValueError(f"{prompt!r} is no class of text_encoder 'label'; {nearest(prompt, self.prompts)}")
+            raise ValueError(
+                f"{prompt!r} is no class of text_encoder 'label'; {nearest(prompt, filter(None, self._index))}"
+            )
         return number
 
 
-def _names(classes: int | list[str], file: str | None) -> tuple[str, ...]:
-    names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(classes)
+def _names(classes: int | list[str] | None, file: str | None) -> tuple[str, ...]:
+    if (classes is None) == (file is None):
+        raise SpecError(f"classes is {classes!r} and names is {file!r}; expected one of them, and null for the other")
     if file is not None:
         path = Path(file)
         if not path.is_file():
             raise SpecError(f"names is {file!r}, which is no file; expected the name of a class in each line")
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    else:
+        names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
     if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise SpecError(f"classes have {repeated[0]!r} more than once; expected another name for each")
     if not names or "" in names:

@@ -34,7 +34,9 @@ def test_gradients_reach_only_the_classes_of_the_batch():
 
 def test_names_of_a_file(tmp_path: Path):
     (tmp_path / "names.txt").write_text("tench\ngreat white shark\n\n")
-    encoder = specs.build("text_encoder", {"name": "label", "names": str(tmp_path / "names.txt"), "width": 4})
+    encoder = specs.build(
+        "text_encoder", {"name": "label", "classes": None, "names": str(tmp_path / "names.txt"), "width": 4}
+    )
     assert tuple(encoder.prompts) == ("tench", "great white shark")
     with pytest.raises(ValueError, match="'tenhc' is no class of text_encoder 'label'; did you mean 'tench'"):
         encoder(["tenhc"])
@@ -46,7 +48,9 @@ def test_names_of_a_file(tmp_path: Path):
         ({"classes": ["cat", "cat"]}, "classes have 'cat' more than once"),
         ({"classes": []}, "expected a name for each"),
         ({"classes": ["cat", ""]}, "expected a name for each"),
-        ({"names": "nowhere.txt"}, "names is 'nowhere.txt', which is no file"),
+        ({"classes": None}, "expected one of them"),
+        ({"names": "names.txt"}, "expected one of them"),
+        ({"classes": None, "names": "nowhere.txt"}, "names is 'nowhere.txt', which is no file"),
     ],
 )
 def test_bad_classes(options: dict[str, object], message: str):
