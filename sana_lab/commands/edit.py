@@ -21,7 +21,7 @@ DEFAULTS = ("sampling.solver=rf_solver",)
 def main(options: Namespace) -> None:
     """`sana-lab edit IMAGE --from PROMPT --to PROMPT --out FILE`: write the edited picture."""
     from sana_lab import api
-    from sana_lab.systems.editing import edit
+    from sana_lab.systems.editing import check, edit
     from sana_lab.systems.text2image import TextToImage
 
     for name, prompt in (("--from", options.source), ("--to", options.target)):
@@ -37,7 +37,7 @@ def main(options: Namespace) -> None:
     if not isinstance(system, TextToImage):
         raise SpecError(f"model is a {type(system).__name__}, expected a text2image system")
     sampling = Sampling(**api.settings(system, {}))
-    inversion.check(sampling.solver, options.inject)
+    check(sampling, options.inject)
     system.prepare_for_sampling(sampling, place("auto"))
     result = edit(system, image[None], [options.source], [options.target], sampling=sampling, inject=options.inject)[0]
     with replacing(options.out) as partial:

@@ -1,6 +1,8 @@
 """Inversion of a flow from data to noise, and values of self-attention handed from there to an edit (RF-Solver,
 arXiv 2411.04746)."""
 
+import inspect
+import itertools
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from sana_lab.config.ranges import Share
 from sana_lab.config.specs import Spec, SpecError, build, name_of
+from sana_lab.models.attention import Attention
 from sana_lab.models.dit import Blockwise, SamplingDit
 from sana_lab.types import Velocity
 
@@ -55,37 +58,64 @@ class Values:
         """The denoiser with the values of the stored time nearest to `time` in place of its own."""
         return _blockwise(model).replacing({i: partial(self._read, i) for i in self.layers})
 
-    def timed(self, velocity: Velocity, least: float = 0.0) -> Velocity:
-        """The velocity with `time` set in each evaluation, and None below `least`."""
+    def timed(self, velocity: Velocity, evaluations: int | None = None) -> Velocity:
+        """The velocity with `time` set in its first `evaluations`, None is all, and no time after them."""
+        counted = itertools.count()
 
         def at_time(x: Tensor, t: Tensor) -> Tensor:
-            time = t.flatten()[0].item()
-            self.time = time if time >= least else None
+            self.time = t.flatten()[0].item() if evaluations is None or next(counted) < evaluations else None
             return velocity(x, t)
 
         return at_time
 
     def _store(self, block: int, attention: Any, x: Tensor, rows: int) -> Tensor:
-        qkv = attention.projected(x)
         assert self.time is not None
-        self.stored.setdefault(self.time, {})[block] = qkv[:rows, :, 2].clone()
-        return attention.output(attention.mix_fused(qkv), x)
+        kept = self.stored.setdefault(self.time, {})
+
+        def keep(values: Tensor) -> Tensor:
+            kept[block] = values[:rows].clone()
+            return values
+
+        return attention(x, keep)
 
     def _read(self, block: int, attention: Any, x: Tensor, rows: int) -> Tensor:
         if self.time is None:
             return attention(x)
         time = self.time
         nearest = min(self.stored, key=lambda t: abs(t - time))
-        qkv = attention.projected(x)
-        values = self.stored[nearest][block].repeat(len(x) // rows, 1, 1, 1)
-        qkv = torch.stack([*qkv.unbind(2)[:2], values], 2)
-        return attention.output(attention.mix_fused(qkv), x)
+        return attention(x, lambda values: self.stored[nearest][block].repeat(len(values) // rows, 1, 1, 1))
 
 
 def storable(dit: Any) -> list[int]:
-    """The blocks in the second half of a DiT whose mixer has values to hand over, as in RF-Edit."""
+    """The blocks in the second half of a DiT whose mixer has values to hand over, as in RF-Edit. SpecError if none."""
     depth = len(getattr(dit, "blocks", ()))
-    return [i for i in range(depth // 2, depth) if dit.blocks[i].attention.has_identity]
+    mixers = {i: getattr(dit.blocks[i], "attention", None) for i in range(depth // 2, depth)}
+    able = [i for i, mixer in mixers.items() if _hands_over(mixer)]
+    if not able:
+        names = ", ".join(sorted({type(mixer).__name__ for mixer in mixers.values()})) or "no blocks"
+        raise SpecError(
+            f"inject hands over values of the self-attention in the second half of the blocks, and this DiT has {names}"
+            " there, without values; expected 0, or a DiT with softmax, linear or another `Attention` there"
+        )
+    return able
+
+
+def evaluations_of(inject: Share, times: Tensor, solver: Spec) -> int:
+    """Evaluations of a solver in the first share of the steps (M - 1) at times (M,): of the nearest number of whole
+    steps, at least one if the share is above 0."""
+    steps = max(round(inject * (len(times) - 1)), inject > 0)
+    counted = itertools.count()
+
+    def count(x: Tensor, t: Tensor) -> Tensor:
+        next(counted)
+        return torch.zeros_like(x)
+
+    build("solver", solver)(count, torch.zeros(1, 1, 1, 1), times[: steps + 1])
+    return next(counted)
+
+
+def _hands_over(mixer: object) -> bool:
+    return isinstance(mixer, Attention) and "values" in inspect.signature(mixer.forward).parameters
 
 
 def _blockwise(model: SamplingDit) -> Blockwise:

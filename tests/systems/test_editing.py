@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from torch import Tensor
 
 from sana_lab.__main__ import main
 from sana_lab.config import specs
+from sana_lab.config.registry import TABLE
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.guidance import guided
-from sana_lab.diffusion.inversion import Values, check, invert, storable
+from sana_lab.diffusion.inversion import Values, check, evaluations_of, invert, storable
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.models.attention import Attention
 from sana_lab.systems.editing import edit
+
+MIXERS = sorted(TABLE["attention"])
 
 
 def known(x: Tensor, t: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def test_values_of_the_inversion_replace_those_of_the_edit(name: str):
     other = tiny.latents(seed=8)
     changed = values.timed(values.reading(plain))(other, torch.full((2,), 0.6))  # the nearest time is 0.5
     assert tiny.error(changed, plain(other, torch.full((2,), 0.6))) > 1e-3
-    assert torch.equal(values.timed(values.reading(plain), least=0.7)(other, t), plain(other, t))
+    assert torch.equal(values.timed(values.reading(plain), 0)(other, t), plain(other, t))
     attention, tokens = dit.blocks[3].attention, torch.randn(2, 4, 6, 32, dtype=torch.float64)
     q, k, _ = attention.projected(tokens).unbind(2)
     v = values.stored[0.5][3]
@@ -88,6 +93,104 @@ def test_values_of_the_inversion_replace_those_of_the_edit(name: str):
 def test_blocks_whose_values_are_handed_over():
     assert storable(tiny.dit(depth=4)) == [2, 3]
     assert storable(tiny.dit(depth=4, attention=["linear", "conv"])) == [2]
+    with pytest.raises(SpecError, match=r"this DiT has ConvMixer there, without values; expected 0, or a DiT with"):
+        storable(tiny.dit(depth=4, attention=["linear", "linear", "conv", "conv"]))
+    with pytest.raises(SpecError, match="this DiT has no blocks there"):
+        storable(torch.nn.Identity())
+    with pytest.raises(SpecError, match="this DiT has NoneType there"):
+        storable(SimpleNamespace(blocks=[torch.nn.Identity()]))
+
+
+class OwnOrder(Attention):
+    """Of a user, with a forward pass of its own."""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x.flip(1)).flip(1)
+
+
+def test_a_forward_pass_without_values_hands_none_over():
+    block = torch.nn.Module()
+    block.attention = OwnOrder(32, 8, False)
+    with pytest.raises(SpecError, match="has OwnOrder there, without values"):
+        storable(SimpleNamespace(blocks=[block]))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("side", [8, 6])
+@torch.no_grad()
+def test_every_mixer_mixes_values_that_are_handed_over_by_its_own_forward(name: str, side: int):
+    """At the stored input the edit is the plain model; of others it is refused."""
+    dit = tiny.dit(dtype=torch.float64, attention=name)
+    x, t = tiny.latents(size=(side, side)), torch.full((2,), 0.5)
+    if not isinstance(dit.blocks[1].attention, Attention):
+        with pytest.raises(SpecError, match="without values"):
+            storable(dit)
+        return
+    plain, values = dit.prepare(tiny.caption([5, 9])), Values(storable(dit))
+    expected = plain(x, t)
+    torch.testing.assert_close(values.timed(values.storing(plain))(x, t), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(values.timed(values.reading(plain))(x, t), expected, rtol=0, atol=1e-10)
+    other = tiny.latents(size=(side, side), seed=8)
+    assert tiny.error(values.timed(values.reading(plain))(other, t), plain(other, t)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("solver", "inject", "expected"),
+    [("euler", 0.25, 1), ("euler", 0.5, 2), ("euler", 1.0, 4), ("euler", 0.01, 1), ("euler", 0.0, 0)]
+    + [("heun", 0.25, 2), ("heun", 0.5, 4), ("heun", 1.0, 7)]
+    + [("rf_solver", 0.25, 2), ("rf_solver", 0.75, 6), ("rf_solver", 1.0, 8)],
+)
+@torch.no_grad()
+def test_evaluations_that_read_values(solver: str, inject: float, expected: int):
+    """Of four steps, on the float32 times that a solver passes."""
+    times, reads = Flow(3.0).schedule(4), list[bool]()
+    values = Values([])
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        reads.append(values.time is not None)
+        return x
+
+    counted = values.timed(velocity, evaluations_of(inject, times, solver))
+    specs.build("solver", solver)(counted, tiny.latents(dtype=torch.float32), times)
+    assert reads == [True] * expected + [False] * (len(reads) - expected)
+    assert len(reads) == {"euler": 4, "heun": 7, "rf_solver": 8}[solver]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pag": 1.0}, r"sampling.pag is 1.0, which an edit does not apply; expected 0.0"),
+        ({"regions": "relations"}, r"sampling.regions is 'relations', which an edit does not apply; expected None"),
+        ({"cache": "first_block"}, r"sampling.cache is 'first_block', which an edit does not apply"),
+        ({"best_of": 2, "best_by": "clip_shapes"}, r"sampling.best_of is 2, which an edit does not apply; expected 1"),
+        ({"offload": True}, r"sampling.offload is True, which an edit does not apply; expected False"),
+        ({"graph": "always"}, r"sampling.graph is 'always', and an edit captures no graphs"),
+    ],
+)
+def test_options_that_an_edit_does_not_apply(options: dict[str, Any], message: str):
+    with pytest.raises(SpecError, match=message):
+        edit(tiny.text2image().eval(), pictures(), ["a"] * 2, ["b"] * 2, sampling=how(**options))
+
+
+def test_an_edit_refuses_predicted_data():
+    system = tiny.text2image(prediction="data").eval()
+    with pytest.raises(SpecError, match=r"divided by t; expected system.prediction: velocity"):
+        edit(system, pictures(), ["a"] * 2, ["b"] * 2, sampling=how())
+
+
+@torch.no_grad()
+def test_an_edit_quantises():
+    """As sampling does, a copy for the call; the result is that of the system quantised in place."""
+    prompts, changes = ["a ring", "a star"], ["a red star", "a cross"]
+    system = tiny.text2image(dit={**tiny.DIT, "depth": 2}).eval()
+    exact = edit(system, pictures(), prompts, changes, sampling=how(2))
+    rounded = edit(system, pictures(), prompts, changes, sampling=how(2, quantize="int4_simulated"))
+    assert not torch.equal(exact, rounded)
+    system.prepare_for_sampling(how(quantize="int4_simulated"), "cpu")
+    assert torch.equal(rounded, edit(system, pictures(), prompts, changes, sampling=how(2, quantize="int4_simulated")))
 
 
 def pictures() -> Tensor:

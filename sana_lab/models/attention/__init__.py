@@ -8,7 +8,7 @@ norm).
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,16 @@ class Attention(Mixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v (B, N, H, D), views of the fused projection -> (B, N, H, D)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, h, w, C)."""
-        return self.output(self.mix_fused(self.projected(x)), x)
+    def forward(self, x: Tensor, values: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C); `values` maps the values (B, N, H, D) to those that are mixed.
+
+        A subclass that overrides it without `values` offers none to an edit (`diffusion.inversion`).
+        """
+        qkv = self.projected(x)
+        if values is not None:
+            q, k, v = qkv.unbind(2)
+            qkv = torch.stack([q, k, values(v)], 2)
+        return self.output(self.mix_fused(qkv), x)
 
     def projected(self, x: Tensor) -> Tensor:
         """Fused projection (B, N, 3, H, D) of tokens (B, h, w, C): q, k and v."""

@@ -4,6 +4,7 @@ Legend: B batch, H heads, D head width, M blocks of n tokens. For block b:  S_b 
 out_i = relu(q_i) sum_b m[a(i), b] S_b / (relu(q_i) sum_b m[a(i), b] z_b + eps), a(i) the block of token i.
 """
 
+from collections.abc import Callable
 from typing import Annotated, final
 
 import torch
@@ -38,13 +39,13 @@ class Mhla(Attention):
         at = torch.cartesian_prod(torch.arange(blocks), torch.arange(blocks)).view(-1, 2).float()
         self.mixing = nn.Parameter(-(at[:, None] - at).square().sum(-1).sqrt())  # (M, M)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, values: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Attention of the tokens in the order of their blocks; tokens of zeros fill blocks at the edge."""
         h, w = x.shape[1:3]
         high, wide = -(-h // self.blocks), -(-w // self.blocks)  # sides of a block
         x = F.pad(x, (0, 0, 0, self.blocks * wide - w, 0, self.blocks * high - h))
         x = x.unflatten(2, (-1, wide)).unflatten(1, (-1, high))  # (B, blocks, high, blocks, wide, C)
-        out = super().forward(x.transpose(2, 3).flatten(3, 4).flatten(1, 2))  # (B, M, n, C)
+        out = super().forward(x.transpose(2, 3).flatten(3, 4).flatten(1, 2), values)  # (B, M, n, C)
         out = out.unflatten(2, (high, wide)).unflatten(1, (self.blocks, self.blocks)).transpose(2, 3)
         return out.flatten(3, 4).flatten(1, 2)[:, :h, :w]
 
