@@ -139,9 +139,11 @@ def test_every_mixer_mixes_values_that_are_handed_over_by_its_own_forward(name: 
 
 @pytest.mark.parametrize(
     ("solver", "inject", "expected"),
-    [("euler", 0.25, 1), ("euler", 0.5, 2), ("euler", 1.0, 4), ("euler", 0.01, 1), ("euler", 0.0, 0)]
-    + [("heun", 0.25, 2), ("heun", 0.5, 4), ("heun", 1.0, 7)]
-    + [("rf_solver", 0.25, 2), ("rf_solver", 0.75, 6), ("rf_solver", 1.0, 8)],
+    [
+        *[("euler", 0.25, 1), ("euler", 0.5, 2), ("euler", 1.0, 4), ("euler", 0.01, 1), ("euler", 0.0, 0)],
+        *[("heun", 0.25, 2), ("heun", 0.5, 4), ("heun", 1.0, 7)],
+        *[("rf_solver", 0.25, 2), ("rf_solver", 0.75, 6), ("rf_solver", 1.0, 8)],
+    ],
 )
 @torch.no_grad()
 def test_evaluations_that_read_values(solver: str, inject: float, expected: int):
