@@ -15,6 +15,7 @@ from sana_lab.diffusion.guidance import guided, reads_null
 from sana_lab.diffusion.sampling import Sampling, check_finite
 from sana_lab.models.dit import Dit, SamplingDit
 from sana_lab.models.layers import dtype_of
+from sana_lab.systems.quantize import quantized
 from sana_lab.systems.text2image import TextToImage
 from sana_lab.types import Velocity
 
@@ -65,7 +66,7 @@ def edit(
         raise ValueError(f"{given} were given, expected as many of each")
     height, width = images.shape[-2:]
     system.latent_shape((height, width))
-    dit = system.quantized_for(sampling)
+    dit = quantized(system.dit, sampling.precision, system._activations(sampling))
     values = inversion.Values(inversion.storable(dit) if inject else [])
     pixels = images.to(system.device).float() / 127.5 - 1
     data = system.autoencoder.encode(pixels.to(dtype_of(system.autoencoder))).float()

@@ -186,10 +186,6 @@ class TextToImage(System):
         self.offload = Offload(device) if sampling.offload else None
         return self.to("cpu" if sampling.offload else device)
 
-    def quantized_for(self, sampling: Sampling) -> Dit:
-        """The denoiser in the precision of `sampling`: itself, or a quantised copy."""
-        return quantized(self.dit, sampling.precision, self._activations(sampling))
-
     def _activations(self, sampling: Sampling) -> dict[str, Tensor] | None:
         """Largest inputs by channel of the layers to quantise, over a short sampling of the experiment's prompts; None
         if the precision needs none."""
@@ -226,7 +222,7 @@ class TextToImage(System):
         shape = self.latent_shape(size)
         if self.autoencoder.tile is not None and self.device.type == "cpu":
             return_freed_memory()
-        dit = self.quantized_for(sampling)
+        dit = quantized(self.dit, sampling.precision, self._activations(sampling))
         guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work
         self.plan(prompts, sampling, shape[1:])
