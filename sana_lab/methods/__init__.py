@@ -127,6 +127,9 @@ class Method(nn.Module, ABC):
     divisible: bool = True
     """Whether its terms are means over the items of a batch, so that several devices may each train on a part of it."""
 
+    replaces_target: bool = False
+    """Whether its `begin` replaces `Step.target`, which one method of a system may do."""
+
     velocities: bool = False
     """Whether the network has to predict the velocity of a flow."""
 
@@ -135,6 +138,10 @@ class Method(nn.Module, ABC):
 
     def build(self, model: Model) -> None:
         """Create what depends on the model, and check that the method fits it. SpecError."""
+
+    def check_sampling(self, sampling: Mapping[str, Any]) -> None:
+        """SpecError for an experiment's options of sampling that do not fit what it trains."""
+        return
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         """Scalar terms by name, logged as train/NAME; the step has its prediction and hidden states."""

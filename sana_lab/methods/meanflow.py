@@ -7,7 +7,7 @@ keeps its kernels.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, final
+from typing import Annotated, Any, final
 
 import torch
 from annotated_types import Ge, Lt
@@ -39,6 +39,7 @@ class MeanFlow(Method):
     """
 
     velocities = True
+    replaces_target = True
 
     def __init__(
         self,
@@ -74,6 +75,13 @@ class MeanFlow(Method):
             )
         dit = model.dit if self.teacher is None else model.teacher(self.teacher, self.name)
         self.networks: list[Dit] = [model.dit, dit]  # in a list, so that no checkpoint holds them
+
+    def check_sampling(self, sampling: Mapping[str, Any]) -> None:
+        if self.guidance != 1 and sampling["guidance"] != 1:
+            raise SpecError(
+                f"sampling.guidance is {sampling['guidance']:g}, and the target of method {self.name!r} holds a "
+                f"guidance of {self.guidance:g} already; expected sampling.guidance 1"
+            )
 
     @property
     def changes_forward(self) -> bool:

@@ -36,6 +36,12 @@ class Methods(nn.ModuleList):
         methods = [specs.build("method", spec) for spec in self.specs]
         for method, name in zip(methods, _names(map(specs.name_of, self.specs)), strict=True):
             method.name = name
+        replacing = [method.name for method in methods if method.replaces_target]
+        if len(replacing) > 1:
+            raise SpecError(
+                f"methods {' and '.join(map(repr, replacing))} each replace the target of the objective; expected one "
+                "of them"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for method in methods:

@@ -25,7 +25,7 @@ from sana_lab.models.attention import Mixer, lacks_backward
 from sana_lab.models.autoencoders.discriminator import LEAST_SIZE
 from sana_lab.ops import backend
 from sana_lab.systems import System, compile, quantize
-from sana_lab.training import loggers, parent, ranks, strategies
+from sana_lab.training import loggers, parent, ranks, strategies, teachers
 
 STANDALONE = ("autoencoder", "text_encoder")
 """Kinds of parts that are built without sizes of another part."""
@@ -90,6 +90,7 @@ def check_adapter(experiment: schema.Config, system: System) -> None:
 
 def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:
     """SpecError if a training method does not fit the model; teachers that are trained first are left out."""
+    teachers.check(experiment)
     data = experiments.source_of(experiment["data"])
     missing = [name for name in experiments.referenced(methods.specs) if parent.trained_weights(name) is None]
     methods.specs = [spec for spec in methods.specs if not {*experiments.referenced(spec)} & {*missing}]
@@ -99,6 +100,8 @@ def check_methods(experiment: schema.Config, system: System, methods: Any) -> No
             system.configure_optimizers()
     except (ValueError, OSError) as error:
         raise SpecError(str(error)) from error
+    for method in methods:
+        method.check_sampling(experiment["sampling"])
     changing = [method.name for method in methods if method.changes_forward]
     if changing and experiment["trainer"]["compile"]:
         raise SpecError(
