@@ -55,10 +55,10 @@ def regional(
 ) -> Velocity:
     """Velocity for captions (B, L, D), a null text (1 or B rows) and the regions of their pictures.
 
-    `times` (M,) are those of all evaluations, from noise to data, of which the first share `rule.hard` binds. Latents
-    have `patch` cells in a token.
+    `times` (M,) are those of all evaluations, from noise to data, of which the first share `rule.hard` binds: rounded,
+    and at least one if it is above 0. Latents have `patch` cells in a token.
     """
-    bound = round(rule.hard * len(times))
+    bound = max(round(rule.hard * len(times)), rule.hard > 0)
     soft = guide(text, null, refine=lambda model: blended(model, regions, rule.blend))
     if not bound:
         return soft

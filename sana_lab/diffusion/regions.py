@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final, get_args
 
 from sana_lab.config.ranges import Share
 from sana_lab.config.specs import SpecError
@@ -32,13 +32,21 @@ class Region(NamedTuple):
 
 
 class Regions(ABC):
-    """The regions of each prompt's picture, and how they hold: bound for the first steps, then blended.
+    """The regions of each prompt's picture, and how they hold: bound for the first evaluations, then blended.
 
     While bound, each region sees the velocity of its own prompt alone. Afterwards its tokens read both prompts by
     cross-attention, the region's with weight `blend`.
     """
 
     def __init__(self, hard: float, blend: float, binding: Binding) -> None:
+        for name, share in (("hard", hard), ("blend", blend)):
+            if not 0 <= share <= 1:
+                near = 1 if share > 1 else 0
+                raise SpecError(f"{name} of regions is {share:g}, expected a share from 0 to 1; the nearest is {near}")
+        if not hard and not blend:
+            raise SpecError("hard and blend of regions are 0, which does nothing; expected one above 0")
+        if binding not in get_args(Binding):
+            raise SpecError(f"binding of regions is {binding!r}, expected {' or '.join(get_args(Binding))}")
         self.hard, self.blend, self.binding = hard, blend, binding
 
     @abstractmethod
@@ -49,6 +57,12 @@ class Regions(ABC):
         """Box in tokens and prompt of each region, for a grid of (h, w) tokens. SpecError for regions that do not
         fit."""
         regions = list(self.plan(prompt))
+        for region in regions:
+            if not isinstance(region, Region):
+                raise SpecError(
+                    f"plan of {type(self).__name__} gives {region!r}, expected a Region, such as "
+                    "Region((0, 0, 0.5, 1), 'a red circle')"
+                )
         check(regions)
         return [(on_grid(region, grid), region.prompt) for region in regions]
 
@@ -61,7 +75,7 @@ class Fixed(Regions):
         self,
         # "x0,y0,x1,y1: prompt" each, in fractions of the picture from its top left corner; at least one.
         regions: list[str] = [],  # noqa: B006  (never changed)
-        hard: Share = 0.3,  # share of the sampling at whose beginning regions are bound
+        hard: Share = 0.3,  # share of the evaluations, from the first on, in which regions are bound; at least one
         blend: Share = 0.3,  # weight of a region's prompt beside the picture's in cross-attention after that
         binding: Binding = "cropped",  # while bound, a region's prompt denoises the region alone, or the whole picture
     ) -> None:

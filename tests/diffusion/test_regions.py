@@ -229,3 +229,32 @@ def test_a_system_samples_regions():
 def test_spec_of_fixed_regions_is_plain_data():
     spec = specs.resolve("regions", {"name": "fixed", "regions": ["0,0,0.5,1: a"]})
     assert spec == {"name": "fixed", "regions": ["0,0,0.5,1: a"], "hard": 0.3, "blend": 0.3, "binding": "cropped"}
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"hard": -1.0}, r"hard of regions is -1, expected a share from 0 to 1; the nearest is 0"),
+        ({"blend": 5.0}, r"blend of regions is 5, expected a share from 0 to 1; the nearest is 1"),
+        ({"hard": 0.0, "blend": 0.0}, r"hard and blend of regions are 0, which does nothing"),
+        ({"binding": "half"}, r"binding of regions is 'half', expected cropped or whole"),
+    ],
+)
+def test_the_options_of_a_rule_of_ones_own_are_checked(how: dict[str, Any], message: str):
+    with pytest.raises(SpecError, match=message):
+        OfMiddle([], **how)
+
+
+def test_a_plan_of_plain_tuples_is_refused():
+    rule = OfMiddle([((0.0, 0.0, 0.5, 1.0), "a ring")])  # type: ignore[list-item]
+    with pytest.raises(SpecError, match=r"plan of OfMiddle gives \(\(0.0, .*, expected a Region, such as Region"):
+        rule.boxes("1", GRID)
+
+
+@torch.no_grad()
+def test_a_small_share_binds_one_evaluation(dit: Dit):
+    x, tiny_share = latents(), velocity(dit, [LEFT], hard=0.01)
+    bound, free = velocity(dit, [LEFT], hard=1.0), velocity(dit, [LEFT], hard=0.0)
+    assert torch.equal(tiny_share(x, times(1.0)), bound(x, times(1.0)))
+    assert torch.equal(tiny_share(x, times(0.9)), free(x, times(0.9)))
+    assert not torch.equal(bound(x, times(1.0)), free(x, times(1.0)))

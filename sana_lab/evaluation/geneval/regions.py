@@ -28,7 +28,7 @@ class Relations(Regions):
 
     def __init__(
         self,
-        hard: Share = 0.3,  # share of the sampling at whose beginning regions are bound
+        hard: Share = 0.3,  # share of the evaluations, from the first on, in which regions are bound; at least one
         blend: Share = 0.3,  # weight of a region's prompt beside the picture's in cross-attention after that
         binding: Binding = "cropped",  # while bound, a region's prompt denoises the region alone, or the whole picture
         pairs: bool = False,  # regions for "A and B" too: the left half and the right one
