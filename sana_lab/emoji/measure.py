@@ -48,6 +48,8 @@ class EmojiMeasure(Measure):
     A share of 1/`neighbours` of `emoji_recall`, and 0 of `emoji_tone`, is chance.
     """
 
+    scores_images = False
+
     def __init__(
         self,
         data: Annotated[Spec, "data"] = "emoji",  # data set whose held-out drawings are asked for, at 64 px

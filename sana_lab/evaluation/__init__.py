@@ -49,6 +49,8 @@ class Measure(ABC):
     """Whether it compares with real images."""
     own_prompts: bool | None = None
     """Whether `rows` will be the measure's own prompts; None if that is not known before it is built."""
+    scores_images: bool | None = None
+    """Whether `score_images` gives scores; None if that is not known before it runs."""
     needs_captions: bool = True
     """Whether it scores images against the prompts of their rows, which must then have one."""
 
@@ -86,6 +88,10 @@ class Measure(ABC):
                 "as clip_shapes, exact_shapes, geneval, clip_score, image_reward or hps"
             )
         return [float(x) for x in extracted]
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """SpecError for prompts that `score_images` cannot judge; by default it judges all."""
+        return
 
     @abstractmethod
     def report(self) -> Report:

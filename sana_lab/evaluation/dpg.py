@@ -104,6 +104,8 @@ class Dpg(Measure):
     reproduce.
     """
 
+    scores_images = False
+
     rows: Sequence[Json]
     own_prompts = True
 

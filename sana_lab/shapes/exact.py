@@ -45,6 +45,10 @@ class ExactShapes(Measure):
         pairs = zip(images, rows, strict=True)
         return [judge(analyse(image), self.verdicts.match(row)[1]) for image, row in pairs]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            self.verdicts.row_of(prompt, self.detector.labels)
+
     def score_images(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """1 for an exact image, else 0; of all prompts in GenEval's forms."""
         rows = [self.verdicts.row_of(prompt, self.detector.labels) for prompt in prompts]

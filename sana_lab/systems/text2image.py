@@ -179,6 +179,8 @@ class TextToImage(System):
         if sampling.regions is not None:
             latent = self.latent_shape(image_size(experiment["data"]))
             self.plan(experiment["prompts"] or [""], sampling, latent[1:])
+        if sampling.best_by is not None:
+            best_of.check(sampling.best_by)
 
     def prepare_for_sampling(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
         """Quantise the denoiser in place, and move the networks to the device or set up offload; the system itself."""
@@ -226,10 +228,12 @@ class TextToImage(System):
         guidance.check(dit, sampling.guidance_interval)
         self._bind(sampling, dit)  # raises before any work
         self.plan(prompts, sampling, shape[1:])
+        if sampling.best_by is not None:
+            best_of.check(sampling.best_by, prompts)
         together = max(1, batch // sampling.best_of)
         parts = [slice(i, i + together) for i in range(0, len(prompts), together)]
         return torch.cat(
-            [self._sample_best(prompts[p], negatives[p], shape, seed, indices[p], sampling, dit) for p in parts]
+            [self._sample_best(prompts[p], negatives[p], shape, seed, indices[p], sampling, dit, batch) for p in parts]
         )
 
     def _sample_best(
@@ -241,13 +245,18 @@ class TextToImage(System):
         indices: Sequence[int],
         sampling: Sampling,
         dit: Dit,
+        batch: int,
     ) -> Tensor:
-        """One image of each prompt: the best of `sampling.best_of` candidates."""
-        count = sampling.best_of
-        texts, others = (best_of.repeated(t, count) for t in (prompts, negatives))
-        streams = NoiseStreams(shape, seed, best_of.candidates(indices, count))
-        images = self._sample_batch(texts, others, streams, sampling, dit)
-        return images if sampling.best_by is None else best_of.best(images, prompts, sampling.best_by)
+        """One image of each prompt: the best of `sampling.best_of` candidates, sampled `batch` or fewer at a time."""
+        if sampling.best_by is None:
+            return self._sample_batch(prompts, negatives, NoiseStreams(shape, seed, indices), sampling, dit)
+        choice, together = best_of.Choice(prompts, sampling.best_by), max(1, batch // len(prompts))
+        for first in range(0, sampling.best_of, together):
+            count = min(together, sampling.best_of - first)
+            texts, others = (best_of.repeated(t, count) for t in (prompts, negatives))
+            streams = NoiseStreams(shape, seed, best_of.candidates(indices, count, first))
+            choice.add(self._sample_batch(texts, others, streams, sampling, dit))
+        return choice.images
 
     def plan(self, prompts: Sequence[str], sampling: Sampling, latent: Sequence[int]) -> RegionPlan | None:
         """The regions of these prompts' pictures of (h, w) latents; None if there are none. SpecError for regions that

@@ -14,6 +14,7 @@ from sana_lab.diffusion.sampling import NoiseStreams, Sampling
 from sana_lab.evaluation import Measure, Report
 from sana_lab.shapes import scenes
 from sana_lab.systems import best_of
+from sana_lab.training import checks
 
 PROMPTS = ["a red circle", "three stars", "a ring"]
 
@@ -57,10 +58,27 @@ def test_the_choice_does_not_depend_on_the_batch():
     assert (sample(4, batch=2).float() - sample(4).float()).abs().max() <= 1
 
 
+def test_candidates_are_sampled_within_the_batch(monkeypatch: pytest.MonkeyPatch):
+    """More of them than the batch, in parts; the choice is that of one batch."""
+    system, sizes = tiny.text2image().eval(), list[int]()
+    sample_batch = system._sample_batch
+
+    def counted(prompts: Any, *rest: Any) -> Tensor:
+        sizes.append(len(prompts))
+        return sample_batch(prompts, *rest)
+
+    monkeypatch.setattr(system, "_sample_batch", counted)
+    how = Sampling("euler", 2, 3.0, best_of=5, best_by=BRIGHT)
+    images = system.sample(PROMPTS, size=16, sampling=how, batch=2)
+    assert sizes == [2, 2, 1] * 3
+    assert (images.float() - sample(5).float()).abs().max() <= 1
+
+
 def test_noise_of_candidates():
     """The first is the noise without a choice; all differ; those of one image depend on its index alone."""
     assert best_of.candidates([3, 7], 1) == [(3,), (7,)]
     assert best_of.candidates([3], 3) == [(3,), (3, 1), (3, 2)]
+    assert best_of.candidates([3, 7], 2, 2) == [(3, 2), (3, 3), (7, 2), (7, 3)]
     shape = (1, 2, 2)
     noise = NoiseStreams(shape, 5, best_of.candidates([3, 7], 3))()
     assert torch.equal(noise[[0, 3]], NoiseStreams(shape, 5, [3, 7])())
@@ -105,6 +123,24 @@ def test_what_cannot_choose():
         best_of.best(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), ["a"], distances)
     with pytest.raises(SpecError, match="no measure is called 'clip_shape'"):
         experiments.check_sampling({"best_of": 2, "best_by": "clip_shape"})
+
+
+def test_what_cannot_choose_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch):
+    """With the experiment, and at the start of sampling; GenEval's rule for prompts of other forms too."""
+    system = tiny.text2image().eval()
+    for by, message in (
+        ({"name": "distances", "extractor": "shapes"}, "best_by is distances, which scores no single images"),
+        ({"name": "geneval", "prompts_per_task": 1}, "'three stars of gold' is none of GenEval's prompts"),
+    ):
+        monkeypatch.setattr(system, "_sample_batch", lambda *_: pytest.fail("work before the error"))
+        sampling = Sampling("euler", 2, best_of=2, best_by=specs.resolve("measure", by))
+        with pytest.raises(SpecError, match=message):
+            system.sample(["a red circle", "three stars of gold"], size=16, sampling=sampling)
+    loaded = experiments.load(
+        "shapes_sana", ["sampling.best_of=2", "sampling.best_by={name: distances, extractor: shapes}"]
+    )
+    with pytest.raises(SpecError, match="best_by is distances, which scores no single images"):
+        checks.check(loaded)
 
 
 def test_the_chooser_enters_the_hash_by_what_it_is():

@@ -219,6 +219,8 @@ class Distances(Measure):
     cannot give; ValueError for too few images.
     """
 
+    scores_images = False
+
     own_prompts = False
     needs_captions = False
 

@@ -58,6 +58,10 @@ class GenEval(Measure):
         pairs = zip(images, rows, strict=True)
         return [rule.verdict(image, self.match(row)[1], self.detector, classify) for image, row in pairs]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            self.verdicts.row_of(prompt, self.detector.labels)
+
     def score_images(self, images: Tensor, prompts: Sequence[str]) -> list[float]:
         """1 for an image that satisfies its row, else 0; the rows of all prompts that the detector has words for."""
         classify = self.colors.classify if self.colors else None
