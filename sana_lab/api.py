@@ -121,12 +121,17 @@ def memory_advice(system: TextToImage, size: int | None, batch: int, batch_optio
 
 
 def write(folder: Path, image: Tensor, about: dict[str, Any]) -> Path:
-    """Write a PNG whose text chunks hold the prompt and all settings; its path."""
+    """Write a PNG named by its index and prompt, with all settings; its path."""
+    slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
+    path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
+    write_file(path, image, about)
+    return path
+
+
+def write_file(path: Path, image: Tensor, about: dict[str, Any]) -> None:
+    """Write an image (3, H, W) uint8 as a PNG whose text chunks hold the prompt and all settings."""
     text = PngInfo()
     text.add_itxt("prompt", about["prompt"])
     text.add_itxt("sana_lab", json.dumps(about))
-    slug = re.sub(r"[^a-z0-9]+", "-", about["prompt"].lower()).strip("-")[:60]
-    path = folder / f"{about['index']:03d}-{slug or 'image'}.png"
     with replacing(path) as partial:
         Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(partial, "PNG", pnginfo=text)
-    return path

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sana_lab.config.atomic_write import replacing
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion import inversion
 from sana_lab.diffusion.sampling import Sampling
@@ -40,16 +39,16 @@ def main(options: Namespace) -> None:
     check(sampling, options.inject)
     system.prepare_for_sampling(sampling, place("auto"))
     result = edit(system, image[None], [options.source], [options.target], sampling=sampling, inject=options.inject)[0]
-    with replacing(options.out) as partial:
-        Image.fromarray(result.permute(1, 2, 0).cpu().numpy()).save(partial, "PNG")
+    about = {"prompt": options.target, "source": options.source, "model": options.model, "inject": options.inject}
+    api.write_file(options.out, result, {**about, "sampling": api.stored_settings(system)})
     print(options.out)
 
 
 def read(path: Path, size: int | None = None) -> Tensor:
-    """A picture (3, H, W) uint8, resized to `size` pixels a side if given. SpecError for a file that is none."""
+    """A picture (3, H, W) uint8, turned as its EXIF says, and resized to `size` pixels a side if given. SpecError for a file that is none."""
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            picture = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError:
         raise SpecError(f"{path} is no picture that Pillow reads; expected a .png or .jpg") from None
     if size is not None:

@@ -31,6 +31,9 @@ ADDABLE = ("measures", "fid_weights")
 NOT_OF_POINTS = ("bench_", "worst", "noise_seeds")
 """Beginnings of the options of `eval:` that the points of a training do not depend on."""
 
+NOT_ALONE = ("reconstruct",)
+"""Whole names of such options, of which others begin with the same letters."""
+
 
 def experiment_hash(config: Config) -> str:
     """The name of what an experiment trains: 16 hex digits over system, data, trainer and seed, resolved."""
@@ -71,7 +74,9 @@ def _implied(trial: Trial) -> Config:
 
 def points_hash(config: Config) -> str:
     """What the points of a training's curves depend on beside the training: sampling, measures, number of images."""
-    evaluation = {k: v for k, v in _evaluated_by(config["eval"]).items() if not k.startswith(NOT_OF_POINTS)}
+    evaluation = {
+        k: v for k, v in _evaluated_by(config["eval"]).items() if k not in NOT_ALONE and not k.startswith(NOT_OF_POINTS)
+    }
     sampling = _sampled_by(config["sampling"])
     return _digest({"sampling": sampling, "eval": evaluation, "images": config["eval"]["at_images"]})
 

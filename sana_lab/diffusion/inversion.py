@@ -26,9 +26,9 @@ def check(solver: Spec, inject: Share) -> None:
             f"sampling.solver is {name_of(solver)!r}, which runs from noise to data alone; an edit expects one of "
             f"{', '.join(REVERSIBLE)}"
         )
-    if not 0 <= inject <= 1:
+    if not 0 <= inject <= 1:  # also of NaN
         raise SpecError(
-            f"inject is {inject:g}, expected a share of the steps from 0 to 1; the nearest is {min(max(inject, 0), 1)}"
+            f"inject is {inject:g}, expected a share of the steps from 0 to 1; the nearest is {1 if inject > 1 else 0}"
         )
 
 

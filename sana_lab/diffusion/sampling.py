@@ -52,6 +52,8 @@ class Sampling(SamplingOptions):
                 )
         if self.pag_layers is not None and not self.pag:
             raise ValueError(f"pag_layers is {self.pag_layers}, and pag is 0; expected pag above 0, such as 3")
+        if self.pag and self.pag_layers is not None and not self.pag_layers:
+            raise ValueError(f"pag_layers is [], and pag is {self.pag:g}; expected at least one block, or null")
         if (self.best_of > 1) != (self.best_by is not None):
             raise ValueError(
                 f"best_of is {self.best_of} and best_by is {self.best_by}; expected both, such as best_of 4 and "

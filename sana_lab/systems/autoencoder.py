@@ -76,6 +76,12 @@ class AutoencoderSystem(System):
                 f"system.front_channels is {front_channels}, and the autoencoder has {self.autoencoder.channels} "
                 "channels; expected fewer"
             )
+        if trains == "head" and (front_channels is not None or equivariance):
+            given = "front_channels" if front_channels is not None else "equivariance"
+            raise SpecError(
+                f"system.{given} gives latents a structure, and trains: head leaves latents as they are; expected "
+                "trains: all or middle"
+            )
         self.front_channels, self.equivariance = front_channels, equivariance
         self.trains = trains
         if trains != "all":

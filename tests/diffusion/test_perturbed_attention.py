@@ -120,6 +120,8 @@ def test_what_pag_does_not_go_with():
         guided(dit(), PROMPTS, NULLS["each"], 3.0, pag=Perturbation(1.0, [7]))
     with pytest.raises(ValueError, match=r"pag_layers is \[1\], and pag is 0; expected pag above 0"):
         Sampling(pag_layers=[1])
+    with pytest.raises(ValueError, match=r"pag_layers is \[\], and pag is 3; expected at least one block, or null"):
+        Sampling(pag=3.0, pag_layers=[])
     with pytest.raises(SpecError, match="pag needs a denoiser of blocks"):
         Perturbation(1.0).before(TextDit(dit(), PROMPTS))
     gated = guided(dit("mean"), PROMPTS, NULLS["each"], 3.0, pag=Perturbation(1.0))

@@ -1,6 +1,7 @@
 """The autoencoder's LightningModule on tiny real parts."""
 
 import math
+from typing import Any
 
 import lightning as L
 import pytest
@@ -220,3 +221,9 @@ def test_equivariance_asks_for_the_transformed_image():
 def test_more_front_channels_than_channels_are_refused():
     with pytest.raises(SpecError, match=r"system\.front_channels is 9, and the autoencoder has 4 channels"):
         AutoencoderSystem(VAE, front_channels=9)
+
+
+@pytest.mark.parametrize("options", [{"front_channels": 2}, {"equivariance": 0.5}])
+def test_structure_of_latents_that_do_not_train_is_refused(options: dict[str, Any]):
+    with pytest.raises(SpecError, match=rf"system\.{next(iter(options))} gives latents a structure, and trains: head"):
+        AutoencoderSystem(VAE, trains="head", **options)

@@ -1,5 +1,6 @@
 """Inversion against a flow that is known, its order with steps, and edits of pictures of a tiny system."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sana_lab.__main__ import main
+from sana_lab.commands.edit import read
 from sana_lab.config import specs
 from sana_lab.config.registry import TABLE
 from sana_lab.config.specs import SpecError
@@ -243,8 +245,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*words, "--out", str(out), "--set", "sampling.steps=2"]) == 0
     with Image.open(out) as result:
         assert result.size == (64, 64)
+        about = json.loads(result.text["sana_lab"])
+        assert (result.text["prompt"], about["source"], about["inject"]) == ("a blue circle", "a red circle", 0.0)
+        assert (about["model"], about["sampling"]["steps"]) == ("shapes_sana", 2)
     (tmp_path / "text.png").write_text("no picture")
     wrong = {
+        "--inject is NaN": ([*words, "--out", str(out), "--inject", "nan"], "inject is nan, expected a share"),
         "--inject is no share": ([*words, "--out", str(out), "--inject", "2"], "the nearest is 1"),
         "no png": ([*words, "--out", str(tmp_path / "a.jpg")], "expected a .png; the nearest is"),
         "no prompt": (["edit", str(picture), "--from", " ", "--to", "b", "--out", str(out)], "--from is empty"),
@@ -253,3 +259,10 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for given, message in wrong.values():
         assert main(given) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path):
+    picture, exif = Image.new("RGB", (16, 8), "red"), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read(tmp_path / "turned.jpg").shape == (3, 16, 8)

@@ -79,6 +79,7 @@ class TestSteps:
         assert hashing.trial_hash(Trial({}, 0, plain)) == hashing.trial_hash(Trial({}, 0, other))
         assert hashing.points_hash(plain) != hashing.points_hash(other)
         assert hashing.points_hash(plain) == hashing.points_hash(experiments.load("tiny", ["eval.bench_repeats=4"]))
+        assert hashing.points_hash(plain) == hashing.points_hash(experiments.load("tiny", ["eval.reconstruct=true"]))
 
 
 def test_training_is_the_same_to_the_last_bit(folder, monkeypatch):
