@@ -45,7 +45,10 @@ def main(options: Namespace) -> None:
 
 
 def read(path: Path, size: int | None = None) -> Tensor:
-    """A picture (3, H, W) uint8, turned as its EXIF says, and resized to `size` pixels a side if given. SpecError for a file that is none."""
+    """A picture (3, H, W) uint8, turned as its EXIF says, and resized to `size` pixels a side if given.
+
+    SpecError for a file that is none.
+    """
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file).convert("RGB")
