@@ -30,7 +30,7 @@ Generated from `benchmarks/results` by `python benchmarks/results_page.py`; do n
 """
 CPU_FILES = ("cpu-amd-epyc-2-threads.json", "cpu-full-amd-epyc-2-threads.json")
 SECTIONS = (
-    ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png")),
+    ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png", "exact_by_images.png")),
     ("Models that ship", "models", ()),
     ("What helps to learn fast", "recipe", ()),
     ("The paper's quality ablations at toy scale", "paper", ()),

@@ -17,6 +17,9 @@ from sana_lab.types import Json
 RIGHT = 3
 """Of the four pictures of a row, those that have to hold exactly what their prompt says."""
 
+NOT_YET = {"DiT baseline": 0, "+ linear attention": 2, "+ Mix-FFN": 1, "+ 32x autoencoder": 2}
+"""Rows with fewer right pictures, and how many, after 512,000 images."""
+
 MEGABYTES = 45
 """The largest sum of all files."""
 
@@ -79,7 +82,6 @@ def thing(shape: str, color: str, x: float) -> Thing:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="after 448,000 samples the 8x rows have none right, the 32x rows two of four", strict=True)
 @pytest.mark.parametrize("label", [trial.label for trial in QUICKSTART.trials if shipping.is_shippable(trial)])
 def test_the_pictures_of_a_row_are_right(label: str):
     """Those of the table's picture: same prompts, same noise, the row's own sampler."""
@@ -91,4 +93,8 @@ def test_the_pictures_of_a_row_are_right(label: str):
     system = restore.restore(trial.config, trial.weights)
     images = sources.sampler(system.sample, trial.config)(prompts, list(range(len(prompts))))
     verdicts = {p: judge(analyse(i), {"include": ASKS[p]}) for p, i in zip(prompts, images, strict=True)}
-    assert sum(right for right, _ in verdicts.values()) >= RIGHT, verdicts
+    count = sum(right for right, _ in verdicts.values())
+    if label in NOT_YET:
+        assert count == NOT_YET[label], verdicts
+        pytest.xfail(f"{count} of four are right, expected {RIGHT}")
+    assert count >= RIGHT, verdicts
