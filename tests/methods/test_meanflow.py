@@ -16,6 +16,7 @@ from sana_lab.diffusion.meanflow import meanflow
 from sana_lab.methods import Model, Step
 from sana_lab.methods.meanflow import mean_target, mean_velocity, wide
 from sana_lab.models.layers import sinusoid
+from sana_lab.ops import backend
 from sana_lab.ops.forward_mode import jvp
 from sana_lab.ops.modulate import modulate
 from sana_lab.training import checks
@@ -125,10 +126,11 @@ def test_the_derivative_of_every_mixer_is_that_of_differences(attention: str):
     assert tiny.error(derivative, difference) < 1e-6
 
 
-def test_kernels_have_no_forward_mode():
+def test_kernels_have_no_forward_mode(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(backend, "missing_triton", lambda: None)  # whether it is installed or not
     x, vector = torch.randn(1, 2, 2, 8), torch.randn(1, 8)
     jvp(lambda x: modulate(x, vector, vector), (x,), (x,))
-    with pytest.raises(ValueError, match=r"needs (the package triton|reverse mode, not torch.func.jvp)"):
+    with pytest.raises(ValueError, match="needs reverse mode, not torch.func.jvp"):
         jvp(lambda x: modulate(x, vector, vector, backend="triton"), (x,), (x,))
 
 

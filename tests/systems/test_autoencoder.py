@@ -213,7 +213,12 @@ def test_structure_changes_the_training_and_its_absence_does_not():
 def test_equivariance_asks_for_the_transformed_image():
     system = AutoencoderSystem(VAE, equivariance=1.0)
     images = torch.rand(2, 3, 64, 64)
-    latents, target = system.disturb(torch.rand(2, 4, 32, 32), images, torch.Generator().manual_seed(3))
+    given = torch.rand(2, 4, 32, 32)
+    latents, target = system.disturb(given, images, torch.Generator().manual_seed(3))
+    drawn = draw_transform((32, 32), 2, 1.0, torch.Generator().manual_seed(3))
+    assert drawn is not None
+    assert torch.equal(latents, drawn.of(given))
+    assert torch.equal(target, drawn.of(images, 2))
     assert [2 * side for side in latents.shape[2:]] == [*target.shape[2:]]
     assert not (target.shape == images.shape and torch.equal(target, images))
 
