@@ -127,7 +127,7 @@ def _search(
     guest = checks.has_guest([raw, *(each.config for each in space.corners)])
     checks.check_table(table, [], recipe, guest=guest)
     _check_scales(raw, recipe, guest=guest)
-    searches.check_measure(search, None if guest else checks.metrics_of(table), title)
+    searches.check_measure(search, space, None if guest else checks.metrics_of(table), title)
     searches.check_pruner(search, space, title)
     searches.check_space(search, space, title)
     return Plan(sweep_name(recipe, scale, overrides, retrain), table, [], space)

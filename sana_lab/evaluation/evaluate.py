@@ -214,12 +214,8 @@ def is_shapes(data: Json) -> bool:
     return bool(experiments.source_of(data).get("name") == "shapes")
 
 
-def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[str, Measure]:
-    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, for the embedded world also its
-    exact score and GenEval.
-
-    With several seeds of noise, each expects so many times its images per prompt.
-    """
+def measure_specs(options: Json, shapes: bool = False) -> list[Spec]:
+    """The specs of the measures of a suite, in the order of their reports."""
     listed: list[Spec] = list(options["measures"])
     keys = ("prompts_per_task", "images_per_prompt", "seed", "fill_tasks")
     rows = {key: options[key] for key in keys if key in options}
@@ -227,8 +223,17 @@ def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[
     specs = [spec for spec in implied if spec["name"] not in map(name_of, listed)] + listed
     if options["fid_weights"]:
         specs.append({"name": "distances", "extractor": {"name": "inception", "weights": options["fid_weights"]}})
+    return specs
+
+
+def build_measures(options: Json, shapes: bool = False, seeds: int = 1) -> dict[str, Measure]:
+    """The measures of a suite by name: those it lists, FID with `eval.fid_weights`, for the embedded world also its
+    exact score and GenEval.
+
+    With several seeds of noise, each expects so many times its images per prompt.
+    """
     measures: dict[str, Measure] = {}
-    for spec in specs:
+    for spec in measure_specs(options, shapes):
         name = name_of(spec)
         measures[name if name not in measures else f"{name}_{len(measures)}"] = build_measure(spec, seeds)
     return measures

@@ -18,10 +18,11 @@ from sana_lab.ablation.search import Observation
 from sana_lab.ablation.search.judging import RungJudge
 from sana_lab.ablation.search.optuna_search import OptunaSearch
 from sana_lab.ablation.search.proposals import VALUES, Explorer, with_proposals
+from sana_lab.ablation.search.settings import for_worker
 from sana_lab.ablation.trials import records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
-from sana_lab.config.schema import Range
+from sana_lab.config.schema import Ablation, Range
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
 from sana_lab.training import points, train
@@ -361,7 +362,13 @@ def message_of(folder: Path, text: str) -> str:
         ("pruner: asha", "pruner: {name: asha, reduction: 1}", "expected int in [2, 100]; the nearest is 2"),
         ("trials: 12", "trials: 0", "the nearest is 1"),
         ("startup: 4", "measure: genval", "search.measure 'genval', which is no metric; did you mean 'geneval'"),
-        ("startup: 4", "measure: params_m", "expected search.direction lower or higher"),
+        ("startup: 4", "measure: params_m", "search.measure 'params_m', a cost, which trials have only after"),
+        ("startup: 4", "measure: latency_s, direction: lower", "'latency_s', a cost, which trials have only after"),
+        ("startup: 4", "measure: fid", "'fid', which 'linear · lr 1e-05' does not measure"),
+        ("startup: 4", "measure: psnr", "'psnr', which 'linear · lr 1e-05' does not measure"),
+        ("startup: 4", "measure: train_steps", "expected search.direction lower or higher"),
+        ("pruner: asha", "pruner: {name: asha, on: latency_s}", "search.pruner.on 'latency_s', a cost"),
+        ("pruner: asha", "pruner: {name: asha, on: train_steps}", "search.pruner.on 'train_steps', of which neither"),
         ("pruner: asha", "pruner: {name: asha, on: los}", "search.pruner.on 'los', which is no metric"),
         ("columns:", "common: {trainer.validate_every: 500}\ncolumns:",
          "trainer.validate_every is 500, and trainer.max_steps 27; expected trainer.validate_every 3"),
@@ -384,6 +391,43 @@ def message_of(folder: Path, text: str) -> str:
 def test_mistakes_are_told_while_the_plan_loads(folder, old, new, words):
     assert old in SEARCH
     assert words in message_of(folder, SEARCH.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("common", "measure"),
+    [
+        ("eval.measures: [{name: distances, extractor: shapes, metrics: [fid, precision]}]", "fd_shapes"),
+        ("eval.measures: [{name: distances, extractor: shapes, metrics: [fid, precision]}]", "precision_shapes"),
+        ("eval.fid_weights: weights.pth", "fid"),
+        ("eval.measures: [clip_shapes]", "clip_shapes"),
+        ("eval.reconstruct: true", "psnr"),
+        ("seed: 0", "geneval_counting"),
+    ],
+)
+def test_a_measure_that_the_evaluation_gives_is_accepted(folder, common, measure):
+    text = SEARCH.replace("pruner: asha", f"measure: {measure}")
+    changed = "" if common == "seed: 0" else f"common: {{{common}}}\n"
+    (folder / "weights.pth").write_bytes(b"")
+    (folder / "ablations/lr.yaml").write_text(f"{text}{changed}")
+    assert plan.load("lr").space is not None
+
+
+class TestPruningDirection:
+    """Which values a worker's judge takes to be better."""
+
+    @staticmethod
+    def lower(**options: object) -> bool:
+        table = Ablation("t", {}, "tiny", search={"name": "optuna", **options})
+        return for_worker("sweep", table)["lower"]
+
+    def test_the_direction_of_the_search_is_that_of_its_measure_under_its_own_name_too(self):
+        for pruner in ("asha", {"name": "asha", "on": "mine"}):
+            assert not self.lower(measure="mine", direction="higher", pruner=pruner)
+            assert self.lower(measure="mine", direction="lower", pruner=pruner)
+
+    def test_another_metric_has_that_of_its_column(self):
+        assert self.lower(measure="exact", pruner={"name": "asha", "on": "val_loss"})
+        assert not self.lower(measure="val_loss", pruner={"name": "asha", "on": "exact"})
 
 
 def test_more_trials_than_points_are_refused(folder):

@@ -4,13 +4,23 @@ from collections.abc import Collection
 from dataclasses import fields
 
 from sana_lab.ablation import samples
+from sana_lab.ablation.checks import OF_TRAINING
 from sana_lab.ablation.samples import AXIS
 from sana_lab.ablation.search import Search
-from sana_lab.ablation.search.settings import direction, pruner_of, rungs_of, watched
+from sana_lab.ablation.search.measured import metrics_of
+from sana_lab.ablation.search.settings import (
+    direction,
+    pruner_of,
+    pruning_direction,
+    pruning_metric,
+    rungs_of,
+    watched,
+)
 from sana_lab.ablation.search.space import SearchSpace
 from sana_lab.config import hashing
 from sana_lab.config.schema import Ablation
 from sana_lab.config.specs import SpecError, nearest
+from sana_lab.report.columns import is_cost
 
 WITHOUT = {
     "samples": "axes and ranges alone",
@@ -70,17 +80,39 @@ def check_space(search: Search, space: SearchSpace, title: str) -> None:
             )
 
 
-def check_measure(search: Search, known: Collection[str] | None, title: str) -> None:
-    """SpecError for a measure that no trial has, or without a better direction; None is that any may be known."""
+def check_measure(search: Search, space: SearchSpace, known: Collection[str] | None, title: str) -> None:
+    """SpecError for a measure that no trial has when the next is proposed, or without a better direction; None is that
+    any may be known."""
     pruner = pruner_of(search)
     for name, option in ((search.measure, "search.measure"), (pruner and pruner.on, "search.pruner.on")):
-        if name and known is not None and name not in known:
-            raise SpecError(f"{title} has {option} {name!r}, which is no metric; {nearest(name, known)}")
+        if name and known is not None:
+            if name not in known:
+                raise SpecError(f"{title} has {option} {name!r}, which is no metric; {nearest(name, known)}")
+            _check_measured(name, space, f"{title} has {option} {name!r}")
     if direction(search) is None:
         raise SpecError(
             f"{title} has search.measure {search.measure!r}, of which neither more nor less is known to be better; "
             "expected search.direction lower or higher"
         )
+    if pruning_direction(search) is None:
+        raise SpecError(
+            f"{title} has search.pruner.on {pruning_metric(search)!r}, of which neither more nor less is known to be "
+            "better; expected the measure of the search, with search.direction, or such as val_loss"
+        )
+
+
+def _check_measured(name: str, space: SearchSpace, words: str) -> None:
+    if is_cost(name) and name not in OF_TRAINING:
+        raise SpecError(
+            f"{words}, a cost, which trials have only after the search; expected a metric of training or evaluation, "
+            "such as val_loss"
+        )
+    for trial in space.corners:
+        if name not in (measured := metrics_of(trial.config)):
+            raise SpecError(
+                f"{words}, which {trial.label!r} does not measure; {nearest(name, measured)}, or eval.measures or "
+                "eval.fid_weights that measure it"
+            )
 
 
 def check_pruner(search: Search, space: SearchSpace, title: str) -> None:

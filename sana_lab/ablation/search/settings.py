@@ -28,6 +28,18 @@ def pruner_of(search: Search) -> Pruner | None:
     return None if search.pruner is None else specs.build("pruner", search.pruner)
 
 
+def pruning_metric(search: Search) -> str | None:
+    """The metric that the pruner of a search compares; None without a pruner."""
+    return None if (pruner := pruner_of(search)) is None else pruner.on or search.measure
+
+
+def pruning_direction(search: Search) -> str | None:
+    """Which values of the pruner's metric are better: as of the search if it is its measure, else as its column says;
+    None if nobody says."""
+    metric = pruning_metric(search)
+    return direction(search) if metric is None or metric == search.measure else column(metric).better
+
+
 def watched(config: Config, metric: str) -> list[int]:
     """The steps of a training at which a metric is known: validations, or points of curves."""
     if metric != VALIDATION:
@@ -45,8 +57,7 @@ def rungs_of(pruner: Pruner, config: Config, metric: str) -> list[int]:
 def for_worker(sweep: str, table: Ablation | EfficiencyTable) -> Json | None:
     """What a worker needs to judge the trainings of a sweep, as plain data; None without a pruner."""
     search = search_of(table)
-    if search is None or (pruner := pruner_of(search)) is None:
+    if search is None or (metric := pruning_metric(search)) is None:
         return None
-    metric = pruner.on or search.measure
-    lower = (column(metric).better if pruner.on else direction(search)) != "higher"
+    lower = pruning_direction(search) == "lower"
     return {"sweep": sweep, "pruner": search.pruner, "metric": metric, "lower": lower}

@@ -210,6 +210,13 @@ METRICS: dict[MetricName, Metric] = {
 }
 
 
+def column_of(metric: str, extractor: str) -> str:
+    """Name of the column of a metric in the features of an extractor."""
+    standard = "clip" if metric.startswith("cmmd") else "inception"
+    general = {"fid": "fd", "fid_infinity": "fd_infinity", "kid": "kd"}
+    return metric if extractor == standard else f"{general.get(metric, metric)}_{extractor}"
+
+
 @final
 class Distances(Measure):
     """Distances of generated images from real ones in an extractor's features; all `metrics` share one pass.
@@ -294,9 +301,7 @@ class Distances(Measure):
         name = identity["extractor"]
         if name == "inception" and identity["layer"] != "2048":
             name = f"inception_{identity['layer']}"
-        standard = "clip" if metric.startswith("cmmd") else "inception"
-        general = {"fid": "fd", "fid_infinity": "fd_infinity", "kid": "kd"}
-        return metric if name == standard else f"{general.get(metric, metric)}_{name}"
+        return column_of(metric, name)
 
     def _extract(self, images: Tensor) -> Extracted:
         if not self.needs_logits:
