@@ -1,5 +1,6 @@
 """A trial of an ablation and the MLflow run that records it."""
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class TrialRecord(NamedTuple):
     key: str  # hash of everything that its numbers depend on
     model: str  # hash of what is trained; trials that share it are trained once
     run: Run | None
+    pruning: str | None = None  # metric that the pruner of the present table compares; None without a pruner
 
     @property
     def run_id(self) -> str:
@@ -51,8 +53,8 @@ class TrialRecord(NamedTuple):
 
     @property
     def pruned(self) -> bool:
-        """Whether the pruner of its search ended its training, which is not taken up again."""
-        return self.run is not None and self.run.status == "KILLED" and PRUNED in self.run.tags
+        """Whether the pruner of its search ended its training, which is then not taken up again."""
+        return self.run is not None and was_pruned(self.run, self.pruning)
 
     @property
     def complete(self) -> bool:
@@ -79,6 +81,13 @@ class TrialRecord(NamedTuple):
             "run_id": self.run.id,
             "commit": f"{commit}{dirty}" if commit else None,
         }
+
+
+def was_pruned(run: Run, metric: str | None) -> bool:
+    """Whether a pruner ended a run by this metric: that of the present table, as without its pruner the run counts as
+    interrupted."""
+    end = run.tags.get(PRUNED)
+    return run.status == "KILLED" and bool(end) and json.loads(end)["metric"] == metric
 
 
 EXACT = "exact"

@@ -25,7 +25,7 @@ from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
-from sana_lab.ablation.record import TRIAL, TrialRecord, equal_rows, within_time
+from sana_lab.ablation.record import PRUNED, TRIAL, TrialRecord, equal_rows, within_time
 from sana_lab.ablation.search import describing, settings
 from sana_lab.ablation.search.proposals import Explorer, with_proposals
 from sana_lab.ablation.trials import measure_tags, records, state, weights_of
@@ -173,7 +173,12 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
             *(f"  {r.key}  {r.trial.label:<40} {state(r)}" for r in trials),
             *equal_rows(trials),
         ]
-    head = f"{ablation.table.title}: {len(trials)} trials of {len({r.model for r in trials})} trained models"
+    models = len({r.model for r in trials})
+    search = settings.search_of(ablation.table)
+    what = (
+        f"{len(trials)} trials" if search is None else f"search of up to {search.trials} trials, so far {len(trials)}"
+    )
+    head = f"{ablation.table.title}: {what} of {models} trained models"
     return [
         head,
         *(f"  {r.key}  model {r.model}  seed {r.trial.seed}  {r.trial.label:<40} {state(r)}" for r in trials),
@@ -282,7 +287,9 @@ def explore(explorer: Explorer, jobs: Jobs, threads: ThreadPoolExecutor, slots: 
     def work(_: int) -> None:
         while not jobs.pool.stopped and (record := explorer.next()) is not None:
             proposed.append(record)
-            if not jobs.blocked(record):
+            if record.lacks_measures:  # a grid of the same name finished it with fewer
+                jobs.append([record])
+            elif not jobs.blocked(record):
                 (jobs.evaluate_alone if within_time(record.trial) else jobs.evaluate)([record])
 
     alone = any(map(within_time, explorer.plan.examples))
@@ -323,6 +330,7 @@ def trial_run(
         store.set_tags(record.run.id, tags)
         if not record.done and not record.pruned:  # one that lacks measures stays finished, also if they fail
             store.resume(record.run.id)
+            store.set_tags(record.run.id, {PRUNED: ""} if PRUNED in record.run.tags else {})  # by a pruner that is gone
         return store.run(record.run.id)
     trial = record.trial
     tags = {

@@ -83,6 +83,11 @@ def size(limits: Range) -> float:
     return (limits.high - limits.low) // limits.step + 1 if limits.integer else math.inf
 
 
+def values(limits: Range) -> range:
+    """The values of a range of whole numbers."""
+    return range(int(limits.low), int(limits.high) + 1, limits.step)
+
+
 def label_of(values: Mapping[str, float | int]) -> str:
     """Such as `lr 0.001, depth 4`: the last words of the paths."""
     return ", ".join(f"{word} {value:g}" for word, value in zip(_words(list(values)), values.values(), strict=True))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.plan import Plan
-from sana_lab.ablation.record import PRUNED, TRIAL, TrialRecord
+from sana_lab.ablation.record import PRUNED, TRIAL, TrialRecord, was_pruned
+from sana_lab.ablation.search.settings import pruning_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
 from sana_lab.config.memo import reusing
@@ -23,19 +24,20 @@ def records(store: Store, plan: Plan) -> list[TrialRecord]:
     A trial without a run has the finished run of the same trial with fewer measures, if there is one.
     """
     every = store.summaries(plan.name)
-    runs = runs_by_key(every)
+    runs, pruning = runs_by_key(every), pruning_of(plan.table)
+    ended = [run for run in every if run.status == "FINISHED" or was_pruned(run, pruning)]
     with reusing():
         keys = [keys_of(trial, plan) for trial in plan.trials]
         return [
-            TrialRecord(trial, *k, runs.get(k[0]) or with_fewer_measures(trial, every))
+            TrialRecord(trial, *k, runs.get(k[0]) or with_fewer_measures(trial, ended), pruning)
             for trial, k in zip(plan.trials, keys, strict=True)
         ]
 
 
 def with_fewer_measures(trial: Trial, runs: Iterable[Run]) -> Run | None:
-    """The finished or pruned run of the trial with the most of its measures, or with all of them and more; None if none
-    is."""
-    finished = [run for run in runs if CORE in run.tags and (run.status == "FINISHED" or PRUNED in run.tags)]
+    """Of finished or pruned runs that of the trial with the most of its measures, or with all of them and more; None if
+    none is."""
+    finished = [run for run in runs if CORE in run.tags]
     if trial.kind != "quality" or not finished:
         return None
     core, measures = core_of(trial), set(hashing.measure_hashes(trial))

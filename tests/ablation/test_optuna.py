@@ -1,6 +1,8 @@
 """Searches: proposals from the runs' records, rungs of ASHA, a kill in the middle, the table, and mistakes."""
 
+import json
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -9,7 +11,7 @@ import pytest
 import tiny
 
 from sana_lab import __main__
-from sana_lab.ablation import plan, quality, quality_table, runner, worker
+from sana_lab.ablation import generations, measures, plan, quality, quality_table, runner, worker
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.protocol import Job
 from sana_lab.ablation.pruners.asha import Asha
@@ -19,10 +21,11 @@ from sana_lab.ablation.search.judging import RungJudge
 from sana_lab.ablation.search.optuna_search import OptunaSearch
 from sana_lab.ablation.search.proposals import VALUES, Explorer, with_proposals
 from sana_lab.ablation.search.settings import for_worker
-from sana_lab.ablation.trials import records, state
+from sana_lab.ablation.search.space import SearchSpace
+from sana_lab.ablation.trials import measures_of, records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
-from sana_lab.config.schema import Ablation, Range
+from sana_lab.config.schema import Ablation, Range, Trial
 from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import Store
 from sana_lab.training import points, train
@@ -56,6 +59,13 @@ def folder(runs: Path) -> Path:
     tiny.write_experiment(Path(), changes=changes)
     tiny.write(Path(), "ablations/lr.yaml", SEARCH)
     return Path.cwd()
+
+
+def finite(options: str, most: int) -> str:
+    """A search of 2 * `most` points."""
+    old = "ranges: {system.optimizer.lr: {low: 1.0e-5, high: 1.0, log: true}}"
+    text = SEARCH.replace(old, f"ranges: {{system.warmup: {{low: 1, high: {most}, integer: true}}}}")
+    return text.replace("trials: 12, startup: 4, pruner: asha", options)
 
 
 class InProcess(Executor):
@@ -175,13 +185,132 @@ class TestSearch:
         (folder / "ablations/lr.yaml").write_text(SEARCH.replace("axes:", "common: {trainer.max_steps: 9}\naxes:"))
         assert with_proposals(Store(weights.HOME), plan.load("lr")).trials == []
 
-    def test_a_space_that_is_exhausted_says_how_many_trials_it_has(self, folder):
+    def test_a_space_that_is_exhausted_ends_the_search_with_a_line(self, folder, capsys):
         text = SEARCH.replace("{low: 1.0e-5, high: 1.0, log: true}", "{low: 1.0e-3, high: 1.001e-3}")
         (folder / "ablations/lr.yaml").write_text(text)
-        with pytest.raises(
-            SpecError, match=r"none of 100 points gives a new trial after 4: all have a trial; expected"
-        ):
-            search()
+        store, trials = search()
+        assert len(trials) == 4
+        words = "lr: the search ends after 4 of 12 trials, as no other point was found: all have a trial"
+        assert words in capsys.readouterr().out
+        assert [r.status for r in store.find("lr", {"sana.kind": "sweep"})] == ["FINISHED"]
+
+    def test_a_finite_space_is_searched_to_its_last_point(self, folder):
+        (folder / "ablations/lr.yaml").write_text(finite("trials: 16, sampler: random", 8))
+        _, trials = search()
+        assert {r.run.tags[VALUES] for r in trials} == {
+            json.dumps({"attention": a, "system.warmup": w}) for a in ("linear", "softmax") for w in range(1, 9)
+        }
+
+    def test_points_of_equal_settings_are_one_trial_and_the_search_ends(self, folder, capsys):
+        text = finite("trials: 6", 2).replace("linear: {}", "linear: {}, same: {}")
+        (folder / "ablations/lr.yaml").write_text(text)
+        _, trials = search()
+        assert len(trials) == 4
+        assert "the search ends after 4 of 6 trials" in capsys.readouterr().out
+
+    def test_without_its_pruner_pruned_trials_are_trained_to_their_end(self, folder):
+        _, before = search()
+        assert any(r.pruned for r in before)
+        (folder / "ablations/lr.yaml").write_text(SEARCH.replace(", pruner: asha", ""))
+        store, trials = search()
+        assert {r.run.status for r in trials} == {"FINISHED"}
+        assert [r.run_id for r in trials] == [r.run_id for r in before]
+        assert len(quality_table.build(store, plan.load("lr").table, trials).rows) == 12
+        (folder / "ablations/lr.yaml").write_text(SEARCH)
+        assert not any(r.pruned for r in search()[1])
+
+    def test_a_grid_of_the_same_name_trains_what_was_pruned(self, folder):
+        pruned = next(r for r in search()[1] if r.pruned)
+        values = json.loads(pruned.run.tags[VALUES])
+        attention = SEARCH.split("axes:\n")[1]
+        lr = values["system.optimizer.lr"]
+        grid = f"title: Grid\nbase: tiny\naxes:\n  lr: {{one: {{system.optimizer.lr: {lr}}}}}\n{attention}"
+        (folder / "ablations/lr.yaml").write_text(grid)
+        (same,) = [r for r in records(Store(weights.HOME), plan.load("lr")) if r.run is not None]
+        assert (same.run_id, same.complete, state(same)) == (pruned.run_id, False, "unfinished")
+        _, trials = search()
+        assert [r.run.status for r in trials if r.key == same.key] == ["FINISHED"]
+
+    def test_a_pruner_on_another_metric_does_not_count_what_the_first_pruned(self):
+        _, trials = search()
+        pruned = next(r for r in trials if r.pruned)
+        assert not pruned._replace(pruning="exact").pruned
+        assert not pruned._replace(pruning=None).complete
+
+    def test_measures_are_appended_to_points_that_a_grid_has_finished(self, folder, monkeypatch):
+        grid = (
+            finite("", 2)
+            .replace("search: {name: optuna, }\n", "")
+            .replace(
+                "ranges: {system.warmup: {low: 1, high: 2, integer: true}}\naxes:",
+                "axes:\n  warmup: {one: {system.warmup: 1}, two: {system.warmup: 2}}",
+            )
+        )
+        (folder / "ablations/lr.yaml").write_text(grid)
+        store, ablation = Store(weights.HOME), plan.load("lr")
+        runner.run(store, ablation, InProcess())
+        before = {r.run_id for r in records(store, ablation)}
+        appended = []
+
+        def append(store: Store, trial: dict) -> None:
+            appended.append(trial["run"])
+            run = store.run(trial["run"])
+            assert run.status == "FINISHED"
+            whole = Trial({}, 0, trial["config"])
+            store.set_tags(run.id, generations.appended_tags(trial["key"], whole, measures_of(run)))
+
+        monkeypatch.setattr(measures, "append", append)
+        monkeypatch.setattr(quality, "evaluate", None)
+        more = finite("trials: 4", 2) + "common: {eval.measures: [{name: clip_shapes}]}\n"
+        (folder / "ablations/lr.yaml").write_text(more)
+        _, trials = search()
+        assert set(appended) == before == {r.run_id for r in trials}
+        assert all(r.complete for r in trials)
+        assert [r.status for r in store.find("lr", {"sana.kind": "sweep"})] == ["FINISHED"]
+
+    def test_points_that_the_file_cannot_build_any_more_are_left_out(self, monkeypatch):
+        store, trials = search()
+        ablation, built = plan.load("lr"), SearchSpace.trial
+        kinds = {json.loads(r.run.tags[VALUES])["attention"] for r in trials}
+
+        def trial(space: SearchSpace, values: dict) -> Trial:
+            if values["attention"] == "softmax":
+                raise SpecError("no")
+            return built(space, values)
+
+        monkeypatch.setattr(SearchSpace, "trial", trial)
+        assert kinds == {"linear", "softmax"}
+        assert {t.labels["attention"] for t in with_proposals(store, ablation).trials} == {"linear"}
+
+    def test_a_run_that_was_deleted_is_dropped(self):
+        store, ablation = Store(weights.HOME), plan.load("lr")
+        store.create("lr")
+        parent = runner.sweep_run(store, ablation)
+        explorer = Explorer(store, ablation, lambda r, tags: runner.trial_run(store, "lr", parent, r, [], {}, tags))
+        first, second = explorer.next(), explorer.next()
+        store.delete_run(first.run_id)
+        third = explorer.next()
+        assert [r.run_id for r in explorer.records] == [second.run_id, third.run_id]
+        assert explorer.remaining == 10
+
+    def test_several_slots_propose_beside_each_other(self):
+        """Both are at work before either goes on, so that each proposal is beside a running trial."""
+        barrier, lock = threading.Barrier(2), threading.Lock()
+
+        class TwoSlots(InProcess):
+            slots = 2
+
+            def run(self, title: str, job: Job) -> int:
+                if job.kind == "evaluate":
+                    barrier.wait(60)
+                with lock:
+                    return super().run(title, job)
+
+        executor = TwoSlots()
+        _, trials = search(executor)
+        assert len({r.run.tags[VALUES] for r in trials}) == len(trials) == 12
+        assert all(r.complete for r in trials)
+        assert len([title for title in executor.titles if title != "bench"]) == 12
 
     def test_a_measure_that_a_finished_trial_lacks_ends_the_search(self, folder):
         (folder / "ablations/lr.yaml").write_text(SEARCH.replace("pruner: asha", "measure: exact"))
@@ -217,6 +346,7 @@ class TestSearch:
         assert "the best 1 of 3 of each rung goes on, by val_loss at steps 1, 3, 9 of 27" in text
         assert "0 trials so far, 12 to propose; costs are those without pruning" in text
         assert "12 trainings" in text
+        assert "Learning rate: search of up to 12 trials, so far 0 of 0 trained models" in text
         search()
         capsys.readouterr()
         assert __main__.main(["ablate", "lr", "--dry-run"]) == 0

@@ -1,6 +1,7 @@
 """Notes under the table of a search: its best trial, and those that were pruned."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 
 from sana_lab.ablation.record import PRUNED, TrialRecord
@@ -31,12 +32,14 @@ def _best_line(search: Search, trials: Sequence[TrialRecord]) -> Iterator[str]:
 
 
 def _has(record: TrialRecord, search: Search) -> bool:
-    return record.run is not None and record.done and search.measure in record.run.metrics
+    """Whether a trial has finished with a value, as the search sees it."""
+    return record.run is not None and record.done and math.isfinite(record.run.metrics.get(search.measure, math.nan))
 
 
 def _pruned_line(search: Search, trials: Sequence[TrialRecord]) -> Iterator[str]:
     ends = [json.loads(r.run.tags[PRUNED]) for r in trials if r.pruned and r.run is not None]
-    if not ends or (pruner := pruner_of(search)) is None:
+    pruner = pruner_of(search)
+    if not ends or pruner is None:  # without a pruner no trial counts as pruned
         return
     steps = sorted({end["step"] for end in ends})
     listed = "; ".join(f"{len(at)} at step {step} ({_range(at)})" for step in steps if (at := _at(ends, step)))

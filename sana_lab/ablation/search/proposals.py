@@ -1,9 +1,13 @@
 """Proposals of a search and their trials: read from the runs that record them, and made one after the other."""
 
+import contextlib
 import json
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
 
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
@@ -20,8 +24,11 @@ from sana_lab.training.checks import check
 VALUES, NUMBER = "sana.values", "sana.number"
 """Tags of a run that a search proposed: its point as JSON, and its place among the proposals, from 0."""
 
-ATTEMPTS = 100
-"""Most points that are tried for one proposal."""
+ATTEMPTS, FINITE_ATTEMPTS = 100, 20
+"""Most points that a search is asked for one proposal; in a finite space its other points follow, in random order."""
+
+LISTED = 10_000
+"""Most points of a finite space that are listed for one proposal."""
 
 Begin = Callable[[TrialRecord, dict[str, object]], Run]
 """Starts the run of a trial, or takes up the one it has, with tags."""
@@ -34,7 +41,10 @@ def with_proposals(store: Store, plan: Plan) -> Plan:
     """
     if plan.space is None:
         return plan
-    trials = {json.dumps(values): plan.space.trial(values) for values in _recorded(store, plan, plan.space)}
+    trials: dict[str, Trial] = {}
+    for values in _recorded(store, plan, plan.space):
+        with contextlib.suppress(SpecError):  # a point that the file, as it is now, cannot build any more
+            trials[json.dumps(values)] = plan.space.trial(values)
     expanded = plan._replace(trials=list(trials.values()))
     return expanded._replace(trials=[r.trial for r in records(store, expanded) if r.run and VALUES in r.run.tags])
 
@@ -55,6 +65,8 @@ def observe(record: TrialRecord, search: Search, values: Values) -> Observation:
         metric = (pruner.on if pruner else None) or search.measure
         same = metric == search.measure  # values of another metric say nothing of this one
         return Observation(values, "pruned", rungs=values_at_rungs(run, metric) if same else {})
+    if record.lacks_measures and search.measure not in run.metrics:
+        return Observation(values, "running")  # which are being appended
     if record.done or record.evaluated:
         if search.measure not in run.metrics:
             raise SpecError(
@@ -86,27 +98,29 @@ class Explorer:
         return max(0, self.search.trials - len(self.records))
 
     def next(self) -> TrialRecord | None:
-        """The next trial that has something to do, with its run; None at the end of the search.
+        """The next trial that has something to do, with its run; None at the end of the search, also where no point is
+        left, which a printed line tells.
 
-        SpecError for trials without the measure, and where no point is left that can be built."""
+        SpecError for trials without the measure, and where none of the first points can be built."""
         with self.lock:
             try:
                 while self.remaining and not self.ended:
                     record = self._propose()
-                    if not record.complete:
+                    if record is None:
+                        self.ended = True
+                    elif not record.complete:
                         return record
             except BaseException:
                 self.ended = True
                 raise
             return None
 
-    def _propose(self) -> TrialRecord:
+    def _propose(self) -> TrialRecord | None:
         self._refresh()
         history = [observe(r, self.search, v) for r, v in zip(self.records, self.points, strict=True)]
         keys, reason = {record.key for record in self.records}, "all have a trial"
-        for attempt in range(ATTEMPTS):
-            values = self.search.propose(self.space.choices, history, attempt, lower=self.lower)
-            if self.space.excludes(values):
+        for values in self._candidates(history):
+            if self.space.excludes(values) or values in self.points:
                 continue
             try:
                 record = self._record(self.space.trial(values))
@@ -116,10 +130,22 @@ class Explorer:
                 continue
             if record.key not in keys:
                 return self._start(record, values)
-        raise SpecError(
-            f"{self.plan.name}: none of {ATTEMPTS} points gives a new trial after {len(self.records)}: {reason}; "
-            f"expected search.trials {len(self.records)}, or a larger space"
+        if not self.records:
+            raise SpecError(f"{self.plan.name}: no point gives a trial: {reason}; expected other axes or ranges")
+        print(
+            f"{self.plan.name}: the search ends after {len(self.records)} of {self.search.trials} trials, as no other "
+            f"point was found: {reason}"
         )
+        return None
+
+    def _candidates(self, history: Sequence[Observation]) -> Iterator[Values]:
+        """Points of the search, and then of a finite space all others in random order."""
+        finite = math.isfinite(self.space.size)
+        for attempt in range(FINITE_ATTEMPTS if finite else ATTEMPTS):
+            yield self.search.propose(self.space.choices, history, attempt, lower=self.lower)
+        if finite:
+            points = list(islice(self.space.points(), LISTED))
+            yield from (points[i] for i in np.random.default_rng(len(history)).permutation(len(points)))
 
     def _record(self, trial: Trial) -> TrialRecord:
         """A trial with the run that it has already, as a grid of the same name may have trained it."""
@@ -133,9 +159,11 @@ class Explorer:
         return record
 
     def _refresh(self) -> None:
-        """Give each record the present state of its run."""
+        """Give each record the present state of its run; one whose run was deleted is dropped."""
         runs = {run.id: run for run in self.store.summaries(self.plan.name)}
-        self.records = [record._replace(run=runs[record.run_id]) for record in self.records]
+        pairs = [(r, v) for r, v in zip(self.records, self.points, strict=True) if r.run_id in runs]
+        self.records = [record._replace(run=runs[record.run_id]) for record, _ in pairs]
+        self.points = [values for _, values in pairs]
 
 
 def _recorded_of(store: Store, plan: Plan, trials: Sequence[TrialRecord]) -> list[Values]:

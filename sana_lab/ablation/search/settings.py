@@ -33,6 +33,11 @@ def pruning_metric(search: Search) -> str | None:
     return None if (pruner := pruner_of(search)) is None else pruner.on or search.measure
 
 
+def pruning_of(table: Ablation | EfficiencyTable) -> str | None:
+    """The metric that the pruner of an ablation compares; None without a search or a pruner."""
+    return None if (search := search_of(table)) is None else pruning_metric(search)
+
+
 def pruning_direction(search: Search) -> str | None:
     """Which values of the pruner's metric are better: as of the search if it is its measure, else as its column says;
     None if nobody says."""

@@ -1,8 +1,9 @@
 """The space of a search: labels of axes and ranges of options, and the trial of each point."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 
@@ -46,6 +47,14 @@ class SearchSpace:
         """Number of its points; infinite with a range of real numbers."""
         ranges = [samples.size(limits) for limits in self.table.ranges.values()]
         return math.prod([len(cells.cells(self.table)), *ranges])
+
+    def points(self) -> Iterator[Values]:
+        """Every point that is not excluded, one after the other; ValueError for an infinite space."""
+        if math.isinf(self.size):
+            raise ValueError("a range of real numbers has no list of its points")
+        values = [samples.values(c) if isinstance(c, Range) else c for c in self.choices.values()]
+        every = (dict(zip(self.choices, point, strict=True)) for point in product(*values))
+        return (point for point in every if not self.excludes(point))
 
     @cached_property
     def corners(self) -> list[Trial]:
