@@ -56,6 +56,7 @@ class ImageBlocks(Probe):
         seconds: Positive = 60.0,  # of readings, after which no round begins but the first two
     ) -> None:
         self.image = Image(experiment, system, sampling, size, dtype=dtype)
+        self._check_sampling()
         self.size, self.dtype, self.seconds = size, dtype, seconds
         spec = self.image.experiment["system"]
         encoder = {**spec["text_encoder"], **({"cache": False} if spec["text_encoder"]["name"] == "llm" else {})}
@@ -65,6 +66,22 @@ class ImageBlocks(Probe):
                 f"dit {spec['dit']['name']!r} has no options depth and attention, of which blocks are multiplied; "
                 "expected such as sana, or probe image"
             )
+
+    def _check_sampling(self) -> None:
+        """SpecError for options of `sampling` that blocks alone do not show."""
+        sampling = self.image.sampling
+        odd = {
+            "best_of": (sampling.best_of, 1),
+            "pag": (sampling.pag, 0),
+            "regions": (sampling.regions, None),
+            "quantize": (sampling.quantize, "none"),
+        }
+        for name, (value, expected) in odd.items():
+            if value != expected:
+                raise SpecError(
+                    f"sampling.{name} is {value!r}, which probe image_blocks does not time; expected "
+                    f"{'null' if expected is None else expected}, or probe image"
+                )
 
     def count(self) -> dict[str, float]:
         return self.image.count()

@@ -94,6 +94,20 @@ def test_a_denoiser_without_depth_is_refused(here: Path):
 
 
 @pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"best_of": 4, "best_by": "clip_shapes"}, "sampling.best_of is 4, which probe image_blocks does not time"),
+        ({"pag": 3.0}, "sampling.pag is 3.0, .* expected 0, or probe image"),
+        ({"quantize": "int8"}, "sampling.quantize is 'int8', .* expected none, or probe image"),
+    ],
+)
+def test_sampling_that_blocks_do_not_show_is_refused(here, sampling, words):
+    tiny.write_experiment(here)
+    with pytest.raises(SpecError, match=words):
+        probe("image_blocks", experiment="tiny", sampling=sampling)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "sd3_medium",
