@@ -45,6 +45,7 @@ CASES = {
     "reconstruction": "autoencoder autoencoder.latent=2 l1=0.5 l2=1 kl=1e-5 latent_noise=0.1 lr=0.002 betas=[0.8,0.9] "
     "warmup=1 schedule=constant ema=0.5 seed=3 normalise=scale",
     "middle layers": "autoencoder trains=middle",
+    "structured latents": "autoencoder front_channels=2 equivariance=0.5",
     "adversarial": "autoencoder adversarial=0.1 adversarial_start=1 discriminator_width=4",
     "lpips": "autoencoder lpips=0.1 lpips_weights=vgg16.pth",
     "flow": f"text2image {FLOW} model_time=released train_text=false autoencoder.depth=2 text_encoder.layers=2",

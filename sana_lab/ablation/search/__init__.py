@@ -36,7 +36,7 @@ class Search(ABC):
     measure: str
     """The metric that decides."""
 
-    direction: Literal["lower", "higher"] | None
+    direction: Literal["higher", "lower"] | None
     """Which values of the measure are better; None is as its column says."""
 
     pruner: dict[str, Any] | None

@@ -28,7 +28,7 @@ class OptunaSearch(Search):
         self,
         trials: Annotated[int, Ge(1), Le(MAX_TRIALS)] = 20,  # proposals, those that are pruned or fail included
         measure: str = "val_loss",  # metric that decides, such as val_loss, exact or geneval
-        direction: Literal["lower", "higher"] | None = None,  # which values are better; null is as the table marks it
+        direction: Literal["higher", "lower"] | None = None,  # which values are better; null is as the table marks it
         # Tree-structured Parzen estimator, a Gaussian process, or uniform points.
         sampler: Literal["tpe", "gp", "random"] = "tpe",
         startup: Number = 10,  # uniform points before the sampler uses results
