@@ -87,7 +87,7 @@ def was_pruned(run: Run, metric: str | None) -> bool:
     """Whether a pruner ended a run by this metric: that of the present table, as without its pruner the run counts as
     interrupted."""
     end = run.tags.get(PRUNED)
-    return run.status == "KILLED" and bool(end) and json.loads(end)["metric"] == metric
+    return run.status == "KILLED" and end is not None and bool(json.loads(end)["metric"] == metric)
 
 
 EXACT = "exact"

@@ -34,7 +34,8 @@ class Schedule(NamedTuple):
         return None if row is None else [self.blocks[row], self.head[row]]
 
 
-class AlsoReading(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class AlsoReading:
     """Cross-attention in which some rows also read another caption, at some of their tokens."""
 
     keys: Tensor  # (K, heads, L, D)
@@ -140,9 +141,7 @@ class SamplingSana(Blockwise):
         weights, every = weights.to(keys).repeat(self.copies, 1, 1, 1), [*range(len(owners))] * self.copies
         mask = None if other.mask is None else other.mask[every]
         pairs = zip(other.keys, other.values, strict=True)
-        captions: list[Reading] = []
-        captions.extend(AlsoReading(k[every], v[every], mask, rows, weights) for k, v in pairs)
-        return replace(self, reading=captions)
+        return replace(self, reading=[AlsoReading(k[every], v[every], mask, rows, weights) for k, v in pairs])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "SamplingSana":
         return replace(
