@@ -78,6 +78,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds, at least 2")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for check.json and check.md")
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error(f"--rounds is {given.rounds}, expected at least 2, for a spread")
     device = torch.device("cpu")
     probe: Any = specs.build("probe", {"name": "image_blocks", "experiment": given.experiment, "size": given.size})
     parts, whole = probe.parts(device), probe.whole(device)

@@ -90,11 +90,11 @@ def test_preempted_and_requeued_trials_go_on_and_the_table_is_complete(sweep, cl
     output = sweep.stdout.read()
     assert sweep.returncode == 0, output
     assert {first, second} <= preempted
-    found = records(Store(weights.HOME), plan.load("two"))
+    trials = records(Store(weights.HOME), plan.load("two"))
     assert states() == ["FINISHED"] * 2
     assert len(list(runs.glob("models/*/weights.safetensors"))) == 2
     assert (runs / "tables/two/table.md").read_text().count("| softmax |") == 1
-    resumed = [[step for step, _ in Store(weights.HOME).history(record.run_id, "train/loss")] for record in found]
+    resumed = [[step for step, _ in Store(weights.HOME).history(record.run_id, "train/loss")] for record in trials]
     assert all(steps == sorted(set(steps)) for steps in resumed)
     assert list((runs / "sweeps/two").glob("*.json")) == []
     assert "sacct" not in output
@@ -116,8 +116,8 @@ def test_a_cancelled_job_is_a_failed_trial(sweep, cluster, runs):
 
 def states() -> list[str]:
     """Of both trials' runs."""
-    found = records(Store(weights.HOME), plan.load("two"))
-    return sorted(record.run.status if record.run else "missing" for record in found)
+    trials = records(Store(weights.HOME), plan.load("two"))
+    return sorted(record.run.status if record.run else "missing" for record in trials)
 
 
 def in_queue_of(cluster: dict[str, str], job: str) -> set[str] | None:

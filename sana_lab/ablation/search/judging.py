@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sana_lab.ablation.pruners import Pruner
 from sana_lab.ablation.record import PRUNED, RUNGS
-from sana_lab.ablation.search.settings import rungs_of
+from sana_lab.ablation.search.settings import rungs_of, watched
 from sana_lab.config import specs
 from sana_lab.config.schema import Config
 from sana_lab.tracking.store import Run, Store
@@ -20,22 +20,20 @@ if TYPE_CHECKING:
 
 
 class RungJudge:
-    """Judges one training: at the first known value from each rung on, against the runs that have passed it.
+    """Judges one training: at the first step from each rung on that has a value, against the runs that have passed it.
 
-    A store that does not answer lets the training go on.
+    A store that does not answer there lets the training go on to the next rung.
     """
 
     def __init__(self, store: Store, run: str, config: Config, options: Json) -> None:
         self.store, self.run, self.sweep, self.metric = store, run, options["sweep"], options["metric"]
         self.pruner: Pruner = specs.build("pruner", options["pruner"])
         self.sign = 1.0 if options["lower"] else -1.0
-        self.rungs = rungs_of(self.pruner, config, self.metric)
-        self.last = config["trainer"]["max_steps"]
+        self.rungs = judged_steps(self.pruner, config, self.metric)
 
     def __call__(self, step: int, value: float) -> bool:
         """Whether the training ends here."""
-        rung = max((rung for rung in self.rungs if rung <= step < self.last), default=None)
-        if rung is None:
+        if (rung := self.rungs.get(step)) is None:
             return False
         try:
             return self._judge(rung, step, value)
@@ -45,8 +43,6 @@ class RungJudge:
 
     def _judge(self, rung: int, step: int, value: float) -> bool:
         passed = passed_rungs(self.store.run(self.run), self.metric)
-        if rung in passed and passed[rung][0] != step:  # after a resume behind the validation of the rung
-            return False
         passed[rung] = (step, value)
         self.store.set_tags(self.run, {RUNGS: json.dumps({"metric": self.metric, "rungs": passed})})
         others = [
@@ -57,6 +53,13 @@ class RungJudge:
             and rung in (each := passed_rungs(run, self.metric))
         ]
         return self.pruner.stops(self.sign * value, others)
+
+
+def judged_steps(pruner: Pruner, config: Config, metric: str) -> dict[int, int]:
+    """Step at which the metric is known -> the rung that is judged there, before the end of the training."""
+    steps, last = watched(config, metric), config["trainer"]["max_steps"]
+    firsts = ((min((s for s in steps if s >= rung), default=last), rung) for rung in rungs_of(pruner, config, metric))
+    return {step: rung for step, rung in firsts if step < last}
 
 
 def passed_rungs(run: Run, metric: str) -> dict[int, tuple[int, float]]:

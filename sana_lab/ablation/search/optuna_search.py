@@ -78,7 +78,9 @@ def distribution(choices: Sequence[str] | Range) -> Any:
     if not isinstance(choices, Range):
         return optuna.distributions.CategoricalDistribution(list(choices))
     if choices.integer:
-        return optuna.distributions.IntDistribution(int(choices.low), int(choices.high), log=choices.log)
+        low, step = int(choices.low), 1 if choices.log else choices.step  # Optuna has no steps of logarithms
+        high = low + (int(choices.high) - low) // step * step
+        return optuna.distributions.IntDistribution(low, high, log=choices.log, step=step)
     return optuna.distributions.FloatDistribution(choices.low, choices.high, log=choices.log)
 
 

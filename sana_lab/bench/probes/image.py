@@ -65,7 +65,8 @@ class Image(Probe):
                 null_macs, null = measure_call(count_macs, partial(system.text_encoder.without_instruction, [""]))
         with torch.no_grad():
             denoise_macs = self._denoise_macs(system, x, unmasked(text), unmasked(null))
-            image_macs = text_macs + null_macs + denoise_macs + count_macs(lambda: system.autoencoder.decode(x))
+            candidate_macs = denoise_macs + count_macs(lambda: system.autoencoder.decode(x))
+            image_macs = text_macs + null_macs + self.sampling.best_of * candidate_macs
         dit = count_parameters(system.dit)["total"]
         return {
             "params_b": count_parameters(nn.ModuleDict(components(system)))["total"] / 1e9,
