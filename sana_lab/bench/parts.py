@@ -5,17 +5,15 @@ exist only while it is timed. Parts of equal shapes are timed once in a process,
 """
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from scipy import stats
 
 from sana_lab.bench.probes import ProbeSettings
 from sana_lab.costs.batch_sweep import available_host_bytes
-from sana_lab.costs.timing import MIN_READING_S, Call, Clock, clock_for, quantile, repeated
+from sana_lab.costs.timing import MIN_READING_S, Call, Clock, clock_for, median_interval, quantile, repeated
 
 LONG_S = 2.0
 """Seconds from which a call is a reading without a call to warm up before it."""
@@ -27,8 +25,9 @@ RESERVE = 1.25
 """Memory that has to be free for a part, as a multiple of its weights and live tensors: kernels have workspaces."""
 
 SUMMARY = (
-    "each part is timed once in every round, and a round is the sum of readings times calls; medians over rounds, "
-    f"Student's 95 % interval in brackets. A call below {LONG_S:g} s follows one that is not timed and repeats for "
+    "each part is timed once in every round, or has the readings of an equal part of another row, and a round is the "
+    "sum of readings times calls; medians over rounds, their 95 % interval, or with fewer than six rounds the "
+    f"extremes, in brackets. A call below {LONG_S:g} s follows one that is not timed and repeats for "
     f"{MIN_READING_S:g} s"
 )
 """`Probe.summary` of probes that time parts."""
@@ -120,7 +119,7 @@ def check_memory(parts: Iterable[Part], settings: ProbeSettings, available: int 
 
 
 def columns(rounds: Sequence[Round]) -> dict[str, float]:
-    """Metrics of a table: medians over rounds, 95 % intervals of latency and throughput, and the range of latency."""
+    """Metrics of a table: medians over rounds with intervals of latency and throughput, and the range of latency."""
     totals = [r.total for r in rounds]
     middle = quantile(totals, 0.5)
     return {
@@ -133,9 +132,9 @@ def columns(rounds: Sequence[Round]) -> dict[str, float]:
 
 
 def _with_interval(name: str, values: Sequence[float]) -> dict[str, float]:
-    """The median, and around it Student's 95 % interval of a mean; no interval of fewer than two values."""
+    """The median and its 95 % interval, or the extremes; no interval of fewer than two values."""
     middle = quantile(values, 0.5)
     if len(values) < 2:
         return {name: middle}
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return {name: middle, f"{name}_low": max(0.0, middle - half), f"{name}_high": middle + half}
+    low, high = median_interval(values)
+    return {name: middle, f"{name}_low": low, f"{name}_high": high}
