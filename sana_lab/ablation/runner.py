@@ -40,7 +40,7 @@ from sana_lab.tracking.outbox import deliver_all
 from sana_lab.tracking.store import CONFIG, Run, Store, artifact_link
 from sana_lab.tracking.view import CURRENT, STATE, write_view
 from sana_lab.training import tenths
-from sana_lab.training.checks import check
+from sana_lab.training.checks import check, warn_slow_precision
 
 
 def main(
@@ -68,8 +68,12 @@ def main(
         spec, examples = executor_of(ablation, executor, workers), ablation.examples
         if (search := settings.search_of(ablation.table)) is not None:
             search.check()
-        quality = [t.config for t in examples if t.kind == "quality" and t.seed == examples[0].seed]
-        for config in quality:  # other seeds differ only in the seed
+        seed = [t for t in examples if t.kind == "quality" and t.seed == examples[0].seed]  # others differ only in it
+        for trial in seed:
+            if trial.weights is None and weights.trained(trial.config) is None:
+                warn_slow_precision(trial.config["trainer"])
+        quality = [trial.config for trial in seed]
+        for config in quality:
             checks.check_evaluates(ablation.table, check(config), recipe)
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:

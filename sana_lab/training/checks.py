@@ -161,8 +161,6 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
     """SpecError for trainer options that exclude each other or that this machine does not support."""
     cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
     check_kernels(torch.device("cuda" if cuda else "cpu"), system)
-    if not cuda:
-        warn_slow_precision(options["precision"])
     if options["compile"]:
         compile.check(system, "cuda" if cuda else "cpu")
     groups = [g for o in (optimizers if isinstance(optimizers, list) else [optimizers]) for g in o.param_groups]
@@ -183,10 +181,12 @@ def check_trainer(options: schema.Config, system: System, optimizers: Any) -> No
         )
 
 
-def warn_slow_precision(precision: str) -> None:
-    """Warning where a CPU without instructions for bfloat16 would train in it."""
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    if x86 and precision.startswith("bf16") and not torch.cpu._is_avx512_bf16_supported():
+def warn_slow_precision(options: schema.Config) -> None:
+    """Warning where a CPU without instructions for bfloat16 is to train in it (options of `trainer:`)."""
+    cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
+    precision, x86 = options["precision"], platform.machine() in ("x86_64", "AMD64")
+    slow = x86 and not cuda and precision.startswith("bf16") and not torch.cpu._is_avx512_bf16_supported()
+    if slow and options["max_steps"]:
         warnings.warn(
             f"trainer.precision is {precision!r}, and this CPU has no AVX-512 BF16: products in bfloat16 are slower "
             "than in float32, without AVX-512 many times; expected trainer.precision=32-true",

@@ -15,7 +15,7 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.out_of_memory import first_line
 from sana_lab.tracking.store import Store
 from sana_lab.training import parent, ranks
-from sana_lab.training.checks import check, system_on_meta
+from sana_lab.training.checks import check, system_on_meta, warn_slow_precision
 from sana_lab.training.points import PointEvaluation, lacking, line
 from sana_lab.training.recording import recorded
 from sana_lab.training.resume import latest
@@ -39,6 +39,8 @@ def main(
         overrides = [*overrides, *_onwards(name, overrides, more)]
     experiment = experiments.load(name, overrides)
     check(experiment)
+    if weights.trained(experiment) is None:
+        warn_slow_precision(experiment["trainer"])
     if dry_run:
         specs.build("data", experiment["data"]).check_content()
         print(as_yaml(experiment), end="")

@@ -159,9 +159,10 @@ def test_what_experiments_take_weights_from_is_listed_innermost_first(folder: Pa
 def test_bfloat16_on_a_cpu_without_it_is_a_warning(able, machine, warns, monkeypatch, recwarn):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
     monkeypatch.setattr(checks.platform, "machine", lambda: machine)
-    checks.warn_slow_precision("32-true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checks.warn_slow_precision({"accelerator": "auto", "max_steps": 1, "precision": "32-true"})
     assert not recwarn
-    checks.warn_slow_precision("bf16-mixed")
+    checks.warn_slow_precision({"accelerator": "auto", "max_steps": 1, "precision": "bf16-mixed"})
     assert [str(w.message) for w in recwarn if "trainer.precision=32-true" in str(w.message)] == [
         str(w.message) for w in recwarn
     ]
