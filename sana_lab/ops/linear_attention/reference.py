@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sana_lab.ops.backend import Backend, check_launchable, choose, is_direct, no_autocast
+from sana_lab.ops.linear_attention.few_passes import applies, few_passes
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTH = 128
@@ -38,7 +39,7 @@ def linear_attention(
     """
     check(q, k, v, mask, eps)
     if not uses_kernel(q, backend):
-        return definition(q, k, v, mask, eps)
+        return few_passes(q, k, v, mask, eps) if applies(q) else definition(q, k, v, mask, eps)
     from sana_lab.ops.linear_attention import autograd as op
 
     apply = op.formulas(q).forward if is_direct(q) else op.linear_attention
@@ -63,7 +64,7 @@ def qkv_linear_attention(
     q, k, v = qkv.unbind(2)
     check(q, k, v, mask, eps)
     if not uses_kernel(q, backend):
-        return normed_definition(qkv, norms, mask, eps)
+        return few_passes(*normed(qkv, norms), mask, eps) if applies(q) else normed_definition(qkv, norms, mask, eps)
     from sana_lab.ops.linear_attention import autograd as op
 
     apply = op.formulas(qkv).qkv_forward if is_direct(qkv) else op.qkv_linear_attention
@@ -95,10 +96,15 @@ def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float)
 
 def normed_definition(qkv: Tensor, norms: Norms | None, mask: Tensor | None, eps: float) -> Tensor:
     """RMSNorm of q and k, rounded to their dtype, then `definition`."""
+    return definition(*normed(qkv, norms), mask, eps)
+
+
+def normed(qkv: Tensor, norms: Norms | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of (B, N, 3, H, D), with RMSNorm of q and k, rounded to their dtype."""
     q, k, v = qkv.unbind(2)
     if norms is not None:
         q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
-    return definition(q, k, v, mask, eps)
+    return q, k, v
 
 
 def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_attention
+from sana_lab.ops.linear_attention.reference import normed_definition
 
 EPS = 1e-8
 BOUNDS = {torch.float16: 2**-12, torch.bfloat16: 2**-9, torch.float32: 2**-22, torch.float64: 1e-15}  # relative L2
@@ -30,19 +31,36 @@ def naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor
     return out
 
 
+@pytest.mark.parametrize("grad", [False, True])  # without: in few passes
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", [(2, 7, 3, 4), (1, 1, 1, 8), (1, 13, 2, 5)])
-def test_definition_is_the_weighted_mean(shape: tuple[int, ...], masked: bool) -> None:
+def test_definition_is_the_weighted_mean(shape: tuple[int, ...], masked: bool, grad: bool) -> None:
     q, k, v = qkv(*shape).unbind(2)
     mask = torch.arange(shape[0] * shape[1]).reshape(shape[:2]) % 3 != 1 if masked else None
-    torch.testing.assert_close(linear_attention(q, k, v, mask=mask), naive(q, k, v, mask), rtol=1e-12, atol=1e-14)
+    with torch.set_grad_enabled(grad):
+        out = linear_attention(q, k, v, mask=mask)
+    torch.testing.assert_close(out, naive(q, k, v, mask), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("norms", [False, True])
+def test_few_passes_leave_their_input_and_are_contiguous(norms: bool) -> None:
+    x = qkv(2, 70, 3, 8, dtype=torch.float32)
+    weights = Norms(torch.linspace(0.5, 2, 24), torch.linspace(2, 0.5, 24)) if norms else None
+    before = x.clone()
+    with torch.inference_mode():
+        out = qkv_linear_attention(x, weights)
+    torch.testing.assert_close(out, normed_definition(x, weights, None, EPS))
+    assert out.is_contiguous()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_result_is_rounded_once(dtype: torch.dtype) -> None:
+def test_result_is_rounded_once(dtype: torch.dtype, grad: bool) -> None:
     """Half of the last place at most in half precision, as if all between were exact."""
     projected = qkv(2, 333, 2, 16, dtype=dtype)
-    out = linear_attention(*projected.unbind(2))
+    with torch.set_grad_enabled(grad):
+        out = linear_attention(*projected.unbind(2))
     q, k, v = (x.double() for x in projected.unbind(2))
     weights = torch.einsum("bihd,bjhd->bhij", q.relu(), k.relu())
     exact = torch.einsum("bhij,bjhd->bihd", weights / (weights.sum(-1, keepdim=True) + EPS), v)
