@@ -3,8 +3,9 @@
 import hashlib
 import itertools
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,10 @@ VERSION = 2
 """Part of the key of an index, so that those which an earlier version made of the same files are made again."""
 
 AT_ONCE = 4096
-"""Rows that are read and written at a time."""
+"""Rows that are written at a time."""
+
+AHEAD = 64
+"""Pictures that are in memory at a time."""
 
 HEAD = 4096
 """Bytes of each picture that enter the digest."""
@@ -41,6 +45,10 @@ class Header(NamedTuple):
     height: int
     width: int
     digest: bytes
+
+
+Headed = tuple[Record, Header | str]
+"""A record, and the header of its picture or why it cannot be read."""
 
 
 def build(layout: Layout, folder: Path, unreadable: float) -> disk_columns.Table:
@@ -84,15 +92,14 @@ def _write(layout: Layout, folder: Path) -> None:
     with disk_columns.Writer(folder, COLUMNS) as writer, bar, quiet(), ThreadPoolExecutor(8) as pool:
         task = bar.add_task("index", total=None)
         ends = dict.fromkeys(("name_end", "caption_end", "row_captions_end"), 0)
-        for group in _grouped(layout.records()):
-            headers = list(pool.map(lambda record: _header(layout, record), group))
-            skipped |= {r.name: h for r, h in zip(group, headers, strict=True) if isinstance(h, str)}
-            good = [(r, h) for r, h in zip(group, headers, strict=True) if isinstance(h, Header)]
+        for group in _grouped(_with_headers(layout, pool)):
+            skipped |= {r.name: h for r, h in group if isinstance(h, str)}
+            good = [(r, h) for r, h in group if isinstance(h, Header)]
             _append(writer, good, ends)
             for record, header in good:
-                digest.update(repr((record[:2], record[3:], header)).encode())
+                digest.update(repr((record[:2], record[3:6], header)).encode())
             rows += len(good)
-            graded, grouped = graded or any(r.scores for r in group), grouped or any(r.group for r in group)
+            graded, grouped = graded or any(r.scores for r, _ in group), grouped or any(r.group for r, _ in group)
             bar.advance(task, len(group))
         skipped |= layout.damaged
         left_out = {**skipped, **layout.unused}
@@ -106,15 +113,27 @@ def _write(layout: Layout, folder: Path) -> None:
         writer.finish({**facts, **examples, "root": str(layout.root.absolute())})
 
 
-def _grouped(records: Iterator[Record]) -> Iterable[tuple[Record, ...]]:
+def _grouped(records: Iterator[Headed]) -> Iterable[tuple[Headed, ...]]:
     while group := tuple(itertools.islice(records, AT_ONCE)):
         yield group
+
+
+def _with_headers(layout: Layout, pool: Executor) -> Iterator[Headed]:
+    """Each record, without its content, and what its picture's header says."""
+    waiting: deque[tuple[Record, Future[Header | str]]] = deque()
+    for record in layout.records():
+        waiting.append((record._replace(content=None), pool.submit(_header, layout, record)))
+        if len(waiting) == AHEAD:
+            bare, header = waiting.popleft()
+            yield bare, header.result()
+    for bare, header in waiting:
+        yield bare, header.result()
 
 
 def _header(layout: Layout, record: Record) -> Header | str:
     """What a picture's header says, or why it cannot be read."""
     try:
-        content = layout.read(record.name, record.place)
+        content = layout.read(record.name, record.place) if record.content is None else record.content
         size = upright_dimensions(Blob(content))
     except (UnreadableError, OSError, ValueError) as error:
         return str(error)

@@ -195,8 +195,7 @@ class Pictures(Bucketed):
     @cached_property
     def layout(self) -> Layout:
         """The reader of the root."""
-        spec = self.layout_spec or detect.layout_of(self.root)
-        resolved = specs.resolve("layout", spec)
+        resolved = specs.resolve("layout", self._layout_name)
         options = {key: value for key, value in resolved.items() if key != "name"}
         layout: Layout = specs.find("layout", resolved["name"])(self.root, **options)
         return layout
@@ -212,7 +211,7 @@ class Pictures(Bucketed):
         write_text(pointer, json.dumps({"root": str(self.root.absolute()), "index": folder}))
         return table
 
-    @property
+    @cached_property
     def _layout_name(self) -> Spec:
         return self.layout_spec or detect.layout_of(self.root)
 

@@ -4,6 +4,8 @@ import io
 import itertools
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,18 @@ def arrow(path: Path, rows: list[dict], stream: bool = True) -> Path:
     with opened(str(path), table.schema) as writer:
         writer.write_table(table, max_chunksize=7)
     return path
+
+
+@contextmanager
+def bytes_read() -> Iterator[list[int]]:
+    """A list that holds, after the block, how many bytes this process has read in it."""
+
+    def total() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    counted, before = list[int](), total()
+    yield counted
+    counted.append(total() - before)
 
 
 def rows_of(numbers) -> list[dict]:
@@ -154,6 +168,26 @@ class TestLayouts:
     def test_a_table_gives_its_name_to_its_pictures(self, make, tmp_path):
         data = make(parquet(tmp_path / "one.parquet", rows_of(range(8))))
         assert data.name_of(2) == "one.parquet:3"
+
+    @pytest.mark.skipif(not Path("/proc/self/io").is_file(), reason="needs Linux's count of bytes that are read")
+    @pytest.mark.parametrize("write", [parquet, arrow])
+    def test_each_group_of_rows_is_read_once(self, make, tmp_path, write):
+        """To write the index, and again to read all pictures in order."""
+        file = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)).save(file, "PNG")
+        rows = [{"image": {"bytes": file.getvalue()}, "caption": f"{n}" * (n + 1)} for n in range(14)]
+        options = {"row_group_size": 7, "use_dictionary": False, "compression": "none"} if write is parquet else {}
+        path = write(tmp_path / "t" / f"noise.{write.__name__}", rows, **options)
+        size = path.stat().st_size
+        assert size > 14 * 512 * 512 * 3
+        data = make(path)
+        with bytes_read() as counted:
+            data.setup()
+        assert counted[0] <= (1.1 * size if write is parquet else 1e6)  # Arrow's is mapped into memory
+        with bytes_read() as counted:
+            for row in range(14):
+                data.picture(row)
+        assert counted[0] <= (1.1 * size if write is parquet else 1e6)
 
     def test_pictures_of_one_stem(self, make, tmp_path):
         """Which one a row means is unknown; both are named. A row may have an id alone."""

@@ -27,12 +27,14 @@ class Record(NamedTuple):
     scores: tuple[float, ...] = ()  # of the captions, NaN where missing; () without any
     group: str = ""  # pictures of one group are all trained on, or all held out
     split: str = ""  # train or val; "" leaves the choice to a hash of the group or the name
+    content: bytes | None = None  # the file, where it was read with the description
 
 
 class Layout(ABC):
     """Pictures below `root`. A subclass sets `files` and implements `records` and `read`.
 
-    `records` is read once, to write an index on the disk; `read` is called for each picture by its place.
+    `records` is read once, to write an index on the disk, and `read` called for records without `content`; afterwards
+    `read` is called for each picture by its place, in any order.
     """
 
     files: list[str]

@@ -29,8 +29,8 @@ def _of_tables(root: Path) -> str | None:
     names = tables_below(root) if root.is_dir() or root.suffix in (".parquet", ".arrow") else []
     if not names or (root.is_dir() and any((root / name).is_file() for name in MANIFESTS)):
         return None
-    first = next(arrow.Table(root / names[0]).rows(), {})
-    has = {column(name) for name in first}
-    if has & {*FILE_COLUMNS} and not any(isinstance(first.get(name), bytes | dict) for name in first):
+    columns = arrow.Table(root / names[0]).columns
+    has = {column(name) for name in columns}
+    if has & {*FILE_COLUMNS} and not any(columns.values()):
         return "folder"
     return "tables" if has & {*IMAGE_COLUMNS} else "pd12m" if "url" in has else None

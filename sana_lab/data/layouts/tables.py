@@ -1,7 +1,6 @@
 """`layout: tables`: Parquet or Arrow files with the pictures inside, as Hugging Face's datasets are stored."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ class Tables(Layout):
         super().__init__(root)
         self.caption = caption
         self.files = tables_below(root)
+        self._groups = arrow.Groups(_is_picture)
         if not self.files:
             raise ValueError(f"layout 'tables': there is no .parquet or .arrow below {str(root)!r}")
 
@@ -38,7 +38,7 @@ class Tables(Layout):
 
     def read(self, name: str, place: Place) -> bytes:
         """The bytes in a row."""
-        value = _picture(_table(self.root / self.files[place.file]).row(place.offset))
+        value = _picture(self._groups.row(self.root / self.files[place.file], place.offset))
         if value is None:
             raise ValueError(f"{name} holds no picture")
         return value
@@ -46,7 +46,7 @@ class Tables(Layout):
     def _rows(self, number: int, split: str) -> Iterator[Record]:
         path = self.root / self.files[number]
         label = path.name if self.files[number] == "." else self.files[number]
-        for at, given in enumerate(_table(path).rows()):
+        for at, given in enumerate(arrow.Table(path).rows()):
             row, name = {column(k): v for k, v in given.items()}, f"{label}:{at + 1}"
             if not any(row.get(c) is not None for c in IMAGE_COLUMNS):
                 if at == 0:
@@ -60,15 +60,15 @@ class Tables(Layout):
             if not captions and self.caption is None:
                 self.skipped[name] = "no caption"
                 continue
-            yield Record(name, captions or (self.caption or "",), Place(number, at), scores, group, own or split)
+            texts, place = captions or (self.caption or "",), Place(number, at)
+            yield Record(name, texts, place, scores, group, own or split, _picture(given))
 
 
-@lru_cache(4)
-def _table(path: Path) -> arrow.Table:
-    return arrow.Table(path)
+def _is_picture(name: str) -> bool:
+    return column(name) in IMAGE_COLUMNS
 
 
 def _picture(row: dict[str, Any]) -> bytes | None:
-    values = (value for key, value in row.items() if column(key) in IMAGE_COLUMNS)
+    values = (value for key, value in row.items() if _is_picture(key))
     values = (value.get("bytes") if isinstance(value, dict) else value for value in values)
     return next((value for value in values if isinstance(value, bytes)), None)
