@@ -10,7 +10,7 @@ quickstart: .venv/ready
 emoji: .venv/ready  # real pictures, from the archives that docs/emoji.md says how to fetch, in under an hour on two cores
 	$(BIN)/sana-lab ablate emoji_autoencoder
 
-bench: .venv/ready  # against diffusers on this machine's CPU, in under ten minutes; wants the machine to itself
+bench: .venv/ready  # against diffusers on this machine's CPU, in ten to twelve minutes; wants the machine to itself
 	$(BIN)/python benchmarks/cpu.py
 
 docs: .venv/ready  # pages that are generated from the source

@@ -231,9 +231,11 @@ def milliseconds(timing: Json) -> str:
 
 
 def save(name: str, settings: Json, records: list[Json], device: torch.device, extra: Json | None = None) -> Path:
-    """results/<name>-<device>.json"""
+    """results/<name>-<device>.json, and -<instructions> of a CPU without AVX-512."""
     machine = environment(device)
-    slug = re.sub(r"[^a-z0-9]+", "-", str(machine["device"]).lower()).strip("-")
+    able = machine["cpu_capability"]
+    kind = f"{machine['device']} {able}" if device.type == "cpu" and able != "AVX512" else str(machine["device"])
+    slug = re.sub(r"[^a-z0-9]+", "-", kind.lower()).strip("-")
     path = RESULTS / f"{name}-{slug}.json"
     path.parent.mkdir(exist_ok=True)
     whole = {**machine, "settings": settings, **(extra or {}), "cases": records}

@@ -1,11 +1,12 @@
-"""Side by side on the CPU, in under ten minutes: python benchmarks/cpu.py [--full] [--only CASE ...] [--quick]
+"""Side by side on the CPU: python benchmarks/cpu.py [--full] [--compiled] [--only CASE ...] [--quick]
 
 Attention cores, a step of SANA-0.6B, DC-AE's decoder, text encoding and a whole pipeline, against diffusers with the
-same random weights. `--full` runs every piece at full size (15 minutes) and sums the time of an image of 512 px.
+same random weights. `--full` runs every piece at full size and sums the time of an image of 512 px, with and without
+its text. `--compiled` adds diffusers' blocks compiled by Inductor, which needs a C++ compiler and compiles for minutes.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,9 @@ HEADS, WIDTH = 9, 32  # a quarter of SANA-0.6B's 36 heads
 TOKENS, PADDED = 80, 300  # tokens of a caption without and with diffusers' padding
 STEPS = 20
 CPU = torch.device("cpu")
-PEER, LAST = "diffusers", "diffusers, channels last"
+PEER, LAST, COMPILED = "diffusers", "diffusers, channels last", "diffusers, compiled"
+NULL_KEPT = "diffusers, empty prompt kept"  # encoded once, as a session of one user could
+COLD = "ours, first prompt of a session"  # the instruction is not cached
 SAMPLING = "ours, as in sampling"  # captions and times prepared once, no padding, the empty prompt as a constant
 
 
@@ -55,7 +58,7 @@ def main() -> None:
             records += run_case(case, protocol)
     print("\n" + table(records))
     extra = {"image": image(records)} if options.full and not options.only else {}
-    settings = {"clock": options.clock, "warmup": protocol.warmup, "repeats": protocol.repeats, "full": options.full}
+    settings = {"clock": options.clock, "compiled": options.compiled, "warmup": protocol.warmup, "repeats": protocol.repeats, "full": options.full}
     if not options.quick and not options.only:
         print(f"\nwritten to {save('cpu-full' if options.full else 'cpu', settings, records, CPU, extra)}")
 
@@ -64,6 +67,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--full", action="store_true", help="every piece at full size and depth: a quarter of an hour, 16 GB"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="also diffusers' blocks compiled, of the step and the decoder"
     )
     parser.add_argument("--only", nargs="+", choices=CASES, help="these cases alone; nothing is written")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
@@ -79,8 +85,8 @@ def arguments() -> argparse.Namespace:
 class Extent:
     """Sizes of the cases."""
 
-    def __init__(self, quick: bool, full: bool) -> None:
-        self.quick, self.full = quick, full
+    def __init__(self, quick: bool, full: bool, compiled: bool = False) -> None:
+        self.quick, self.full, self.compiled = quick, full, compiled
         self.tokens = (64, 256) if quick else (64, 256, 1024, 4096)
         self.blocks = 1 if quick else SIZES["0.6B"].depth
         self.decoded = (64,) if quick else (256, 512) if full else (256,)
@@ -88,7 +94,7 @@ class Extent:
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "Extent":
-        return cls(options.quick, options.full)
+        return cls(options.quick, options.full, options.compiled)
 
 
 def attention(extent: Extent) -> Iterator[Case]:
@@ -110,13 +116,13 @@ def attention_case(tokens: int) -> Case:
 
 
 def step(extent: Extent) -> Iterator[Case]:
-    yield step_case(extent.blocks, 8 if extent.quick else 16)
+    yield step_case(extent.blocks, 8 if extent.quick else 16, extent.compiled)
     if extent.full:
         yield step_case(2, 32)
 
 
 @torch.no_grad()
-def step_case(blocks: int, side: int) -> Case:
+def step_case(blocks: int, side: int, compiled: bool = False) -> Case:
     """A guided step (batch 2) of SANA-0.6B: a caption of 80 tokens and the empty prompt of one token. diffusers
     projects both, padded to 300, in every step."""
     theirs = models.transformer(SIZES["0.6B"], blocks)
@@ -131,18 +137,23 @@ def step_case(blocks: int, side: int) -> Case:
     }
     sides = {name: Side(lambda x, model=model: model(x, t), truth) for name, model in mine.items()}
     sides[PEER] = Side(lambda x: models.peer_step(theirs, x, *text), truth)
-    pairs = [Pair(SAME if name == "ours" else EXACT, PEER, name) for name in mine]
+    peers = [PEER]
+    if compiled:
+        faster = models.compiled_peer(theirs, "default")
+        sides[COMPILED] = Side(lambda x: models.peer_step(faster, x, *text), truth)
+        peers.append(COMPILED)
+    pairs = [Pair(SAME if name == "ours" else EXACT, peer, name) for peer in peers for name in mine]
     name = f"0.6B step, {blocks} blocks, batch 2, {32 * side} px, {TOKENS} and 1 of {PADDED} caption tokens, float32"
     return Case(name, sides, pairs, inputs, repeats=3)
 
 
 def decode(extent: Extent) -> Iterator[Case]:
     for size in extent.decoded:
-        yield decode_case(size, 1 if extent.quick else 3)
+        yield decode_case(size, 1 if extent.quick else 3, extent.compiled and size < 512)
 
 
 @torch.no_grad()
-def decode_case(size: int, blocks: int) -> Case:
+def decode_case(size: int, blocks: int, compiled: bool = False) -> Case:
     """DC-AE f32c32's decoder, batch 1."""
     theirs = models.autoencoder(blocks)
     ours = models.ours_of(theirs)
@@ -154,7 +165,10 @@ def decode_case(size: int, blocks: int) -> Case:
         PEER: Side(lambda z: theirs.decode(z, return_dict=False)[0], truth),
         LAST: Side(lambda z: last.decode(z.to(memory_format=torch.channels_last), return_dict=False)[0], truth),
     }
-    pairs = [Pair(EXACT, PEER, "ours"), Pair(EXACT, LAST, "ours")]
+    if compiled:
+        decoder = models.compiled_decoder(last)
+        sides[COMPILED] = Side(lambda z: decoder.decode(z, return_dict=False)[0], truth)
+    pairs = [Pair(EXACT, peer, "ours") for peer in sides if peer != "ours"]
     whole = "" if blocks == 3 else f", {blocks} blocks a stage"
     return Case(f"DC-AE f32c32 decode{whole}, {size} px, float32", sides, pairs, inputs, repeats=3 + (size < 512))
 
@@ -165,22 +179,31 @@ def text(extent: Extent) -> Iterator[Case]:
 
 @torch.no_grad()
 def text_case(layers: int) -> Case:
-    """A prompt with instruction and the empty prompt through Gemma-2-2B; no prompt is repeated."""
+    """A prompt with instruction and the empty prompt through Gemma-2-2B; no prompt is repeated. Ours keeps the
+    instruction's keys and values, and the empty prompt's features, for a session."""
     theirs = models.pipeline(layers, 1, 1)
     ours = models.encoder_of(theirs)
     truth = encoded(theirs, 0)
-    sides = {"ours": Side(fresh(partial(features, ours)), truth), PEER: Side(fresh(partial(encoded, theirs)), truth)}
+    null = truth[len(encoded(theirs, 0, guidance=False)) :]
+    sides = {
+        "ours": Side(fresh(partial(features, ours)), truth),
+        COLD: Side(fresh(lambda i: features(models.encoder_of(theirs), i)), truth),
+        PEER: Side(fresh(partial(encoded, theirs)), truth),
+        NULL_KEPT: Side(fresh(lambda i: torch.cat([encoded(theirs, i, guidance=False), null])), truth),
+    }
     name = f"text encoding, Gemma-2-2B's widths, {layers} of 26 layers, prompt and empty prompt, float32"
-    return Case(name, sides, [Pair(EXACT, PEER, "ours")], [None], repeats=3)
+    pairs = [Pair(EXACT, PEER, "ours"), Pair(EXACT, NULL_KEPT, "ours"), Pair(EXACT, PEER, COLD)]
+    return Case(name, sides, pairs, [None], repeats=3)
 
 
-def encoded(pipeline: Any, number: int) -> Tensor:
-    """diffusers' features of valid tokens, of the prompt and of the empty prompt: (L + L0, D)."""
+def encoded(pipeline: Any, number: int, guidance: bool = True) -> Tensor:
+    """diffusers' features of valid tokens, of the prompt and, for guidance, of the empty prompt: (L + L0, D)."""
     chi, texts = read_instruction("released").split("\n"), [models.prompt(number)]
     tokens, mask, null, null_mask = pipeline.encode_prompt(
-        texts, True, max_sequence_length=PADDED, complex_human_instruction=chi
+        texts, guidance, max_sequence_length=PADDED, complex_human_instruction=chi
     )
-    return torch.cat([tokens[mask.bool()], null[null_mask.bool()]])
+    valid = tokens[mask.bool()]
+    return torch.cat([valid, null[null_mask.bool()]]) if guidance else valid
 
 
 def features(encoder: Any, number: int) -> Tensor:
@@ -229,7 +252,8 @@ CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 
 def image(records: list[Json]) -> Json:
-    """An image of 512 px in 20 guided steps, summed from full-size pieces; no ratio if a piece has none."""
+    """An image of 512 px in 20 guided steps, summed from full-size pieces, and the sum without the text, which a session
+    caches; no ratio if a piece has none."""
     pieces = {
         "text": ("text encoding", "ours", 1),
         "denoise": ("0.6B step, 28", SAMPLING, STEPS),
@@ -238,10 +262,18 @@ def image(records: list[Json]) -> Json:
     stages = {stage: piece(records, start, ours, times) for stage, (start, ours, times) in pieces.items()}
     if not all(stages.values()):
         return {"ratio": None, "why": "a piece has no ratio", "stages": stages}
-    peer, ours = (sum(stage[side] for stage in stages.values()) for side in ("peer_s", "ours_s"))
-    print(f"\nan image of 512 px, {STEPS} steps, added up from full-size pieces: {peer:.1f} s / {ours:.1f} s")
-    print(f"  = {peer / ours:.2f}x")
-    return {"ratio": peer / ours, "peer_s": peer, "ours_s": ours, "stages": stages, "how": "sum of pieces at full size"}
+    whole = total(stages.values())
+    textless = total(stage for name, stage in stages.items() if name != "text")
+    print(f"\nan image of 512 px, {STEPS} steps, added up from full-size pieces: {whole['peer_s']:.1f} s / ", end="")
+    print(f"{whole['ours_s']:.1f} s = {whole['ratio']:.2f}x; without text {textless['ratio']:.2f}x")
+    return {**whole, "stages": stages, "how": "sum of pieces at full size"}
+
+
+def total(stages: Iterable[Json]) -> Json:
+    """Times of stages, added up, and their ratio."""
+    rows = list(stages)
+    peer, ours = (sum(row[side] for row in rows) for side in ("peer_s", "ours_s"))
+    return {"ratio": peer / ours, "peer_s": peer, "ours_s": ours}
 
 
 def piece(records: list[Json], start: str, ours: str, times: int) -> Json | None:

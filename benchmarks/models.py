@@ -219,6 +219,15 @@ def compiled_peer(model: Any, mode: str | None, backend: str = "inductor") -> An
     return copy
 
 
+def compiled_decoder(model: AutoencoderDC) -> AutoencoderDC:
+    """diffusers' autoencoder with its decoder's blocks compiled for fixed shapes, in its own memory format."""
+    copy = AutoencoderDC.from_config(model.config).to(next(model.parameters()))
+    copy.load_state_dict(model.state_dict())
+    for block in channels_last(copy.eval()).decoder.up_blocks:
+        block.compile(fullgraph=True, dynamic=False)
+    return copy
+
+
 class Graphed:
     """A denoiser whose calls of one shape are replayed from a CUDA graph; elsewhere it is called as it is.
 

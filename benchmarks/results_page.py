@@ -29,6 +29,7 @@ INTRODUCTION = """# Results
 Generated from `benchmarks/results` by `python benchmarks/results_page.py`; do not edit.
 """
 CPU_FILES = ("cpu-amd-epyc-2-threads.json", "cpu-full-amd-epyc-2-threads.json")
+CPU_AVX2 = "cpu-amd-epyc-2-threads-avx2.json"
 SECTIONS = (
     ("Quickstart", "quickstart/table.md", ("samples.png", "exact.png", "exact_latency_s.png", "exact_by_images.png")),
     ("Models that ship", "models", ()),
@@ -42,6 +43,7 @@ SECTIONS = (
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
     ("Against diffusers on a CPU", "cpu", ()),
+    ("Against diffusers on a CPU without AVX-512", CPU_AVX2, ()),
     ("Against diffusers on a CPU, all pieces at full size", CPU_FILES[1], ()),
     ("Memory of SANA-0.6B", "memory/sana_600m_1024.json", ()),
     ("The paper's Table 8", "table8/table.md", ()),
@@ -130,8 +132,8 @@ def cpu_table() -> str:
     """The main cases: those of `make bench`, and full-size cases of `--full`."""
     short, full = (json.loads((RESULTS / file).read_text()) for file in CPU_FILES)
     models = [case for case in full["cases"] if "26 of 26" in case["case"] or "decode, 512" in case["case"]]
-    cases = [case for case in (*models[::-1], *short["cases"]) if case["peer"] == "diffusers"]
-    order = ("text", "0.6B step", "DC-AE", "whole")
+    cases = [case for case in (*models[::-1], *short["cases"]) if case["peer"] != "diffusers, channels last"]
+    order = ("text", "0.6B step", "DC-AE", "whole", "attention")
     cases = sorted((c for c in cases if rank(c, order) < len(order)), key=lambda c: rank(c, order))
     table = speed_table(cases, full.get("image"), short)
     return f"{table} Rows of 26 text layers, of 512 px decoded and of the sum: `--full`, commit {full['commit']}."
@@ -155,13 +157,25 @@ def speed_table(cases: Iterable[Json], image: Json | None, record: Json) -> str:
         ratio = f"{case['ratio']:.2f}x" if case["ratio"] else "-"
         rows.append((case["case"], case["peer"], case["ours"], *sides, ratio, case["tier"]))
     if image and image["ratio"]:
-        name = "image of 512 px, 20 steps: the sum of its pieces at full size"
-        sides = (seconds(image["peer_s"]), seconds(image["ours_s"]))
-        rows.append((name, "diffusers", "ours, as in sampling", *sides, f"{image['ratio']:.2f}x", "exact algebra"))
+        rows += [image_row(part, row) for part, row in image_sums(image)]
     table = markdown(("case", "peer", "ours", "peer's time", "our time", "ratio", "tier"), rows, left=3)
     versions = ", ".join(f"{package} {record['versions'][package]}" for package in ("torch", "diffusers"))
     machine = f"{record['device']}, {record['cpu_capability']}, {versions}, commit {record['commit']}"
     return f"{table}\n\nMedians on {machine}; a ratio above 1 means that ours is faster."
+
+
+def image_sums(image: Json) -> list[tuple[str, Json]]:
+    """The sums of an image's pieces with and without its text, which a session caches."""
+    stages = [row for stage, row in image["stages"].items() if stage != "text"]
+    peer, ours = (sum(row[side] for row in stages) for side in ("peer_s", "ours_s"))
+    textless = {"ratio": peer / ours, "peer_s": peer, "ours_s": ours}
+    return [("the sum of its pieces at full size", image), ("that sum without text", textless)]
+
+
+def image_row(part: str, row: Json) -> tuple[str, ...]:
+    sides = (seconds(row["peer_s"]), seconds(row["ours_s"]))
+    name = f"image of 512 px, 20 steps: {part}"
+    return (name, "diffusers", "ours, as in sampling", *sides, f"{row['ratio']:.2f}x", "exact algebra")
 
 
 def seconds(value: float) -> str:
