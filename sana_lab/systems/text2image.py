@@ -180,7 +180,7 @@ class TextToImage(System):
             latent = self.latent_shape(image_size(experiment["data"]))
             self.plan(experiment["prompts"] or [""], sampling, latent[1:])
         if sampling.best_by is not None:
-            best_of.check(sampling.best_by)
+            best_of.check(sampling.best_by, experiment["prompts"])
 
     def prepare_for_sampling(self, sampling: Sampling, device: torch.device | str) -> "TextToImage":
         """Quantise the denoiser in place, and move the networks to the device or set up offload; the system itself."""

@@ -141,6 +141,10 @@ def test_what_cannot_choose_is_refused_before_any_work(monkeypatch: pytest.Monke
     )
     with pytest.raises(SpecError, match="best_by is distances, which scores no single images"):
         checks.check(loaded)
+    chosen = ["sampling.best_of=2", "sampling.best_by=geneval"]
+    checks.check(experiments.load("shapes_sana", [*chosen, "prompts=[a photo of three circles]"]))
+    with pytest.raises(SpecError, match="'three yellow circles' is none of GenEval's prompts"):
+        checks.check(experiments.load("shapes_sana", chosen))
 
 
 def test_the_chooser_enters_the_hash_by_what_it_is():
