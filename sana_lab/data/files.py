@@ -21,6 +21,7 @@ class Files:
         self.root = root
         self.names: list[str] = []  # relative to the root, with forward slashes
         self.skipped: dict[str, str] = {}  # files and folders that cannot be used -> reason
+        self.folders: dict[str, list[int]] = {}  # absolute path -> times of change, before it was read
         for name in sorted(self._walk()):
             if text_files.is_unicode(name):
                 self.names.append(name)
@@ -74,12 +75,25 @@ class Files:
         tops, visited = [self.root], set[tuple[int, int]]()
         while tops:
             top = tops.pop(0)
-            walk = os.walk(top, onerror=self._unreadable) if _is_new(top, visited) else ()
+            walk = os.walk(top, onerror=self._unreadable) if self._is_new(top, visited) else ()
             for folder, below, files in walk:
                 inside = [Path(folder, b) for b in sorted(below) if not b.startswith(".")]
                 tops += [path for path in inside if path.is_symlink()]
-                below[:] = [path.name for path in inside if not path.is_symlink() and _is_new(path, visited)]
+                below[:] = [path.name for path in inside if not path.is_symlink() and self._is_new(path, visited)]
                 yield from (Path(folder, f).relative_to(self.root).as_posix() for f in files if f[0] != ".")
+
+    def _is_new(self, folder: Path, visited: set[tuple[int, int]]) -> bool:
+        """Whether a folder was not visited on another way; remembers it."""
+        try:
+            stat = folder.stat()
+        except OSError:
+            return True  # os.walk reports it
+        place = (stat.st_dev, stat.st_ino)
+        new = place not in visited
+        if new:
+            visited.add(place)
+            self.folders[str(folder.absolute())] = _times(stat)
+        return new
 
     def _unreadable(self, error: OSError) -> None:
         self.skipped[os.path.relpath(error.filename, self.root)] = f"a folder that cannot be read: {error.strerror}"
@@ -134,13 +148,16 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _is_new(folder: Path, visited: set[tuple[int, int]]) -> bool:
-    """Whether a folder was not visited on another way; remembers it."""
+def times(path: Path | str) -> list[int]:
+    """Times of change of a file or folder, of content and of status, in nanoseconds; none if it is missing.
+
+    Those of a folder change where a file in it is added, removed, renamed or replaced, not where one is overwritten.
+    """
     try:
-        stat = folder.stat()
+        return _times(Path(path).stat())
     except OSError:
-        return True  # os.walk reports it
-    place = (stat.st_dev, stat.st_ino)
-    new = place not in visited
-    visited.add(place)
-    return new
+        return []
+
+
+def _times(stat: os.stat_result) -> list[int]:
+    return [stat.st_mtime_ns, stat.st_ctime_ns]

@@ -29,6 +29,9 @@ COLUMNS = {
 VERSION = 2
 """Part of the key of an index, so that those which an earlier version made of the same files are made again."""
 
+MANY = 100_000
+"""Pictures from which on a later opening compares `Layout.times`, not each file."""
+
 AT_ONCE = 4096
 """Rows that are written at a time."""
 

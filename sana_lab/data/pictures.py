@@ -22,10 +22,11 @@ from sana_lab.data import Split, buckets, disk_columns, images, picture_index, s
 from sana_lab.data.bucketed import Bucketed, Rows
 from sana_lab.data.buckets import Buckets, Shape
 from sana_lab.data.caption_choice import CaptionChoice
+from sana_lab.data.files import times
 from sana_lab.data.images import Blob, UnreadableError
 from sana_lab.data.layouts import Layout, Place, detect
 from sana_lab.data.random_numbers import uniform
-from sana_lab.types import Batch
+from sana_lab.types import Batch, Json
 
 
 class Pictures(Bucketed):
@@ -203,16 +204,42 @@ class Pictures(Bucketed):
     @cached_property
     def table(self) -> disk_columns.Table:
         """The index, of the root's present content; of its last one, if the root is missing."""
-        pointer = self.index / f"{_key(str(self.root.absolute()), self.layout_spec)}.json"
-        if not self.root.exists() and pointer.is_file():
-            return disk_columns.Table(self.index / json.loads(pointer.read_text("utf-8"))["index"])
+        last, exists = self._last, self.root.exists()
+        if self._unchanged or (last and not exists):
+            table = disk_columns.Table(self.index / last["index"])
+            if exists:
+                picture_index.check_share(table, self.unreadable)
+            return table
         folder = _key(self.layout.fingerprint(), specs.canonical("layout", self._layout_name), picture_index.VERSION)
         table = picture_index.build(self.layout, self.index / folder, self.unreadable)
-        write_text(pointer, json.dumps({"root": str(self.root.absolute()), "index": folder}))
+        state = {"times": self.layout.times, "layout": self._layout_name, "version": picture_index.VERSION}
+        many = table.meta["rows"] >= picture_index.MANY
+        about = {"root": str(self.root.absolute()), "index": folder, **(state if many else {})}
+        write_text(self._pointer, json.dumps(about))
         return table
+
+    @property
+    def _pointer(self) -> Path:
+        return self.index / f"{_key(str(self.root.absolute()), self.layout_spec)}.json"
+
+    @cached_property
+    def _last(self) -> Json:
+        """What is known of the last content of the root; empty if nothing is."""
+        last: Json = json.loads(self._pointer.read_text("utf-8")) if self._pointer.is_file() else {}
+        return last
+
+    @cached_property
+    def _unchanged(self) -> bool:
+        """Whether no folder of a large root, nor its manifest, has changed since."""
+        last = self._last
+        if last.get("version") != picture_index.VERSION or not disk_columns.is_table(self.index / last["index"]):
+            return False
+        return bool(last["times"]) and all(times(path) == known for path, known in last["times"].items())
 
     @cached_property
     def _layout_name(self) -> Spec:
+        if self.layout_spec is None and self._unchanged:
+            return str(self._last["layout"])
         return self.layout_spec or detect.layout_of(self.root)
 
 

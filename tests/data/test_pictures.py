@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 
 from sana_lab.config.specs import SpecError
+from sana_lab.data import picture_index
+from sana_lab.data.files import Files
 from sana_lab.data.layouts import detect
 from sana_lab.data.pictures import Pictures
 from sana_lab.types import Part
@@ -329,6 +332,47 @@ class TestIndex:
         digest = make(root).digest()
         root.rename(tmp_path / "elsewhere")
         assert make(root).digest() == digest == make(tmp_path / "elsewhere").digest()
+
+    def test_of_many_pictures_is_opened_without_a_look_at_each(self, make, tmp_path, monkeypatch):
+        """By the manifest and the folders; what was overwritten in place counts once its folder is touched."""
+        monkeypatch.setattr(picture_index, "MANY", 12)
+        root = tiny_pictures.folder(tmp_path / "pictures", range(12))
+        (root / "more").mkdir()
+        (tmp_path / "linked").mkdir()
+        (root / "link").symlink_to(tmp_path / "linked")
+        first = make(root)
+        written, digest = first.table.folder, first.digest()
+        with monkeypatch.context() as patch:
+            patch.setattr(Files, "_walk", lambda files: pytest.fail("the files were listed"))
+            patch.setattr(detect, "below", lambda *_: pytest.fail("the files were listed"))
+            patch.setattr(detect, "tables_below", lambda *_: pytest.fail("the files were listed"))
+            again = pickle.loads(pickle.dumps(make(root)))
+            assert (again.table.folder, again.digest()) == (written, digest)
+            assert numbers(again) == [*range(12)]
+        (root / "00000.png").write_bytes(tiny_pictures.picture(4))
+        assert make(root).table.folder == written
+        os.utime(root)
+        assert make(root).table.folder != written
+        for folder in (root / "more", tmp_path / "linked"):
+            before = make(root).table.folder
+            (folder / "new.png").write_bytes(tiny_pictures.picture(3))
+            assert make(root).table.folder != before
+        with (root / "captions.jsonl").open("a") as file:
+            file.write(json.dumps({"file_name": "more/new.png", "caption": "another"}) + "\n")
+        assert make(root).table.meta["rows"] == 13
+
+    def test_of_few_pictures_or_without_a_manifest_compares_each_file(self, make, tmp_path, monkeypatch):
+        root = tiny_pictures.folder(tmp_path / "pictures", range(8))
+        written = make(root).table.folder
+        (root / "00000.png").write_bytes(tiny_pictures.picture(4))
+        assert make(root).table.folder != written
+        monkeypatch.setattr(picture_index, "MANY", 1)
+        (root / "captions.jsonl").unlink()
+        for n in range(8):
+            (root / f"{n:05}.txt").write_text(f"a {n}")
+        written = make(root).table.folder
+        (root / "00003.txt").write_text("another")
+        assert make(root).table.folder != written
 
     def test_a_damaged_one(self, make, tmp_path):
         data = make(tiny_pictures.tars(tmp_path / "tars", range(12)))

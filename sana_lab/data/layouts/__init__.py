@@ -45,6 +45,9 @@ class Layout(ABC):
         self.skipped: dict[str, str] = {}  # what cannot be used -> reason, after `records`
         self.unused: dict[str, str] = {}  # what is left out by choice and counts as no fault -> reason
         self.damaged: dict[str, str] = {}  # files of many pictures that cannot be read to their end -> reason
+        # after `fingerprint`: folders, and files that describe pictures -> `files.times`; while these stay, the content
+        # of a large root counts as unchanged. Empty where the fingerprint alone says so
+        self.times: dict[str, list[int]] = {}
 
     @abstractmethod
     def records(self) -> Iterator[Record]:
@@ -57,11 +60,16 @@ class Layout(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 of names, lengths and times of change of all files: another one means another index."""
-        digest = hashlib.sha256()
-        for name in self.files:
-            stat = (self.root / name).stat()
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return fingerprint_of(self.root, self.files)
+
+
+def fingerprint_of(root: Path, names: Iterable[str]) -> str:
+    """SHA-256 of names, lengths and times of change of files."""
+    digest = hashlib.sha256()
+    for name in names:
+        stat = (root / name).stat()
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 _SPLIT_NAME = re.compile(rf"(?:^|[-_. \d])({'|'.join(columns.TRAIN + columns.HELD_OUT)})(?=$|[-_. \d])", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Linear attention on the CPU in few passes over memory, for inference.
 
-relu and the layout of the products are one pass over q and one over k, in the same buffer; S and z are one matrix, so that
-one product gives numerator and normaliser; the division writes the tokens' layout.
+relu and the layout of the products are one pass over q and one over k, in the same buffer; S and z are one matrix, so
+that one product gives numerator and normaliser; the division writes the tokens' layout.
 """
 
 import torch
