@@ -50,6 +50,7 @@ COLUMNS = (
     Column("tmacs", "MACs of a forward", "T", "lower"),
     Column("tmacs_pair", "MACs of a guided pair", "T", "lower"),
     Column("tmacs_image", "MACs of an image", "T", "lower"),
+    Column("gmacs_image", "MACs of an image", "G", "lower"),
     Column("text_gmacs", "MACs of a prompt", "G", "lower"),
     Column("fewer_macs", "Fewer MACs", "times"),
     Column("tokens", "Tokens", decimals=0),
@@ -221,7 +222,7 @@ def quality_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
 
 def cost_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
     """The first measured metric that a quality is plotted over: latency before work before size."""
-    order = ("latency_s", "latency_ms", "images_per_s", "tmacs_image", "gmacs", "peak_mib", "train_s", "params_m")
+    order = ("latency_s", "latency_ms", "images_per_s", "tmacs_image", "gmacs_image", "gmacs", "peak_mib", "train_s", "params_m")
     names = [*(name for name in order if name in set(columns)), *order]
     return next((name for name in names if name in measured), None)
 
