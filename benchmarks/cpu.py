@@ -58,7 +58,13 @@ def main() -> None:
             records += run_case(case, protocol)
     print("\n" + table(records))
     extra = {"image": image(records)} if options.full and not options.only else {}
-    settings = {"clock": options.clock, "compiled": options.compiled, "warmup": protocol.warmup, "repeats": protocol.repeats, "full": options.full}
+    settings = {
+        "clock": options.clock,
+        "warmup": protocol.warmup,
+        "repeats": protocol.repeats,
+        "full": options.full,
+        "compiled": options.compiled,
+    }
     if not options.quick and not options.only:
         print(f"\nwritten to {save('cpu-full' if options.full else 'cpu', settings, records, CPU, extra)}")
 
@@ -252,8 +258,8 @@ CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 
 def image(records: list[Json]) -> Json:
-    """An image of 512 px in 20 guided steps, summed from full-size pieces, and the sum without the text, which a session
-    caches; no ratio if a piece has none."""
+    """An image of 512 px in 20 guided steps, summed from full-size pieces, and the sum without the text, which is cached
+    in a session; no ratio if a piece has none."""
     pieces = {
         "text": ("text encoding", "ours", 1),
         "denoise": ("0.6B step, 28", SAMPLING, STEPS),

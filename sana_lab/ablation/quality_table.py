@@ -23,7 +23,7 @@ from sana_lab.evaluation import noise_seeds, report_files
 from sana_lab.evaluation.extractors.inception import hint
 from sana_lab.report import grids, plots, significance
 from sana_lab.report.claims import verdicts
-from sana_lab.report.columns import COLUMNS, SPEEDUPS, column
+from sana_lab.report.columns import COLUMNS, PLOTTED_COSTS, SPEEDUPS, column
 from sana_lab.report.table import TIER, Table, build_table, load_published, short_commit
 from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE
@@ -196,13 +196,14 @@ def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Pat
 
 
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
-    """Plots of quality by row, over latency, over reconstruction, and over the numeric axis, for measured metrics."""
+    """Plots of quality by row, over its cost, over reconstruction, and over the numeric axis, for measured metrics."""
     measured = {name for row in table.rows for name in row.cells}
+    cost = next((name for name in PLOTTED_COSTS if name in ablation.columns), "latency_s")
     paths = []
     for metric in _plotted(measured):
         paths += [plots.quality(table, metric, folder / f"{metric}.png")]
-        if "latency_s" in measured:
-            paths += [plots.tradeoff(table, "latency_s", metric, folder / f"{metric}_latency_s.png")]
+        if cost in measured:
+            paths += [plots.tradeoff(table, cost, metric, folder / f"{metric}_{cost}.png")]
         if "psnr" in measured and metric != "psnr":
             paths += [plots.tradeoff(table, "psnr", metric, folder / f"{metric}_psnr.png")]
         if ablation.x:

@@ -10,7 +10,7 @@ from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.samples import AXIS
 from sana_lab.config.schema import Ablation, EfficiencyTable
 from sana_lab.report import render
-from sana_lab.report.columns import column, cost_of, is_quality, quality_of
+from sana_lab.report.columns import PLOTTED_COSTS, column, cost_of, is_quality, quality_of
 from sana_lab.report.table import Row, Table
 from sana_lab.tracking.store import MAX_TAG, Run, Store, artifact_link
 from sana_lab.tracking.view import TABLE_AXES, TABLE_COLUMNS
@@ -134,7 +134,8 @@ def pictures(run_id: str, plots: Sequence[Path], metric: str | None) -> Iterator
     captions = {"samples.png": "Same prompts, same noise: a row of the table beside each line of pictures."}
     if metric is not None:
         head = column(metric).heading
-        captions = {f"{metric}.png": f"{head} by row.", f"{metric}_latency_s.png": f"{head} over latency.", **captions}
+        over = {f"{metric}_{cost}.png": f"{head} over {words}." for cost, words in PLOTTED_COSTS.items()}
+        captions = {f"{metric}.png": f"{head} by row.", **over, **captions}
     names = {path.name for path in plots}
     for name, caption in captions.items():
         if name in names:

@@ -200,6 +200,10 @@ def column(name: str) -> Column:
     return Column(name, words(name))
 
 
+PLOTTED_COSTS = {"latency_s": "latency", "gmacs_image": "MACs of an image"}
+"""Costs that quality is plotted over, in words: the first that a table shows, else the first."""
+
+
 def is_quality(name: str, measured: Collection[str]) -> bool:
     """Whether a metric is a measure of quality: it has a better direction and an interval, and is no cost."""
     known = column(name)
@@ -222,7 +226,17 @@ def quality_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
 
 def cost_of(columns: Iterable[str], measured: Collection[str]) -> str | None:
     """The first measured metric that a quality is plotted over: latency before work before size."""
-    order = ("latency_s", "latency_ms", "images_per_s", "tmacs_image", "gmacs_image", "gmacs", "peak_mib", "train_s", "params_m")
+    order = (
+        "latency_s",
+        "latency_ms",
+        "images_per_s",
+        "tmacs_image",
+        "gmacs_image",
+        "gmacs",
+        "peak_mib",
+        "train_s",
+        "params_m",
+    )
     names = [*(name for name in order if name in set(columns)), *order]
     return next((name for name in names if name in measured), None)
 

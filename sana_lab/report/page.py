@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sana_lab.config.atomic_write import write_text
 from sana_lab.report import html
-from sana_lab.report.columns import column
+from sana_lab.report.columns import PLOTTED_COSTS, column
 from sana_lab.report.html import Outcomes
 from sana_lab.report.render import all_notes, as_table, body_of, cells_of, published_title
 from sana_lab.report.table import Table
@@ -88,7 +88,8 @@ def caption(path: Path) -> str:
     metric, _, axis = path.stem.partition("_by_")
     if axis:
         return f"{column(metric).heading} by {axis.replace('_', ' ')}."
-    if path.stem.endswith("_latency_s"):
-        head = column(path.stem.removesuffix("_latency_s")).heading
-        return f"{head} over latency; the line joins the best trade-offs."
+    for cost, words in PLOTTED_COSTS.items():
+        if path.stem.endswith(f"_{cost}"):
+            head = column(path.stem.removesuffix(f"_{cost}")).heading
+            return f"{head} over {words}; the line joins the best trade-offs."
     return f"{column(path.stem).heading}."
