@@ -258,7 +258,7 @@ CASES: dict[str, Callable[[Extent], Iterator[Case]]] = {
 
 
 def image(records: list[Json]) -> Json:
-    """An image of 512 px in 20 guided steps, summed from full-size pieces, and the sum without the text, which is cached
+    """An image of 512 px in 20 guided steps, summed from full-size pieces, and the sum without text, which is cached
     in a session; no ratio if a piece has none."""
     pieces = {
         "text": ("text encoding", "ours", 1),
