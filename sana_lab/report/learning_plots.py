@@ -37,7 +37,7 @@ def learning(
     axes.set_xlim(left=0)
     axes.set_xlabel(TITLES[axis])
     axes.set_ylabel(plots.axis_label(column(metric)) + _words(rows))
-    axes.set_title(plots.literal(title), loc="left")
+    axes.set_title(plots.headline(title), loc="left")
     plots.legend(axes)
     return plots.save(figure, path)
 

@@ -45,7 +45,7 @@ def quality(table: Table, metric: str, path: Path | str) -> Path:
     if min(span(row.cells[metric])[0] for row in rows) >= 0:
         axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_xlabel(axis_label(axis) + _span_words(rows, metric))
-    axes.set_title(literal(table.title), loc="left")
+    axes.set_title(headline(table.title), loc="left")
     return save(figure, path)
 
 
@@ -65,7 +65,7 @@ def tradeoff(table: Table, cost: str, metric: str, path: Path | str) -> Path:
     _scale_x(axes, [row.cells[cost].mean for row in rows])
     axes.set_xlabel(axis_label(x_column))
     axes.set_ylabel(axis_label(y_column) + _span_words(rows, metric))
-    axes.set_title(literal(table.title), loc="left")
+    axes.set_title(headline(table.title), loc="left")
     legend(axes)
     return save(figure, path)
 
@@ -81,7 +81,7 @@ def curves(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path | str,
         axes.plot(x, running_mean(y, window), color=_colour(i), linewidth=1.6, label=wrapped(label))
     axes.set_xlabel("Step")
     axes.set_ylabel("Training loss")
-    axes.set_title(literal(title), loc="left")
+    axes.set_title(headline(title), loc="left")
     smooth = [y for points in lines.values() for _, y in points if math.isfinite(y)]
     if smooth:
         axes.set_ylim(*_robust_limits(smooth))
@@ -108,7 +108,7 @@ def against(table: Table, axis: str, metric: str, path: Path | str) -> Path:
     axes.set_xticks(values)
     axes.set_xlabel(literal(axis.replace("_", " ").capitalize()))
     axes.set_ylabel(axis_label(column(metric)) + _span_words(rows, metric).replace("bars", "bands"))
-    axes.set_title(literal(table.title), loc="left")
+    axes.set_title(headline(table.title), loc="left")
     legend(axes)
     return save(figure, path)
 
@@ -224,6 +224,11 @@ def _colour(i: int) -> str:
 
 def _marker(i: int) -> str:
     return MARKERS[i % len(MARKERS)]
+
+
+def headline(title: str) -> str:
+    """A title in lines that fit beside the labels of rows."""
+    return wrapped(title, 64)
 
 
 def wrapped(label: str, width: int = 26) -> str:
