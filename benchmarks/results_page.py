@@ -39,6 +39,8 @@ SECTIONS = (
     ("Controls of the exact score", "exact/controls.md", ()),
     ("Solvers and steps", "sampler/table.md", ("geneval_by_steps.png", "samples.png")),
     ("Step caches", "caching/table.md", ("exact_latency_s.png", "samples.png")),
+    ("Regional prompts", "regions/table.md", ("samples.png",)),
+    ("Guidance", "guidance/table.md", ("samples.png",)),
     ("Few steps by MeanFlow", "few_steps/table.md", ("samples.png",)),
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
