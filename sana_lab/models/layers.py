@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from sana_lab.config.ranges import Ratio, Width
 from sana_lab.config.specs import RUNTIME, SpecError
 from sana_lab.ops.cpu_linear import product
+from sana_lab.ops.gelu import gelu
 from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.softmax_attention import softmax_attention
 
@@ -101,7 +102,7 @@ class Mlp(nn.Module):
         self.project = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project(F.gelu(self.expand(x), approximate="tanh"))
+        return self.project(gelu(self.expand(x)))
 
 
 class CrossAttention(nn.Module):

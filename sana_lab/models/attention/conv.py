@@ -3,12 +3,12 @@
 from typing import final
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sana_lab.config.ranges import Ratio, Width
 from sana_lab.config.specs import SpecError
 from sana_lab.models.attention import Mixer
 from sana_lab.models.layers import hidden_width, saturated
+from sana_lab.ops.gelu import gelu
 
 AS_ATTENTION = 2 / 9
 """Hidden width per width with as many weights as the four projections of attention: 2 x 9 x ratio = 4."""
@@ -34,5 +34,5 @@ class ConvMixer(Mixer):
         self.project = nn.Conv2d(hidden, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(self.norm(self.expand(x.permute(0, 3, 1, 2))), approximate="tanh")
+        hidden = gelu(self.norm(self.expand(x.permute(0, 3, 1, 2))))
         return saturated(self.project(hidden).permute(0, 2, 3, 1))
