@@ -28,6 +28,7 @@ from sana_lab.costs.timing import interleave
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.ops.backend import Backend
+from sana_lab.ops.linear_attention import launch, tiling
 from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.modulate import add_modulate
 from sana_lab.systems.cuda_graphs import Graphs
@@ -36,6 +37,7 @@ from sana_lab.types import Json, Text
 BATCH, HEADS, WIDTH = 2, 36, 32  # SANA-0.6B under guidance
 ROTATED = 200 * 2**20  # bytes of inputs in rotation: more than three times the L2 of an H200
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}  # against float64; the rounding error is printed beside
+EPS = 1e-8  # of linear attention
 DEEP = 0.1  # tolerance of a whole transformer in bfloat16 against float32
 TOKENS, PADDED, STEPS = 80, 300, 20
 MODE = "max-autotune-no-cudagraphs"
@@ -182,7 +184,10 @@ def reference(device: torch.device) -> Json:
 
 
 def forward(extent: Extent) -> list[Build]:
-    return [partial(forward_case, extent, n) for n in ((256, 1024) if extent.quick else (1024, 4096, 16384, 256))]
+    if extent.quick:
+        return [partial(forward_case, extent, n) for n in (256, 1024)]
+    cores_of = [partial(forward_case, extent, n) for n in (1024, 4096, 16384, 256)]
+    return [*cores_of, *(partial(forms_case, extent, n) for n in (256, 512, 1024))]
 
 
 def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
@@ -206,8 +211,46 @@ def forward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
     return Case(name, sides, pairs, inputs, extent.tolerance, 4 * inputs[0].nbytes // 3)
 
 
+def forms_case(extent: Extent, tokens: int, gradients: bool = False, heads: int = HEADS) -> Case:
+    """Our kernels in each form of `ops.linear_attention.tiling`, against the one of fewest launches; it says what the
+    constants there should be. With `gradients` the forward has its usual form."""
+    inputs = rotation(extent, tokens, heads)
+    tilings = tiling.forms(cores.split(inputs[0], heads)[0])
+    run, plain = form, partial(cores.naive_linear, heads=heads)
+    if gradients:
+        run, plain = form_gradient, gradient(plain)
+    truth = plain(inputs[0])
+    names = [name for name in tilings if gradients or "half" not in name]
+    calls = {name: replayed(partial(run, heads=heads, cut=tilings[name]), inputs) for name in names}
+    pairs = [Pair(SAME, names[0], name) for name in names[1:]]
+    name = core_name("forward and backward" if gradients else "forward", extent, tokens, heads)
+    return Case(f"forms of {name}", {n: Side(c, truth) for n, c in calls.items()}, pairs, inputs, extent.tolerance)
+
+
+def form(qkv: Tensor, heads: int, cut: tiling.Tiling) -> Tensor:
+    """Linear attention of (B, N, 3 C) in one form: (B, N, C)."""
+    q, k, v = cores.split(qkv, heads)
+    out = q.new_empty(q.shape)
+    launch.forward_into(out, q, k, v, None, EPS, cut=cut)
+    return out.flatten(2)
+
+
+def form_gradient(qkv: Tensor, heads: int, cut: tiling.Tiling) -> Tensor:
+    """The gradient that `gradient` gives, by the backward in one form."""
+    q, k, v = cores.split(qkv, heads)
+    state = launch.forward_into(q.new_empty(q.shape), q, k, v, None, EPS)
+    grads = torch.empty_like(qkv)
+    dq, dk, dv = cores.split(grads, heads)
+    weights = torch.linspace(-1, 1, q.shape[1], device=q.device, dtype=q.dtype)[None, :, None, None].expand_as(q)
+    launch.backward_into((dq, dk, dv), weights, q, k, v, None, state, EPS, cut=cut)
+    return grads
+
+
 def backward(extent: Extent) -> list[Build]:
-    return [] if extent.quick else [partial(backward_case, extent, tokens) for tokens in (1024, 4096)]
+    if extent.quick:
+        return []
+    cases = [partial(backward_case, extent, tokens) for tokens in (1024, 4096)]
+    return [*cases, *(partial(forms_case, extent, tokens, True) for tokens in (1024, 4096))]
 
 
 def backward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:

@@ -1,12 +1,15 @@
 """The benchmarks run, hold peers to the same outputs, and refuse what they should; no time is judged here."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kernel_cases import INTERPRETED
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -158,6 +161,23 @@ def test_the_gpu_cases_agree_with_their_definitions(common: Any):
         between = (build() for build in gpu.between(extent))
         for case in (gpu.forward_case(extent, 24, 2), gpu.backward_case(extent, 24, 2), *between):
             assert max(common.error(s.run(case.inputs[0]), s.truth) for s in case.sides.values()) < 1e-5
+
+
+@pytest.mark.slow
+def test_forms_of_linear_attention_agree(common: Any):
+    """In Triton's interpreter, so in a process of their own."""
+    pytest.importorskip("triton")
+    code = """
+import common, gpu, torch
+extent = gpu.Extent(torch.device("cpu"), quick=True, compiled=False)
+for gradients, count in ((False, 2), (True, 4)):
+    case = gpu.forms_case(extent, 40, gradients, heads=2)
+    errors = {name: common.error(side.run(case.inputs[0]), side.truth) for name, side in case.sides.items()}
+    assert len(errors) == count and max(errors.values()) < 1e-5, errors
+"""
+    environment = os.environ | INTERPRETED | {"PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parent)])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -140,6 +140,26 @@ def test_linear_attention_compiles_for_hopper(dtype: torch.dtype, width: int) ->
 
 @NOT_INTERPRETED
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "form"), [("query", "runs"), ("key_value", "runs"), ("backward", "one launch")])
+def test_half_tiles_of_the_backward_take_fewer_registers_for_hopper(name: str, form: str) -> None:
+    """So that a multiprocessor holds more programs; neither spills. Which is faster, `benchmarks/gpu.py` says."""
+    from sana_lab.ops.linear_attention import kernels
+    from sana_lab.ops.linear_attention.tiling import forms
+
+    cuts = forms(torch.empty(2, 1024, 36, 32, dtype=torch.bfloat16, device="meta"))
+
+    def built(cut: Any) -> Any:
+        constants = {"D": 32, "W": cut.width, "GROUP": cut.group, "T": cut.tile, "LOOPS": cut.loops, "PARTS": 8}
+        constants |= {"PRECISION": cut.precision, "MASKED": False, "NORMED": False}
+        return machine_code(compiled(getattr(kernels, f"{name}_kernel"), torch.bfloat16, constants, cut.warps, **TYPES))
+
+    whole, half = built(cuts[form]), built(cuts[f"{form}, half tiles"])
+    assert half.registers < whole.registers
+    assert (whole.stack, half.stack) == (0, 0)
+
+
+@NOT_INTERPRETED
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [128, 512, 1024])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_rms_norm_compiles_for_hopper(dtype: torch.dtype, channels: int) -> None:

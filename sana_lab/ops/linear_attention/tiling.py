@@ -1,6 +1,7 @@
 """Tiling of linear attention: tokens and heads per Triton program, as functions of shape and dtype.
 
-There is no run-time autotuning.
+There is no run-time autotuning: `benchmarks/gpu.py` times the `forms` beside each other, and what it says of a device
+is written into the constants here.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 PROGRAMS = 4 * 132  # four per multiprocessor of an H200
-ONE_LAUNCH = 1024  # most tokens for one program per head (q, k, v of 192 KiB in bfloat16 at width 32)
+# most tokens for one program per head (q, k, v of 192 KiB in bfloat16 at width 32); computed, not measured: runs may be
+# faster above 256 tokens
+ONE_LAUNCH = 1024
 ONE_LAUNCH_PROGRAMS = 72  # fewest heads in the batch that keep enough multiprocessors busy; two images of SANA-0.6B
 SUMMED_IN_PLACE = 16  # most partial sums that the reader adds itself; beyond this a separate launch is faster
 
@@ -49,6 +52,19 @@ def plan(x: Tensor) -> Tiling:
     if n <= ONE_LAUNCH and batch * heads >= ONE_LAUNCH_PROGRAMS:
         return single(x)
     return split(x, group(x, 64))
+
+
+def forms(x: Tensor) -> dict[str, Tiling]:
+    """Tilings of x (B, N, H, D) that give the same up to the order of sums; `plan` takes one of the first two.
+
+    Half tiles take fewer registers, which bound how many programs of the backward a multiprocessor holds.
+    """
+    both = {"one launch": single(x), "runs": split(x, group(x, 64))}
+    return both | {f"{name}, half tiles": _half_tiles(cut) for name, cut in both.items()}
+
+
+def _half_tiles(cut: Tiling) -> Tiling:
+    return cut._replace(tile=max(16, cut.tile // 2), loops=2 * cut.loops)
 
 
 def single(x: Tensor) -> Tiling:

@@ -18,7 +18,7 @@ from sana_lab.ops.linear_attention import Norms, linear_attention, qkv_linear_at
 from sana_lab.ops.linear_attention import autograd as op
 from sana_lab.ops.linear_attention import launch as kernel
 from sana_lab.ops.linear_attention.reference import definition, normed_definition
-from sana_lab.ops.linear_attention.tiling import Tiling, group, plan, single, split
+from sana_lab.ops.linear_attention.tiling import Tiling, forms, group, plan, split
 
 pytestmark = pytest.mark.usefixtures("poison")
 EPS = 1e-8
@@ -284,10 +284,9 @@ def test_every_plan_agrees(shape: tuple[int, int, int, int], normed: bool) -> No
     x, mask, dout, norms = qkv(FULL, shape), keep(shape), qkv(FULL, shape, 1)[:, :, 0], norms_of(shape)
     q, k, v = x.unbind(2)
     want = truth(x, mask, dout, norms if normed else None)
-    default = plan(q)
-    halves = default._replace(tile=max(16, default.tile // 2), loops=2 * default.loops)
+    assert plan(q) in forms(q).values()
     groups = [split(q, group(q, row), 264) for row in (64, 128, 256)]
-    cuts = {cut._replace(warps=4) for cut in (default, halves, *groups, single(q))}
+    cuts = {cut._replace(warps=4) for cut in (*groups, *forms(q).values())}
     assert {cut.group for cut in cuts} >= {1, 2}
     assert {cut.single for cut in cuts} == {False, True}
     for cut in cuts:
