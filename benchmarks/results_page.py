@@ -41,6 +41,8 @@ SECTIONS = (
     ("Step caches", "caching/table.md", ("exact_latency_s.png", "samples.png")),
     ("Regional prompts", "regions/table.md", ("samples.png",)),
     ("Guidance", "guidance/table.md", ("samples.png",)),
+    ("Best of N images", "best_of/table.md", ("samples.png",)),
+    ("Edits by inversion", "edits.md", ()),
     ("Few steps by MeanFlow", "few_steps/table.md", ("samples.png",)),
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
