@@ -184,6 +184,7 @@ def _denoiser_inputs(dit: Any, tokens: int, side: int, batch: int, dtype: torch.
     with torch.device("meta"):
         x, t = torch.empty(batch, dit.channels, side, side, dtype=dtype), torch.empty(batch, dtype=dtype)
         features = torch.empty(batch, tokens, dit.text_dim, dtype=dtype)
+        features.requires_grad_(not _trained_names(dit))  # of a text encoder that trains alone
         return x, t, Text(features, torch.ones(batch, tokens, dtype=torch.bool))
 
 

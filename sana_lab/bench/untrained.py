@@ -1,5 +1,6 @@
 """Systems without trained weights, for measurements that do not depend on them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,5 +52,19 @@ def untrained_system(spec: Json, device: torch.device, dtype: torch.dtype) -> An
 def with_random_text_encoder(system: Json) -> Json:
     """A system's spec without weights, its pretrained text encoder initialised at random at the published size."""
     bare = without_weights(system)
-    encoder = bare["text_encoder"]
-    return {**bare, "text_encoder": {**encoder, "random_init": True}} if encoder.get("model") else bare
+    return {**bare, "text_encoder": _each_encoder(bare["text_encoder"], _at_random)}
+
+
+def without_cache(encoder: Json) -> Json:
+    """A text encoder's spec without a cache of features, so that each call encodes its prompts."""
+    return _each_encoder(encoder, lambda spec: {**spec, "cache": False} if spec["name"] == "llm" else spec)
+
+
+def _at_random(encoder: Json) -> Json:
+    return {**encoder, "random_init": True} if encoder.get("model") else encoder
+
+
+def _each_encoder(spec: Json, change: Callable[[Json], Json]) -> Json:
+    """A text encoder's spec changed, and that of the encoder inside it."""
+    inner = spec.get("encoder")
+    return change(spec) | ({"encoder": _each_encoder(inner, change)} if isinstance(inner, dict) else {})

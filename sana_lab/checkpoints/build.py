@@ -26,9 +26,17 @@ def _build(kind: str, spec: specs.Spec, supplied: dict[str, Any]) -> Any:
     from sana_lab.config import experiments  # here, as every system imports this module
 
     part = specs.build(kind, experiments.resolve(kind, spec), **supplied)
-    if kind in registry.WEIGHTED and "weights" in part.spec:
-        load_into(part, part.spec["weights"], kind)
+    for each in with_weights(kind, part):
+        load_into(each, each.spec["weights"], kind)
     return part
+
+
+def with_weights(kind: str, part: Any) -> list[Any]:
+    """The part itself and the parts of its kind inside it, inner ones first, where a spec names weights."""
+    if kind not in registry.WEIGHTED:
+        return []
+    base = specs.base_of(kind)
+    return [m for m in reversed([*part.modules()]) if isinstance(m, base) and "weights" in getattr(m, "spec", {})]
 
 
 def build_on_meta(kind: str, spec: specs.Spec, **supplied: Any) -> Any:

@@ -21,15 +21,17 @@ HOME = Path("runs")
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], prefix: str, source: str) -> None:
     """Copy the tensors `prefix...` (or all, where none has the prefix) into a module. SpecError lists all that is
-    missing, unexpected or wrongly shaped, or is not finite."""
+    missing, unexpected or wrongly shaped, or is not finite. Those of its `frozen` children may be missing."""
     inner: Mapping[str, Tensor] = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or dict(
         state
     )
-    expected = mismatch.shapes_of(module.state_dict())
+    frozen = tuple(f"{name}." for name in getattr(module, "frozen", ()))
+    shapes = mismatch.shapes_of(module.state_dict())
+    expected = {name: shape for name, shape in shapes.items() if name in inner or not name.startswith(frozen)}
     inner = state_dicts.select(inner, expected, source)
     mismatch.check_state(expected, inner, source, type(module).__name__)
     mismatch.check_finite(inner, source)
-    module.load_state_dict(dict(inner))
+    module.load_state_dict(dict(inner), strict=not frozen)
 
 
 # Where weights are

@@ -26,6 +26,7 @@ TABLE: dict[str, dict[str, str]] = {
         "llm": "sana_lab.models.text.llm:Llm",
         "encoder": "sana_lab.models.text.encoder:Encoder",
         "label": "sana_lab.models.text.label:Label",
+        "adapter": "sana_lab.models.text.adapter:TextAdapter",
     },
     "solver": {
         "euler": "sana_lab.diffusion.solvers:euler",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.models.dit import BlockCall, Dit
+from sana_lab.models.text import TextEncoder
 from sana_lab.types import WHOLE, Batch, Part, Text
 
 
@@ -28,7 +29,7 @@ class Model(NamedTuple):
     images: bool = True  # whether a step has images, for `Step.images`
     device: torch.device = torch.device("cpu")  # where training runs
     text_trains: bool = False  # whether the text encoder trains too
-    frozen: Callable[[Spec], Dit] | None = None  # the DiT of a spec with its weights, as a teacher on the same batches
+    frozen: Callable[..., Any] | None = None  # (kind, spec, **supplied) -> frozen part with its weights, of a teacher
 
     @property
     def depth(self) -> int:
@@ -44,15 +45,24 @@ class Model(NamedTuple):
             )
         return self.dit.width
 
-    def teacher(self, spec: Spec, name: str) -> Dit:
-        """The frozen DiT of a spec, for method `name`. SpecError if the text encoder, which it reads, trains."""
-        if self.text_trains:
+    def teacher(self, spec: Spec, name: str, text: TextEncoder | None = None) -> Dit:
+        """The frozen DiT of a spec, for method `name`; it reads the features of `text`, or of the model's text encoder.
+        SpecError if that one trains."""
+        if self.text_trains and text is None:
             raise SpecError(
                 f"method {name!r} has a teacher, which reads the features of the text encoder, and that trains too; "
-                "expected system.train_text: false with the teacher's text encoder"
+                "expected system.train_text: false with the teacher's text encoder, or distill with its text_encoder"
             )
         assert self.frozen is not None
-        return self.frozen(spec)
+        text_dim = self.dit.text_dim if text is None else text.dim
+        dit: Dit = self.frozen("dit", spec, channels=self.dit.channels, text_dim=text_dim)
+        return dit
+
+    def text_teacher(self, spec: Spec) -> TextEncoder:
+        """The frozen text encoder of a spec, for a teacher that does not read the model's."""
+        assert self.frozen is not None
+        encoder: TextEncoder = self.frozen("text_encoder", spec)
+        return encoder
 
     def block(self, index: int | None, share: float, name: str) -> int:
         """A checked index of a block, from 0; None is the block at this share of the depth. SpecError."""
@@ -86,6 +96,7 @@ class Step:
     ends: Tensor | None = None  # (B',) ends of intervals from `times` down, over which velocities are means
     weigh: Callable[[Tensor], Tensor] | None = None  # squared errors (B',) -> factors of them
     null: Callable[[], Text] | None = None  # features of the empty prompt, for one row or for the B items
+    dropped: Sequence[bool] = ()  # of the B items: whether `text` is the empty prompt's; () is none
 
     @cached_property
     def images(self) -> Tensor:

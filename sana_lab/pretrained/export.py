@@ -140,7 +140,8 @@ def _check_system(system: TextToImage, part_command: str) -> None:
     alone = f"export a part alone: {part_command} dit (or autoencoder)"
     if not isinstance(system.text_encoder, Llm):
         raise SpecError(
-            f"SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is t5; {alone}"
+            "SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is "
+            f"{system.text_encoder.spec['name']}; {alone}"
         )
     autoencoder: Any = system.autoencoder.spec
     if autoencoder["name"] != "dcae":

@@ -82,7 +82,7 @@ class DitSystem(System):
         random, part = generator(self.settings.seed, TRAIN, batch_idx, 0), Part.of_trainer(self._trainer)
         dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
         text = without(text, dropped, null)
-        return training_loss(self, batch, latents, text, random, part, batch_idx)
+        return training_loss(self, batch, latents, text, random, part, batch_idx, dropped.tolist())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         latents, text, _ = features(batch)

@@ -1,6 +1,6 @@
 """Training steps with methods (`system.method`): their modules, the forward pass around them, and the sum of losses."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -110,10 +110,18 @@ class _Around:
 
 
 def training_loss(
-    system: Any, batch: Batch, latents: Tensor, text: Text, random: torch.Generator, part: Part, index: int
+    system: Any,
+    batch: Batch,
+    latents: Tensor,
+    text: Text,
+    random: torch.Generator,
+    part: Part,
+    index: int,
+    dropped: Sequence[bool],
 ) -> Tensor:
     """The loss of training batch `index`: the objective's, and the methods' terms. Both are logged, each by name.
 
+    `dropped` says of which items `text` is the empty prompt's.
     `system` has `dit`, `flow`, `methods`, `settings`, `images_of` and `null_of`.
     """
     flow, draws, methods = system.flow, system.settings.draws, system.methods
@@ -130,6 +138,7 @@ def training_loss(
         draws=draws,
         part=part,
         null=lambda: system.null_of(batch, text),
+        dropped=dropped,
     )
     with methods.around(system.dit, step):
         inputs = Noised(clean, noise, step.times, step.ends)
@@ -175,8 +184,8 @@ def build_methods(
     place = torch.device("cpu") if device is None else device
     dit, trains = system.dit, getattr(system, "text_trains", False)
 
-    def frozen(spec: Spec) -> Dit:
-        built: Dit = checkpoints.build("dit", spec, channels=dit.channels, text_dim=dit.text_dim)
+    def frozen(kind: str, spec: Spec, **supplied: int) -> Any:
+        built = checkpoints.build(kind, spec, **supplied)
         return built.to(place).requires_grad_(False).eval() if on_device else built
 
     on_device = torch.get_default_device().type != "meta"

@@ -13,7 +13,7 @@ from sana_lab.config import specs
 from sana_lab.config.experiments import image_size
 from sana_lab.config.ranges import Decay, Positive, PositiveShare, Seed, Share, Steps, Width
 from sana_lab.config.schema import Config
-from sana_lab.config.specs import AsBefore, Spec
+from sana_lab.config.specs import AsBefore, Spec, SpecError
 from sana_lab.costs.allocator import return_freed_memory
 from sana_lab.costs.out_of_memory import describe_out_of_memory
 from sana_lab.diffusion import Prediction, Process, Weighting, guidance
@@ -83,6 +83,8 @@ class TextToImage(System):
         groups: Annotated[Groups, AsBefore({})] = {},  # noqa: B006  (never changed)
         # Modules that alone train, beside a DiT of a parent or with weights; weights files hold them merged into it.
         adapter: Annotated[Spec | None, "adapter", AsBefore(None)] = None,
+        # Train the DiT; false: it keeps the weights of its spec or of a parent, and the text encoder alone trains.
+        train_dit: Annotated[bool, AsBefore(True)] = True,
     ) -> None:
         super().__init__()
         check_draws(draws)
@@ -91,8 +93,12 @@ class TextToImage(System):
         self.text_encoder: TextEncoder = build("text_encoder", text_encoder)
         self.text_trains = not self.text_encoder.pretrained if train_text is None else train_text
         self.text_encoder.requires_grad_(self.text_trains)
-        self.frozen = ("autoencoder",) if self.text_trains else ("autoencoder", "text_encoder")
+        inner = (f"text_encoder.{name}" for name in self.text_encoder.frozen)
+        self.frozen = ("autoencoder", *(inner if self.text_trains else ("text_encoder",)))
         self.dit: Dit = build("dit", dit, channels=self.autoencoder.channels, text_dim=self.text_encoder.dim)
+        if not train_dit:
+            check_text_trains(self.text_trains, adapter)
+            self.dit.requires_grad_(False)
         self.methods = Methods(method)
         self.adapter = None if adapter is None else specs.build("adapter", adapter)
         self.average = Average(self, ema)
@@ -116,7 +122,7 @@ class TextToImage(System):
         latents = self.latents_of(batch)
         dropped = part.draw(lambda n: torch.rand(n, generator=random), len(latents)) < self.settings.text_dropout
         text = self.encode_text(batch.prompts, dropped.tolist())
-        return training_loss(self, batch, latents, text, random, part, batch_idx)
+        return training_loss(self, batch, latents, text, random, part, batch_idx, dropped.tolist())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of the averaged weights on fixed noise and times."""
@@ -347,3 +353,14 @@ class TextToImage(System):
         count, _, *sides = latents.shape
         size = " x ".join(str(side * self.autoencoder.downsample) for side in sides)
         return f"{count} images of {size} pixels" if count > 1 else f"an image of {size} pixels"
+
+
+def check_text_trains(text_trains: bool, adapter: Spec | None) -> None:
+    """SpecError for a training of the text encoder alone, if that does not train or an adapter of the DiT does."""
+    if adapter is not None:
+        raise SpecError("system.train_dit is false, and system.adapter trains in the DiT's place; expected true")
+    if not text_trains:
+        raise SpecError(
+            "system.train_dit is false, and the text encoder does not train either, so that nothing does; expected "
+            "true, or system.train_text: true"
+        )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sana_lab.checkpoints import files, formats, hub, weights
-from sana_lab.checkpoints.build import build_on_meta
+from sana_lab.checkpoints.build import build_on_meta, with_weights
 from sana_lab.checkpoints.meta import on_meta
 from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.memo import reuse
@@ -68,6 +68,7 @@ def check(experiment: schema.Config) -> System:
         check_weights(part, part.spec["weights"], kind)
     parent.check(system, experiment)
     check_adapter(experiment, system)
+    check_frozen(experiment, system)
     if (methods := system.part("methods")) is not None and methods.specs:
         check_methods(experiment, system, methods)
     return system
@@ -86,6 +87,23 @@ def check_adapter(experiment: schema.Config, system: System) -> None:
         raise SpecError("trainer.strategy is 'fsdp2', and adapters are not sharded; expected ddp")
     if experiment["system"].get("train_text"):
         raise SpecError("system.train_text is true, and system.adapter trains alone; expected null")
+
+
+def check_frozen(experiment: schema.Config, system: System) -> None:
+    """SpecError for a DiT, or an encoder inside the text encoder, that keeps random weights."""
+    options, text = experiment["system"], system.part("text_encoder")
+    if options.get("train_dit") is False and not (options["dit"].get("weights") or experiment["parent"]["weights"]):
+        raise SpecError(
+            "system.train_dit is false, and the DiT has no weights; expected system.dit: experiment:NAME, or "
+            "parent.weights"
+        )
+    for name in getattr(text, "frozen", ()):
+        inner = text.get_submodule(name)
+        if not (inner.pretrained or "weights" in inner.spec):
+            raise SpecError(
+                f"system.text_encoder.{name} {inner.spec['name']!r} is frozen and has not learned anything yet; "
+                "expected experiment:NAME, its `model` or `weights`, or train_encoder: true"
+            )
 
 
 def check_methods(experiment: schema.Config, system: System, methods: Any) -> None:
@@ -262,11 +280,15 @@ def check_size(size: int, downsample: int, patch: int, option: str = "data.size"
 def parts_with_weights(experiment: schema.Config, system: System) -> Iterator[tuple[str, Any]]:
     """(kind, part on the meta device) of every part of system and data whose spec says `weights`."""
     parts = {kind: part for kind in WEIGHTED if (part := system.part(kind)) is not None}
-    yield from ((kind, part) for kind, part in parts.items() if part.spec.get("weights"))
     absent = {k: v for k, v in experiment["system"].items() if k not in parts}
-    for kind, spec in (*_specs(absent), *_specs(experiment["data"])):
-        if spec.get("weights"):
-            yield kind, build_on_meta(kind, spec)
+    others = [(k, s) for k, s in (*_specs(absent), *_specs(experiment["data"])) if _names_weights(s)]
+    for kind, part in (*parts.items(), *((kind, build_on_meta(kind, spec)) for kind, spec in others)):
+        yield from ((kind, each) for each in with_weights(kind, part))
+
+
+def _names_weights(spec: schema.Config) -> bool:
+    """Whether a spec or one inside says `weights`."""
+    return bool(spec.get("weights")) or any(_names_weights(v) for v in spec.values() if isinstance(v, dict))
 
 
 def _specs(value: schema.Config) -> Iterator[tuple[str, schema.Config]]:

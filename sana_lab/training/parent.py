@@ -122,10 +122,23 @@ def _load(system: System, options: Config, state: Mapping[str, Tensor]) -> dict[
             f"parent.weights {options['weights']!r} has no tensor that fits {type(system).__name__}; it holds "
             f"{', '.join([*state][:3])}, expected names such as {', '.join([*own][:3])}"
         )
+    _check_frozen(system, outcome, options["weights"])
     mismatch.check_finite(values, options["weights"])
     system.load_state_dict(values, strict=False)
     system.average.restart(system.averaged_module)
     return outcome._replace(left=[*left, *outcome.left])._asdict()
+
+
+def _check_frozen(system: System, outcome: partial.Outcome, reference: str) -> None:
+    """SpecError for parameters that do not train and that the parent does not have whole."""
+    frozen = {name for name, p in system.named_parameters() if not p.requires_grad}
+    lacking = [name for name in (*outcome.new, *outcome.grown) if name in frozen]
+    if lacking:
+        shape = tuple(system.get_parameter(lacking[0]).shape)
+        raise SpecError(
+            f"parent.weights {reference!r} has no {lacking[0]} of shape {shape}, which does not train here, nor "
+            f"{len(lacking) - 1} others; expected the parent's options of that part, or parts that train"
+        )
 
 
 def _copy_checkpoint(reference: str, home: Path) -> int:

@@ -8,12 +8,14 @@ from sana_lab.config.specs import Spec, SpecError
 
 
 def check(experiment: Config) -> None:
-    """SpecError unless a teacher `experiment:NAME` was trained with the model's text encoder and autoencoder."""
+    """SpecError unless a teacher `experiment:NAME` was trained with the text encoder that it reads, the model's or that
+    of the method's option `text_encoder`, and with the model's autoencoder."""
     methods = experiment["system"].get("method") or []
     for method in methods if isinstance(methods, list) else [methods]:
         reference = _reference(method)
         if reference is not None:
-            _check(experiment["system"], reference, specs.name_of(method))
+            assert isinstance(method, dict)
+            _check(experiment["system"], reference, method)
 
 
 def _reference(method: Spec) -> str | None:
@@ -23,25 +25,26 @@ def _reference(method: Spec) -> str | None:
     return weights if isinstance(weights, str) and weights.startswith("experiment:") else None
 
 
-def _check(system: Config, reference: str, method: str) -> None:
-    other = experiments.load(reference.removeprefix("experiment:"))["system"]
+def _check(system: Config, reference: str, method: dict[str, Any]) -> None:
+    other, name = experiments.load(reference.removeprefix("experiment:"))["system"], specs.name_of(method)
     for kind in ("text_encoder", "autoencoder"):
-        if not (system.get(kind) and other.get(kind)):
+        owner, where = (method, "method") if method.get(kind) else (system, "model")
+        if not (owner.get(kind) and other.get(kind)):
             continue
-        own, given = (specs.canonical(kind, s[kind]) for s in (system, other))
+        own, given = (specs.canonical(kind, s[kind]) for s in (owner, other))
         weights, of_teacher = own.pop("weights", None), given.pop("weights", None)
-        expected = f"expected system.{kind}: {reference}"
+        expected = f"expected {'system.method.' if owner is method else 'system.'}{kind}: {reference}"
         differing = [key for key in {**own, **given} if own.get(key) != given.get(key)]
         if differing:
             key = differing[0]
             raise SpecError(
-                f"method {method!r} has the teacher {reference}, whose {kind} has {key} {given.get(key)!r}, and the "
-                f"model's has {own.get(key)!r}; {expected}"
+                f"method {name!r} has the teacher {reference}, whose {kind} has {key} {given.get(key)!r}, and the "
+                f"{where}'s has {own.get(key)!r}; {expected}"
             )
         if weights == reference or (weights == of_teacher and not _trains(kind, own, weights)):
             continue
         raise SpecError(
-            f"method {method!r} has the teacher {reference}, which was trained with another {kind} than the model's, "
+            f"method {name!r} has the teacher {reference}, which was trained with another {kind} than the {where}'s, "
             f"of weights {weights!r}; {expected}"
         )
 

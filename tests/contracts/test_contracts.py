@@ -22,6 +22,7 @@ SPECS: list[tuple[str, specs.Spec]] = [
     ("text_encoder", tiny.LLM),
     ("text_encoder", tiny.T5),
     ("text_encoder", {"name": "label", "classes": 3, "width": 8}),
+    ("text_encoder", {"name": "adapter", "encoder": tiny.LLM, "width": 24}),
     ("data", {"name": "shapes", "size": 16, "batch": 4}),
     ("optimizer", "adamw"),
     *(("method", name) for name in registry.TABLE["method"] if name != "distill"),  # which needs a teacher

@@ -74,6 +74,20 @@ def test_kept_features_are_those_of_the_encoder(make, text):
         assert batch.null.tokens.shape == (1, 1, 32)
 
 
+def test_kept_features_of_an_adapter_are_those_that_it_gives(make, weights, tmp_path):
+    spec = {"name": "adapter", "encoder": {**T5, "weights": weights["t5"]}, "width": 32}
+    weights["adapter"] = str(tmp_path / "adapter.safetensors")
+    save_file(tiny.build("text_encoder", spec, seed=2).state_dict(), weights["adapter"])
+    data = make(spec)
+    encoder, batch = build("text_encoder", data.text_encoder).eval(), data.batch_at(range(8), "train")
+    with torch.no_grad():
+        expected, null = encoder(batch.prompts), encoder([""])
+    assert torch.equal(batch.text.mask, expected.mask)
+    real = expected.mask
+    torch.testing.assert_close(batch.text.tokens[real], expected.tokens[real], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.null.tokens, null.tokens, atol=1e-5, rtol=1e-5)
+
+
 def test_batches_are_those_of_the_latents_with_text(make):
     data = make()
     latents: Latents = specs.build("data", data.source)

@@ -117,7 +117,7 @@ def test_distill_is_the_error_of_each_block_over_the_size_of_the_teachers():
     teacher = tiny.dit(depth=4, attention={"name": "softmax", "head_dim": 8})
     part, s = specs.build("method", {"name": "distill", "teacher": "sana"}), step(range(4), rows=3, draws=2)
     part.name = "distill"
-    part.build(model(frozen=lambda spec: teacher))
+    part.build(model(frozen=lambda kind, spec, **supplied: teacher))
     s.text = tiny.caption([3, 2, 1], dtype=torch.float32)
     total, sizes = 0.0, []
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_distill_needs_a_teacher_of_the_same_shape_and_frozen_text():
     part = specs.build("method", {"name": "distill", "teacher": "sana"})
     part.name = "distill"
     with pytest.raises(SpecError, match="width 32 and 2 blocks, and the DiT has width 32 and 4 blocks"):
-        part.build(model(frozen=lambda spec: tiny.dit(depth=2)))
+        part.build(model(frozen=lambda kind, spec, **supplied: tiny.dit(depth=2)))
     with pytest.raises(SpecError, match=r"expected system\.train_text: false"):
         part.build(model(text_trains=True))
 

@@ -58,7 +58,7 @@ def dit(**options: Any) -> Any:
 def method(model: Any, frozen: Any = None, trains: bool = False, **options: Any) -> Any:
     part = specs.build("method", {"name": "meanflow", **options})
     part.name = "meanflow"
-    part.build(Model(model, 64, (4, 4), 4, text_trains=trains, frozen=lambda spec: frozen))
+    part.build(Model(model, 64, (4, 4), 4, text_trains=trains, frozen=lambda kind, spec, **supplied: frozen))
     return part
 
 

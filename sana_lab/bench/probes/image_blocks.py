@@ -16,6 +16,7 @@ from sana_lab.bench.probes import PROMPT, Dtype, Probe, ProbeSettings
 from sana_lab.bench.probes.image import Image
 from sana_lab.bench.split import Split, allocated, decoder_units, random_tensor, repeated_modules, rest_of
 from sana_lab.bench.stages import evaluation_times
+from sana_lab.bench.untrained import without_cache
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.config.ranges import Pixels, Positive
 from sana_lab.config.specs import SpecError
@@ -59,8 +60,7 @@ class ImageBlocks(Probe):
         self._check_sampling()
         self.size, self.dtype, self.seconds = size, dtype, seconds
         spec = self.image.experiment["system"]
-        encoder = {**spec["text_encoder"], **({"cache": False} if spec["text_encoder"]["name"] == "llm" else {})}
-        self.spec = {**spec, "text_encoder": encoder}
+        self.spec = {**spec, "text_encoder": without_cache(spec["text_encoder"])}
         if not {"depth", "attention"} <= spec["dit"].keys():
             raise SpecError(
                 f"dit {spec['dit']['name']!r} has no options depth and attention, of which blocks are multiplied; "

@@ -34,13 +34,14 @@ class TextEncoder(nn.Module, ABC):
     A subclass implements `forward` and sets in its constructor: `dim` (D), `max_tokens` (the largest L), `pretrained`
     if its weights are pretrained, and `null` if it supports both conventions. It overrides `without_instruction` if it
     prepends an instruction to prompts or supports `null` "nvlabs", and `clear_cache` if it caches features. The null
-    condition is the encoding of "".
+    condition is the encoding of "". One that holds another encoder frozen names it in `frozen`.
     """
 
     dim: int
     max_tokens: int
     pretrained: bool = False  # pretrained encoders are frozen, others train with the DiT
     null: Null = "diffusers"
+    frozen: tuple[str, ...] = ()  # child modules that never train: in no weights file, their specs rebuild them
     prompts: Sequence[str] | None = None  # the only prompts it reads, such as classes; None is any text
     warnings_left: int = WARNINGS
 

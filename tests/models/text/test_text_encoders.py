@@ -11,7 +11,9 @@ from sana_lab.config import registry, specs
 from sana_lab.models.text import PromptTruncated, TextEncoder
 
 SHORT, LONG = "a red circle", "a photo of a blue square, a green triangle and a zebra left of the helicopter"
-NAMES = sorted({*registry.TABLE["text_encoder"]} - {"label"})  # which reads no text; test_label.py
+NAMES = sorted(
+    {*registry.TABLE["text_encoder"]} - {"label", "adapter"}
+)  # no text, no network; test_label, test_adapter
 
 
 @pytest.fixture(params=NAMES)
