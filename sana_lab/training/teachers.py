@@ -33,7 +33,9 @@ def _check(system: Config, reference: str, method: dict[str, Any]) -> None:
             continue
         own, given = (specs.canonical(kind, s[kind]) for s in (owner, other))
         weights, of_teacher = own.pop("weights", None), given.pop("weights", None)
-        expected = f"expected {'system.method.' if owner is method else 'system.'}{kind}: {reference}"
+        places = [f"system.method.{kind}"] if kind in method else []
+        places = places if owner is method else [f"system.{kind}", *places]
+        expected = f"expected {' or '.join(places)}: {reference}"
         differing = [key for key in {**own, **given} if own.get(key) != given.get(key)]
         if differing:
             key = differing[0]

@@ -49,7 +49,9 @@ def test_a_teacher_with_its_own_text_encoder():
         distill("{name: llm, width: 48, layers: 3, heads: 3, max_tokens: 32}")
     with pytest.raises(SpecError, match=r"with another text_encoder than the method's, of weights None"):
         distill("{name: llm, width: 96, layers: 3, heads: 3, max_tokens: 32}")
-    with pytest.raises(SpecError, match=r"expected system\.train_text: false .*, or distill with its text_encoder"):
+    with pytest.raises(
+        SpecError, match=r"expected system\.text_encoder or system\.method\.text_encoder: experiment:shapes_sana"
+    ):
         distill("null")
     with pytest.raises(SpecError, match="width 192 and 5 blocks, and the DiT has width 192 and 4 blocks"):
         distill(f"'{TEACHER}'", "system.dit={name: sana, dim: 192, depth: 4, cross_heads: 6}", "system.train_dit=true")
