@@ -1,6 +1,7 @@
 """Text files as other programs write them: UTF-8 with or without a byte order mark, UTF-16 and UTF-32."""
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 MARKS = (
@@ -20,17 +21,41 @@ def read(path: Path | str, *, surrogates: bool = False) -> str:
     """
     content = Path(path).read_bytes()
     mark, encoding = _encoding(content)
-    content = content.removeprefix(mark)
+    return _decoded(content.removeprefix(mark), encoding, path, 1, surrogates)
+
+
+def lines(path: Path | str, *, surrogates: bool = False) -> Iterator[str]:
+    """The lines of `read`, the last one only if it is not empty; of a file in UTF-8 one is in memory at a time."""
+    with Path(path).open("rb") as file:
+        mark, encoding = _encoding(file.read(4))
+        if encoding != "utf-8":
+            yield from _lines_of(read(path, surrogates=surrogates))
+            return
+        file.seek(len(mark))
+        number = 1
+        for content in file:
+            for line in _lines_of(_decoded(content, encoding, path, number, surrogates)):
+                yield line
+                number += 1
+
+
+def _lines_of(text: str) -> list[str]:
+    lines = text.split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _decoded(content: bytes, encoding: str, path: Path | str, first: int, surrogates: bool) -> str:
+    """The text of a part of a file that begins with line `first`."""
     try:
         text = content.decode(encoding, "surrogatepass" if surrogates else "strict")
     except UnicodeDecodeError as error:
-        line = _lines(content[: error.start].decode(encoding, "replace"))
+        line = _lines(content[: error.start].decode(encoding, "replace")) + first - 1
         bad = content[error.start : error.start + 1]
         raise ValueError(
             f"{path}:{line} is not {encoding.upper()}: {error.reason} (byte {bad.hex() or 'none'}); save it as UTF-8"
         ) from error
     if "\0" in text:
-        line = _lines(text[: text.index("\0")])
+        line = _lines(text[: text.index("\0")]) + first - 1
         raise ValueError(f"{path}:{line} holds a NUL character, expected text; save it as UTF-8")
     return _joined(text).replace("\r\n", "\n").replace("\r", "\n")
 

@@ -4,13 +4,14 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sana_lab.config import text_files
 from sana_lab.data import caption_lists, columns, tables
 from sana_lab.data.columns import FILE_COLUMNS, MANIFESTS, TABLES, TEXT_COLUMNS
+from sana_lab.data.disk_groups import DiskGroups
 from sana_lab.data.files import Files, is_picture_name, listing, short
 
 
@@ -46,12 +47,17 @@ class _Caption(NamedTuple):
     score: float = math.nan
 
 
-class _Listed(NamedTuple):
-    """What a manifest says of its images."""
+class _Row(NamedTuple):
+    """What a row of a manifest says of an image; plain values."""
 
-    captions: dict[str, list[_Caption]]
-    facts: dict[str, columns.Facts]
-    unlisted: frozenset[str] = frozenset()
+    line: int
+    texts: list[str]
+    scores: list[float]  # of the texts
+    facts: list[str]
+
+
+_Image = tuple[str, list[_Caption], columns.Facts]
+"""Its name, all its captions, group and split."""
 
 
 def entries(root: Path, manifest: str | None = None, default: str | None = None) -> list[Entry]:
@@ -62,31 +68,78 @@ def entries(root: Path, manifest: str | None = None, default: str | None = None)
 
 
 def contents(root: Path, manifest: str | None = None, default: str | None = None) -> Contents:
-    """The images of a folder with their captions.
+    """The images of a folder with their captions, as of `Listing`."""
+    images = Listing(root, manifest, default)
+    return Contents(list(images), images.skipped, images.dropped, images.unlisted)
+
+
+class Listing:
+    """The images of a folder with their captions, sorted by name; what a manifest says of them stays on the disk.
 
     A manifest (the given one, or one of MANIFESTS in the root) lists the images; without one, all below the root count,
     and each line of `a.txt` is a caption of `a.jpg`. `default` is the caption of images without one. A caption that is
     no Unicode is left out, and so is an image that has no other. ValueError for no folder, no image, a manifest that is
     absent or broken or names absent files, or a missing caption.
     """
-    if not root.is_dir():
-        raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
-    files, table = Files(root), manifest_of(root, manifest)
-    captions, facts, unlisted = _Listed(_text_files(files), {}) if table is None else _listed(files, table)
-    broken = {name: _broken(several) for name, several in captions.items()}
-    texts = {name: _clean(several) for name, several in captions.items()}
-    skipped = files.skipped | {name: b[0] for name, b in broken.items() if b and not texts[name]}
-    bare = [name for name in captions if not texts[name] and name not in skipped]
-    if bare and default is None:
-        raise ValueError(_no_caption(files, bare, len(captions), table))
-    kept = [_entry(name, texts[name], facts, default or "") for name in sorted(captions) if name not in skipped]
-    return Contents(kept, skipped, [line for b in broken.values() for line in b], unlisted)
+
+    def __init__(self, root: Path, manifest: str | None = None, default: str | None = None) -> None:
+        if not root.is_dir():
+            raise ValueError(f"data 'folder': root {str(root)!r} is {_no_folder(root)}")
+        self.default = default
+        self._files, self._table = Files(root), manifest_of(root, manifest)
+        self.unlisted: frozenset[str] = frozenset()  # images of `skipped` that a manifest does not name
+        if self._table is None:
+            self._groups: Any = _text_files(self._files)
+        else:
+            self._groups, self.unlisted = _listed(self._files, self._table)
+        self.skipped = self._files.skipped  # image that is left out -> reason
+        self.dropped: list[str] = []  # captions that are left out, as FILE:LINE and reason
+        self._check()
+
+    def __iter__(self) -> Iterator[Entry]:
+        for name, captions, facts in self._images():
+            if name not in self.skipped:
+                yield _entry(name, _clean(captions), facts, self.default or "")
+
+    def _check(self) -> None:
+        """Find what is left out. ValueError for images without a caption, and rows of an image that differ."""
+        bare, total = list[str](), 0
+        for name, captions, _ in self._images():
+            total += 1
+            broken = _broken(captions)
+            self.dropped += broken
+            if _clean(captions):
+                continue
+            if broken:
+                self.skipped.setdefault(name, broken[0])
+            elif name not in self.skipped:
+                bare.append(name)
+        if bare and self.default is None:
+            raise ValueError(_no_caption(self._files, bare, total, self._table))
+
+    def _images(self) -> Iterator[_Image]:
+        if self._table is None:
+            return ((name, captions, columns.NO_FACTS) for name, captions in self._groups)
+        return (self._of_rows(name, [_Row(*row) for row in rows]) for name, rows in self._groups)
+
+    def _of_rows(self, name: str, rows: list[_Row]) -> _Image:
+        """ValueError for rows of an image that differ."""
+        for row in rows:
+            if row.facts != rows[0].facts:
+                where = f"{self._table}:{row.line}"
+                raise ValueError(f"data 'folder': {where} puts {short(name)} into another split or group than before")
+        captions = [
+            _Caption(text, f"{self._table}:{row.line}", score)
+            for row in rows
+            for text, score in zip(row.texts, row.scores, strict=True)
+        ]
+        return name, captions, columns.Facts(*rows[0].facts)
 
 
-def _entry(name: str, texts: dict[str, float], facts: dict[str, columns.Facts], default: str) -> Entry:
+def _entry(name: str, texts: dict[str, float], facts: columns.Facts, default: str) -> Entry:
     scores = tuple(texts.values())
     scored = () if all(map(math.isnan, scores)) else scores
-    return Entry(name, tuple(texts) or (default,), scored, *facts.get(name, columns.NO_FACTS))
+    return Entry(name, tuple(texts) or (default,), scored, *facts)
 
 
 def report(contents: Contents) -> None:
@@ -117,7 +170,7 @@ def manifest_of(root: Path, given: str | None) -> Path | None:
     return path
 
 
-def _text_files(files: Files) -> dict[str, list[_Caption]]:
+def _text_files(files: Files) -> list[tuple[str, list[_Caption]]]:
     if not files.pictures:
         other = [p.name for p in sorted(files.root.iterdir())[:3]]
         left_out = f"; left out: {listing(files.skipped)}" if files.skipped else ""
@@ -125,7 +178,7 @@ def _text_files(files: Files) -> dict[str, list[_Caption]]:
             f"data 'folder': {str(files.root)!r} holds no image; expected files that end in .jpg, .png or as another "
             f"format of Pillow, at any depth; it holds {', '.join(map(repr, other)) or 'nothing'}{left_out}"
         )
-    return {name: _lines(files.caption_file(name)) for name in files.pictures}
+    return [(name, _lines(files.caption_file(name))) for name in files.pictures]
 
 
 def _lines(path: Path | None) -> list[_Caption]:
@@ -143,38 +196,60 @@ def _read(reader: Any, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"data 'folder': {error}") from error
 
 
-def _listed(files: Files, table: Path) -> _Listed:
-    captions: dict[str, list[_Caption]] = {}
-    facts: dict[str, columns.Facts] = {}
+def _listed(files: Files, table: Path) -> tuple[DiskGroups, frozenset[str]]:
+    """(rows of each image, images that no row names). ValueError for names of files that are missing."""
     missing: dict[str, int] = {}  # name -> line
     dangling: dict[str, str] = {}  # name -> reason
-    for line, row in _read(tables.rows, table, (*FILE_COLUMNS, *TEXT_COLUMNS)):
+    groups = DiskGroups(_named_rows(files, table, missing, dangling))
+    if missing:
+        raise ValueError(_missing(files, table, missing, len(groups) + len(missing)))
+    if not groups:
+        left_out = f" that can be used: {listing(dangling)}" if dangling else ""
+        raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows{left_out}")
+    unlisted = frozenset(_without(files.pictures, (name for name, _ in groups)))
+    if files.skipped:
+        for name, _ in groups:
+            files.skipped.pop(name, None)  # a table may name a picture of any ending
+    files.skipped |= dict.fromkeys(sorted(unlisted), f"no row in {table.name}") | dangling
+    return groups, unlisted
+
+
+def _named_rows(
+    files: Files, table: Path, missing: dict[str, int], dangling: dict[str, str]
+) -> Iterator[tuple[str, _Row]]:
+    """(image, row) of each row; names without a file are in `missing` and `dangling`."""
+    for line, row in _rows(table):
         where = f"{table}:{line}"
         if _is_text(table):
             _check_quotes(row, where)
         given = _file(row, where)
-        several = _texts(row, where, table)
-        scores = _read(columns.scores, row, len(several), where)
-        texts = [_Caption(text, where, score) for text, score in zip(several, scores, strict=True)]
+        texts = _texts(row, where, table)
+        scores = _read(columns.scores, row, len(texts), where)
         name = files.find(given)
         if name is None:
             missing.setdefault(given, line)
         elif not (files.root / name).is_file():
             dangling[name] = f"{where}: a link to a file that is missing"
         else:
-            captions.setdefault(name, []).extend(texts)
-            if (fact := _read(columns.facts, row, where)) != facts.setdefault(name, fact):
-                raise ValueError(f"data 'folder': {where} puts {short(name)} into another split or group than before")
-    if not captions and not missing:
-        left_out = f" that can be used: {listing(dangling)}" if dangling else ""
-        raise ValueError(f"data 'folder': manifest {str(table)!r} has no rows{left_out}")
-    if missing:
-        raise ValueError(_missing(files, table, missing, len(captions) + len(missing)))
-    bare = {name: f"no row in {table.name}" for name in files.pictures if name not in captions}
-    for name in captions:
-        files.skipped.pop(name, None)  # a table may name a picture of any ending
-    files.skipped |= bare | dangling
-    return _Listed(captions, facts, frozenset(bare))
+            yield name, _Row(line, texts, scores, list(_read(columns.facts, row, where)))
+
+
+def _rows(table: Path) -> Iterator[tables.Row]:
+    """The rows of a manifest. ValueError in the words of this data set."""
+    rows = _read(tables.stream, table, (*FILE_COLUMNS, *TEXT_COLUMNS))
+    while (row := _read(next, rows, None)) is not None:
+        yield row
+
+
+def _without(names: Iterable[str], others: Iterable[str]) -> Iterator[str]:
+    """The names that are not among the others; both are sorted."""
+    others = iter(others)
+    other = next(others, None)
+    for name in names:
+        while other is not None and other < name:
+            other = next(others, None)
+        if name != other:
+            yield name
 
 
 def _is_text(table: Path) -> bool:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,22 @@ Row = tuple[int, dict[str, Any]]
 
 
 def rows(path: Path, columns: Collection[str]) -> list[Row]:
-    """The rows of a table. `columns` are names by which the header and so the delimiter is known.
+    """All rows of `stream`."""
+    return list(stream(path, columns))
+
+
+def stream(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    """The rows of a table, one after the other; those of a CSV are in memory together. `columns` are names by which the
+    header and so the delimiter is known.
 
     A CSV may have any of DELIMITERS, quotes doubled or after a backslash, fields over several lines and any line end.
     ValueError with file and line where a row is not of its kind; an unclosed quote is one.
     """
+    readers: dict[str, Callable[[Path, Collection[str]], Iterable[Row]]]
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise ValueError(f"{str(path)!r} is {path.suffix or 'bare'!r}, expected .jsonl, .csv or .parquet")
-    return readers[path.suffix.lower()](path, columns)
+    return iter(readers[path.suffix.lower()](path, columns))
 
 
 def column(name: str) -> str:
@@ -34,13 +41,13 @@ def column(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip()).casefold()
 
 
-def _jsonl(path: Path, columns: Collection[str]) -> list[Row]:
-    lines = enumerate(text_files.read(path, surrogates=True).split("\n"), 1)
-    return [(number, _object(line, f"{path}:{number}")) for number, line in lines if line.strip()]
+def _jsonl(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    lines = enumerate(text_files.lines(path, surrogates=True), 1)
+    return ((number, _object(line, f"{path}:{number}")) for number, line in lines if line.strip())
 
 
-def _parquet(path: Path, columns: Collection[str]) -> list[Row]:
-    return [(n, {column(k): v for k, v in row.items()}) for n, row in enumerate(arrow.Table(path).rows(), 1)]
+def _parquet(path: Path, columns: Collection[str]) -> Iterator[Row]:
+    return ((n, {column(k): v for k, v in row.items()}) for n, row in enumerate(arrow.Table(path).rows(), 1))
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -13,6 +13,18 @@ def test_encodings_and_line_ends(tmp_path, encoding, end):
     path = tmp_path / "a.txt"
     path.write_bytes(TEXT.replace("\n", end).encode(encoding))
     assert text_files.read(path) == TEXT
+    assert list(text_files.lines(path)) == TEXT.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [(b"", []), (b"\n", [""]), (b"a", ["a"]), (b"a\n\n", ["a", ""]), (b"a\rb\r\n\rc\n", ["a", "b", "", "c"])],
+)
+def test_lines(tmp_path, content, lines):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    assert list(text_files.lines(path)) == lines
+    assert text_files.read(path).removesuffix("\n").split("\n") == (lines or [""])
 
 
 def test_big_endian_with_a_mark(tmp_path):
@@ -31,8 +43,9 @@ def test_big_endian_with_a_mark(tmp_path):
 )
 def test_what_is_no_text_is_named_by_line(tmp_path, content, words):
     (tmp_path / "a.txt").write_bytes(content)
-    with pytest.raises(ValueError, match=words):
-        text_files.read(tmp_path / "a.txt")
+    for read in (text_files.read, lambda path: list(text_files.lines(path))):
+        with pytest.raises(ValueError, match=words):
+            read(tmp_path / "a.txt")
 
 
 def test_halves_of_surrogate_pairs_on_request(tmp_path):
@@ -40,3 +53,4 @@ def test_halves_of_surrogate_pairs_on_request(tmp_path):
     text = text_files.read(tmp_path / "a.txt", surrogates=True)
     assert text == "x \ud83d y 🙂"  # a pair that was encoded half by half is one character
     assert not text_files.is_unicode(text)
+    assert list(text_files.lines(tmp_path / "a.txt", surrogates=True)) == [text]

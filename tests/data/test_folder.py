@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import runpy
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from sana_lab.config import specs
+from sana_lab.data import captions
 from sana_lab.data import images as pictures
 from sana_lab.data.folder import Folder
 from sana_lab.data.stream import Order, turn
@@ -134,6 +136,19 @@ class TestCaptions:
         (tmp_path / "root/again").symlink_to(tmp_path / "root/deep", target_is_directory=True)
         (tmp_path / "root/deep/ring").symlink_to(tmp_path / "root", target_is_directory=True)
         assert set(self.prompts(folder(tmp_path / "root", caption=""))) == {"linked/a.png", "deep/b.png"}
+
+    def test_what_a_manifest_says_stays_on_the_disk(self, tmp_path):
+        """Ten megabytes of captions, sorted by picture, in less than three of memory."""
+        for n in range(200):
+            paint(tmp_path / f"{n:03}.png", size=(1, 1))
+        rows = ({"file_name": f"{n % 200:03}.png", "caption": f"{n} {'x' * 1000}"} for n in range(10_000))
+        write_rows(tmp_path / "captions.jsonl", *rows)
+        tracemalloc.start()
+        counts = [len(entry.captions) for entry in captions.Listing(tmp_path)]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert counts == [50] * 200
+        assert peak < 3e6
 
     def test_hidden_files_are_left_out(self, tmp_path):
         for name in ("a.png", "._a.png", ".trash/b.png"):

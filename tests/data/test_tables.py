@@ -93,6 +93,14 @@ def test_a_column_that_the_header_has_twice(tmp_path):
     assert tables.rows(path, COLUMNS) == [(2, {"file_name": "a.png", "caption": ["one", "two"]})]
 
 
+def test_rows_of_jsonl_come_one_after_the_other(tmp_path):
+    path = write(tmp_path, '{"file_name": "a.png"}\r\n\n{"file_name": "b.png"}\nno row\n', "captions.jsonl")
+    rows = tables.stream(path, COLUMNS)
+    assert [next(rows), next(rows)] == [(1, {"file_name": "a.png"}), (3, {"file_name": "b.png"})]
+    with pytest.raises(ValueError, match=r"captions.jsonl:4 is not JSON"):
+        next(rows)
+
+
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 

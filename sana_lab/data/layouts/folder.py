@@ -43,11 +43,11 @@ class FolderLayout(Layout):
 
     def records(self) -> Iterator[Record]:
         """The pictures by name."""
-        contents = captions.contents(self.root, self.manifest, self.caption)
-        self.skipped |= {name: why for name, why in contents.skipped.items() if name not in contents.unlisted}
-        self.unused |= {name: contents.skipped[name] for name in sorted(contents.unlisted)}
-        self.unused |= dict.fromkeys(contents.dropped, "a caption that is left out")
-        for entry in contents.entries:
+        listing = captions.Listing(self.root, self.manifest, self.caption)
+        self.skipped |= {name: why for name, why in listing.skipped.items() if name not in listing.unlisted}
+        self.unused |= {name: listing.skipped[name] for name in sorted(listing.unlisted)}
+        self.unused |= dict.fromkeys(listing.dropped, "a caption that is left out")
+        for entry in listing:
             yield Record(entry.name, entry.captions, Place(), entry.scores, entry.group, entry.split)
 
     def read(self, name: str, place: Place) -> bytes:
