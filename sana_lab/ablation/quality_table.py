@@ -15,9 +15,11 @@ from torch import Tensor
 from sana_lab import environment
 from sana_lab.ablation import learning_table
 from sana_lab.ablation.record import EXACT, SHIPPED, TrialRecord, equal_rows, tier, within_time
+from sana_lab.ablation.search.measured import judges
 from sana_lab.ablation.search.notes import table_notes
 from sana_lab.config import experiments
-from sana_lab.config.schema import Ablation
+from sana_lab.config.schema import Ablation, Trial
+from sana_lab.config.specs import name_of
 from sana_lab.costs.flops import PAIR
 from sana_lab.evaluation import noise_seeds, report_files
 from sana_lab.evaluation.extractors.inception import hint
@@ -36,18 +38,37 @@ MAX_LINES = 40
 def build(store: Store, ablation: Ablation, trials: Sequence[TrialRecord]) -> Table:
     """The table of what has finished; trials of a search that were pruned are counted under it."""
     notes, trials = table_notes(ablation, trials), [record for record in trials if not record.pruned]
-    records, trainings = with_tiers(trials), learning_table.collect(store, trials)
-    table = tabulate(ablation, records, [*notes, *measurement_notes(trials)], reports(store, trials))
+    records, trainings = with_tiers(trials, ablation.columns), learning_table.collect(store, trials)
+    notes = [*notes, *measurement_notes(trials), *oracle_notes(trials, ablation.columns)]
+    table = tabulate(ablation, records, notes, reports(store, trials))
     return learning_table.with_speedups(table, trainings, baseline_of(ablation, table))
 
 
-def with_tiers(trials: Sequence[TrialRecord]) -> list[Json]:
-    """The records of trials, with their tier as a label beside those of the axes unless all are exact."""
-    tiers = [tier(record.trial) for record in trials]
+def with_tiers(trials: Sequence[TrialRecord], columns: Sequence[str] = ()) -> list[Json]:
+    """The records of trials, with their tier as a label beside those of the axes unless all are exact. Images that were
+    chosen by a measure by which one of the columns is judged have a tier of their own."""
+    tiers = [tier(record.trial, chooser(record.trial) in judges(columns)) for record in trials]
     records = [record.for_table() for record in trials]
     if {*tiers} == {EXACT}:
         return records
     return [{**r, "labels": {**r["labels"], TIER: name}} for r, name in zip(records, tiers, strict=True)]
+
+
+def chooser(trial: Trial) -> str | None:
+    """The name of the measure that chooses the best of several images of a trial; None without a choice."""
+    by = (trial.config.get("sampling") or {}).get("best_by")
+    return None if by is None else name_of(by)
+
+
+def oracle_notes(trials: Sequence[TrialRecord], columns: Sequence[str]) -> list[str]:
+    """What rows are whose images a judge of the table has chosen; empty without any."""
+    measures = sorted({name for record in trials if (name := chooser(record.trial)) in judges(columns) and name})
+    if not measures:
+        return []
+    return [
+        f"Tier: images of oracle rows are chosen by what judges them in columns here ({', '.join(measures)}), an upper "
+        "bound of what any choice can reach, and no method; bold is the best of the other rows."
+    ]
 
 
 def baseline_of(ablation: Ablation, table: Table) -> str:

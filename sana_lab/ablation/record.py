@@ -94,14 +94,15 @@ EXACT = "exact"
 """Tier of images that every block computes in every step, in the precision of the weights."""
 
 
-def tier(trial: Trial) -> str:
-    """The tier of a trial's images: exact, or the approximations of its sampling."""
+def tier(trial: Trial, oracle: bool = False) -> str:
+    """The tier of a trial's images: exact, or the approximations of its sampling and whether an oracle chose them."""
     sampling = trial.config.get("sampling") or {}
-    approximations = {
+    others = {
         "step cache": sampling.get("cache") is not None,
         "quantised": sampling.get("quantize", "none") != "none",
+        "oracle": oracle,
     }
-    return ", ".join(name for name, applies in approximations.items() if applies) or EXACT
+    return ", ".join(name for name, applies in others.items() if applies) or EXACT
 
 
 def within_time(trial: Trial) -> bool:

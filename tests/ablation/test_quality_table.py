@@ -67,6 +67,27 @@ def test_rows_of_another_tier_are_marked_and_never_the_best():
     assert [note for note in quality_table.measurement_notes(rows) if note.startswith("Tier: exact rows")]
 
 
+def test_rows_whose_chooser_is_a_judge_of_the_table_are_oracles():
+    """By the measures of the columns, whatever the rows are called; exact_shapes and geneval read one detector."""
+    rows = [
+        record(metrics={"geneval": 0.4}, label="oracle"),
+        record(["sampling.best_of=4", "sampling.best_by=geneval"], {"geneval": 0.9}, label="best"),
+        record(["sampling.best_of=4", "sampling.best_by=clip_shapes"], {"geneval": 0.5}, label="chosen"),
+    ]
+    tiers = {
+        column: [row["labels"].get("tier") for row in quality_table.with_tiers(rows, ["val_loss", column])]
+        for column in ("geneval_colors", "exact", "clip_shapes", "fd_shapes")
+    }
+    assert tiers["geneval_colors"] == tiers["exact"] == ["exact", "oracle", "exact"]
+    assert tiers["clip_shapes"] == ["exact", "exact", "oracle"]
+    assert tiers["fd_shapes"] == [None, None, None]
+    (note,) = quality_table.oracle_notes(rows, ["geneval"])
+    assert note.startswith("Tier: images of oracle rows are chosen by what judges them in columns here (geneval)")
+    assert quality_table.oracle_notes(rows, ["fd_shapes"]) == []
+    table = build_table(quality_table.with_tiers(rows, ["geneval"]), title="t", columns=["geneval"])
+    assert significance.best(table.rows, table.columns[0]) == {2}
+
+
 def test_a_table_of_exact_rows_has_no_tier():
     rows = [record(label="one"), record(label="other")]
     assert [trial["labels"] for trial in quality_table.with_tiers(rows)] == [{"model": "one"}, {"model": "other"}]

@@ -96,3 +96,11 @@ def test_what_trains_of_an_autoencoder_is_costed_by_itself(here):
 def test_memory_is_that_of_the_smallest_gpu(monkeypatch):
     monkeypatch.setattr(too_large, "_gpus", lambda: [2**30, 2**31])
     assert too_large.device_memory() == 2**30
+
+
+def test_a_frozen_dit_costs_its_forward_and_the_gradient_of_its_inputs(experiment):
+    """Two of the three products of a matrix: none for the gradient of its weights."""
+    system = {**experiment["system"], "train_dit": False, "train_text": True}
+    whole, frozen = (training_cost.training_cost({**experiment, "system": s}) for s in (experiment["system"], system))
+    assert frozen.flops == pytest.approx(2 / 3 * whole.flops, rel=0.1)
+    assert 0 < frozen.trainable < whole.trainable

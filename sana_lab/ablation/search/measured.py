@@ -1,5 +1,6 @@
 """Metrics that a trial has once it is trained and evaluated, by its configuration: a search can decide by them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from sana_lab.ablation.checks import OF_TRAINING
@@ -18,6 +19,15 @@ FAMILIES = {
     "emoji": "emoji",
 }
 """Beginning of the names of columns -> the measure that gives them; the longest beginning counts."""
+
+ONE_DETECTOR = {"exact_shapes", "geneval"}
+"""Measures of the embedded world that judge by the same detector."""
+
+
+def judges(columns: Iterable[str]) -> set[str]:
+    """The measures that judge images as columns do: those that give them, and those that read the same detector."""
+    measures = {measure for name in columns if (measure := FAMILIES.get(_family(name)))}
+    return measures | (ONE_DETECTOR if measures & ONE_DETECTOR else set())
 
 
 def metrics_of(config: Config) -> list[str]:
