@@ -31,7 +31,7 @@ def _check(system: Config, reference: str, method: dict[str, Any]) -> None:
         owner, where = (method, "method") if method.get(kind) else (system, "model")
         if not (owner.get(kind) and other.get(kind)):
             continue
-        own, given = (specs.canonical(kind, s[kind]) for s in (owner, other))
+        own, given = ({**specs.canonical(kind, s[kind])} for s in (owner, other))  # a copy: specs are reused
         weights, of_teacher = own.pop("weights", None), given.pop("weights", None)
         places = [f"system.method.{kind}"] if kind in method else []
         places = places if owner is method else [f"system.{kind}", *places]

@@ -3,6 +3,7 @@
 import pytest
 
 from sana_lab.config import experiments
+from sana_lab.config.memo import reusing
 from sana_lab.config.specs import SpecError
 from sana_lab.training import checks, teachers
 
@@ -95,3 +96,9 @@ def test_two_methods_that_replace_the_target():
     loaded = experiments.load("shapes_sana", [MEAN, "system.method=[meanflow, meanflow]"])
     with pytest.raises(SpecError, match="methods 'meanflow' and 'meanflow_2' each replace the target"):
         checks.check(loaded)
+
+
+def test_a_check_leaves_specs_that_are_reused_as_they_are():
+    with reusing():
+        for _ in range(2):
+            teachers.check(experiments.load("shapes_meanflow"))
