@@ -138,10 +138,11 @@ def _write_pipeline(system: TextToImage, folder: Path, part_command: str) -> lis
 def _check_system(system: TextToImage, part_command: str) -> None:
     """SpecError where a SanaPipeline cannot consist of such parts, with the command that exports them alone."""
     alone = f"export a part alone: {part_command} dit (or autoencoder)"
-    if not isinstance(system.text_encoder, Llm):
+    encoder: Any = system.text_encoder
+    if not isinstance(encoder, Llm):
         raise SpecError(
             "SanaPipeline reads its text with a decoder-only model, text_encoder llm; this system's is "
-            f"{system.text_encoder.spec['name']}; {alone}"
+            f"{encoder.spec['name']}; {alone}"
         )
     autoencoder: Any = system.autoencoder.spec
     if autoencoder["name"] != "dcae":
