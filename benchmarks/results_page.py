@@ -45,6 +45,7 @@ SECTIONS = (
     ("Edits by inversion", "edits.md", ()),
     ("Few steps by MeanFlow", "few_steps/table.md", ("samples.png",)),
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
+    ("Real pictures: emoji", "emoji_autoencoder/table.md", ("samples.png",)),
     ("Representation alignment", "field/prx_repa/table.md", ("samples.png", "geneval_by_steps.png")),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
     ("Against diffusers on a CPU", "cpu", ()),
