@@ -1,4 +1,4 @@
-"""Edits of pictures by inversion, judged: writes results/edits.json and the table edits.md, in some minutes.
+"""Edits of pictures by inversion, judged: writes results/edits/table.json and table.md, in some minutes.
 
 python benchmarks/edits.py [number of pictures]
 
@@ -25,7 +25,7 @@ from sana_lab.shapes.scenes import SHAPES
 from sana_lab.systems.editing import edit
 from sana_lab.types import Json, Object
 
-FOLDER = Path(__file__).parent / "results"
+FOLDER = Path(__file__).parent / "results" / "edits"
 MODEL, STEPS, GUIDANCE, SEED = "shapes_sana", 20, 3.0, 11
 INJECT = (0.0, 0.15, 0.3, 0.5)
 LEAST_OVERLAP = 0.5
@@ -43,8 +43,8 @@ def main(count: int = 100) -> None:
     settings = {"model": MODEL, "pictures": count, "exact": len(exact), "steps": STEPS, "guidance": GUIDANCE}
     record = {"rows": rows, "settings": settings, "environment": environment.environment()}
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / "edits.json").write_text(json.dumps(record, indent=1) + "\n")
-    (FOLDER / "edits.md").write_text(table(rows, len(exact)))
+    (FOLDER / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    (FOLDER / "table.md").write_text(table(rows, len(exact)))
     print(table(rows, len(exact)))
 
 

@@ -42,7 +42,7 @@ SECTIONS = (
     ("Regional prompts", "regions/table.md", ("samples.png",)),
     ("Guidance", "guidance/table.md", ("samples.png",)),
     ("Best of N images", "best_of/table.md", ("samples.png",)),
-    ("Edits by inversion", "edits.md", ()),
+    ("Edits by inversion", "edits/table.md", ()),
     ("Few steps by MeanFlow", "few_steps/table.md", ("samples.png",)),
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Real pictures: emoji", "emoji_autoencoder/table.md", ("samples.png",)),

@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:The ``noload`` loader strategy:DeprecationWarning"
     ),  # mlflow with sqlalchemy 2.1
+    pytest.mark.filterwarnings("ignore:trainer.precision is 'bf16:UserWarning"),  # a CPU without AVX-512 BF16
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),  # a plain Trainer without validation data
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),  # the frozen autoencoder, in a plain Trainer

@@ -99,8 +99,9 @@ def test_memory_is_that_of_the_smallest_gpu(monkeypatch):
 
 
 def test_a_frozen_dit_costs_its_forward_and_the_gradient_of_its_inputs(experiment):
-    """Two of the three products of a matrix: none for the gradient of its weights."""
+    """At most two of the three products of a matrix: none for the gradient of its weights, and the forward pass alone
+    before the first cross-attention."""
     system = {**experiment["system"], "train_dit": False, "train_text": True}
     whole, frozen = (training_cost.training_cost({**experiment, "system": s}) for s in (experiment["system"], system))
-    assert frozen.flops == pytest.approx(2 / 3 * whole.flops, rel=0.1)
+    assert whole.flops / 3 < frozen.flops <= 2 / 3 * whole.flops
     assert 0 < frozen.trainable < whole.trainable

@@ -50,6 +50,7 @@ CASES = {
     "lpips": "autoencoder lpips=0.1 lpips_weights=vgg16.pth",
     "flow": f"text2image {FLOW} model_time=released train_text=false autoencoder.depth=2 text_encoder.layers=2",
     "adapter": "text2image dit.weights=dit.safetensors adapter=lora",
+    "text alone": "text2image dit.weights=dit.safetensors train_dit=false train_text=true",
     "adapter on features": "dit dit.weights=dit.safetensors adapter=lora",
     "ddpm": "text2image objective=ddpm train_text=true",
     "method": "text2image method=contrastive prediction=data weighting=min_snr groups={'*bias':{\"weight_decay\":0}}",
