@@ -7,10 +7,10 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/sana-lab ablate quickstart
 
-emoji: .venv/ready  # real pictures, from the archives that docs/emoji.md says how to fetch, in under an hour on two cores
+emoji: .venv/ready  # real pictures, from the archives that docs/emoji.md says how to fetch
 	$(BIN)/sana-lab ablate emoji_autoencoder
 
-bench: .venv/ready  # against diffusers on this machine's CPU, in ten to twelve minutes; wants the machine to itself
+bench: .venv/ready  # against diffusers on this machine's CPU, in about twelve minutes; wants the machine to itself
 	$(BIN)/python benchmarks/cpu.py
 
 docs: .venv/ready  # pages that are generated from the source
