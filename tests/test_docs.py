@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import tiny_emoji
 import torch
 
 import sana_lab
@@ -201,7 +202,9 @@ def test_the_page_runs(page: Path, folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.slow for b in blocks(p))], ids=lambda page: page.stem)
-def test_the_page_runs_with_what_takes_minutes(page: Path, folder: Path):
+def test_the_page_runs_with_what_takes_minutes(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    if page.stem == "emoji":
+        tiny_emoji.write(folder / "emoji", monkeypatch)
     assert walk(page, folder, slow=True) > 0
 
 
