@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from sana_lab.commands import arguments as lab
 from sana_lab.commands import examples, sampling
+from sana_lab.training.startup import defer_torchmetrics
 
 DESCRIPTION = """Take SANA apart, one idea at a time.
 
@@ -410,6 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (missing := _missing_recipe(options)) is not None:
         return _print_usage(options.verb, missing)
     _silence_torchao()
+    defer_torchmetrics()
     try:
         _check_numbers(options)
         _check_names(options)

@@ -9,8 +9,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported when they are first used: stats takes a second
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 Strata = Mapping[str, Sequence[Sequence[float]]]
 """stratum -> clusters -> outcomes"""
@@ -51,7 +51,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
     mean, error, n = _clustered(values, clusters)
     if n == 1:
         return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf(0.975, n - 1)) * error
+    half = float(scipy.stats.t.ppf(0.975, n - 1)) * error
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -64,7 +64,7 @@ def clustered_share(values: Sequence[float], clusters: Sequence[Hashable], whole
     mean, error, n = _clustered(values, clusters)
     if n == 1:
         return Estimate(mean, None, None, 1)
-    p, t = min(max(mean / whole, 0.0), 1.0), float(stats.t.ppf(0.975, n - 1))
+    p, t = min(max(mean / whole, 0.0), 1.0), float(scipy.stats.t.ppf(0.975, n - 1))
     size = p * (1 - p) / (error / whole) ** 2 if error > 0 and 0 < p < 1 else n
     centre, half = p + t**2 / (2 * size), t * np.sqrt(p * (1 - p) / size + (t / (2 * size)) ** 2)
     low, high = ((centre + sign * half) / (1 + t**2 / size) for sign in (-1, 1))
@@ -84,7 +84,7 @@ def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[f
 
 def normal(value: float, error: float, n: int, *, level: float = 0.95) -> Estimate:
     """A value with the normal interval of its standard error."""
-    half = float(stats.norm.ppf((1 + level) / 2)) * error
+    half = float(scipy.stats.norm.ppf((1 + level) / 2)) * error
     return Estimate(value, value - half, value + half, n)
 
 
@@ -97,13 +97,13 @@ def jackknife(value: float, influences: ArrayLike, *, level: float = 0.95) -> Es
 def wilson(outcomes: ArrayLike, *, level: float = 0.95) -> Estimate:
     """The share of ones among outcomes (n,) of 0 and 1, with Wilson's interval, which has nonzero width at 0 and 1."""
     x = np.asarray(outcomes, np.float64)
-    interval = stats.binomtest(round(x.sum()), len(x)).proportion_ci(level, method="wilson")
+    interval = scipy.stats.binomtest(round(x.sum()), len(x)).proportion_ci(level, method="wilson")
     return Estimate(float(x.mean()), float(interval.low), float(interval.high), len(x))
 
 
 def quantile_interval(values: Sequence[float], q: float, level: float = 0.95) -> tuple[float | None, float | None]:
     """Distribution-free bounds of quantile q by order statistics; None if there are too few values."""
-    bounds = stats.quantile_test(values, q=0.0, p=q).confidence_interval(level)
+    bounds = scipy.stats.quantile_test(values, q=0.0, p=q).confidence_interval(level)
     low, high = (None if np.isnan(bound) else float(bound) for bound in bounds)
     return low, high
 

@@ -15,7 +15,7 @@ from sana_lab.config.paths import check_folder
 from sana_lab.config.specs import SpecError
 from sana_lab.evaluation import report_files
 from sana_lab.evaluation.compare import differing
-from sana_lab.report import page, plots, render, significance
+from sana_lab.report import page, render, significance
 from sana_lab.report.columns import column, cost_of, is_count, is_quality
 from sana_lab.report.table import Row, Table, build_table
 from sana_lab.tracking.store import Store
@@ -175,6 +175,8 @@ def notes(reasons: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
 
 def plot(table: Table, folder: Path) -> list[Path]:
     """Quality of all rows, and over cost, for columns without marks."""
+    from sana_lab.report import plots  # matplotlib takes half a second to import
+
     marked = {name for cells in table.differences.values() for name, cell in cells.items() if cell["mark"] == MARK}
     measured = {name for row in table.rows for name in row.cells} - marked
     names = [c.name for c in table.columns if c.name in measured and is_quality(c.name, measured)]

@@ -14,8 +14,8 @@ from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable
 from sana_lab.costs.flops import DEFINITION, PAIR
 from sana_lab.costs.timing import samples_needed
-from sana_lab.report import efficiency_plots
 from sana_lab.report.claims import verdicts
+from sana_lab.report.crossover import SCOPES, crossing_of
 from sana_lab.report.table import Table, build_table, load_published
 from sana_lab.types import Json
 
@@ -87,6 +87,8 @@ def tabulate(options: EfficiencyTable, records: Sequence[Json], conditions: Cond
 
 def plot(options: EfficiencyTable, table: Table, folder: Path) -> list[Path]:
     """The plot selected by the table's option `plot`: of latency if timed, else of MACs."""
+    from sana_lab.report import efficiency_plots  # matplotlib takes half a second to import
+
     measured = {name for row in table.rows for name in row.cells}
     if options.plot == "walk":
         timed = [name for name in ("latency_s", "blocks_latency_s") if name in measured]
@@ -149,8 +151,8 @@ def _crossings(options: EfficiencyTable, records: Sequence[Json]) -> list[str]:
     if options.plot != "crossing" or names is None:
         return []
     lines = []
-    for scope, words in efficiency_plots.SCOPES.items():
-        crossing = efficiency_plots.crossing_of(table.rows, scope)
+    for scope, words in SCOPES.items():
+        crossing = crossing_of(table.rows, scope)
         noisy = [r.label for r in table.rows if f"{scope}_noise" in r.cells and f"{scope}_ratio" not in r.cells]
         if crossing:
             lines.append(f"{names[1]} becomes faster than {names[0]}, {words}: {crossing}.")

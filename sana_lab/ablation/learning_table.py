@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.config.limits import point_steps
-from sana_lab.report import learning_plots
 from sana_lab.report.columns import SPEEDUPS, column
 from sana_lab.report.learning import NOT_REACHED, Curve, Speedup, Value, speedup
 from sana_lab.report.table import Cell, Row, Table
@@ -69,6 +68,8 @@ def with_speedups(table: Table, trainings: Trainings, baseline: str) -> Table:
 
 def plot(table: Table, trainings: Trainings, baseline: str, folder: Path) -> list[Path]:
     """A picture of each leading metric over steps, images and seconds."""
+    from sana_lab.report import learning_plots  # matplotlib takes half a second to import
+
     paths: list[Path] = []
     for metric in sorted({m for m in ("exact", "geneval", leading(table, trainings)) if m in trainings.metrics()}):
         assert metric is not None

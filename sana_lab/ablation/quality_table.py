@@ -23,7 +23,7 @@ from sana_lab.config.specs import name_of
 from sana_lab.costs.flops import PAIR
 from sana_lab.evaluation import noise_seeds, report_files
 from sana_lab.evaluation.extractors.inception import hint
-from sana_lab.report import grids, plots, significance
+from sana_lab.report import significance
 from sana_lab.report.claims import verdicts
 from sana_lab.report.columns import COLUMNS, PLOTTED_COSTS, SPEEDUPS, column
 from sana_lab.report.table import TIER, Table, build_table, load_published, short_commit
@@ -194,6 +194,8 @@ def noise_note(reports: Mapping[str, Json]) -> list[str]:
 
 def plot(store: Store, ablation: Ablation, trials: Sequence[TrialRecord], table: Table, folder: Path) -> list[Path]:
     """Every plot that the finished trials have data for."""
+    from sana_lab.report import grids, plots  # matplotlib takes half a second to import
+
     finished = [record for record in trials if record.done]
     paths = metric_plots(ablation, table, folder)
     if lines := curves(store, finished):
@@ -218,6 +220,8 @@ def training_pictures(store: Store, finished: Sequence[TrialRecord], folder: Pat
 
 def metric_plots(ablation: Ablation, table: Table, folder: Path) -> list[Path]:
     """Plots of quality by row, over its cost, over reconstruction, and over the numeric axis, for measured metrics."""
+    from sana_lab.report import plots  # matplotlib takes half a second to import
+
     measured = {name for row in table.rows for name in row.cells}
     cost = next((name for name in PLOTTED_COSTS if name in ablation.columns), "latency_s")
     paths = []

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import qmc
+import scipy
 
 from sana_lab.config.schema import Config, Range, Samples
 from sana_lab.config.specs import SpecError
@@ -57,7 +57,7 @@ def unit_points(samples: Samples) -> "np.ndarray":
         return np.random.default_rng(samples.seed).random((samples.number, dimensions))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a number that is no power of two
-        return qmc.Sobol(dimensions, scramble=True, rng=samples.seed).random(samples.number)
+        return scipy.stats.qmc.Sobol(dimensions, scramble=True, rng=samples.seed).random(samples.number)
 
 
 def scaled(limits: Range, u: float) -> float | int:

@@ -19,6 +19,7 @@ from sana_lab.ablation import durations
 from sana_lab.ablation.heartbeat import Heartbeat
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, End, Job, Line, Progress, exit_with_parent
 from sana_lab.tracking.store import Store
+from sana_lab.training.startup import defer_torchmetrics
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,7 @@ def main(runner: int) -> int:
     """Do the jobs of stdin until it ends, or until a trial fails; `runner` is the process id of the process with which
     this one ends."""
     exit_with_parent(runner)
+    defer_torchmetrics()
     for line in sys.stdin:
         message = json.loads(line)
         with Path(message["log"]).open("a") as log:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from sana_lab.report.table import Row
+
 SCOPES = {
     "core": "mixing of q, k, v",
     "core_train": "mixing, with gradients",
@@ -68,3 +70,21 @@ def _passes(line: Sequence[tuple[float, float]]) -> float | None:
             share = -math.log(below) / (math.log(above) - math.log(below))
             return math.exp(math.log(a) + share * (math.log(b) - math.log(a)))
     return None
+
+
+def crossing_of(rows: Sequence[Row], scope: str) -> Crossing | None:
+    """Crossover of a scope's ratio over the rows that have one."""
+    points = []
+    for row in rows:
+        if cell := row.cells.get(f"{scope}_ratio"):
+            low, high = cell.interval or (cell.mean, cell.mean)
+            points.append((tokens_of(row), cell.mean, low, high))
+    return crossing(points)
+
+
+def tokens_of(row: Row) -> float:
+    """The number in a row's label. ValueError if it has none."""
+    tokens = tokens_of_label(row.label)
+    if tokens is None:
+        raise ValueError(f"the row {row.label!r} has no number of tokens")
+    return tokens

@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sana_lab.report.columns import column
-from sana_lab.report.crossover import SCOPES, Crossing, crossing, tokens_of_label
+from sana_lab.report.crossover import SCOPES, Crossing, crossing_of, tokens_of
 from sana_lab.report.plots import COLOURS, DPI, MARKERS, WIDTH, literal, save, span
 from sana_lab.report.table import Published, Row, Table
 
@@ -54,24 +54,6 @@ def crossings(table: Table, names: tuple[str, str], path: Path | str) -> Path:
         axes.remove()
     figure.suptitle(literal(textwrap.fill(table.title, 90)), x=0.01, ha="left", fontsize=10)
     return save(figure, path)
-
-
-def crossing_of(rows: list[Row], scope: str) -> Crossing | None:
-    """Crossover of a scope's ratio over the rows that have one."""
-    points = []
-    for row in rows:
-        if cell := row.cells.get(f"{scope}_ratio"):
-            low, high = cell.interval or (cell.mean, cell.mean)
-            points.append((tokens_of(row), cell.mean, low, high))
-    return crossing(points)
-
-
-def tokens_of(row: Row) -> float:
-    """The number in a row's label. ValueError if it has none."""
-    tokens = tokens_of_label(row.label)
-    if tokens is None:
-        raise ValueError(f"the row {row.label!r} has no number of tokens")
-    return tokens
 
 
 def _panel(axes: Axes, rows: list[Row], names: tuple[str, str], scope: str) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy  # its parts are imported when they are first used: stats takes a second
 from numpy.typing import NDArray
-from scipy import stats
 
 Axis = Literal["steps", "images", "seconds"]
 """What a curve is over: optimiser steps, training images, seconds of training steps."""
@@ -145,7 +145,7 @@ def _tail(seeds: int) -> float:
     spread too little (expanded percentile interval, arXiv 1411.5279). One seed is held, and its prompts are many."""
     if seeds == 1:
         return 0.025
-    return float(stats.norm.cdf(-((seeds / (seeds - 1)) ** 0.5) * stats.t.ppf(0.975, seeds - 1)))
+    return float(scipy.stats.norm.cdf(-((seeds / (seeds - 1)) ** 0.5) * scipy.stats.t.ppf(0.975, seeds - 1)))
 
 
 def _counts(random: np.random.Generator, n: int) -> Float:

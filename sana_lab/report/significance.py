@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from scipy import stats
+import scipy  # its parts are imported when they are first used: stats takes a second
 
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.intervals import clustered_mean
@@ -107,10 +107,10 @@ class Error(NamedTuple):
         """Two-sided p value of a difference."""
         if not self.error:
             return 1.0 if difference == 0 else 0.0
-        return float(2 * stats.t.sf(abs(difference) / self.error, self.freedom))
+        return float(2 * scipy.stats.t.sf(abs(difference) / self.error, self.freedom))
 
     def _quantile(self, share: float) -> float:
-        return float(stats.t.ppf(share, self.freedom))
+        return float(scipy.stats.t.ppf(share, self.freedom))
 
 
 def error(a: Cell, b: Cell) -> Error | None:
@@ -124,7 +124,7 @@ def error(a: Cell, b: Cell) -> Error | None:
     if a.interval is None or b.interval is None:
         return None
     half = math.hypot(*((high - low) / 2 for low, high in (a.interval, b.interval)))
-    return Error(half / float(stats.norm.ppf(0.975)), math.inf)
+    return Error(half / float(scipy.stats.norm.ppf(0.975)), math.inf)
 
 
 def paired(report: Json, base: Json, name: str) -> Difference | None:

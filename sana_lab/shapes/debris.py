@@ -8,8 +8,8 @@ in RGB up to 255.
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from sana_lab.shapes.scenes import BACKGROUND, SHAPES, distance, unit_area
 
@@ -41,7 +41,7 @@ def debris(smooth: Float, things: Forms, blur: float) -> int:
     signed = _distances(things, smooth.shape[:2])
     rest = smooth - BACKGROUND
     for d in signed:
-        cover = ndimage.gaussian_filter(np.clip(0.5 - d, 0, 1), blur)
+        cover = scipy.ndimage.gaussian_filter(np.clip(0.5 - d, 0, 1), blur)
         rest -= cover[..., None] * _color(cover, rest)
     allowed = DIFFERENCE * (1 + (np.abs(signed) < EDGE).any(0))
     ground = (signed > GROUND).all(0)

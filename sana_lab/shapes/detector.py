@@ -11,9 +11,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from skimage.color import rgb2lab
 from skimage.measure import label
 from torch import Tensor
@@ -95,7 +95,7 @@ def analyse(image: Tensor | NDArray[np.uint8]) -> Analysis:
 
 def _analysed(image: NDArray[np.uint8]) -> Analysis:
     rgb, scale = _resized(image)
-    regions, smooth = measure(rgb), ndimage.gaussian_filter(rgb, (BLUR, BLUR, 0))
+    regions, smooth = measure(rgb), scipy.ndimage.gaussian_filter(rgb, (BLUR, BLUR, 0))
     names, distance = classify(regions.features)
     valid = (regions.area >= MIN_AREA[names]) & (_longer_side(regions.box) <= MAX_SIDE) & (distance <= LIMIT)
     order = sorted(np.nonzero(valid)[0].tolist(), key=lambda i: -regions.area[i])
@@ -151,9 +151,9 @@ def _tuple(box: Float) -> tuple[float, float, float, float]:
 
 def measure(rgb: Float) -> Regions:
     """Regions with a flat patch of one colour in an (H, W, 3) image in [0, 255]."""
-    smooth = ndimage.gaussian_filter(rgb, (BLUR, BLUR, 0))
+    smooth = scipy.ndimage.gaussian_filter(rgb, (BLUR, BLUR, 0))
     colors = nearest_colors(smooth)
-    flat = ndimage.minimum_filter(colors, 3) == ndimage.maximum_filter(colors, 3)
+    flat = scipy.ndimage.minimum_filter(colors, 3) == scipy.ndimage.maximum_filter(colors, 3)
     cores = _without_rims(label(np.where(flat, colors, -1), background=-1, connectivity=1), smooth)
     owner, cover = _cover(cores, smooth)
     first = [int(np.argmax(cores == i)) for i in range(1, cores.max() + 1)]
@@ -183,7 +183,7 @@ def _without_rims(cores: Int, smooth: Float) -> Int:
     rim = np.zeros(len(area), bool)
     for j in 1 + np.argsort(-area[1:], kind="stable"):
         if not rim[j]:
-            near = np.unique(cores[ndimage.binary_dilation(cores == j, iterations=3)])
+            near = np.unique(cores[scipy.ndimage.binary_dilation(cores == j, iterations=3)])
             smaller = near[(near > 0) & (area[near] <= area[j]) & (near != j)]
             rim[smaller] |= _residual(mean[smaller], mean[j]) < RIM
     return np.where(rim, 0, np.cumsum(~rim) - 1)[cores]
@@ -204,19 +204,19 @@ def _residual(colors: Float, pure: Float) -> Float:
 
 def _cover(cores: Int, smooth: Float) -> tuple[Int, Float]:
     """(H, W) label of the nearest core, 0 beyond REACH, and coverage of the pixel by its object, in [0, 1]."""
-    distance, (rows, columns) = ndimage.distance_transform_edt(cores == 0, return_indices=True)
+    distance, (rows, columns) = scipy.ndimage.distance_transform_edt(cores == 0, return_indices=True)
     owner = np.where(distance <= REACH, cores[rows, columns], 0)
     pure = _means(cores, smooth)[owner]
     fraction = ((smooth - BACKGROUND) * pure).sum(-1) / np.maximum((pure**2).sum(-1), 1)
     cover = np.clip(2 * fraction - 0.5, 0, 1) * (owner > 0)  # steeper than the edge: undoes part of BLUR
     parts = label(np.where(cover > 0.5, owner, 0), background=0, connectivity=1)
     attached = np.isin(parts, np.unique(parts[cores > 0])) & (parts > 0)
-    return owner, cover * ndimage.binary_dilation(attached)
+    return owner, cover * scipy.ndimage.binary_dilation(attached)
 
 
 def _boxes(masks: Int, n: int) -> Float:
     """(N, 4) x0, y0, x1, y1 around each label; zeros for an absent label."""
-    slices = ndimage.find_objects(masks, n)
+    slices = scipy.ndimage.find_objects(masks, n)
     boxes = [(0, 0, 0, 0) if at is None else (at[1].start, at[0].start, at[1].stop, at[0].stop) for at in slices]
     return np.array(boxes, np.float64).reshape(-1, 4)
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sana_lab.checkpoints.build import build
 from sana_lab.config.ranges import Decay, Nonnegative, Seed, Share, Steps, Width
@@ -166,6 +165,8 @@ class AutoencoderSystem(System):
         with self.averaged():
             output = self.autoencoder.decode(self.autoencoder.encode(images)).clamp(-1, 1)
         self.log("val/psnr", psnr(output, images).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
+        from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
         ssim = structural_similarity_index_measure(output, images, data_range=2.0)
         assert isinstance(ssim, Tensor)
         self.log("val/ssim", ssim, batch_size=len(images), sync_dist=True)
