@@ -64,7 +64,7 @@ def qkv_linear_attention(
     q, k, v = qkv.unbind(2)
     check(q, k, v, mask, eps)
     if not uses_kernel(q, backend):
-        return few_passes(*normed(qkv, norms), mask, eps) if applies(q) else normed_definition(qkv, norms, mask, eps)
+        return (few_passes if applies(q) else definition)(*normed(q, k, v, norms), mask, eps)
     from sana_lab.ops.linear_attention import autograd as op
 
     apply = op.formulas(qkv).qkv_forward if is_direct(qkv) else op.qkv_linear_attention
@@ -96,12 +96,11 @@ def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float)
 
 def normed_definition(qkv: Tensor, norms: Norms | None, mask: Tensor | None, eps: float) -> Tensor:
     """RMSNorm of q and k, rounded to their dtype, then `definition`."""
-    return definition(*normed(qkv, norms), mask, eps)
+    return definition(*normed(*qkv.unbind(2), norms), mask, eps)
 
 
-def normed(qkv: Tensor, norms: Norms | None) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of (B, N, 3, H, D), with RMSNorm of q and k, rounded to their dtype."""
-    q, k, v = qkv.unbind(2)
+def normed(q: Tensor, k: Tensor, v: Tensor, norms: Norms | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, N, H, D), with RMSNorm of q and k, rounded to their dtype."""
     if norms is not None:
         q, k = normalise(q, norms.q, norms.eps), normalise(k, norms.k, norms.eps)
     return q, k, v
