@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sana_lab.checkpoints import weights
+from sana_lab.intervals import wilson
 from sana_lab.types import Json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +47,7 @@ SECTIONS = (
     ("Few steps by MeanFlow", "few_steps/table.md", ("samples.png",)),
     ("Fewer bits", "quantize/table.md", ("samples.png",)),
     ("Real pictures: emoji", "emoji_autoencoder/table.md", ("samples.png",)),
+    ("Skin tones of emoji, asked for and drawn", "emoji_autoencoder/tones.json", ()),
     ("Representation alignment", "field/prx_repa/table.md", ("samples.png", "geneval_by_steps.png")),
     ("Softmax and linear attention", "attention_speed/table.md", ("crossing.png",)),
     ("Against diffusers on a CPU", "cpu", ()),
@@ -294,6 +296,23 @@ def summary_table(path: Path) -> str:
     return markdown(("Model", *columns.values(), *scores.values()), cells)
 
 
+def tones_table(path: Path) -> str:
+    """Skin tones asked for and drawn, of two rows or more: shares of right ones where skin shows, beside the share that
+    the best single tone would have."""
+    record, rows = json.loads(path.read_text()), []
+    for label, counts in record["rows"].items():
+        seen = [row[:-1] for row in counts]
+        shown, asked = sum(map(sum, seen)), sum(map(sum, counts))
+        right = wilson([1.0] * (hits := sum(row[i] for i, row in enumerate(seen))) + [0.0] * (shown - hits))
+        for tone, row in zip(record["order"], counts, strict=False):
+            rows.append((label if tone == record["order"][0] else "", tone, *map(str, row), "", ""))
+        constant = max(map(sum, seen)) / shown
+        score = bounds(right.value, right.low or 0.0, right.high or 1.0)
+        rows.append(("", f"skin shows in {shown} of {asked}", *[""] * len(record["order"]), score, f"{constant:.2f}"))
+    header = ("Row", "Asked for", *record["order"], "right where skin shows", "one tone always, at best")
+    return markdown(header, rows, left=2)
+
+
 def models_table() -> str:
     """The models in experiments/weights: numbers in the file, training, and quality on held-out scenes or prompts."""
     rows = []
@@ -391,6 +410,7 @@ RENDERERS: tuple[tuple[str, Callable[[Path], str]], ...] = (
     (r"cpu-.*\.json", cpu_file),
     (r"data-.*\.json", data_table),
     (r"memory/.*\.json", memory_table),
+    (r".*/tones\.json", tones_table),
     (r".*/eval\.json", quality_table),
     (r".*/table\.csv", summary_table),
 )

@@ -24,6 +24,7 @@ class Trainings(NamedTuple):
 
     rows: Mapping[str, Sequence[Json]]  # label -> the content of FILE for each seed
     lacking: Sequence[str]  # labels of finished rows that ask for points and have none
+    steps: Mapping[str, int] = {}  # label -> optimiser steps of a whole training; none where a time ends it
 
     def curves(self, metric: str) -> dict[str, list[Curve]]:
         """label -> a curve of this metric for each seed that has one."""
@@ -42,13 +43,15 @@ def collect(store: Store, trials: Iterable[TrialRecord]) -> Trainings:
     """The points of all trials that have finished."""
     rows: dict[str, list[Json]] = {}
     lacking: dict[str, None] = {}
+    steps: dict[str, int] = {}
     for record in (r for r in trials if r.done):
-        label = record.trial.label
+        label, trainer = record.trial.label, record.trial.config["trainer"]
+        steps |= {} if trainer["max_seconds"] else {label: trainer["max_steps"]}
         with contextlib.suppress(FileNotFoundError):
             rows.setdefault(label, []).append(json.loads(store.file(record.run_id, FILE).read_text()))
             continue
         lacking |= {label: None} if point_steps(record.trial.config) else {}
-    return Trainings({label: files for label, files in rows.items() if files}, list(lacking))
+    return Trainings({label: files for label, files in rows.items() if files}, list(lacking), steps)
 
 
 def with_speedups(table: Table, trainings: Trainings, baseline: str) -> Table:
@@ -99,8 +102,10 @@ def speedup_notes(
     counts = sorted({len(v.per_image) for seeds in curves.values() for curve in seeds for v in curve if v.per_image})
     images = f" on {' or '.join(map(str, counts))} images a point and seed" if counts else ""
     seeds = "seeds and prompts" if len(ends) > 1 else "prompts (one seed)"
+    last, whole = max(value.steps for value in ends), trainings.steps.get(baseline, 0)
+    at = "of its end" if last >= whole else f"of its last point (step {last:,} of {whole:,})"
     lines = [
-        f"Speed-up to reach the baseline: what {baseline!r} needs for the {head.heading} of its end, "
+        f"Speed-up to reach the baseline: what {baseline!r} needs for the {head.heading} {at}, "
         f"{quality}{images}, over what the row needs for the same, in optimiser steps and in seconds of training "
         f"steps; linear between points; in brackets the 95 % interval by a bootstrap over {seeds}."
     ]

@@ -1,4 +1,4 @@
-"""Curves of quality over a training, and the speed-up with which a row reaches the quality of the baseline's end.
+"""Curves of quality over a training, and the speed-up to the quality of the baseline's last point.
 
 Shapes: S seeds, P points, C clusters of images (prompts), R resamples.
 """
@@ -43,7 +43,7 @@ Curve = Sequence[Value]
 
 
 class Speedup(NamedTuple):
-    """What the baseline needs for the quality of its end, over what a row needs to reach it."""
+    """What the baseline needs for the quality of its last point, over what a row needs to reach it."""
 
     value: float  # NOT_REACHED where the row never does
     low: float  # ends of the 95 % interval, likewise

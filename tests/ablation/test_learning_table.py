@@ -105,6 +105,15 @@ def test_it_is_the_speed_up_of_the_recorded_points(store, rates, table):
     assert table.rows[1].cells["speedup_steps"].mean == pytest.approx(expected)
 
 
+def test_the_note_says_where_the_points_end(store, rates, table):
+    trainings = learning_table.collect(store, records(store, rates))
+    assert trainings.steps == {"low": 6, "high": 6, "none": 0}
+    longer = trainings._replace(steps={"low": 1_200})
+    text = render.to_markdown(learning_table.with_speedups(table, longer, "low"))
+    assert "what 'low' needs for the PSNR of its last point (step 6 of 1,200), " in text
+    assert "what 'low' needs for the PSNR of its end, " in render.to_markdown(table)
+
+
 def test_plots_over_steps_images_and_seconds(store, rates, table, tmp_path):
     paths = quality_table.plot(store, rates.table, records(store, rates), table, tmp_path)
     assert {"psnr_by_steps.png", "psnr_by_images.png", "psnr_by_seconds.png"} <= {path.name for path in paths}

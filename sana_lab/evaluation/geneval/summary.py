@@ -55,10 +55,12 @@ def _task(clusters: list[list[float]], seed: int) -> Json:
     }
 
 
-def influences(values: Sequence[float], tasks: Sequence[str]) -> list[float]:
-    """One number per image: their mean is the mean of the tasks' means, their spread its uncertainty."""
+def influences(values: Sequence[float], tasks: Sequence[str], only: str | None = None) -> list[float]:
+    """One number per image: their mean is the mean of the tasks' means, or that of the task `only`; their spread is its
+    uncertainty."""
     x, sizes = np.asarray(values, np.float64), Counter(tasks)
-    means = {task: float(np.mean([v for v, t in zip(values, tasks, strict=True) if t == task])) for task in sizes}
-    overall = float(np.mean(list(means.values())))
-    weights = np.array([len(x) / (len(sizes) * sizes[task]) for task in tasks])
-    return (overall + weights * (x - np.array([means[task] for task in tasks]))).tolist()
+    chosen = sizes if only is None else {only: sizes[only]}
+    means = {task: float(np.mean([v for v, t in zip(values, tasks, strict=True) if t == task])) for task in chosen}
+    mean = float(np.mean(list(means.values())))
+    weights = np.array([len(x) / (len(means) * sizes[task]) if task in means else 0.0 for task in tasks])
+    return (mean + weights * (x - np.array([means.get(task, 0.0) for task in tasks]))).tolist()

@@ -69,6 +69,7 @@ class Verdicts:
         values[f"{name}_correct_prompts"] = wilson([float(any(each["correct"])) for each in outcomes])
         tasks = [self.rows[i]["tag"] for i, _, _ in self.items]
         per_image = {name: summary.influences(correct, tasks), f"{name}_correct_images": correct}
+        per_image |= {f"{name}_{task}": summary.influences(correct, tasks, task) for task in scores["tasks"]}
         return Report(values, self._settings() | settings, per_image)
 
     def _summary(self, outcomes: Sequence[Json]) -> Json:

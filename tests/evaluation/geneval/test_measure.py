@@ -100,6 +100,25 @@ def test_influences_have_the_summarys_mean_and_spread() -> None:
     assert 2 * 1.96 * np.std(found) / 600**0.5 == pytest.approx(estimate.high - estimate.low, rel=0.08)
 
 
+def test_influences_of_one_task_have_its_mean_and_spread() -> None:
+    rng = np.random.default_rng(1)
+    tasks = ["a", "b", "b", "c", "c", "c"] * 100
+    values = [float(rng.random() < {"a": 0.2, "b": 0.5, "c": 0.9}[task]) for task in tasks]
+    found = influences(values, tasks, "b")
+    own = [v for v, task in zip(values, tasks, strict=True) if task == "b"]
+    assert np.mean(found) == pytest.approx(np.mean(own))
+    assert np.std(found) / len(found) ** 0.5 == pytest.approx(np.std(own) / len(own) ** 0.5)
+    assert {f for f, task in zip(found, tasks, strict=True) if task != "b"} == {found[0]}
+
+
+def test_each_task_can_be_paired() -> None:
+    report = filled(GenEval(prompts_per_task=4, images_per_prompt=2)).report()
+    tasks = [name for name in report.values if name.removeprefix("geneval_") in TASKS]
+    assert len(tasks) == 6
+    for name in ("geneval", *tasks):
+        assert np.mean(report.per_image[name]) == pytest.approx(report.values[name].value)
+
+
 class TestRefused:
     def test_a_prompt_of_another_list(self) -> None:
         measure = GenEval(prompts_per_task=2)
