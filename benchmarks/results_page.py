@@ -55,6 +55,8 @@ SECTIONS = (
     ("Against diffusers on a CPU, all pieces at full size", CPU_FILES[1], ()),
     ("Memory of SANA-0.6B", "memory/sana_600m_1024.json", ()),
     ("The paper's Table 8", "table8/table.md", ()),
+    ("The paper's Table 8 on a CPU, from blocks", "table8_blocks/table.md", ()),
+    ("SANA-0.6B from blocks against the whole model", "blocks/check.md", ()),
     ("The paper's Table 9", "table9/table.md", ()),
     ("The paper's Table 14", "table14/table.md", ()),
     ("The paper's Figure 2", "figure2/table.md", ("walk_tmacs_image.png",)),
