@@ -1,11 +1,15 @@
 """Tables in README.md and docs/ are those of benchmarks/results."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sana_lab.ablation import plan
+from sana_lab.report.claims import outcome_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,3 +71,21 @@ def test_numbers_are_those_of_the_files(page: Any):
     assert "| 113 s | 71.3 s | 1.59x | exact algebra |" in speed
     assert page.render("models").count("\n| `shapes_") == len(list(page.WEIGHTS.glob("*.safetensors")))
     assert page.render("quickstart/table.csv").splitlines()[0].count("|") == 8
+
+
+def test_a_verdict_added_after_the_run_is_that_of_the_committed_cells(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import verdicts
+
+    table = json.loads((verdicts.RESULTS / "objective" / "table.json").read_text())
+    (late,) = [verdict for verdict in table["verdicts"] if verdict["why"].endswith(verdicts.ADDED)]
+    cells = {row.label: row.cells["geneval"] for row in verdicts.rows(table)}
+    outcome, why = outcome_of(cells["Flow matching"], cells["DDPM"], "geneval")
+    assert (late["outcome"], late["why"]) == (outcome, f"{why}; {verdicts.ADDED}")
+    expected = plan.load("paper/objective", scale="toy").table
+    found = verdicts.verdicts(verdicts.rows(table), expected.expect, expected.stand_in)
+    assert len(found) == 2
+    assert verdicts.added(table, found) == []
+    earlier = {**table, "verdicts": table["verdicts"][:1]}
+    assert [v.metric for v in verdicts.added(earlier, found)] == ["geneval"]
+    assert verdicts.inserted("a\n- Expected: x.\nb\n", []) == "a\n- Expected: x.\nb\n"
