@@ -1,18 +1,23 @@
 """Contract of training methods: on one step of a tiny model."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sana_lab.config import specs
+from sana_lab.config.specs import SpecError
 from sana_lab.contracts import Rule, Subject, expect
-from sana_lab.methods import Model, Step
+from sana_lab.methods import Grid, Model, Step
 from sana_lab.types import Batch, Text
 
 DIT: dict[str, Any] = {"name": "sana", "dim": 32, "depth": 4, "cross_heads": 2, "mean_velocity": True}
 SIZE, SIDE, ROWS, CHANNELS, TEXT = 64, 4, 4, 4, 12
 """Pixels and tokens a side, items of a batch, channels of latents, width of text."""
+
+SQUARE, WIDE = (SIDE, SIDE), (2, 8)
+"""Tokens (h, w) of a batch of squares, and of one in an aspect-ratio bucket."""
 
 
 class Trained(NamedTuple):
@@ -66,6 +71,17 @@ def leaves(subject: Subject) -> None:
     expect(same, "after a step the model gives another result")
 
 
+def bucket(subject: Subject) -> None:
+    """It trains on a batch that is not square, or refuses it while it is built (`Model.buckets`, SpecError)."""
+    try:
+        with torch.device("meta"):
+            _methods(subject).build(_model(_dit(), (WIDE,)), 0)
+    except SpecError:
+        return
+    for name, (_, value) in _train(subject, grid=WIDE).terms.items():
+        expect(bool(value.isfinite()), f"term {name!r} is {float(value.detach())} on {WIDE} tokens")
+
+
 def _methods(subject: Subject) -> Any:
     from sana_lab.systems.method_steps import Methods  # here, as a training imports all contracts
 
@@ -77,15 +93,21 @@ def _dit() -> Any:
     return specs.build("dit", DIT, channels=CHANNELS, text_dim=TEXT)
 
 
-def _model(dit: Any) -> Model:
-    return Model(dit, SIZE, (SIDE, SIDE), ROWS)
+def _model(dit: Any, grids: Sequence[Grid] = ()) -> Model:
+    return Model(dit, SIZE, SQUARE, ROWS, buckets=[*map(_pixels, grids)])
 
 
-def _train(subject: Subject, seed: int = 0) -> Trained:
+def _pixels(grid: Grid) -> tuple[int, int]:
+    """Height and width of images of so many tokens."""
+    h, w = grid
+    return h * SIZE // SIDE, w * SIZE // SIDE
+
+
+def _train(subject: Subject, seed: int = 0, grid: Grid = SQUARE) -> Trained:
     """One step of the model with the method, up to its terms, under a seed of torch's own random numbers."""
     dit, methods = _dit(), _methods(subject)
-    methods.build(_model(dit), 0)
-    step = _step()
+    methods.build(_model(dit, (grid,)), 0)
+    step = _step(grid)
     torch.manual_seed(seed)
     with methods.around(dit, step):
         step.prediction = _run(dit, step)
@@ -96,11 +118,11 @@ def _run(dit: Any, step: Step) -> Tensor:
     return dit(step.latents, step.times, step.text)
 
 
-def _step() -> Step:
+def _step(grid: Grid) -> Step:
     random = torch.Generator().manual_seed(0)
-    shape = (ROWS, CHANNELS, SIDE, SIDE)
+    shape = (ROWS, CHANNELS, *grid)
     latents, noise = (torch.randn(shape, generator=random) for _ in range(2))
-    images = torch.rand(ROWS, 3, SIZE, SIZE, generator=random) * 2 - 1
+    images = torch.rand(ROWS, 3, *_pixels(grid), generator=random) * 2 - 1
     text = Text(torch.randn(ROWS, 3, TEXT, generator=random), torch.ones(ROWS, 3, dtype=torch.bool))
     times = torch.rand(ROWS, generator=random)
     batch = Batch(images, ["a red circle"] * ROWS, latents)
@@ -113,4 +135,4 @@ def _kind(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
-METHOD: tuple[Rule, ...] = (fits, terms, repeatable, leaves)
+METHOD: tuple[Rule, ...] = (fits, terms, bucket, repeatable, leaves)

@@ -29,6 +29,9 @@ class DataModule(L.LightningDataModule, ABC):
     gives_images: bool = True
     """Whether its batches hold images."""
 
+    shapes: Sequence[tuple[int, int]] = ()
+    """Height and width in pixels of the images of batches in aspect-ratio buckets; () if all are squares of `size`."""
+
     def __init__(self, batch: int, seed: int, workers: int) -> None:
         super().__init__()
         self.batch, self.seed, self.workers = batch, seed, workers

@@ -18,18 +18,29 @@ from sana_lab.models.dit import BlockCall, Dit
 from sana_lab.models.text import TextEncoder
 from sana_lab.types import WHOLE, Batch, Part, Text
 
+Grid = tuple[int, int]
+"""Rows and columns (h, w) of tokens."""
+
 
 class Model(NamedTuple):
     """The model that methods train with, known before training."""
 
     dit: Dit
-    size: int  # pixels a side of the training images
-    grid: tuple[int, int]  # tokens (h, w) of their latents
+    size: int  # pixels a side of the training images, squares if there are no buckets
+    grid: Grid  # tokens of their latents
     batch: int | None = None  # items of a batch; None if unknown
     images: bool = True  # whether a step has images, for `Step.images`
     device: torch.device = torch.device("cpu")  # where training runs
     text_trains: bool = False  # whether the text encoder trains too
     frozen: Callable[..., Any] | None = None  # (kind, spec, **supplied) -> frozen part with its weights, of a teacher
+    buckets: Sequence[tuple[int, int]] = ()  # (height, width) in pixels of batches in aspect-ratio buckets; () is none
+
+    @property
+    def grids(self) -> dict[tuple[int, int], Grid]:
+        """Tokens (h, w) by (height, width) in pixels of the images of a batch: the square, and each bucket."""
+        unit = self.size // self.grid[0]
+        buckets = {(height, width): (height // unit, width // unit) for height, width in self.buckets}
+        return {(self.size, self.size): self.grid} | buckets
 
     @property
     def depth(self) -> int:
@@ -97,6 +108,13 @@ class Step:
     weigh: Callable[[Tensor], Tensor] | None = None  # squared errors (B',) -> factors of them
     null: Callable[[], Text] | None = None  # features of the empty prompt, for one row or for the B items
     dropped: Sequence[bool] = ()  # of the B items: whether `text` is the empty prompt's; () is none
+    patch: int = 1  # latents a side of a token
+
+    @property
+    def grid(self) -> Grid:
+        """Tokens of the batch, whose images need not be squares."""
+        h, w = self.latents.shape[2:]
+        return h // self.patch, w // self.patch
 
     @cached_property
     def images(self) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sana_lab.config.ranges import Nonnegative, Number, Positive, Share
 from sana_lab.config.specs import Spec, SpecError
 from sana_lab.methods import Method, Model, Step
-from sana_lab.methods.teacher import Fit, Teacher, cosine
+from sana_lab.methods.teacher import Fit, Teacher, aligned
 
 EPS = 1e-6
 """Added to the deviation over tokens."""
@@ -36,7 +36,7 @@ class Irepa(Method):
         self.index = model.block(self.block, 8 / 28, self.name)
         self.blocks = (self.index,)
         self.teacher = Teacher(self.spec, self.fit, model, self.name)
-        if self.teacher.common == (1, 1):
+        if (1, 1) in self.teacher.common:
             raise SpecError(
                 f"method {self.name!r} normalises over the tokens of an image, and teacher and DiT have one in common; "
                 "expected a teacher with more, or method repa"
@@ -46,7 +46,7 @@ class Irepa(Method):
     def losses(self, step: Step) -> Mapping[str, Tensor]:
         projected = self.projector(step.hidden[self.index].movedim(-1, 1)).movedim(1, -1)
         targets = normalised(self.teacher.targets(step), self.gamma)
-        return {self.name: -cosine(self.teacher.matched(projected), targets)}
+        return {self.name: -aligned(projected, targets)}
 
 
 def normalised(tokens: Tensor, gamma: float) -> Tensor:

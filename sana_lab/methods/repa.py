@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sana_lab.config.ranges import Nonnegative, Number, Positive, Width
 from sana_lab.config.specs import Spec
 from sana_lab.methods import Method, Model, Step
-from sana_lab.methods.teacher import Fit, Teacher, cosine
+from sana_lab.methods.teacher import Fit, Teacher, aligned
 
 
 @final
@@ -40,5 +40,5 @@ class Repa(Method):
         )
 
     def losses(self, step: Step) -> Mapping[str, Tensor]:
-        projected = self.teacher.matched(self.projector(step.hidden[self.index]))
-        return {self.name: -cosine(projected, self.teacher.targets(step))}
+        projected = self.projector(step.hidden[self.index])
+        return {self.name: -aligned(projected, self.teacher.targets(step))}

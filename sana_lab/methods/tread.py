@@ -5,6 +5,7 @@ options: `fill` applies it on the whole grid with zeros in the holes, as its pad
 centre alone, so that each token sees itself.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from sana_lab.config.ranges import Number
 from sana_lab.config.specs import SpecError
-from sana_lab.methods import Method, Model, Step
+from sana_lab.methods import Grid, Method, Model, Step
 from sana_lab.models.attention import Attention
 from sana_lab.models.dit import BlockCall
 from sana_lab.models.layers import MixFfn, Scattered
@@ -29,7 +30,7 @@ class Route:
     """The tokens of a step that take the blocks of a route, and the whole grid at its entry."""
 
     indices: Tensor  # (B, n), ascending, of the N = h w tokens
-    grid: tuple[int, int]
+    grid: Grid
     entry: Tensor | None = None  # (B, h, w, C)
 
     def enter(self, tokens: Tensor) -> Tensor:
@@ -77,11 +78,9 @@ class Tread(Method):
                 f"method {self.name!r} has start {self.start} and stop {self.end_block}, and the DiT has {model.depth} "
                 f"blocks; expected 0 <= start < stop <= {model.depth}"
             )
-        self.grid = model.grid
-        count = model.grid[0] * model.grid[1]
-        self.count = count - round(self.share * count)
-        if not 0 < self.count < count:
-            raise SpecError(f"method {self.name!r} has share {self.share}, which leaves {self.count} of {count} tokens")
+        for count in map(math.prod, model.grids.values()):
+            if not 0 < (kept := self.kept(count)) < count:
+                raise SpecError(f"method {self.name!r} has share {self.share}, which leaves {kept} of {count} tokens")
         for block in model.dit.blocks[self.start : self.end_block]:
             if not mixes_sets(mixer := getattr(block, "attention", None)):
                 raise SpecError(
@@ -89,10 +88,14 @@ class Tread(Method):
                     f"grid; expected attention softmax, linear or mean in blocks {self.start} to {self.end_block - 1}"
                 )
 
+    def kept(self, count: int) -> int:
+        """Number of tokens that take the route, of `count`."""
+        return count - round(self.share * count)
+
     def begin(self, step: Step) -> None:
-        random = step.uniform(self.grid[0] * self.grid[1])
-        indices = random.argsort(1)[:, : self.count].sort(1).values
-        self.route = Route(to_device(indices, step.latents.device), self.grid)
+        count = math.prod(step.grid)
+        indices = step.uniform(count).argsort(1)[:, : self.kept(count)].sort(1).values
+        self.route = Route(to_device(indices, step.latents.device), step.grid)
 
     def wrap(self, index: int, call: BlockCall, block: nn.Module) -> BlockCall:
         if not self.start <= index < self.end_block:

@@ -157,7 +157,8 @@ class System(L.LightningModule, ABC):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             if data is None:
                 raise ValueError("a system with `method` is trained on a data module, whose size it must know")
-            self.build_methods(data.size, data.batch, data.gives_images, trainer.strategy.root_device)
+            device = trainer.strategy.root_device
+            self.build_methods(data.size, data.batch, data.gives_images, device, getattr(data, "shapes", ()))
 
     def adapt(self) -> None:
         """Freeze all parts, put the adapter into the DiT, and average its parameters."""
@@ -176,9 +177,15 @@ class System(L.LightningModule, ABC):
             }
 
     def build_methods(
-        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+        self,
+        size: int,
+        batch: int | None = None,
+        images: bool = True,
+        device: torch.device | None = None,
+        buckets: Sequence[tuple[int, int]] = (),
     ) -> None:
-        """Build the methods of the option `method` for images of `size` pixels, unless they are; none here."""
+        """Build the methods of the option `method`, unless they are, for square images of `size` pixels and images of
+        `buckets`, (height, width) in pixels; none here."""
 
     def configure_model(self) -> None:
         """Shard the DiT over the ranks, with `trainer.strategy: fsdp2`."""

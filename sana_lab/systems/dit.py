@@ -1,5 +1,6 @@
 """Training of only the DiT on cached latents and text features, without frozen parts in memory."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -102,9 +103,14 @@ class DitSystem(System):
         return features(batch)[2]
 
     def build_methods(
-        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+        self,
+        size: int,
+        batch: int | None = None,
+        images: bool = True,
+        device: torch.device | None = None,
+        buckets: Sequence[tuple[int, int]] = (),
     ) -> None:
-        build_methods(self, self.downsample, size, batch, images, device)
+        build_methods(self, self.downsample, size, batch, images, device, buckets)
 
     # Sampling
 

@@ -139,6 +139,7 @@ def training_loss(
         part=part,
         null=lambda: system.null_of(batch, text),
         dropped=dropped,
+        patch=system.dit.patch,
     )
     with methods.around(system.dit, step):
         inputs = Noised(clean, noise, step.times, step.ends)
@@ -175,9 +176,16 @@ def _check(method: Method, model: Model) -> None:
 
 
 def build_methods(
-    system: Any, downsample: int, size: int, batch: int | None, images: bool, device: torch.device | None
+    system: Any,
+    downsample: int,
+    size: int,
+    batch: int | None,
+    images: bool,
+    device: torch.device | None,
+    buckets: Sequence[tuple[int, int]] = (),
 ) -> None:
-    """Build the methods of a system, unless they are, for images of `size` pixels. SpecError if one does not fit."""
+    """Build the methods of a system, unless they are, for square images of `size` pixels and for those of `buckets`,
+    (height, width) in pixels. SpecError if one does not fit."""
     if len(system.methods) or not system.methods.specs:
         return
     side = size // (downsample * system.dit.patch)
@@ -189,7 +197,7 @@ def build_methods(
         return built.to(place).requires_grad_(False).eval() if on_device else built
 
     on_device = torch.get_default_device().type != "meta"
-    model = Model(dit, size, (side, side), batch, images, place, trains, frozen)
+    model = Model(dit, size, (side, side), batch, images, place, trains, frozen, buckets)
     for method in map(specs.name_of, system.methods.specs):
         _check_velocities(method, system.flow)
     system.methods.build(model, system.settings.seed)

@@ -149,9 +149,14 @@ class TextToImage(System):
             return self.text_encoder.negative([""], text)
 
     def build_methods(
-        self, size: int, batch: int | None = None, images: bool = True, device: torch.device | None = None
+        self,
+        size: int,
+        batch: int | None = None,
+        images: bool = True,
+        device: torch.device | None = None,
+        buckets: Sequence[tuple[int, int]] = (),
     ) -> None:
-        build_methods(self, self.autoencoder.downsample, size, batch, True, device)
+        build_methods(self, self.autoencoder.downsample, size, batch, True, device, buckets)
 
     def encode_text(self, prompts: Sequence[str], dropped: Sequence[bool] | None = None) -> Text:
         """Features of prompts; dropped prompts get the features of the empty prompt."""

@@ -18,6 +18,8 @@ from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
 from sana_lab.contracts import run as contracts
 from sana_lab.costs import too_large
+from sana_lab.data.bucketed import Bucketed
+from sana_lab.data.buckets import Shape, shapes
 from sana_lab.diffusion import guidance
 from sana_lab.diffusion.flow import Flow
 from sana_lab.diffusion.sampling import Sampling
@@ -114,7 +116,8 @@ def check_methods(experiment: schema.Config, system: System, methods: Any) -> No
     methods.specs = [spec for spec in methods.specs if not {*experiments.referenced(spec)} & {*missing}]
     try:
         with on_meta():
-            system.build_methods(int(data["size"]), experiment["data"].get("batch"), gives_images(experiment["data"]))
+            batch, images = experiment["data"].get("batch"), gives_images(experiment["data"])
+            system.build_methods(int(data["size"]), batch, images, buckets=bucket_shapes(experiment["data"]))
             system.configure_optimizers()
     except (ValueError, OSError) as error:
         raise SpecError(str(error)) from error
@@ -130,6 +133,13 @@ def check_methods(experiment: schema.Config, system: System, methods: Any) -> No
 def gives_images(data: schema.Config) -> bool:
     """Whether batches of a data spec hold images: of caches, if `latents` has `images`."""
     return "source" not in data or (data.get("images", True) and gives_images(data["source"]))
+
+
+def bucket_shapes(data: schema.Config) -> list[Shape]:
+    """Shapes of the images of batches in aspect-ratio buckets of a data spec; [] if all are squares. ValueError."""
+    target, source = specs.find("data", data["name"]), experiments.source_of(data)
+    bucketed = isinstance(target, type) and issubclass(target, Bucketed) and source.get("buckets", "none") != "none"
+    return shapes(source["size"], source["multiple"]) if bucketed else []
 
 
 def system_on_meta(spec: schema.Config) -> tuple[System, Any]:

@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build
 from sana_lab.commands import cache
-from sana_lab.config import experiments
+from sana_lab.config import experiments, specs
 from sana_lab.config.specs import SpecError
 from sana_lab.data.cached import Cached
-from sana_lab.training import train
+from sana_lab.training import checks, train
 from sana_lab.types import Part
 
 NUMBERS = range(40)
@@ -340,6 +340,26 @@ def test_two_processes_go_on_to_the_last_bit_and_train_the_model_of_one(experime
     resumed, _ = trained()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert max(float((whole[name] - single[name]).abs().max()) for name in whole) < 1e-3
+
+
+def test_methods_train_on_batches_that_are_not_square(experiment):
+    """Pictures in four buckets, so that tokens are 4 x 4 and otherwise; the teacher has 8 x 8."""
+    experiment(images=True)
+    fit = "fit: interpolate, block: 0"
+    methods = f"[{{name: repa, {fit}}}, {{name: irepa, {fit}}}, {{name: tread, start: 0, stop: 1}}]"
+    config = experiments.load("small.yaml", [f"system.method={methods}"])
+    checks.check(config)
+    assert weights.read(train.train(config))
+    data = specs.build("data", config["data"])
+    data.setup("fit")
+    assert len({data.train_batch(number).latents.shape[2:] for number in range(9)}) > 2
+
+
+def test_alignment_that_fits_no_bucket_is_refused_before_training(experiment):
+    experiment(images=True)
+    words = "method 'repa': teacher 'shapes', in the aspect-ratio bucket of .* pixels, has 8 x 8 .*fit: interpolate"
+    with pytest.raises(SpecError, match=words):
+        checks.check(experiments.load("small.yaml", ["system.method={name: repa, block: 0}"]))
 
 
 def test_the_verb_encodes_verifies_and_repairs(experiment, tmp_path, capsys):
