@@ -3,7 +3,8 @@
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +47,42 @@ def sample(
 
     `changes` are fields of `Sampling`: solver, steps, guidance, shift.
     """
+    system = _sampled(model)
+    how = _how(system, len(prompts), size, changes)
+    return system.sample(prompts, **how, seed=seed, negative=negative)
+
+
+def sample_batches(
+    model: str | TextToImage,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    size: int | None = None,
+    negative: str = "",
+    **changes: Any,
+) -> Iterator[Tensor]:
+    """The images of `sample` in its order, batch by batch (b, 3, H, W) as each is done, so that few are in memory."""
+    system = _sampled(model)
+    how = _how(system, len(prompts), size, changes)
+    return system.sample_batches(prompts, **how, seed=seed, negative=negative)
+
+
+def _sampled(model: str | TextToImage) -> TextToImage:
+    """The system of a name, or itself. SpecError for one that samples no images of prompts."""
     system = load(model) if isinstance(model, str) else model
     if not isinstance(system, TextToImage):
         raise SpecError(f"model is a {type(system).__name__}, expected a text2image system")
+    return system
+
+
+def _how(system: TextToImage, count: int, size: int | None, changes: schema.Config) -> dict[str, Any]:
+    """Size and sampling of `count` images. SpecError where the size is neither given nor that of the training."""
     experiment: Any = getattr(system, "experiment", None)
     if size is None and experiment is None:
         raise SpecError("size is not given, and a checkpoint does not hold it; expected pixels a side, such as size=64")
     size = size or experiments.image_size(experiment["data"])
-    check_pixels("size of this sampling", min(len(prompts), 64), size)
-    return system.sample(
-        prompts,
-        size=size,
-        sampling=Sampling(**settings(system, changes)),
-        seed=seed,
-        negative=negative,
-    )
+    check_pixels("size of this sampling", min(count, 64), size)
+    return {"size": size, "sampling": Sampling(**settings(system, changes))}
 
 
 def settings(system: TextToImage, changes: schema.Config) -> schema.Config:
@@ -78,9 +100,7 @@ def stored_settings(system: TextToImage) -> schema.Config:
 
 
 def main(options: argparse.Namespace) -> None:
-    """`sana-lab sample`: write DIR/000-a-red-circle.png ..., with prompt and settings in each file."""
-    if blank := [p for p in options.prompts if not p.strip()]:
-        raise SpecError(f"prompt {blank[0]!r} is empty; expected text, such as 'a red circle'")
+    """`sana-lab sample`: write DIR/000-a-red-circle.png ... batch by batch, with prompt and settings in each file."""
     check_folder(options.out)
     system = load(options.model, [*sampling_overrides(options), *options.set], options.variant)
     if isinstance(system, TextToImage):
@@ -90,12 +110,14 @@ def main(options: argparse.Namespace) -> None:
     with advise_on_out_of_memory(
         lambda: memory_advice(system, options.size, len(options.prompts), "prompts at a time")
     ):
-        images = sample(system, options.prompts, seed=options.seed, size=options.size, negative=options.negative)
-    for i, (image, prompt) in enumerate(zip(images, options.prompts, strict=True)):
-        noise = {"seed": options.seed, "index": i}
-        about = {"prompt": prompt, "model": options.model, **noise, "negative": options.negative}
-        about |= {"lora": options.lora, "lora_scale": options.lora_scale} if options.lora else {}
-        print(write(options.out, image, {**about, "sampling": stored_settings(system)}))
+        batches = sample_batches(
+            system, options.prompts, seed=options.seed, size=options.size, negative=options.negative
+        )
+        sampling = {"lora": options.lora, "lora_scale": options.lora_scale} if options.lora else {}
+        sampling |= {"sampling": stored_settings(system)}
+        for index, image in enumerate(chain.from_iterable(batches)):
+            about = {"prompt": options.prompts[index], "model": options.model, "seed": options.seed, "index": index}
+            print(write(options.out, image, {**about, "negative": options.negative, **sampling}), flush=True)
 
 
 def sampling_overrides(options: argparse.Namespace) -> list[str]:

@@ -1,6 +1,9 @@
 """Trained models loaded by name or checkpoint, and drawn from: in Python and by the verb `sample`."""
 
+import contextlib
+import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.specs import SpecError
 from sana_lab.diffusion.sampling import Sampling
+from sana_lab.systems.text2image import TextToImage
 from sana_lab.training import resume, train
 
 PROMPTS = ["a red circle", "Zwei blaue Quadrate — 2 = 1 + 1!"]
@@ -68,6 +72,22 @@ def test_a_name_a_system_and_the_system_itself_draw_the_same():
     sampling = Sampling("euler", 2, 2.0)
     assert torch.equal(images, system.sample(PROMPTS, size=16, sampling=sampling, seed=3))
     assert not torch.equal(images, sana_lab.sample(system, PROMPTS, seed=4))
+
+
+def test_batches_are_the_images_of_one_call():
+    """To the last bit, with the noise of their indices; what does not fit is refused before the first."""
+    system, sampling = api.load("tiny"), Sampling("euler", 2, 2.0)
+    prompts = [f"ring {i}" for i in range(5)]
+    batches = [*system.sample_batches(prompts, size=16, sampling=sampling, seed=3, batch=2)]
+    assert [len(images) for images in batches] == [2, 2, 1]
+    whole = system.sample(prompts, size=16, sampling=sampling, seed=3, batch=2)
+    assert torch.equal(torch.cat(batches), whole)
+    last = system.sample(prompts[4:], size=16, sampling=sampling, seed=3, indices=[4])
+    assert torch.equal(batches[2], last)
+    of_api = torch.cat([*api.sample_batches(system, prompts, seed=3)])
+    assert torch.equal(of_api, sana_lab.sample(system, prompts, seed=3))
+    with pytest.raises(ValueError, match="the nearest is 16 x 16"):
+        system.sample_batches(prompts, size=20, sampling=sampling)
 
 
 def test_changes_are_fields_of_sampling():
@@ -138,6 +158,54 @@ class TestVerb:
                 assert np.array_equal(np.asarray(image), expected[i].permute(1, 2, 0).numpy())
             assert (about["model"], about["seed"], about["index"], about["negative"]) == ("tiny", 5, i, "fog")
             assert about["sampling"]["steps"] == 3
+
+    @pytest.mark.parametrize("source", ["file", "stdin"])
+    def test_prompts_of_a_file_are_those_of_the_words(self, source, tmp_path, monkeypatch):
+        content = ("\r\n".join(PROMPTS) + "\r\n").encode("utf-8-sig")
+        (tmp_path / "prompts.txt").write_bytes(content)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        given = str(tmp_path / "prompts.txt") if source == "file" else "-"
+        for name, words in (("words", PROMPTS), ("lines", ["--prompts", given])):
+            assert __main__.main(["sample", *words, "--out", str(tmp_path / name), "--model", "tiny"]) == 0
+        written = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("words", "lines")]
+        assert written[0] == written[1]
+        assert [*sorted(written[1])] == ["000-a-red-circle.png", "001-zwei-blaue-quadrate-2-1-1.png"]
+
+    @pytest.mark.parametrize(
+        ("words", "text", "said"),
+        [
+            (["--prompts", "prompts.txt"], "a\n\nb\n", "prompts.txt:2 is empty"),
+            (["--prompts", "prompts.txt"], "a\n \n", "prompts.txt:2 is empty"),
+            (["--prompts", "prompts.txt"], "", "prompts.txt holds no prompt"),
+            (["--prompts", "prompts.txt", "a ring"], "a\n", "PROMPT and --prompts prompts.txt are both given"),
+            (["--prompts", "missing.txt"], "", "--prompts missing.txt: No such file or directory"),
+            ([], "", "no prompt is given"),
+            (["a ring", " "], "", "prompt ' ' is empty"),
+        ],
+    )
+    def test_prompts_that_cannot_be_read_are_refused(self, words, text, said, tmp_path, monkeypatch, capsys):
+        (tmp_path / "prompts.txt").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        assert __main__.main(["sample", *words, "--out", "out", "--model", "shapes_sana"]) == 1
+        assert said in capsys.readouterr().err
+        assert not Path("out").exists()
+
+    def test_batches_are_written_as_they_are_done(self, tmp_path, monkeypatch):
+        """A call that ends in its second batch leaves the pictures of the first, as an unbroken one writes them."""
+        prompts, real = [f"ring {i}" for i in range(66)], TextToImage._sample_best
+
+        def sample_first(self, prompts, *rest):
+            if prompts[0] != "ring 0":
+                raise KeyboardInterrupt
+            return real(self, prompts, *rest)
+
+        assert __main__.main(["sample", *prompts, "--out", str(tmp_path / "all"), "--model", "tiny"]) == 0
+        monkeypatch.setattr(TextToImage, "_sample_best", sample_first)
+        with contextlib.suppress(KeyboardInterrupt):
+            __main__.main(["sample", *prompts, "--out", str(tmp_path / "part"), "--model", "tiny"])
+        every, part = ({f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("all", "part"))
+        assert (len(every), len(part)) == (66, 64)
+        assert part.items() <= every.items()
 
     def test_leaves_gradients_as_they_are(self, tmp_path):
         assert __main__.main(["sample", "a", "--out", str(tmp_path), "--model", "tiny"]) == 0

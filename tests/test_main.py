@@ -100,7 +100,6 @@ def test_runs_as_a_module():
         (["train", "tiny", "--dry"], "--dry"),
         (["train", "tiny", "--dry-run", "seed"], "seed"),
         (["sample", "a red circle"], "--out"),
-        (["sample", "--out", "x"], "PROMPT"),
         (["sample", "a red circle", "--out", "x", "--seed", "one"], "invalid int value: 'one'"),
         (["ui", "seed=3"], "seed=3"),
     ],

@@ -11,11 +11,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "sample": (
         'sana-lab sample "a red circle" "three green triangles" --out pictures',
-        'sana-lab sample "a red circle" --out pictures --seed 1 --set sampling.steps=50 sampling.solver=heun',
+        "sana-lab sample --prompts prompts.txt --out pictures --seed 1 --set sampling.steps=50 sampling.solver=heun",
     ),
     "edit": (
         'sana-lab edit circle.png --from "a red circle" --to "a blue circle" --out blue.png',
-        'sana-lab edit circle.png --from "a red circle" --to "a star" --out star.png --inject 0.3',
+        'sana-lab edit circle.png --from "a red circle" --to "a red square" --out square.png --inject 0.3',
     ),
     "eval": (
         "sana-lab eval shapes_sana eval.prompts_per_task=5 --json result.json",

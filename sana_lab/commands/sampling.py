@@ -6,7 +6,13 @@ from pathlib import Path
 
 def sample_arguments(parser: ArgumentParser) -> None:
     """Prompts, and how they are sampled."""
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="text to generate an image from")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to generate an image from")
+    parser.add_argument(
+        "--prompts",
+        dest="prompts_file",
+        metavar="FILE",
+        help="file with a prompt on each line, in place of PROMPT; - is standard input",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write DIR/*.png to")
     parser.add_argument(
         "--model", default="shapes_sana", metavar="EXPERIMENT", help="trained experiment, file, folder or hub id "
@@ -37,7 +43,9 @@ def sample_arguments(parser: ArgumentParser) -> None:
 def sample_verb(options: Namespace) -> None:
     """`sana-lab sample`."""
     from sana_lab import api
+    from sana_lab.commands import prompts
 
+    options.prompts = prompts.given(options)
     api.main(options)
 
 

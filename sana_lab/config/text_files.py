@@ -19,7 +19,11 @@ def read(path: Path | str, *, surrogates: bool = False) -> str:
     With `surrogates`, halves of surrogate pairs stay in the text, for a caller that reports them by name. OSError;
     ValueError with the line that is not text.
     """
-    content = Path(path).read_bytes()
+    return decode(Path(path).read_bytes(), path, surrogates=surrogates)
+
+
+def decode(content: bytes, path: Path | str, *, surrogates: bool = False) -> str:
+    """The text of the bytes of a file, as `read`; `path` names it in messages. ValueError."""
     mark, encoding = _encoding(content)
     return _decoded(content.removeprefix(mark), encoding, path, 1, surrogates)
 

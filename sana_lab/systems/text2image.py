@@ -1,6 +1,6 @@
 """The full system: text encoder, DiT and autoencoder, trained on captioned images and sampled from prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -229,6 +229,23 @@ class TextToImage(System):
         float32 for all dtypes of the parts. A denoiser that `prepare_for_sampling` has not quantised is quantised as a
         copy for this call. Overflow if latents are not finite; OutOfMemory naming the stage.
         """
+        how: dict[str, Any] = {"size": size, "sampling": sampling, "seed": seed, "indices": indices}
+        return torch.cat([*self.sample_batches(prompts, **how, negative=negative, batch=batch)])
+
+    @torch.no_grad()
+    def sample_batches(
+        self,
+        prompts: Sequence[str],
+        *,
+        size: int | tuple[int, int],
+        sampling: Sampling,
+        seed: Seed = 0,
+        indices: Sequence[int] | None = None,
+        negative: str | Sequence[str] = "",
+        batch: int = 64,
+    ) -> Iterator[Tensor]:
+        """The images of `sample` in its order, (b, 3, H, W) at a time as each batch is done. What `sample` refuses is
+        refused before the first."""
         negatives = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
         indices = list(range(len(prompts)) if indices is None else indices)
         check_request(prompts, negatives, indices)
@@ -243,10 +260,11 @@ class TextToImage(System):
             best_of.check(sampling.best_by, prompts)
         together = max(1, batch // sampling.best_of)
         parts = [slice(i, i + together) for i in range(0, len(prompts), together)]
-        return torch.cat(
-            [self._sample_best(prompts[p], negatives[p], shape, seed, indices[p], sampling, dit, batch) for p in parts]
+        return (
+            self._sample_best(prompts[p], negatives[p], shape, seed, indices[p], sampling, dit, batch) for p in parts
         )
 
+    @torch.no_grad()
     def _sample_best(
         self,
         prompts: Sequence[str],
