@@ -64,6 +64,24 @@ def test_equal_settings_are_one_model_and_one_trial(here: Path):
     assert [hashing.trial_hash(t) for t in again] == [hashing.trial_hash(t) for t in trials]
 
 
+def test_best_of_has_a_line_over_the_candidates_for_each_chooser():
+    """One candidate is the image without a choice: one trial for all choosers."""
+    loaded = plan.load("best_of")
+    assert loaded.table.x == "candidates"
+    lines = {chooser: [] for chooser in loaded.table.axes["chooser"]}
+    for trial in loaded.trials:
+        lines[trial.labels["chooser"]].append(trial)
+        assert trial.config["sampling"]["best_of"] == int(trial.labels["candidates"])
+    assert len(lines) == 2
+    assert all([t.config["sampling"]["best_of"] for t in line] == [1, 2, 4, 8] for line in lines.values())
+    assert len({hashing.trial_hash(t) for line in lines.values() for t in line}) == 7
+
+
+def test_methods_have_both_answers_to_the_holes_of_token_routing():
+    tread = [m for t in plan.load("methods").trials if (m := t.config["system"].get("method")) and m["name"] == "tread"]
+    assert [m["holes"] for m in tread] == ["fill", "skip"] * 3
+
+
 def test_a_label_overrides_what_is_common_and_the_command_line_overrides_all(here: Path):
     write(here, "ablations/one.yaml",
           "title: t\nbase: tiny\ncommon: {trainer.max_steps: 1}\n"
