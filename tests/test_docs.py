@@ -23,6 +23,8 @@ import torch
 
 import sana_lab
 from sana_lab import __main__
+from sana_lab.commands.examples import EXAMPLES
+from sana_lab.config import experiments
 
 ROOT = Path(sana_lab.__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -229,6 +231,20 @@ def test_commands_in_the_text_parse(page: Path):
 
 def test_readme_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_examples_ask_for_shapes_that_the_world_has():
+    """Commands and code of the pages, and examples of the command line."""
+    texts = [block.body for page in PAGES for block in blocks(page)] + [line for e in EXAMPLES.values() for line in e]
+    assert [text for text in texts if re.search(r"\b(star|diamond|heart|hexagon)s?\b", text)] == []
+
+
+def test_every_ablation_that_ships_is_listed():
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs" / "ablations.md").read_text(), re.M)
+    listed = {name for row in rows for name in re.findall(r"`([^`]*)`", row)}
+    shipped = {name for name in experiments.available("ablations") if not name.startswith("paper/")}
+    assert shipped - listed == set()
+    assert "paper/*" in listed
 
 
 def test_every_page_is_listed_in_readme():
