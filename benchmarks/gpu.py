@@ -7,6 +7,8 @@ replayed from CUDA graphs, with the same random weights. Each section is a proce
 """
 
 import argparse
+import copy
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +30,13 @@ from sana_lab.costs.timing import interleave
 from sana_lab.diffusion.guidance import guided
 from sana_lab.diffusion.sampling import Sampling, noise_like
 from sana_lab.ops.backend import Backend
+from sana_lab.ops.conv import upsample_conv3x3
+from sana_lab.ops.inference_backend import Fast
 from sana_lab.ops.linear_attention import launch, tiling
 from sana_lab.ops.mix_ffn import mix_ffn
 from sana_lab.ops.modulate import add_modulate
 from sana_lab.systems.cuda_graphs import Graphs
+from sana_lab.systems.quantize import layers, quantized
 from sana_lab.types import Json, Text
 
 BATCH, HEADS, WIDTH = 2, 36, 32  # SANA-0.6B under guidance
@@ -271,11 +276,7 @@ def backward_case(extent: Extent, tokens: int, heads: int = HEADS) -> Case:
 
 
 def rotation(extent: Extent, tokens: int, heads: int) -> list[Tensor]:
-    torch.manual_seed(0)
-    size = BATCH * tokens * 3 * heads * WIDTH
-    count = max(3, ROTATED // (2 * size) + 1) if extent.device.type == "cuda" else 3
-    shape = (BATCH, tokens, 3 * heads * WIDTH)
-    return [torch.randn(shape, device=extent.device).to(extent.dtype) for _ in range(count)]
+    return rotated(extent, (BATCH, tokens, 3 * heads * WIDTH))
 
 
 def core_name(what: str, extent: Extent, tokens: int, heads: int) -> str:
@@ -368,10 +369,13 @@ def modulate_case(extent: Extent, side: int, channels: int) -> Case:
 
 def grids(extent: Extent, side: int, channels: int) -> list[Tensor]:
     """Tokens (B, h, w, C) in rotation."""
+    return rotated(extent, (BATCH, side, side, channels))
+
+
+def rotated(extent: Extent, shape: tuple[int, ...]) -> list[Tensor]:
+    """Random tensors of a shape, more than the cache holds."""
     torch.manual_seed(0)
-    size = BATCH * side * side * channels
-    count = max(3, ROTATED // (2 * size) + 1) if extent.device.type == "cuda" else 3
-    shape = (BATCH, side, side, channels)
+    count = max(3, ROTATED // (2 * math.prod(shape)) + 1) if extent.device.type == "cuda" else 3
     return [torch.randn(shape, device=extent.device).to(extent.dtype) for _ in range(count)]
 
 
@@ -387,6 +391,42 @@ def either(
     return Case(
         f"{name}, {str(extent.dtype).removeprefix('torch.')}", sides, pairs, inputs, extent.tolerance, least_bytes
     )
+
+
+# Products of fewer bits
+
+
+def products(extent: Extent) -> list[Build]:
+    """At 1024 px and, of the smaller transformer, at 4096 px."""
+    at = (("0.6B", 4),) if extent.quick else (("1.6B", 32), ("0.6B", 32), ("0.6B", 128))
+    return [partial(products_case, extent, *each) for each in at]
+
+
+@torch.no_grad()
+def products_case(extent: Extent, size: str, side: int) -> Case:
+    """A block's four large products of `sampling.quantize=fp8`, the rounding of their inputs included, against those of
+    the network's dtype. Inputs are random, and outputs of all four are compared. On the CPU rounding is simulated."""
+    dit = models.ours_of(models.transformer(SIZES[size], 1)).to(extent.device, extent.dtype)
+    mode = "fp8" if extent.device.type == "cuda" else "fp8_simulated"
+    names, low = layers(dit, mode), quantized(dit, mode)
+    plain, rounded = ([part.get_submodule(name) for name in names] for part in (dit, low))
+    widths = [layer.in_features for layer in plain]
+    inputs = rotated(extent, (BATCH * side * side * sum(widths),))
+
+    def run(x: Tensor, parts: Sequence[torch.nn.Module], joined: bool = False) -> Tensor:
+        flat = x.split([BATCH * side * side * width for width in widths])
+        rows = [x.view(BATCH, side, side, width) for x, width in zip(flat, widths, strict=True)]
+        outputs = [part(x) for part, x in zip(parts, rows, strict=True)]
+        return torch.cat([y.flatten() for y in outputs]) if joined else outputs[-1]
+
+    truth = run(inputs[0].double(), [copy.deepcopy(layer).double() for layer in plain], joined=True)
+    exact = str(extent.dtype).removeprefix("torch.")
+    sides = {
+        name: Side(replayed(partial(run, parts=parts), inputs), truth, partial(run, parts=parts, joined=True))
+        for name, parts in ((exact, plain), (mode, rounded))
+    }
+    name = f"{size} block, {len(names)} large products, {side} x {side} tokens, batch {BATCH}"
+    return Case(name, sides, [Pair(OTHER, exact, mode)], inputs, DEEP)
 
 
 # The transformer
@@ -405,8 +445,11 @@ def compiled(extent: Extent) -> list[Build]:
 
 
 def large(extent: Extent) -> list[Build]:
-    """Steps of 2048 and 4096 px."""
-    return [] if extent.quick else [partial(step_case, extent, "0.6B", side) for side in (64, 128)]
+    """Steps of 2048 and 4096 px; decodes of 4096 px in tiles, against larger tiles and whole."""
+    if extent.quick:
+        return [partial(tiles_case, extent, 128, 1, 2, 4)]
+    steps = [partial(step_case, extent, "0.6B", side) for side in (64, 128)]
+    return [*steps, *(partial(tiles_case, extent, 4096, 3, 32, other) for other in (64, 128))]
 
 
 @torch.no_grad()
@@ -492,7 +535,15 @@ def denoise_case(extent: Extent, size: str, side: int, blocks: int | None) -> Ca
 
 
 def decode(extent: Extent) -> list[Build]:
-    return [partial(decode_case, extent, 64 if extent.quick else 1024, 1 if extent.quick else 3)]
+    if extent.quick:
+        return [partial(decode_case, extent, 64, 1), partial(upsample_case, extent, 6, 8, 4, "channels_last")]
+    stages = ((64, 1024, 512), (256, 512, 256), (512, 256, 128))  # of 1024 px
+    upsamples = [partial(upsample_case, extent, *stage, "channels_last") for stage in stages]
+    return [
+        partial(decode_case, extent, 1024, 3),
+        *upsamples,
+        partial(upsample_case, extent, *stages[-1], "contiguous_format"),
+    ]
 
 
 @torch.no_grad()
@@ -513,6 +564,44 @@ def decode_case(extent: Extent, size: int, blocks: int) -> Case:
         sides["diffusers, channels last, compiled"] = Side(compiled, truth)
     pairs = [Pair(EXACT, name, "ours") for name in sides if name != "ours"]
     return Case(f"DC-AE f32c32 decode, {size} px", sides, pairs, inputs, 2 * extent.tolerance, repeats=11)
+
+
+@torch.no_grad()
+def upsample_case(extent: Extent, side: int, channels: int, out: int, memory: str) -> Case:
+    """The decoder's upsampling: nearest neighbours and a 3x3 convolution, against one folded transposed convolution,
+    whose kernel is folded at each call; in a memory format of torch."""
+    conv = torch.nn.Conv2d(channels, out, 3).to(extent.device, extent.dtype).requires_grad_(False)
+    inputs = [x.contiguous(memory_format=getattr(torch, memory)) for x in rotated(extent, (1, channels, side, side))]
+    wide = [t.double() for t in (inputs[0], conv.weight, conv.bias)]
+    truth = upsample_conv3x3(*wide, backend="torch")
+
+    def run(x: Tensor, backend: Fast) -> Tensor:
+        return upsample_conv3x3(x, conv.weight, conv.bias, backend)
+
+    backends: dict[str, Fast] = {"separate": "torch", "folded": "fast"}
+    sides = {name: Side(replayed(partial(run, backend=each), inputs), truth) for name, each in backends.items()}
+    name = f"upsampling of the decoder, {side} x {side}, {channels} to {out} channels, {memory.replace('_', ' ')}"
+    return Case(name, sides, [Pair(EXACT, "separate", "folded")], inputs, extent.tolerance)
+
+
+@torch.no_grad()
+def tiles_case(extent: Extent, size: int, blocks: int, tile: int, other: int) -> Case:
+    """DC-AE f32c32's decoder in tiles of `tile` and of `other` latents on a side, which may be the whole grid; both
+    against smaller tiles in float32."""
+    side = size // 32
+    ours = models.ours_of(models.autoencoder(blocks)).to(extent.device).eval()
+    inputs = [torch.randn(1, 32, side, side, device=extent.device) for _ in range(3)]
+
+    def run(z: Tensor, tile: int) -> Tensor:
+        ours.tile = tile
+        return ours.reconstruct(z)
+
+    truth = run(inputs[0], max(1, tile // 2))
+    ours, inputs = ours.to(extent.dtype), [z.to(extent.dtype) for z in inputs]
+    names = {n: "whole" if n >= side else f"tiles of {n} x {n} latents" for n in (tile, other)}
+    sides = {names[n]: Side(partial(run, tile=n), truth) for n in names}
+    pairs = [Pair(SAME, names[other], names[tile])]
+    return Case(f"DC-AE f32c32 decode in tiles, {size} px", sides, pairs, inputs, 2 * extent.tolerance, repeats=3)
 
 
 def whole(extent: Extent) -> list[Build]:
@@ -584,6 +673,7 @@ SECTIONS: dict[str, Callable[[Extent], list[Build]]] = {
     "forward": forward,
     "backward": backward,
     "between": between,
+    "products": products,
     "step": step,
     "denoise": denoise,
     "decode": decode,
@@ -612,14 +702,15 @@ PLANS: dict[str, list[Section]] = {
         Section("paths", 50),
     ],
     "second": [
-        Section("step", 90, 60),
-        Section("forward", 75, 40),
-        Section("between", 35, 20),
-        Section("decode", 45),
-        Section("whole", 50),
-        Section("backward", 45, 30),
+        Section("step", 80, 60),
+        Section("forward", 60, 40),
+        Section("between", 30, 20),
+        Section("products", 20, 10),
+        Section("decode", 55, 40),
+        Section("whole", 45),
+        Section("backward", 35, 30),
         Section("compiled", 100, 60),
-        Section("large", 40, 25),
+        Section("large", 55, 25),
     ],
 }
 PLANS["all"] = [*PLANS["first"], *PLANS["second"]]

@@ -163,6 +163,23 @@ def test_the_gpu_cases_agree_with_their_definitions(common: Any):
             assert max(common.error(s.run(case.inputs[0]), s.truth) for s in case.sides.values()) < 1e-5
 
 
+def test_the_cases_of_fewer_bits_upsampling_and_tiles_agree(common: Any):
+    import gpu
+
+    extent = gpu.Extent(torch.device("cpu"), quick=True, compiled=False)
+    with torch.no_grad():
+        (products,) = (build() for build in gpu.products(extent))
+        errors = {name: common.error(s.check(products.inputs[0]), s.truth) for name, s in products.sides.items()}
+        assert errors["float32"] < 1e-5
+        assert 0.01 < errors["fp8_simulated"] < 0.05 < products.tolerance
+        upsample = gpu.upsample_case(extent, 6, 8, 4, "channels_last")
+        assert set(upsample.sides) == {"separate", "folded"}
+        tiles = gpu.tiles_case(extent, 128, 1, 2, 4)
+        assert set(tiles.sides) == {"tiles of 2 x 2 latents", "whole"}
+        for case in (upsample, tiles):
+            assert max(common.error(s.run(case.inputs[0]), s.truth) for s in case.sides.values()) < 1e-5
+
+
 @pytest.mark.slow
 def test_forms_of_linear_attention_agree(common: Any):
     """In Triton's interpreter, so in a process of their own."""
