@@ -22,7 +22,7 @@ compdef _sana_lab sana-lab
 """Shell -> the script that it evaluates."""
 
 FIRST = {
-    **dict.fromkeys(("train", "eval", "bench", "profile", "export"), "experiments"),
+    **dict.fromkeys(("train", "cache", "eval", "bench", "profile", "export"), "experiments"),
     **dict.fromkeys(("ablate", "table", "ship", "pack"), "ablations"),
 }
 """Verb -> the kind of recipe that its first argument names."""

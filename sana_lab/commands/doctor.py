@@ -1,13 +1,13 @@
 """Command `sana-lab doctor`: versions, devices, Triton, the store, the disk, and what optional packages would add."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sana_lab import environment
 from sana_lab.commands.listing import HOME, runs
 
 NEEDED = ("torch", "torchvision", "lightning", "transformers", "mlflow", "safetensors", "pydantic", "omegaconf")
@@ -15,6 +15,11 @@ NEEDED = ("torch", "torchvision", "lightning", "transformers", "mlflow", "safete
 OPTIONAL = {
     "diffusers": 'parity with diffusers, `bench` of its pipelines: pip install "sana_lab[diffusers]"',
     "torchao": 'sampling.quantize=int8 and w8a8: pip install "sana_lab[quantize]"',
+    "peft": 'system.adapter=lora: pip install "sana_lab[lora]"',
+    "optuna": '`search:` of an ablation: pip install "sana_lab[search]"',
+    "pyarrow": 'data in Parquet files: pip install "sana_lab[parquet]"',
+    "ray": 'executor ray: pip install "sana_lab[ray]"',
+    "submitit": 'executor slurm: pip install "sana_lab[slurm]"',
     "tensorboard": "trainer.logger=tensorboard: pip install tensorboard",
     "wandb": "trainer.logger=wandb: pip install wandb",
 }
@@ -54,7 +59,7 @@ def version(package: str) -> str | None:
 def _devices() -> Iterator[Line]:
     import torch
 
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, threads = environment.cores(), torch.get_num_threads()
     yield True, "CPU", f"{cores} cores, {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     words = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in gpus)

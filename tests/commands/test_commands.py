@@ -1,8 +1,10 @@
 """Verbs about the lab itself, from an empty folder."""
 
+import os
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,21 @@ def test_doctor_names_what_is_missing(here: Path, capsys: pytest.CaptureFixture[
     assert "! runs" in capsys.readouterr().out
 
 
+def test_doctor_names_the_package_of_every_extra():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = {name: words for name, words in project["optional-dependencies"].items() if name != "dev"}
+    assert len(extras) > 5
+    for name, (requirement, *_) in extras.items():
+        package = requirement.partition(">")[0]
+        assert f'pip install "sana_lab[{name}]"' in doctor.OPTIONAL[package]
+
+
+def test_doctor_counts_cores_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert f"{os.cpu_count()} cores" in next(doctor._devices())[2]
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="0"):
         __main__.main(["--version"])
@@ -132,6 +149,7 @@ def test_every_verb_has_two_examples_that_parse(verb: str):
 def test_words_of_the_command_line():
     assert "ablate" in words("ab")
     assert words("train", "shapes_sana_1") == ["shapes_sana_128"]
+    assert words("cache", "shapes_sana_1") == ["shapes_sana_128"]
     assert words("parts", "solver", "dp") == ["dpmpp"]
     assert "--dry-run" in words("train", "shapes", "--")
     assert words("list", "ab") == ["ablations"]
