@@ -1,8 +1,8 @@
 """Contracts: what every part of a kind must do, as rules that are run on tiny inputs.
 
 A rule is a function of a `Subject` that raises `Violation`; the first line of its docstring is its name. Each module
-here holds the `RULES` of related kinds; `contracts.run` runs them for `sana-lab check`, before a training of a user's
-own part, and in the tests of the parts that ship.
+here holds the `RULES` of related kinds; `contracts.run` runs them for `sana-lab check` and in the tests of the parts
+that ship, `contracts.preflight` those that are quick before a training of a user's own part.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,10 +45,10 @@ def expect(condition: bool, text: str) -> None:
 
 
 def expect_shape(value: Any, shape: tuple[int, ...], what: str) -> None:
-    """A finite tensor of this shape."""
+    """A tensor of this shape, finite where it holds numbers."""
     expect(isinstance(value, Tensor), f"{what} is a {type(value).__name__}, expected a tensor of shape {shape}")
     expect(tuple(value.shape) == shape, f"{what} has shape {tuple(value.shape)}, expected {shape}")
-    expect(bool(value.isfinite().all()), f"{what} holds values that are not finite")
+    expect(value.is_meta or bool(value.isfinite().all()), f"{what} holds values that are not finite")
 
 
 def expect_close(a: Tensor, b: Tensor, text: str) -> None:

@@ -166,7 +166,8 @@ AUTOENCODER: tuple[Rule, ...] = (
 # text encoders
 
 
-def _encode(encoder: object, prompts: list[str]) -> Text:
+def encode(encoder: object, prompts: list[str]) -> Text:
+    """The features of prompts, of as many different ones as the encoder reads. `Violation` for no `Text`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of truncation
         text = encoder(_readable(encoder, prompts))  # type: ignore[operator]
@@ -187,7 +188,7 @@ def features(subject: Subject) -> None:
     encoder = subject.make()
     for name in ("dim", "max_tokens"):
         expect(isinstance(getattr(encoder, name, None), int), f"it sets no attribute `{name}`, expected a number")
-    tokens, mask = _encode(encoder, WORDS)
+    tokens, mask = encode(encoder, WORDS)
     length = tokens.shape[1] if tokens.ndim > 1 else 0
     expect_shape(tokens, (len(WORDS), length, encoder.dim), "the tokens")
     expect(mask.dtype == torch.bool, f"the mask is {mask.dtype}, expected torch.bool")
@@ -198,14 +199,14 @@ def features(subject: Subject) -> None:
 @torch.no_grad()
 def empty_prompt(subject: Subject) -> None:
     """The empty prompt, the null condition of guidance, has at least one real token."""
-    expect(bool(_encode(subject.make(), [""]).mask.any()), "the empty prompt has no real token")
+    expect(bool(encode(subject.make(), [""]).mask.any()), "the empty prompt has no real token")
 
 
 @torch.no_grad()
 def long_prompt(subject: Subject) -> None:
     """A prompt of any length has at most `max_tokens` tokens."""
     encoder = subject.make()
-    length = _encode(encoder, [LONG]).tokens.shape[1]
+    length = encode(encoder, [LONG]).tokens.shape[1]
     expect(length <= encoder.max_tokens, f"a long prompt has {length} tokens, max_tokens is {encoder.max_tokens}")
 
 
@@ -213,14 +214,14 @@ def long_prompt(subject: Subject) -> None:
 def padding(subject: Subject) -> None:
     """The features of a prompt do not depend on the others of its batch."""
     encoder = subject.make()
-    alone, batch = _encode(encoder, WORDS[:1]), _encode(encoder, WORDS)
+    alone, batch = encode(encoder, WORDS[:1]), encode(encoder, WORDS)
     expect_close(alone.tokens[alone.mask], batch.tokens[0][batch.mask[0]], "a prompt alone and in a batch differ")
 
 
 @torch.no_grad()
 def words(subject: Subject) -> None:
     """Other words give other features."""
-    text = _encode(subject.make(), ["a red circle", "a blue circle"])
+    text = encode(subject.make(), ["a red circle", "a blue circle"])
     same = text.mask.sum(1).unique().numel() == 1 and torch.equal(text.tokens[0], text.tokens[1])
     expect(not same, "'a red circle' and 'a blue circle' have the same features")
 
@@ -230,7 +231,7 @@ def text_gradients(subject: Subject) -> None:
     encoder = subject.make().train()
     if encoder.pretrained or not any(p.requires_grad for p in encoder.parameters()):
         return
-    expect_gradients(encoder, _encode(encoder, WORDS).tokens)
+    expect_gradients(encoder, encode(encoder, WORDS).tokens)
 
 
 TEXT_ENCODER: tuple[Rule, ...] = (meta, features, empty_prompt, long_prompt, padding, words, text_gradients)

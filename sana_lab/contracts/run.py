@@ -1,8 +1,6 @@
-"""The rules of a kind, run on a part: `sana-lab check`, and the parts of the user's own before a training."""
+"""The rules of a kind, run on a part: `sana-lab check`."""
 
-import functools
 import inspect
-import json
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -43,9 +41,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "vqa": evaluation.VQA,
 }
 """kind -> its contract; a kind without one is checked for its methods and options alone."""
-
-QUICK = ("attention", "ffn", "solver", "measure", "extractor", "optimizer", "method")
-"""Kinds whose contract takes a second or less, and so runs before each training of a user's own part."""
 
 WIDTH = 64
 """Width of the tokens that attentions and feed-forward layers are checked at, if their head width divides it."""
@@ -94,24 +89,6 @@ def kind_of(name: str) -> str:
     raise SpecError(f"{name!r} is a subclass of no interface ({', '.join(registry.BASES)}){near}")
 
 
-def check_guests(experiment: schema.Config) -> None:
-    """SpecError if a part of the user's own in an experiment breaks a quick rule of its kind, before any training."""
-    for kind, spec in guests(experiment):
-        if kind in QUICK:
-            _check_once(kind, json.dumps(spec, sort_keys=True))
-
-
-@functools.cache
-def _check_once(kind: str, spec: str) -> None:
-    given = json.loads(spec)
-    for finding in check(kind, given):
-        if finding.problem is not None:
-            raise SpecError(
-                f"{kind} {given['name']!r} breaks a rule of its kind: {finding.rule}: {finding.problem}; "
-                f"`sana-lab check {given['name']}` runs all of them"
-            )
-
-
 def guests(experiment: schema.Config) -> Iterator[tuple[str, schema.Config]]:
     """(kind, resolved spec) of every part of the user's own in a resolved experiment."""
     yield from _guests_in(specs.fields(schema.Experiment), experiment)
@@ -144,8 +121,13 @@ def _finding(rule: Rule, subject: Subject) -> Finding:
     except Violation as error:
         return Finding(rule_name(rule), str(error))
     except Exception as error:  # whatever the part does is a finding
-        return Finding(rule_name(rule), f"{type(error).__name__}: {_first_line(error)}{_place(error, subject)}")
+        return Finding(rule_name(rule), describe(error, subject))
     return Finding(rule_name(rule), None)
+
+
+def describe(error: Exception, subject: Subject) -> str:
+    """An error in one line, with the line of the part's own file that it came through."""
+    return f"{type(error).__name__}: {_first_line(error)}{_place(error, subject)}"
 
 
 def _first_line(error: Exception) -> str:
