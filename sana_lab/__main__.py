@@ -402,8 +402,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, 1 for an error that the user can fix, 130 for Ctrl-C, 143 for a training that
-    SIGTERM ended."""
+    """Run a verb; the exit status is 0, 1 for an error that the user can fix, 130 for Ctrl-C, 143 for a training or
+    a sweep that SIGTERM ended."""
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["complete"]:
         return _complete(words[1:])

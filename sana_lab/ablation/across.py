@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sana_lab.ablation import generations, plan, report_page
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.search.proposals import with_proposals
+from sana_lab.ablation.trials import as_timed
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.paths import check_folder
@@ -46,7 +47,7 @@ def main(recipes: Sequence[str], overrides: Sequence[str], scale: str | None, re
     folder = out or weights.HOME / "tables" / "+".join(name.replace("/", "-") for name in names)
     check_folder(folder)
     store = Store(weights.HOME)
-    plans = [with_proposals(store, each) for each in plans]
+    plans = [as_timed(store, with_proposals(store, each)) for each in plans]
     sweeps = [Sweep(each.name, each.table, generations.refresh(store, each)) for each in plans]
     table = build(store, sweeps)
     pictures = plot(table, folder)

@@ -9,7 +9,6 @@ from sana_lab import environment
 from sana_lab.ablation import efficiency
 from sana_lab.ablation.record import TrialRecord, equal_rows
 from sana_lab.bench.probes import Probe
-from sana_lab.bench.record import device_name
 from sana_lab.config import experiments, specs
 from sana_lab.config.schema import EfficiencyTable
 from sana_lab.costs.flops import DEFINITION, PAIR
@@ -40,9 +39,8 @@ def build(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Table:
 
 
 def conditions_of(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Conditions:
-    device = efficiency.device_of(options)
     return Conditions(
-        device_name(device) if device else None,
+        devices_of(options, trials),
         sorted({efficiency.build_probe(record.trial.config).dtype for record in trials}),
         {
             r.trial.label: r.run.tags[efficiency.UNMEASURED]
@@ -53,6 +51,16 @@ def conditions_of(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> Co
         equal_rows(trials),
         [*dict.fromkeys(probe.summary for probe in probe_classes(trials).values() if probe.summary)],
     )
+
+
+def devices_of(options: EfficiencyTable, trials: Sequence[TrialRecord]) -> str | None:
+    """The devices that timed the rows, by their runs, or this machine's; None if they are only counted."""
+    tags = (r.run.tags.get(efficiency.TIMED_ON) for r in trials if r.run)
+    target = efficiency.target_of(options, None)
+    names = sorted({tag for tag in tags if tag})
+    if len(names) > 1:
+        return f"{' and '.join(names)} (rows of different devices cannot be compared)"
+    return names[0] if names else target.name if target else None
 
 
 def probe_classes(trials: Sequence[TrialRecord]) -> dict[str, type[Probe]]:

@@ -17,10 +17,9 @@ from sana_lab.types import Json
 class Jobs:
     """Run each stage of a sweep in a worker process; if a worker dies, its open runs are marked as failed."""
 
-    def __init__(
-        self, store: Store, pool: WorkerPool, device: torch.device | None, pruning: Json | None = None
-    ) -> None:
-        self.store, self.pool, self.device = store, pool, device
+    def __init__(self, store: Store, pool: WorkerPool, device: str | None, pruning: Json | None = None) -> None:
+        self.store, self.pool = store, pool
+        self.device = device  # that probes are timed on
         self.pruning = pruning  # how a worker prunes, in a search
         self.threads, self.whole = pool.executor.threads, pool.executor.whole
         self.untrainable: dict[str, str] = {}  # experiment -> why it could not be trained
@@ -64,7 +63,8 @@ class Jobs:
         """Measure the costs of trials, one after the other, with all cores."""
         if group:
             probes = group[0].trial.kind == "efficiency"
-            threads = torch.get_num_threads() if probes else self.whole  # a probe's key names torch's threads
+            here = probes and not self.pool.executor.elsewhere
+            threads = torch.get_num_threads() if here else self.whole  # a probe's key names this machine's threads
             self.end(group, self.pool.run("bench", self._job("measure", group)._replace(threads=threads)), "bench")
 
     def end(self, group: Iterable[TrialRecord], status: int, title: str) -> None:
@@ -81,8 +81,8 @@ class Jobs:
         trials = [
             {"run": r.run_id, "key": r.key, "label": r.trial.label, **for_worker(r.trial), **pruning} for r in group
         ]
-        device = None if self.device is None else str(self.device)
-        return Job(kind, str(self.store.home), self.threads, trials, experiment, device)
+        place = {"device": self.device, "elsewhere": self.pool.executor.elsewhere}
+        return Job(kind, str(self.store.home), self.threads, trials, experiment, **place)
 
     def _blocked(self, experiment: schema.Config) -> str | None:
         return next((self.untrainable[n] for n in experiments.prerequisites(experiment) if n in self.untrainable), None)

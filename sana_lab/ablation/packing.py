@@ -13,7 +13,7 @@ from sana_lab.ablation import plan
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TrialRecord
 from sana_lab.ablation.search.proposals import with_proposals
-from sana_lab.ablation.trials import records, weights_of
+from sana_lab.ablation.trials import as_timed, records, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation
 from sana_lab.config.atomic_write import replacing
@@ -52,7 +52,7 @@ def main(
     path = out or Path(f"{name}.tar.gz")
     check_file(path)
     store = Store(weights.HOME)
-    trials = records(store, ablation := with_proposals(store, ablation))
+    trials = records(store, ablation := as_timed(store, with_proposals(store, ablation)))
     if not any(record.done for record in trials):
         raise SpecError(f"no trial of {recipe!r} has finished; expected `sana-lab ablate {recipe}` first")
     if not (table := weights.HOME / "tables" / ablation.name).is_dir():

@@ -36,11 +36,17 @@ class Plan(NamedTuple):
     table: Ablation | EfficiencyTable
     trials: list[Trial]
     space: "SearchSpace | None" = None  # of a search, whose trials come as they are proposed
+    elsewhere: int | None = None  # CUDA devices of a trial on another machine; None: trials run on this one
 
     @property
     def examples(self) -> list[Trial]:
         """Trials that show all settings: every trial, or the corners of the space of a search."""
         return self.trials if self.space is None else self.space.corners
+
+    @property
+    def training_devices(self) -> int | None:
+        """Devices that a trial trains on, on another machine; None for those of this one."""
+        return None if self.elsewhere is None else max(1, self.elsewhere)
 
 
 def load(

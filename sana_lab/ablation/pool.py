@@ -1,10 +1,18 @@
 """The jobs of one sweep on an executor, with their progress on the bar."""
 
+import signal
 from pathlib import Path
 
 from sana_lab.ablation.executors import Executor
 from sana_lab.ablation.progress import ProgressBar
 from sana_lab.ablation.protocol import Job, Line, Progress
+from sana_lab.training.terminated import Terminated
+
+TERMINATED = (Terminated.status, -signal.SIGTERM)
+"""Statuses of a worker that SIGTERM ended: with a checkpoint, or before it could do any work."""
+
+RESTARTS = 10
+"""Most times that a job is done again after SIGTERM."""
 
 
 class WorkerPool:
@@ -20,8 +28,15 @@ class WorkerPool:
             raise
 
     def run(self, title: str, job: Job) -> int:
-        """Do a job to its end; the exit status. The log is `title`.log in the sweep's folder."""
-        return 0 if self.stopped else self.executor.run(title, job)
+        """Do a job to its end; the exit status. One whose worker got SIGTERM is done again, from its last checkpoint.
+        The log is `title`.log in the sweep's folder."""
+        for restart in range(RESTARTS + 1):
+            if restart and not self.stopped:
+                self.bar.print(f"{title}: its worker was ended by SIGTERM; it goes on from its last checkpoint")
+            status = 0 if self.stopped else self.executor.run(title, job)
+            if status not in TERMINATED:
+                break
+        return status
 
     def show(self, line: str) -> None:
         """Move the bar by a worker's message, or print its line; other output is ignored."""
@@ -38,3 +53,8 @@ class WorkerPool:
         """End all jobs immediately; safe because checkpoints and weights files are written atomically."""
         self.stopped = True
         self.executor.stop()
+
+    def terminate(self) -> None:
+        """End all jobs as SIGTERM does: trainings after their step, with a checkpoint."""
+        self.stopped = True
+        self.executor.terminate()

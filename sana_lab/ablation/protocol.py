@@ -24,6 +24,7 @@ class Job(NamedTuple):
     trials: list[dict[str, Any]]  # {run, key, label, kind, config, weights, retrain, pruning} each
     experiment: str | None = None  # to train
     device: str | None = None  # that probes are timed on; None: counted only
+    elsewhere: bool = False  # whether the worker is on another machine than the runner, which has not checked it
 
     def write(self, path: Path) -> None:
         write_text(path, json.dumps(self._asdict()))

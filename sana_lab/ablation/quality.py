@@ -26,6 +26,7 @@ from sana_lab.systems.text2image import TextToImage
 from sana_lab.tracking.logger import RunLogger
 from sana_lab.tracking.store import Store
 from sana_lab.training import PICTURE, callbacks, points, train
+from sana_lab.training.checks import check_here
 from sana_lab.training.pruned import Judge
 from sana_lab.types import Json
 
@@ -51,6 +52,13 @@ class StepReport:
 def train_needed(name: str) -> None:
     """Train an experiment that trials take weights from."""
     _train(experiments.load(name), name)
+
+
+def fit_elsewhere(store: Store, trial: Json) -> None:
+    """`fit` on another machine than the runner's. SpecError where this one lacks what the training needs."""
+    if weights_file(trial) is None:
+        check_here(trial["config"])
+    fit(store, trial)
 
 
 def fit(store: Store, trial: Json) -> None:

@@ -28,7 +28,7 @@ from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT
 from sana_lab.ablation.record import PRUNED, TRIAL, TrialRecord, equal_rows, within_time
 from sana_lab.ablation.search import describing, settings
 from sana_lab.ablation.search.proposals import Explorer, with_proposals
-from sana_lab.ablation.trials import measure_tags, records, state, weights_of
+from sana_lab.ablation.trials import as_timed, measure_tags, records, state, weights_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, interpolation, schema, specs
 from sana_lab.config.memo import reuse, reusing
@@ -41,6 +41,7 @@ from sana_lab.tracking.store import CONFIG, Run, Store, artifact_link
 from sana_lab.tracking.view import CURRENT, STATE, write_view
 from sana_lab.training import tenths
 from sana_lab.training.checks import check, warn_slow_precision
+from sana_lab.training.terminated import SAVING, Terminated
 
 
 def main(
@@ -65,22 +66,23 @@ def main(
     store = Store(weights.HOME)
     with reusing():
         ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
-        spec, examples = executor_of(ablation, executor, workers), ablation.examples
+        place: Executor = specs.build("executor", executor_of(ablation, executor, workers))
+        ablation = ablation._replace(elsewhere=(place.devices or 0) if place.elsewhere else None)
+        examples = ablation.examples
         if (search := settings.search_of(ablation.table)) is not None:
             search.check()
         seed = [t for t in examples if t.kind == "quality" and t.seed == examples[0].seed]  # others differ only in it
         for trial in seed:
-            if trial.weights is None and weights.trained(trial.config) is None:
+            if ablation.elsewhere is None and trial.weights is None and weights.trained(trial.config) is None:
                 warn_slow_precision(trial.config["trainer"])
         quality = [trial.config for trial in seed]
         for config in quality:
-            checks.check_evaluates(ablation.table, check(config), recipe)
+            checks.check_evaluates(ablation.table, check(config, ablation.training_devices), recipe)
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)
-            print("\n".join(outlook(store, with_proposals(store, ablation), slots_of(spec))))
+            print("\n".join(outlook(store, with_proposals(store, ablation), place.slots)))
             return 0
-        place: Executor = specs.build("executor", spec)
         check_devices(place, examples)
     place.check()
     if isinstance(ablation.table, schema.Ablation) and (retrain or ablation.table.weights):
@@ -106,12 +108,6 @@ def executor_of(ablation: Plan, executor: str | None, workers: int | None) -> sc
     if count is None:
         raise specs.SpecError(f"--workers is for the lab's own executors, not for {resolved['name']!r}")
     return {**resolved, count: workers}
-
-
-def slots_of(spec: schema.Config) -> int:
-    """Trials that an executor does at a time."""
-    executor: Executor = specs.build("executor", spec)
-    return executor.slots
 
 
 def check_devices(executor: Executor, trials: Sequence[schema.Trial]) -> None:
@@ -148,7 +144,7 @@ def write_table(
     check_folder(out or table_folder(ablation))
     store = Store(weights.HOME)
     deliver_all(store)
-    trials = generations.refresh(store, ablation := with_proposals(store, ablation))
+    trials = generations.refresh(store, ablation := as_timed(store, with_proposals(store, ablation)))
     if not trials:
         raise specs.SpecError(f"{ablation.name} has no trial yet; run: sana-lab ablate {recipe}")
     results.write(store, ablation.name, ablation.table, trials, out or table_folder(ablation))
@@ -171,7 +167,8 @@ def outlook(store: Store, ablation: Plan, slots: int) -> list[str]:
 def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
     """The lines of the dry run: what the ablation is, then each trial and its state."""
     if isinstance(ablation.table, schema.EfficiencyTable):
-        head = f"{len(trials)} rows, {efficiency.device_words(efficiency.device_of(ablation.table))}"
+        target = efficiency.target_of(ablation.table, ablation.elsewhere)
+        head = f"{len(trials)} rows, {efficiency.device_words(target)}"
         return [
             f"{ablation.table.title}: {head}",
             *(f"  {r.key}  {r.trial.label:<40} {state(r)}" for r in trials),
@@ -246,7 +243,8 @@ def work_off(
     executor: Executor,
     explorer: Explorer | None = None,
 ) -> None:
-    """All stages of the missing trials, then of those that a search proposes. Any error, and Ctrl-C, kills the workers.
+    """All stages of the missing trials, then of those that a search proposes. Any error, and Ctrl-C, kills the workers;
+    SIGTERM gives them time for a checkpoint.
 
     What is trained within a time comes last, alone and with all cores, so that its time is that of a quiet machine.
     """
@@ -260,7 +258,8 @@ def work_off(
     ):
         pool = WorkerPool(weights.HOME / "sweeps" / ablation.name, bar, executor)
         pruning = settings.for_worker(ablation.name, ablation.table)
-        jobs = Jobs(store, pool, efficiency.device_of(ablation.table), pruning)
+        target = efficiency.target_of(ablation.table, ablation.elsewhere)
+        jobs = Jobs(store, pool, None if target is None else target.device, pruning)
         try:
             for group in in_order(needed):
                 list(threads.map(jobs.train, group))
@@ -272,6 +271,10 @@ def work_off(
             for alone in by_model([r for r in able if within_time(r.trial)]):
                 jobs.evaluate_alone(alone)
                 jobs.measure([r for r in alone if measurable(store, r)])
+        except Terminated:
+            bar.print(f"SIGTERM: trainings end after their step, with a checkpoint; {SAVING:.0f} s at most")
+            pool.terminate()
+            raise
         except BaseException:
             pool.stop()
             raise
@@ -416,13 +419,14 @@ def lock(name: str) -> Iterator[None]:
 def terminable() -> Iterator[None]:
     """Let SIGTERM and a closed terminal stop a sweep as Ctrl-C does: workers end, and so do the runs in MLflow.
 
-    The first of them counts, so that what ends the runs is not interrupted; `nohup` is respected.
+    On SIGTERM trainings write a checkpoint first. The first signal counts, so that what ends the runs is not
+    interrupted; `nohup` is respected.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
         for other in signals:
             signal.signal(other, signal.SIG_IGN)
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        raise (Terminated if number == signal.SIGTERM else KeyboardInterrupt)(signal.Signals(number).name)
 
     signals = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():

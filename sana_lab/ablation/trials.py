@@ -11,7 +11,7 @@ from sana_lab.ablation.search.settings import pruning_of
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
 from sana_lab.config.memo import reusing
-from sana_lab.config.schema import Trial
+from sana_lab.config.schema import EfficiencyTable, Trial
 from sana_lab.tracking.store import Run, Store
 
 CORE, MEASURES = "sana.core", "sana.measures"
@@ -70,7 +70,18 @@ def keys_of(trial: Trial, plan: Plan) -> tuple[str, str]:
     if trial.kind == "quality":
         key = hashing.trial_hash(trial)
         return hashing.with_weights(key, trial.weights) if trial.weights else key, hashing.experiment_hash(trial.config)
-    return (efficiency.trial_hash(trial, efficiency.device_of(plan.table)),) * 2
+    target = efficiency.target_of(plan.table, plan.elsewhere)
+    return (efficiency.trial_hash(trial, None if target is None else target.name),) * 2
+
+
+def as_timed(store: Store, plan: Plan) -> Plan:
+    """An ablation whose rows were timed on other machines, and not on this one, as one of those; else as it is."""
+    if not isinstance(plan.table, EfficiencyTable):
+        return plan
+    if efficiency.device_of(plan.table) is not None and any(r.run for r in records(store, plan)):
+        return plan
+    others = [plan._replace(elsewhere=devices) for devices in (1, 0)]
+    return next((other for other in others if any(r.run for r in records(store, other))), plan)
 
 
 def runs_by_key(every: Iterable[Run]) -> dict[str, Run]:

@@ -7,6 +7,7 @@ needs. A job of probes does not wait for Lightning and all measures.
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,20 +19,33 @@ from typing import TYPE_CHECKING, Literal
 from sana_lab.ablation import durations
 from sana_lab.ablation.heartbeat import Heartbeat
 from sana_lab.ablation.protocol import EVALUATION, MEASUREMENT, End, Job, Line, Progress, exit_with_parent
+from sana_lab.environment import environment
 from sana_lab.tracking.store import Store
 from sana_lab.training.startup import defer_torchmetrics
+from sana_lab.training.terminated import Terminated, interrupt_on_sigterm
 
 if TYPE_CHECKING:
-    import torch
-
     from sana_lab.types import Json
 
 
 def main(runner: int) -> int:
     """Do the jobs of stdin until it ends, or until a trial fails; `runner` is the process id of the process with which
-    this one ends."""
+    this one ends.
+
+    On SIGTERM, and on SIGUSR2 that Slurm sends before a time limit, a training ends after its step with a checkpoint,
+    anything else at once; the status is 143, and the job may be done again.
+    """
     exit_with_parent(runner)
     defer_torchmetrics()
+    try:
+        with interrupt_on_sigterm(signal.SIGUSR2):
+            return do_jobs()
+    except Terminated:
+        return Terminated.status
+
+
+def do_jobs() -> int:
+    """Do the jobs of stdin; the exit status."""
     for line in sys.stdin:
         message = json.loads(line)
         with Path(message["log"]).open("a") as log:
@@ -55,29 +69,38 @@ def do(job: Job) -> int:
     store = Store(job.store)
     if job.kind == "append":  # to finished runs, which need no sign of life
         return append(store, job.trials)
+    if job.elsewhere:  # the runner's environment is that of another machine
+        here = environment()
+        for trial in job.trials:
+            store.set_tags(trial["run"], here)
     with Heartbeat(store, [trial["run"] for trial in job.trials]):
         if job.kind == "train":
             train(job)
         elif job.kind == "evaluate":
-            return evaluate(store, job.trials, job.threads)
+            return evaluate(store, job.trials, job.threads, elsewhere=job.elsewhere)
         return sum(not measure(store, trial, job.device) for trial in job.trials)
 
 
 def train(job: Job) -> None:
     """Train an experiment that trials take weights from."""
     from sana_lab.ablation import quality
+    from sana_lab.config import experiments
 
     assert job.experiment is not None
+    if job.elsewhere:
+        quality.check_here(experiments.load(job.experiment))
     quality.train_needed(job.experiment)
 
 
-def evaluate(store: Store, trials: "Sequence[Json]", threads: int) -> int:
-    """Train the model that these trials share, then evaluate each of them; the number of those that failed."""
+def evaluate(store: Store, trials: "Sequence[Json]", threads: int, *, elsewhere: bool = False) -> int:
+    """Train the model that these trials share, then evaluate each of them; the number of those that failed. `elsewhere`
+    as in `Job`."""
     import torch
 
     from sana_lab.ablation import quality
 
-    if (end := guarded(store, trials, partial(quality.fit, store, trials[0]))) != "done":
+    fit = quality.fit_elsewhere if elsewhere else quality.fit
+    if (end := guarded(store, trials, partial(fit, store, trials[0]))) != "done":
         return len(trials) if end == "failed" else 0
     failures = 0
     for trial in trials:
@@ -111,9 +134,7 @@ def measure(store: Store, trial: "Json", device: str | None) -> bool:
     """Measure a trial's costs; then its run has finished. Whether nothing failed."""
     Progress(0, f"measuring {trial['label']}").send()
     if trial["kind"] == "efficiency":
-        import torch
-
-        end = guarded(store, [trial], partial(probe, store, trial, None if device is None else torch.device(device)))
+        end = guarded(store, [trial], partial(probe, store, trial, device))
     else:
         from sana_lab.ablation import quality
 
@@ -122,13 +143,16 @@ def measure(store: Store, trial: "Json", device: str | None) -> bool:
     return end == "done"
 
 
-def probe(store: Store, trial: "Json", device: "torch.device | None") -> None:
-    """Count and time a trial's probe; then its run has finished."""
+def probe(store: Store, trial: "Json", name: str | None) -> None:
+    """Count a trial's probe and time it on the device of that name; then its run has finished."""
     from sana_lab.ablation import efficiency
+    from sana_lab.bench.record import device_name
 
+    device = efficiency.open_device(name)
     metrics, reason = efficiency.run_probe(trial["config"], device)
     store.log_metrics(trial["run"], metrics)
-    store.set_tags(trial["run"], {efficiency.UNMEASURED: reason})
+    timed_on = None if device is None or reason else device_name(device)
+    store.set_tags(trial["run"], {efficiency.UNMEASURED: reason, efficiency.TIMED_ON: timed_on})
     store.finish(trial["run"])
 
 

@@ -9,8 +9,8 @@ RECOMPILE_LIMIT = 128
 """Limit of compiled graphs, one per text length in training and validation; torch's default is 8."""
 
 
-def check(system: System, device: str) -> None:
-    """SpecError if blocks cannot be compiled: no blocks, an incompatible option, or no compiler."""
+def check(system: System) -> None:
+    """SpecError if blocks cannot be compiled: no blocks, or an incompatible option."""
     dit = system.part("dit")
     if not len(getattr(dit, "blocks", ())):
         raise SpecError(
@@ -21,6 +21,10 @@ def check(system: System, device: str) -> None:
             "trainer.compile and system.dit.checkpointing 'selective' exclude each other: a compiled block chooses "
             "itself what it computes again; expected checkpointing true or false"
         )
+
+
+def check_compiler(device: str) -> None:
+    """SpecError if this machine has no compiler for a device."""
     if missing := missing_compiler(device):
         raise SpecError(f"trainer.compile needs {missing} on {device}; install it, or leave trainer.compile false")
 

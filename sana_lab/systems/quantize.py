@@ -30,11 +30,12 @@ FP8_CAPABILITY = (8, 9)
 """Least compute capability of CUDA devices that multiply e4m3."""
 
 
-def check(mode: str) -> None:
-    """ImportError naming the extra if torchao is needed and not installed; ValueError if no device has fp8."""
+def check(mode: str, *, here: bool = True) -> None:
+    """ImportError naming the extra if torchao is needed and not installed; ValueError if no device of
+    this machine has fp8, if it is this one that samples (`here`)."""
     if mode in TORCHAO and not installed():
         raise ImportError(f"quantize {mode!r} needs torchao: pip install 'sana_lab[quantize]'")
-    if mode == "fp8" and not has_fp8():
+    if here and mode == "fp8" and not has_fp8():
         raise ValueError(
             "quantize 'fp8' needs a CUDA device of compute capability 8.9 or more (Ada, Hopper), and this machine has "
             "none; expected fp8_simulated, the same rounding without the speed"

@@ -16,7 +16,6 @@ from sana_lab.config import experiments, limits, schema, specs
 from sana_lab.config.memo import reuse
 from sana_lab.config.registry import WEIGHTED
 from sana_lab.config.specs import SpecError
-from sana_lab.contracts import run as contracts
 from sana_lab.costs import too_large
 from sana_lab.data.bucketed import Bucketed
 from sana_lab.data.buckets import Shape, shapes
@@ -36,16 +35,18 @@ SHAPE_OPTIONS = {"dim", "depth", "patch", "widths", "latent"}
 """Options that are determined by the shapes of released weights."""
 
 
-def check(experiment: schema.Config) -> System:
+def check(experiment: schema.Config, elsewhere: int | None = None) -> System:
     """Build everything on the meta device to find errors before training; the system there.
 
-    SpecError, ImportError for missing extras.
+    `elsewhere` is the number of devices of another machine that trains, where `check_here` checks what it has; None is
+    this machine. SpecError, ImportError for missing extras.
     """
-    quantize.check(experiment["sampling"]["quantize"])
+    quantize.check(experiment["sampling"]["quantize"], here=elsewhere is None)
     limits.check_trainer(experiment["trainer"])
     loggers.check(experiment["trainer"]["logger"])
     limits.check_evaluation(experiment["eval"])
-    check_accelerator(experiment["trainer"]["accelerator"])
+    if elsewhere is None:
+        check_accelerator(experiment["trainer"]["accelerator"])
     experiments.prerequisites(experiment)
     try:
         system, optimizers = reuse(("on meta", experiment["system"]), lambda: system_on_meta(experiment["system"]))
@@ -58,14 +59,15 @@ def check(experiment: schema.Config) -> System:
     check_trainer(experiment["trainer"], system, optimizers)
     check_points(experiment, system)
     check_prompts(experiment["prompts"], system)
-    count = ranks.count(experiment)
+    count = ranks.count(experiment, elsewhere)
     strategies.check(experiment, system, count)
-    too_large.check_experiment(experiment, count)
+    if elsewhere is None:
+        check_machine(experiment, system, count)
     check_budget(experiment, system, count)
     if system.part("autoencoder") is not None or system.part("dit") is not None:
         check_sizes(experiment, system)
     system.check_sampling(experiment)
-    contracts.check_guests(experiment)
+    check_guests(experiment, system)
     for kind, part in parts_with_weights(experiment, system):
         check_weights(part, part.spec["weights"], kind)
     parent.check(system, experiment)
@@ -74,6 +76,33 @@ def check(experiment: schema.Config) -> System:
     if (methods := system.part("methods")) is not None and methods.specs:
         check_methods(experiment, system, methods)
     return system
+
+
+def check_guests(experiment: schema.Config, system: System) -> None:
+    """SpecError if a part of the user's own breaks a rule of its kind."""
+    from sana_lab.contracts import preflight  # here, as it knows every kind of part
+
+    preflight.check_guests(experiment, system)
+
+
+def check_here(experiment: schema.Config) -> None:
+    """What depends on this machine, of an experiment that another one has checked. SpecError, ValueError."""
+    quantize.check(experiment["sampling"]["quantize"])
+    check_accelerator(experiment["trainer"]["accelerator"])
+    system, _ = system_on_meta(experiment["system"])
+    count = ranks.count(experiment)
+    strategies.check(experiment, system, count)
+    check_machine(experiment, system, count)
+
+
+def check_machine(experiment: schema.Config, system: System, devices: int) -> None:
+    """SpecError for what the devices, the compiler or the memory of this machine cannot do."""
+    options = experiment["trainer"]
+    cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
+    check_kernels(torch.device("cuda" if cuda else "cpu"), system)
+    if options["compile"]:
+        compile.check_compiler("cuda" if cuda else "cpu")
+    too_large.check_experiment(experiment, devices)
 
 
 def check_adapter(experiment: schema.Config, system: System) -> None:
@@ -186,11 +215,9 @@ def check_accelerator(name: str) -> None:
 
 
 def check_trainer(options: schema.Config, system: System, optimizers: Any) -> None:
-    """SpecError for trainer options that exclude each other or that this machine does not support."""
-    cuda = reuse(("cuda",), torch.cuda.is_available) and options["accelerator"] != "cpu"
-    check_kernels(torch.device("cuda" if cuda else "cpu"), system)
+    """SpecError for trainer options that exclude each other."""
     if options["compile"]:
-        compile.check(system, "cuda" if cuda else "cpu")
+        compile.check(system)
     groups = [g for o in (optimizers if isinstance(optimizers, list) else [optimizers]) for g in o.param_groups]
     if options["accumulate"] > 1 and not system.automatic_optimization:
         raise SpecError(

@@ -2,10 +2,7 @@
 
 import json
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from sana_lab.checkpoints import weights
@@ -19,7 +16,7 @@ from sana_lab.training.checks import check, system_on_meta, warn_slow_precision
 from sana_lab.training.points import PointEvaluation, lacking, line
 from sana_lab.training.recording import recorded
 from sana_lab.training.resume import latest
-from sana_lab.training.terminated import Terminated
+from sana_lab.training.terminated import interrupt_on_sigterm
 from sana_lab.training.train import Reporting, as_yaml, train_alone
 
 
@@ -132,20 +129,3 @@ def _tracked(experiment: Config, name: str, evaluation: PointEvaluation | None) 
         card = weights.card(path)
         print("\n".join([json.dumps(card["measured"]), *line(card)]))
     return path
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM within the block, in training after the step. Signals are of the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -26,14 +26,11 @@ from sana_lab.config.validation import SpecError
 from sana_lab.environment import join_processes
 from sana_lab.systems import System
 from sana_lab.training import strategies
-from sana_lab.training.terminated import Terminated
+from sana_lab.training.terminated import SAVING, Terminated, interrupt_on_sigterm
 
 T = TypeVar("T")
 
 CORES = "CPU cores"
-
-SAVING = 100.0
-"""Seconds that processes have on SIGTERM for their step and a checkpoint, before they are killed."""
 
 WAIT = timedelta(days=30)  # for the first rank, which may wait for another training of the same model
 
@@ -81,8 +78,9 @@ def _group() -> Any:
 # Number of devices
 
 
-def count(experiment: Config) -> int:
-    """Number of processes to train with. SpecError where they cannot share a batch, or torchrun started others."""
+def count(experiment: Config, elsewhere: int | None = None) -> int:
+    """Number of processes to train with, on this machine or on another one of `elsewhere` devices. SpecError where they
+    cannot share a batch, or torchrun started others."""
     options = experiment["trainer"]
     local, world = _launched_counts() if launched() else (0, 0)
     given = _given(options["devices"])
@@ -90,7 +88,7 @@ def count(experiment: Config) -> int:
         raise SpecError(
             f"torchrun started {local} processes, and trainer.devices is {options['devices']!r}; expected auto"
         )
-    ranks = world or given or _available(options["accelerator"])
+    ranks = world or given or _available(options["accelerator"], elsewhere)
     if ranks == 1 or not options["max_steps"]:
         return 1
     reason = obstacle(experiment, ranks)
@@ -162,8 +160,9 @@ def _listed(devices: str) -> list[str]:
     return [d for d in devices.split(",") if d]
 
 
-def _available(accelerator: str) -> int:
-    return max(1, torch.cuda.device_count()) if accelerator in ("auto", "gpu", "cuda") else 1
+def _available(accelerator: str, elsewhere: int | None) -> int:
+    devices = torch.cuda.device_count() if elsewhere is None else elsewhere
+    return max(1, devices) if accelerator in ("auto", "gpu", "cuda") else 1
 
 
 def placement(options: Config, count: int) -> dict[str, Any]:
@@ -238,17 +237,13 @@ def _run(place: dict[str, str], call: bytes, sender: connection.Connection) -> N
     """The life of one process: its place first, since libraries read it while they are imported."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(place)
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        work, arguments = pickle.loads(call)
-        work(*arguments)
-    except BaseException as error:
-        sender.send_bytes(_pickled(error))
-        sys.exit(1)
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
+    with interrupt_on_sigterm(signal.SIGUSR2):  # which Slurm may send to every process of a job
+        try:
+            work, arguments = pickle.loads(call)
+            work(*arguments)
+        except BaseException as error:
+            sender.send_bytes(_pickled(error))
+            sys.exit(1)
 
 
 def _end_with_parent() -> None:

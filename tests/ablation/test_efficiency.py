@@ -86,7 +86,7 @@ def tabulated(rows: list[dict[str, Any]], device: str | None = "a device", **opt
 @pytest.mark.parametrize(("name", "scale"), BY_SCALE)
 def test_every_table_that_ships_loads_and_its_columns_are_known(name: str, scale: str | None, here: Path):
     _, table, trials = plan.load(name, scale=scale)[:3]
-    assert len({t.label for t in trials}) == len(trials) == len({efficiency.trial_hash(t, CPU) for t in trials})
+    assert len({t.label for t in trials}) == len(trials) == len({efficiency.trial_hash(t, "cpu") for t in trials})
     assert not [c for c in table.columns if column(c).heading == c]
     assert (
         table.published is None
@@ -175,8 +175,8 @@ def test_toys_run_from_end_to_end(name: str, here: Path):
 
 def test_rows_that_differ_in_the_backend_alone_are_rows_of_their_own(folder: Path):
     trials = plan.load("two").trials
-    assert len({efficiency.trial_hash(t, CPU) for t in trials}) == 3
-    assert efficiency.trial_hash(trials[0], CPU) != efficiency.trial_hash(trials[0], None)  # counted is not yet timed
+    assert len({efficiency.trial_hash(t, "cpu") for t in trials}) == 3
+    assert efficiency.trial_hash(trials[0], "cpu") != efficiency.trial_hash(trials[0], None)  # counted is not yet timed
 
 
 def test_a_changed_experiment_is_another_trial(here: Path):
@@ -185,9 +185,9 @@ def test_a_changed_experiment_is_another_trial(here: Path):
     table = "title: t\nprobe: {name: image, experiment: own, size: 32}\naxes: {a: {x: {}}}\ncolumns: [tokens]\n"
     (here / "ablations").mkdir()
     (here / "ablations/image.yaml").write_text(table)
-    keys = [efficiency.trial_hash(plan.load("image").trials[0], CPU) for _ in range(2)]
+    keys = [efficiency.trial_hash(plan.load("image").trials[0], "cpu") for _ in range(2)]
     tiny.write_experiment(here, "own", tiny.EXPERIMENT, {"system.dit.depth": 2})
-    keys.append(efficiency.trial_hash(plan.load("image").trials[0], CPU))
+    keys.append(efficiency.trial_hash(plan.load("image").trials[0], "cpu"))
     assert keys[0] == keys[1] != keys[2]
 
 

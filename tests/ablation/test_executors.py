@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 
 from sana_lab.ablation import plan, runner
-from sana_lab.ablation.executors import Executor, local, within_reach
+from sana_lab.ablation.executors import Executor, local, ray_cluster, within_reach
 from sana_lab.ablation.executors.local import Local, device_groups
 from sana_lab.ablation.executors.ray_cluster import RayCluster
 from sana_lab.ablation.executors.slurm import Slurm
@@ -49,6 +50,15 @@ def do_both(executor: Executor, folder: Path) -> list[int]:
     """Status of two jobs that run at the same time."""
     with ThreadPoolExecutor(2) as threads:
         return list(threads.map(lambda title: executor.run(title, nothing(folder)), ("first", "second")))
+
+
+NODES = [
+    {"Alive": True, "Resources": {"CPU": 96.0, "memory": 1e11, "object_store_memory": 1e10, "node:10.0.0.1": 1.0}},
+    {"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0, "a100": 8.0, "memory": 1e11, "node:10.0.0.2": 1.0}},
+    {"Alive": False, "Resources": {"CPU": 256.0, "GPU": 16.0}},
+]
+RAY = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: NODES)
+"""A cluster of Ray that answers."""
 
 
 class TestSlots:
@@ -96,6 +106,28 @@ class TestSpec:
     def test_a_fraction_above_one_device_is_refused(self):
         with pytest.raises(SpecError, match=r"executor.gpus is 1.5, expected a fraction below 1"):
             RayCluster(gpus=1.5)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"gpus": 16}, r"asks for GPU 16, CPU 1 a trial, and the largest node of the cluster has GPU 8, CPU 64; "),
+            ({"cpus": 200}, r"asks for CPU 200 a trial, and the largest node of the cluster has CPU 96; expected at"),
+            ({"gpus": 1, "cpus": 96}, r"asks for GPU 1, CPU 96 a trial, and the largest .* has GPU 8, CPU 64;"),
+            ({"resources": {"a10": 1}}, r"executor.resources has 'a10', which no node .* has; did you mean 'a100'"),
+            ({"resources": {"a100": 9}}, r"asks for a100 9, CPU 1 a trial, and the largest .* has a100 8, CPU 64;"),
+        ],
+    )
+    def test_what_no_node_of_ray_has_is_refused(self, monkeypatch, options, message):
+        """Else Ray would wait for it without end."""
+        monkeypatch.setattr(ray_cluster, "import_ray", lambda: RAY)
+        with pytest.raises(SpecError, match=message):
+            RayCluster(**options).check()
+        RayCluster(**options, autoscaling=True).check()
+
+    def test_what_a_node_of_ray_has_is_not(self, monkeypatch):
+        monkeypatch.setattr(ray_cluster, "import_ray", lambda: RAY)
+        for options in ({}, {"gpus": 8, "cpus": 64, "resources": {"a100": 8}}, {"gpus": 0.5}, {"cpus": 96}):
+            RayCluster(**options).check()
 
     def test_options_that_the_executor_sets_are_refused(self):
         with pytest.raises(SpecError, match=r"executor.sbatch sets 'array'"):

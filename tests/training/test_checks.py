@@ -1,5 +1,6 @@
 """What is said of an experiment before any work: ranges, devices, files that are absent, weights of other shapes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,22 @@ def test_bfloat16_on_a_cpu_without_it_is_a_warning(able, machine, warns, monkeyp
         str(w.message) for w in recwarn
     ]
     assert len(recwarn) == warns
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks for a missing GPU")
+@pytest.mark.parametrize(
+    ("overrides", "devices", "words"),
+    [
+        (["trainer.accelerator=gpu"], 1, "trainer.accelerator is 'gpu', which this machine does not have"),
+        (["system.dit.attention.backend=triton"], 1, "has backend 'triton', which needs a CUDA device"),
+        (["trainer.strategy=fsdp2", "system.train_text=false", "trainer.accelerator=auto"], 2, "and there is 1;"),
+    ],
+)
+def test_another_machine_is_not_asked_for_what_this_one_lacks(folder: Path, overrides, devices, words):
+    """Its worker is."""
+    experiment = experiments.load("tiny", overrides)
+    checks.check(experiment, elsewhere=devices)
+    with pytest.raises(SpecError, match=re.escape(words)):
+        checks.check_here(experiment)
+    with pytest.raises(SpecError, match=re.escape(words)):
+        checks.check(experiment)

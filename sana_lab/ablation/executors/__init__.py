@@ -29,6 +29,9 @@ class Executor(ABC):
     devices: int | None
     """CUDA devices of a job; None if they are not counted, as on a machine without any."""
 
+    elsewhere: bool = False
+    """Whether jobs run on other machines, whose devices this one does not see."""
+
     threads: int
     """CPU threads of a job while others run beside it."""
 
@@ -50,6 +53,10 @@ class Executor(ABC):
     @abstractmethod
     def stop(self) -> None:
         """End all jobs immediately."""
+
+    def terminate(self) -> None:
+        """End all jobs, trainings with a checkpoint where the executor can wait for it."""
+        self.stop()
 
     def close(self) -> None:
         """End idle workers, after the last job."""

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from sana_lab.ablation.executors.warm import WarmWorker
 from sana_lab.ablation.protocol import Job
 from sana_lab.config.ranges import Count, Threads
 from sana_lab.config.specs import SpecError
+from sana_lab.training.terminated import SAVING
 
 
 class Local(Executor):
@@ -57,6 +59,15 @@ class Local(Executor):
         self.stopped = True
         for worker in self.workers:
             worker.kill()
+
+    def terminate(self) -> None:
+        self.stopped = True
+        for worker in self.workers:
+            worker.terminate()
+        end = time.monotonic() + SAVING
+        for worker in self.workers:
+            worker.wait(end - time.monotonic())
+        self.stop()
 
     def close(self) -> None:
         self.stopped = True

@@ -6,6 +6,7 @@ The folder of runs is on a file system that every node has.
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -38,6 +39,15 @@ def run_job(folder: str, path: str, log: str, environment: Mapping[str, str]) ->
             lines.flush()
 
         return worker.run(Path(path), Path(log), show, keep=True)
+
+
+def terminate_workers(seconds: float) -> None:
+    """Have the worker of this process end, a training with a checkpoint, and wait for that, so long at most."""
+    for worker in _workers.values():
+        worker.terminate()
+    end = time.monotonic() + seconds
+    for worker in _workers.values():
+        worker.wait(end - time.monotonic())
 
 
 def lines_of(job: Path) -> Path:

@@ -1,7 +1,6 @@
 """Executor `slurm`: jobs of Slurm through submitit, in arrays (`pip install sana_lab[slurm]`)."""
 
 import contextlib
-import os
 import queue
 import signal
 import threading
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sana_lab.ablation.executors import Executor, Show, within_reach
-from sana_lab.ablation.executors.remote import Tail, add_text, lines_of, run_job
+from sana_lab.ablation.executors.remote import Tail, add_text, lines_of, run_job, terminate_workers
 from sana_lab.ablation.protocol import Job
 from sana_lab.config.atomic_write import write_text
 from sana_lab.config.ranges import Count, Number
@@ -35,6 +34,12 @@ TRIES = 10
 RESERVED = {"array", "output", "error", "requeue", "signal", "time", "wckey"}
 """Options of sbatch that the executor and submitit set."""
 
+SAVING = 60.0
+"""Seconds that a worker has for its step and a checkpoint; submitit has Slurm send its signal 90 s before the end."""
+
+GRACE = 600.0
+"""Seconds after SIGTERM in which Slurm ends a job; the sweep submits one again that it has left alone."""
+
 
 class Submission(NamedTuple):
     """A job to submit, and the future of its status."""
@@ -45,24 +50,35 @@ class Submission(NamedTuple):
 
 
 class SlurmTask:
-    """The callable of a Slurm job. Before preemption or the time limit, it is put into the queue again."""
+    """The callable of a Slurm job. Before preemption or the time limit its worker writes a checkpoint, and the job is
+    put into the queue again."""
 
     def __init__(self, folder: str, submission: Submission) -> None:
         self.folder, self.path, self.log = folder, str(submission.path), str(submission.log)
 
     def __call__(self) -> int:
-        """The status of the job. One that Slurm ends leaves none: it is in the queue again, or was cancelled."""
+        """The status of the job. One that Slurm ends with SIGTERM leaves none: it is in the queue again, or cancelled.
+
+        It waits for its end, since Slurm puts a preempted job into the queue only if it has not ended by itself.
+        """
         ended: list[int] = []
-        signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))  # goes to the worker too
+
+        def end(number: int, _: object) -> None:
+            ended.append(number)
+            terminate_workers(0.0)  # Slurm sends signals to the tasks of a job, and on most clusters to no child
+
+        signal.signal(signal.SIGTERM, end)
         status = run_job(self.folder, self.path, self.log, {})  # sbatch passes the environment on
-        if ended:
-            os._exit(128 + ended[0])  # without submitit's result
+        if ended and status:
+            time.sleep(GRACE)
         return status
 
     def checkpoint(self) -> Any:
-        """The same job again: a trial resumes from its last checkpoint."""
+        """The same job again, once its worker has written a checkpoint. submitit calls it on Slurm's signal before the
+        time limit or preemption."""
         from submitit.helpers import DelayedSubmission
 
+        terminate_workers(SAVING)
         return DelayedSubmission(self)
 
 
@@ -87,7 +103,7 @@ class Slurm(Executor):
         cluster: Literal["slurm", "local"] = "slurm",  # local runs the same jobs as processes here, to try a sweep
     ) -> None:
         self.cluster, self.requeues = cluster, requeues
-        self.slots, self.devices = jobs, gpus or None
+        self.slots, self.devices, self.elsewhere = jobs, gpus or None, cluster == "slurm"
         self.threads = self.whole = cpus
         names = {"partition": partition, "account": account, "mem": None if memory_gb is None else f"{memory_gb}GB"}
         self.parameters: dict[str, Any] = {k: v for k, v in names.items() if v is not None}

@@ -47,6 +47,17 @@ class WarmWorker:
         if (process := self.process) is not None:
             process.kill()
 
+    def terminate(self) -> None:
+        """Send SIGTERM: a training ends after its step, with a checkpoint; another job at once."""
+        if (process := self.process) is not None:
+            process.terminate()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end of the process, so long at most."""
+        if (process := self.process) is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, seconds))
+
     def close(self) -> None:
         """End the process once it is idle."""
         if (process := self.process) is not None:

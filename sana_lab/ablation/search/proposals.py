@@ -124,7 +124,7 @@ class Explorer:
                 continue
             try:
                 record = self._record(self.space.trial(values))
-                check(record.trial.config)
+                check(record.trial.config, self.plan.training_devices)
             except SpecError as error:
                 reason = str(error)
                 continue
