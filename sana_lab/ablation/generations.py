@@ -1,7 +1,7 @@
 """Runs of a sweep that follow its file: renamed labels, trials that are no longer in it, measures that came later."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sana_lab.ablation import parameters
@@ -20,6 +20,9 @@ SUPERSEDED = "superseded"
 LABEL, LABEL_OF = "sana.label", "label."
 """Tag with a run's row, and the beginning of the tags with its labels on the axes."""
 
+SEED = "sana.seed"
+"""Tag with the seed of a run's trial."""
+
 
 def run_name(trial: Trial) -> str:
     """The name of a trial's run: its label, and its seed where it is not 0."""
@@ -30,7 +33,8 @@ def refresh(store: Store, plan: Plan) -> list[TrialRecord]:
     """The trials with their runs, after these follow the plan: names, labels, parameters and state. Prints changes."""
     trials = records(store, plan)
     whole = {run.id: run for run in store.summaries(plan.name) if run.tags.get("sana.kind") == "trial"}
-    by_run = {r.run_id: r._replace(run=whole.get(r.run_id, r.run)) for r in reversed(trials) if r.run is not None}
+    others = at_other_seeds(store, plan, whole.values())
+    by_run = {r.run_id: r._replace(run=whole.get(r.run_id, r.run)) for r in reversed([*trials, *others]) if r.run}
     with reusing():
         keys = parameters.differing(plan.trials) if by_run else []
         renamed = {line: None for r in by_run.values() if (line := follow(store, r, keys))}
@@ -38,8 +42,26 @@ def refresh(store: Store, plan: Plan) -> list[TrialRecord]:
     for run in outdated:
         store.set_tags(run.id, {STATE: SUPERSEDED})
     lines = [*renamed, *superseded(outdated)]
-    print("".join(f"{plan.name}: {line}\n" for line in lines), end="")
+    print("".join(f"{plan.name}: {line}\n" for line in [*lines, *left_out(others)]), end="")
     return records(store, plan) if lines or by_run else trials
+
+
+def at_other_seeds(store: Store, plan: Plan, runs: Iterable[Run]) -> list[TrialRecord]:
+    """The trials of the plan, as it is now, at further seeds that current runs have: those of `--seeds`."""
+    tags = [run.tags for run in runs if run.tags.get(STATE) != SUPERSEDED]
+    seeds = {int(text) for each in tags if (text := each.get(SEED, "")).isdecimal()} - {t.seed for t in plan.trials}
+    if plan.at_seeds is None or not seeds:
+        return []
+    with reusing():
+        plans = [plan.at_seeds([seed]) for seed in sorted(seeds)]  # one by one, as a plan has a largest size
+        return [record for each in plans for record in records(store, each) if record.run is not None]
+
+
+def left_out(others: Sequence[TrialRecord]) -> Iterator[str]:
+    """A line on the runs of other seeds than the plan has."""
+    if others:
+        seeds = ",".join(map(str, sorted({record.trial.seed for record in others})))
+        yield f"{len(others)} runs of seeds {seeds} are kept, and shown with --seeds alone"
 
 
 def follow(store: Store, record: TrialRecord, keys: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -45,9 +45,11 @@ def main(
     out: Path | None = None,
     *,
     retrain: bool = False,
+    seeds: str | None = None,
 ) -> None:
-    """Write NAME.tar.gz, or `out`, with what has finished of an ablation. SpecError where nothing has."""
-    ablation = plan.load(recipe, overrides, scale, retrain=retrain)
+    """Write NAME.tar.gz, or `out`, with what has finished of an ablation. SpecError where nothing has, or where the
+    table is of other seeds."""
+    ablation = plan.load(recipe, overrides, scale, retrain=retrain, seeds=plan.parse_seeds(seeds))
     name = ablation.name.replace("/", "-")
     path = out or Path(f"{name}.tar.gz")
     check_file(path)
@@ -57,10 +59,27 @@ def main(
         raise SpecError(f"no trial of {recipe!r} has finished; expected `sana-lab ablate {recipe}` first")
     if not (table := weights.HOME / "tables" / ablation.name).is_dir():
         raise SpecError(f"there is no table in {table}; expected `sana-lab table {recipe}` first")
+    check_seeds(table, trials, f"sana-lab table {recipe}" + (f" --seeds {seeds}" if seeds else ""))
     with replacing(path) as partial, tarfile.open(partial, "w:gz") as archive:
         for inside, content in contents(store, ablation, trials, table, recipe):
             _add(archive, f"{name}/{inside}", content)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; unpack it with tar xzf {path}, then see {name}/README.txt")
+
+
+def check_seeds(table: Path, trials: Sequence[TrialRecord], command: str) -> None:
+    """SpecError if the table in a folder is not of the seeds that have finished; `command` writes it again."""
+    rows = json.loads((table / "table.json").read_text())["rows"]
+    written = {seed for row in rows for seed in row["seeds"]}
+    if written != (done := {record.trial.seed for record in trials if record.done}):
+        raise SpecError(
+            f"the table in {table} is of seeds {numbers(written)}, and the trials to pack of {numbers(done)}; expected "
+            f"--seeds as the table has them, or `{command}` first"
+        )
+
+
+def numbers(seeds: Iterable[int]) -> str:
+    """Seeds in words, such as 0,1,2."""
+    return ",".join(map(str, sorted(seeds))) or "none"
 
 
 def contents(

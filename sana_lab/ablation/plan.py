@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     trials: list[Trial]
     space: "SearchSpace | None" = None  # of a search, whose trials come as they are proposed
     elsewhere: int | None = None  # CUDA devices of a trial on another machine; None: trials run on this one
+    at_seeds: "Callable[[Sequence[int]], Plan] | None" = None  # the same at other seeds; None where seeds do not vary
 
     @property
     def examples(self) -> list[Trial]:
@@ -107,7 +109,8 @@ def _load(
 
             table, trials = matching.match_rows(table, trials)
         trials = with_weights(table, trials, retrain)
-    return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials)
+    at_seeds = partial(_load, recipe, overrides, scale, retrain) if isinstance(table, Ablation) else None
+    return Plan(sweep_name(recipe, scale, overrides, retrain), table, trials, at_seeds=at_seeds)
 
 
 def _check_scales(raw: Config, recipe: str, *, guest: bool) -> None:

@@ -1,7 +1,7 @@
 """Weights of an ablation's rows: the command `ship`, which writes them to be shipped, and what a sweep says of them."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from sana_lab.ablation.record import SHIPPED, TrialRecord, machine, within_time
 from sana_lab.ablation.search.proposals import with_proposals
 from sana_lab.ablation.trials import is_shipped, records, weights_of
 from sana_lab.checkpoints import mismatch, weights
-from sana_lab.config import experiments
+from sana_lab.config import experiments, hashing
 from sana_lab.config.atomic_write import write_text
 from sana_lab.config.paths import check_folder
 from sana_lab.config.schema import Ablation, Trial
@@ -25,12 +25,19 @@ from sana_lab.training import points
 from sana_lab.types import Json
 
 
-def main(recipe: str, overrides: Sequence[str] = (), scale: str | None = None, out: Path | None = None) -> int:
+def main(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    out: Path | None = None,
+    *,
+    seeds: str | None = None,
+) -> int:
     """Write the weights of the rows that are trained here; exit status 1 if some row is not.
 
     Each model is one fp16 safetensors file of its averaged weights, without frozen parts, with a card.
     """
-    fresh = plan.load(recipe, overrides, scale, retrain=True)
+    fresh = plan.load(recipe, overrides, scale, retrain=True, seeds=plan.parse_seeds(seeds))
     if not isinstance(fresh.table, Ablation):
         raise SpecError(f"ablation {recipe!r} compares probes, which have no weights to ship")
     folder = out or _folder(fresh.table, recipe)
@@ -42,9 +49,10 @@ def main(recipe: str, overrides: Sequence[str] = (), scale: str | None = None, o
     lines, missing = [], [r.trial.label for r in trained if weights.trained(r.trial.config) is None]
     for label, group in by_file(trained).items():
         if (source := weights.trained(group[0].trial.config)) is not None:
-            card = {**weights.card(source), **about(store, names, group, recipe, overrides, scale)}
+            card = {**weights.card(source), **about(store, names, group, command(recipe, overrides, scale, seeds))}
             lines.append(write(folder / f"{label}.safetensors", source, card))
-    print("\n".join([*lines, *summary(folder, trained, missing, recipe)]))
+    used = {record.model for record in trained} | models_of_other_seeds(fresh, folder)
+    print("\n".join([*lines, *summary(folder, used, missing, command(recipe, overrides, scale, seeds))]))
     return 1 if missing else 0
 
 
@@ -81,18 +89,16 @@ def file_name(trial: Trial) -> str:
     return name if trial.seed == 0 else f"{name}_seed{trial.seed}"
 
 
-def about(
-    store: Store,
-    sweeps: Sequence[str],
-    group: Sequence[TrialRecord],
-    recipe: str,
-    overrides: Sequence[str],
-    scale: str | None,
-) -> Json:
+def command(recipe: str, overrides: Sequence[str], scale: str | None, seeds: str | None) -> str:
+    """The command that trains the rows."""
+    options = [*(["--scale", scale] if scale else []), *(["--seeds", seeds] if seeds else []), "--retrain"]
+    return " ".join(["sana-lab ablate", recipe, *overrides, *options])
+
+
+def about(store: Store, sweeps: Sequence[str], group: Sequence[TrialRecord], trained_by: str) -> Json:
     """Entries of the card beside those of training: the command, the rows, and what they measured in float32."""
-    words = ["sana-lab ablate", recipe, *overrides, *(["--scale", scale] if scale else []), "--retrain"]
     return {
-        "command": " ".join(words),
+        "command": trained_by,
         "dtype": "float16",
         "rows": {r.trial.label: judged(store, sweeps, r) for r in group},
     }
@@ -120,14 +126,23 @@ def write(path: Path, source: Path, card: Json) -> str:
     return f"{path}: {_megabytes([path])}, {card.get('samples')} samples in {card['seconds']:.0f} s"
 
 
-def summary(folder: Path, trained: Sequence[TrialRecord], missing: Sequence[str], recipe: str) -> list[str]:
+def models_of_other_seeds(ablation: Plan, folder: Path) -> set[str]:
+    """Models of the ablation at the seeds on cards in a folder, which other commands have written there."""
+    seeds = {weights.card(path).get("seed") for path in folder.glob("*.safetensors")}
+    others = sorted({seed for seed in seeds if isinstance(seed, int)} - {trial.seed for trial in ablation.trials})
+    if ablation.at_seeds is None:
+        return set()
+    return {hashing.experiment_hash(trial.config) for seed in others for trial in ablation.at_seeds([seed]).trials}
+
+
+def summary(folder: Path, used: Collection[str], missing: Sequence[str], trained_by: str) -> list[str]:
     """Total size, files that no row of the ablation uses, rows that are not trained here."""
-    paths, models = sorted(folder.glob("*.safetensors")), {r.model for r in trained}
+    paths = sorted(folder.glob("*.safetensors"))
     lines = [f"{folder}: {len(paths)} files, {_megabytes(paths)}"]
-    lines += [f"no row uses {path}; delete it" for path in paths if weights.card(path).get("hash") not in models]
+    lines += [f"no row uses {path}; delete it" for path in paths if weights.card(path).get("hash") not in used]
     if missing:
         rows = ", ".join(dict.fromkeys(map(repr, missing)))
-        lines.append(f"not trained here, not written: {rows}; run: sana-lab ablate {recipe} --retrain")
+        lines.append(f"not trained here, not written: {rows}; run: {trained_by}")
     return lines
 
 

@@ -2,16 +2,30 @@
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 import sweeps
 
-from sana_lab.ablation import durations, generations, measures, plan, quality_table, results, sweep_page, worker
+from sana_lab import __main__
+from sana_lab.ablation import (
+    durations,
+    generations,
+    measures,
+    packing,
+    plan,
+    quality_table,
+    results,
+    runner,
+    sweep_page,
+    worker,
+)
 from sana_lab.ablation.record import TRIAL
 from sana_lab.ablation.trials import MEASURES, records, state
 from sana_lab.checkpoints import weights
 from sana_lab.config import hashing
+from sana_lab.config.specs import SpecError
 from sana_lab.tracking.store import MAX_TAG, Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
@@ -142,6 +156,36 @@ class TestSuperseded:
         old = store.start_run("grid", "old", parent=store.find("grid", {"sana.kind": "sweep"})[0].id)
         mark_current(store, store.all_runs(store.run(old).experiment))
         assert "old" in [run.name for run in store.find("grid", {generations.STATE: generations.CURRENT})]
+
+
+class TestSeeds:
+    """Of `--seeds`, beside those of the file."""
+
+    @pytest.fixture
+    def fourth(self, store) -> Store:
+        sweeps.finish(store, plan.load("grid", seeds=[3]))
+        return store
+
+    def test_they_are_kept_by_a_table_without_them(self, fourth, capsys):
+        trials = generations.refresh(fourth, plan.load("grid"))
+        assert {record.trial.seed for record in trials} == {0, 1, 2}
+        assert capsys.readouterr().out == "grid: 4 runs of seeds 3 are kept, and shown with --seeds alone\n"
+        assert len(current(fourth)) == 16
+
+    def test_they_follow_the_file(self, fourth, capsys):
+        generations.refresh(fourth, rewrite(("    linear: {", "    ours: {"), ("depth: 2}", "depth: 3}")))
+        assert "grid: 4 runs of 'softmax · two' superseded" in capsys.readouterr().out
+        names = [name for name in current(fourth) if name.endswith("(seed 3)")]
+        assert names == ["ours · one (seed 3)", "softmax · one (seed 3)"]
+
+    def test_a_pack_has_the_seeds_of_its_table(self, store, capsys):
+        runner.write_table("grid", seeds="0-1")
+        with pytest.raises(SpecError, match="is of seeds 0,1, and the trials to pack of 0,1,2; expected --seeds"):
+            packing.main("grid")
+        assert __main__.main(["pack", "grid", "--seeds", "0-1"]) == 0
+        with tarfile.open("grid.tar.gz") as archive:
+            rows = json.load(archive.extractfile("grid/trials.json"))
+        assert {row["seed"] for row in rows} == {0, 1}
 
 
 class TestAppended:

@@ -258,3 +258,16 @@ def test_a_pack_of_nothing_is_refused(here: Path, runs: Path):
     with pytest.raises(SpecError, match="sana-lab ablate rows"):
         packing.main("rows")
     assert not (here / "rows.tar.gz").exists()
+
+
+def test_files_of_other_seeds_are_in_use(here: Path):
+    """Those that `ship --seeds` wrote, when the seeds of the file are shipped."""
+    tiny.write_experiment(here)
+    tiny.write(here, "ablations/rows.yaml", ROWS.replace("weights: rows\n", ""))
+    ours, other = plan.load("rows", retrain=True), plan.load("rows", retrain=True, seeds=[3])
+    for name, key in (("ours", hashing.experiment_hash(other.trials[1].config)), ("strange", "0" * 16)):
+        weights.write(here / f"{name}.safetensors", {"w": torch.zeros(1)}, {"seed": 3, "hash": key})
+    used = shipping.models_of_other_seeds(ours, here)
+    lines = shipping.summary(here, used, ["linear"], shipping.command("rows", [], None, "0-4"))
+    assert [line for line in lines if "delete it" in line] == [f"no row uses {here / 'strange.safetensors'}; delete it"]
+    assert lines[-1].endswith("run: sana-lab ablate rows --seeds 0-4 --retrain")
