@@ -1,15 +1,14 @@
 """Commands `du` and `rm`: what the runs take on the disk, and their removal."""
 
-import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from sana_lab.checkpoints.weights import HOME
-from sana_lab.config import experiments, hashing
+from sana_lab.commands import model_use
 from sana_lab.config.specs import SpecError, nearest
 from sana_lab.tracking.store import Run, Store
 from sana_lab.tracking.view import CURRENT, STATE
@@ -54,7 +53,7 @@ def usage() -> int:
     """`sana-lab du`: runs by sweep, models and whether something uses them, tables, the rest; always status 0."""
     store = Store(HOME)
     rows = [(f"sweep {name}", sum(map(size, sweep_paths(store, name)))) for name in store.experiments()]
-    models, unused = folders(HOME / "models"), set(unused_models(store))
+    models, unused = folders(HOME / "models"), set(unused_models(store)[0])
     used = [path for path in models if path not in unused]
     rows += [(f"{len(used)} models in use", sum(map(size, used)))]
     rows += [(f"{len(unused)} unused models (sana-lab rm --models)", sum(map(size, unused)))]
@@ -77,7 +76,9 @@ def remove(targets: Sequence[str], *, models: bool = False, superseded: bool = F
     store = Store(HOME)
     removals = [each for target in targets for each in removals_of(store, target, superseded)]
     if models:
-        removals += [Removal(f"unused model {path.name}", [path]) for path in unused_models(store)]
+        unused, lines = unused_models(store)
+        removals += [Removal(f"unused model {path.name}", [path]) for path in unused]
+        print("".join(f"{line}\n" for line in lines), end="")
     if not removals:
         print("nothing to remove")
         return 0
@@ -142,22 +143,16 @@ def sweep_paths(store: Store, name: str) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def unused_models(store: Store) -> list[Path]:
-    """Folders of trained models that are of no current trial and of no experiment."""
+def unused_models(store: Store) -> tuple[list[Path], list[str]]:
+    """Folders of trained models that are of no current trial and of no experiment, and lines on what is not known: what
+    may be in use counts as used."""
     models = folders(HOME / "models")
     if not models:
-        return []
-    runs = (run for name in store.experiments() for run in store.summaries(name))
-    used = {run.tags.get("sana.model", "") for run in runs if run.tags.get(STATE, CURRENT) == CURRENT}
-    used |= set(experiment_hashes())
-    return [path for path in models if path.name not in used]
-
-
-def experiment_hashes() -> Iterable[str]:
-    """Hashes of the experiments that can be named here; one that does not load has none."""
-    for name in experiments.available("experiments"):
-        with contextlib.suppress(ValueError, OSError, ImportError):
-            yield hashing.experiment_hash(experiments.load(name))
+        return [], []
+    use = model_use.use(store)
+    sweeps = ", ".join(use.elsewhere)
+    lines = [f"runs of {sweeps} are elsewhere; models that no run here names may be theirs, and stay"] if sweeps else []
+    return [path for path in models if not use.of(path)], lines
 
 
 def folders(path: Path) -> list[Path]:

@@ -73,10 +73,11 @@ class Store:
     absolute artifact locations that MLflow stores are updated after a home was moved or copied.
     """
 
-    def __init__(self, home: Path | str) -> None:
+    def __init__(self, home: Path | str, *, local: bool = False) -> None:
+        """`local` is the database of `home`, wherever the variable says that runs are."""
         self.home = Path(home).expanduser().absolute()
-        self.server = remote.address()  # of MLflow's server; None for a database
-        elsewhere = database.elsewhere(os.environ.get(remote.VARIABLE, ""))
+        self.server = None if local else remote.address()  # of MLflow's server; None for a database
+        elsewhere = None if local else database.elsewhere(os.environ.get(remote.VARIABLE, ""))
         self.database = elsewhere or self.home / "mlflow.db"
         self.artifacts = self.database.parent / "artifacts"
         self.moves = elsewhere is None  # whether artifacts move with the folder

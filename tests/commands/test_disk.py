@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
 from sana_lab import __main__
+from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.weights import HOME
-from sana_lab.commands import disk
+from sana_lab.commands import disk, model_use
+from sana_lab.config import experiments, hashing
 from sana_lab.tracking.store import Store
+from sana_lab.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")
 
@@ -15,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")
 @pytest.fixture
 def store(runs, monkeypatch) -> Store:
     """Sweeps a and b with two rows of two seeds each, models of one row and one more."""
-    monkeypatch.setattr(disk, "experiment_hashes", lambda: [])
+    monkeypatch.setattr(model_use, "KINDS", ())  # what the lab ships
+    monkeypatch.setattr(model_use, "recipe_names", list)
     store = Store(HOME)
     for sweep in ("a", "b"):
         parent = store.start_run(sweep, sweep, {"sana.kind": "sweep"})
@@ -95,3 +101,71 @@ def test_what_does_not_exist_is_an_error(store, target: str, words: str, capsys)
 def test_an_empty_folder_has_nothing(here: Path, capsys):
     assert __main__.main(["rm"]) == 1
     assert "nothing to remove; expected a sweep" in capsys.readouterr().err
+
+
+def model(name: str, experiment: str | None = None) -> Path:
+    """A trained model's folder with the card of an experiment, or one of a training that has not finished."""
+    folder = HOME / "models" / name
+    folder.mkdir(parents=True)
+    if experiment is None:
+        (folder / "last.ckpt").write_bytes(b"x")
+    else:
+        weights.write(folder / "weights.safetensors", {"w": torch.zeros(1)}, {"experiment": experiment, "hash": name})
+    return folder
+
+
+def unused() -> list[str]:
+    return [path.name for path in disk.unused_models(Store(HOME))[0]]
+
+
+class TestModelsThatTrialsNeed:
+    """They are trained in a sweep and have no run."""
+
+    @pytest.fixture
+    def folder(self, here: Path, runs: Path, monkeypatch) -> Path:
+        monkeypatch.setattr(experiments, "roots", lambda kind: [here / kind])
+        tiny.write_experiment(here, "sets/deep")
+        stages = "{small: {trainer: {max_steps: 1}}, end: {trainer: {max_steps: 2}}}"
+        tiny.write(here, "experiments/staged.yaml", f"{{base: sets/deep, stages: {stages}}}")
+        tiny.write(here, "mine.yaml", "{base: sets/deep, trainer: {max_steps: 3}}")
+        return here
+
+    def test_those_of_subfolders_stages_and_paths_are_in_use(self, folder: Path):
+        for name in ("sets/deep", "staged@small", "mine.yaml"):
+            model(hashing.experiment_hash(experiments.load(name)), name)
+        model("0" * 16, "a label")
+        assert unused() == ["0" * 16]
+
+    def test_those_of_experiments_whose_data_are_away_may_be_in_use(self, folder: Path, monkeypatch):
+        for name, experiment in (("1", "other/deep.yaml"), ("2", "a label")):
+            model(name, experiment)
+        for name, size in (("3", 32), ("4", 64)):
+            text = train.as_yaml(experiments.load("sets/deep", [f"data.size={size}"]))
+            (model(name) / "experiment.yaml").write_text(text)
+
+        def away(config: object) -> str:
+            raise ValueError("no such folder")
+
+        monkeypatch.setattr(hashing, "experiment_hash", away)
+        assert unused() == ["2", "4"]
+
+    def test_those_that_a_run_takes_weights_from_are_in_use(self, folder: Path):
+        store, key = Store(HOME), hashing.experiment_hash(experiments.load("mine.yaml"))
+        model(key, "a label")
+        assert unused() == [key]
+        run = store.start_run("a", "one", {"sana.kind": "trial", "sana.model": "one"})
+        store.log_params(run, {"eval": {"measures": [{"name": "clip", "weights": "experiment:mine.yaml"}]}})
+        assert unused() == []
+
+
+def test_models_of_local_sweeps_are_in_use_where_runs_are_elsewhere(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert unused() == ["unused"]
+
+
+def test_models_of_sweeps_that_are_recorded_elsewhere_stay(store, capsys):
+    (HOME / "far.sweep.lock").touch()
+    (HOME / "models" / "two").mkdir()
+    assert __main__.main(["rm", "--models", "--yes"]) == 0
+    assert "runs of far are elsewhere; models that no run here names may be theirs" in capsys.readouterr().out
+    assert sorted(path.name for path in (HOME / "models").iterdir()) == ["one", "unused"]
