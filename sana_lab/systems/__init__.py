@@ -94,6 +94,9 @@ class System(L.LightningModule, ABC):
     elapsed: Callable[[], float] | None = None
     """Share of the training's time that has passed, if it ends by time (`trainer.max_seconds`)."""
 
+    decays_by_time: bool = False
+    """Whether its option `schedule`, if it has one, follows `elapsed` too."""
+
     auxiliary: tuple[str, ...] = ()
     """Child modules used only in training: kept in checkpoints, omitted by `trained`."""
 

@@ -34,6 +34,7 @@ class AutoencoderSystem(System):
     """
 
     frozen, auxiliary = ("lpips",), ("discriminator",)
+    decays_by_time = True
 
     def __init__(
         self,
@@ -115,7 +116,8 @@ class AutoencoderSystem(System):
             raise ValueError("schedule 'cosine' needs trainer.max_steps, which is not set; or say schedule: constant")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        factor = ramp(self.global_step, self.warmup, self.schedule, self.trainer.max_steps)
+        elapsed = 0.0 if self.elapsed is None else self.elapsed()
+        factor = ramp(self.global_step, self.warmup, self.schedule, self.trainer.max_steps, elapsed)
         for group in (g for optimizer in self.trainer.optimizers for g in optimizer.param_groups):
             group["lr"] = self.lr * factor
 
@@ -231,10 +233,13 @@ def uncounted(optimizer: Any) -> Any:
     return optimizer
 
 
-def ramp(step: int, warmup: int, schedule: Schedule, steps: int) -> float:
-    """The learning rate's factor: linear warm-up, then constant or half a cosine down to 0 at `steps`."""
+def ramp(step: int, warmup: int, schedule: Schedule, steps: int, elapsed: float = 0.0) -> float:
+    """The learning rate's factor: linear warm-up, then constant or half a cosine down to 0 at `steps`, or at the end of
+    a time of which the share `elapsed` has passed, whichever is farther."""
     rise = min(1.0, (step + 1) / max(1, warmup))
-    return rise if schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return (
+        rise if schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * max(elapsed, min(1.0, step / steps))))
+    )
 
 
 def images_of(batch: Batch) -> Tensor:

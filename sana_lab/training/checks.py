@@ -63,7 +63,7 @@ def check(experiment: schema.Config, elsewhere: int | None = None) -> System:
     strategies.check(experiment, system, count)
     if elsewhere is None:
         check_machine(experiment, system, count)
-    check_budget(experiment, system, count)
+    check_budget(experiment, system)
     if system.part("autoencoder") is not None or system.part("dit") is not None:
         check_sizes(experiment, system)
     system.check_sampling(experiment)
@@ -181,16 +181,11 @@ def system_on_meta(spec: schema.Config) -> tuple[System, Any]:
         return system, system.configure_optimizers()
 
 
-def check_budget(experiment: schema.Config, system: System, devices: int) -> None:
-    """SpecError for a training within a time on several devices, or of a system whose rate follows steps alone."""
+def check_budget(experiment: schema.Config, system: System) -> None:
+    """SpecError for a training within a time of a system whose rate follows steps alone."""
     if (seconds := experiment["trainer"]["max_seconds"]) is None:
         return
-    if devices > 1:
-        raise SpecError(
-            f"trainer.max_seconds is {seconds:g}, by the clock of one device, and there are {devices}; expected "
-            "trainer.devices=1"
-        )
-    if getattr(system, "schedule", "constant") != "constant":
+    if getattr(system, "schedule", "constant") != "constant" and not system.decays_by_time:
         raise SpecError(
             f"trainer.max_seconds is {seconds:g}, and system.schedule {system.schedule!r} follows the number of steps; "
             "expected constant"

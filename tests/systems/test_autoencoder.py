@@ -148,6 +148,9 @@ def test_ramp():
     assert ramp(50, 1, "cosine", 100) == pytest.approx(0.5)
     assert ramp(100, 1, "cosine", 100) == pytest.approx(0.0)
     assert ramp(25, 1, "cosine", 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert ramp(25, 1, "cosine", 10**6, 0.5) == pytest.approx(0.5)
+    assert ramp(25, 1, "cosine", 10**6, 1.0) == pytest.approx(0.0)
+    assert ramp(75, 1, "cosine", 100, 0.25) == ramp(75, 1, "cosine", 100)
 
 
 def test_psnr_equals_skimage():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from sana_lab import systems
 from sana_lab.checkpoints import weights
 from sana_lab.config import experiments, hashing
 from sana_lab.config.specs import SpecError
+from sana_lab.systems import autoencoder
 from sana_lab.systems.optim import learning_rate_factor
 from sana_lab.training import PICTURE, budget, train
 from sana_lab.training.callbacks import Timer
@@ -129,11 +131,72 @@ def test_no_budget_keeps_the_hash(folder: Path):
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
-        ("tiny", ["trainer.devices=2"], "by the clock of one device, and there are 2; expected trainer.devices=1"),
-        ("squeeze", ["system.schedule=cosine"], "'cosine' follows the number of steps; expected constant"),
         ("tiny", ["eval.at=[0.5]"], "leaves their number open; expected eval.every"),
     ],
 )
 def test_what_needs_a_number_of_steps_is_refused(folder: Path, name: str, overrides: list[str], words: str):
     with pytest.raises(SpecError, match=words):
         check(experiments.load(name, ["trainer.max_seconds=9", *overrides]))
+
+
+def test_the_clock_of_the_first_rank_counts(monkeypatch: pytest.MonkeyPatch):
+    """On another rank, whose own clock has just begun."""
+    monkeypatch.setattr(budget.ranks, "launched", lambda: True)
+    other, trainer = budget.TimeBudget(Timer(), 40.0), SimpleNamespace(should_stop=False)
+    for seconds, share in ((10.0, 0.25), (41.0, 1.0)):
+        monkeypatch.setattr(budget.ranks, "first", lambda decide, seconds=seconds: seconds)
+        other.on_train_batch_end(trainer)
+        assert (other.elapsed(), trainer.should_stop) == (share, share == 1)
+
+
+def test_a_cosine_ends_with_the_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    experiment = experiments.load("squeeze", ["system.schedule=cosine", *WITHIN])
+    system = check(experiment)
+    clock, rates = Clock(monkeypatch), list[float]()
+    begin = autoencoder.ramp
+
+    def ramp(*arguments: Any) -> float:
+        clock.seconds += 0.125
+        rates.append(begin(*arguments))
+        return rates[-1]
+
+    monkeypatch.setattr(autoencoder, "ramp", ramp)
+    assert weights.card(train.train(experiment))["steps"] == 10
+    assert rates[-1] < 0.05 < rates[5]
+    monkeypatch.setattr(type(system), "decays_by_time", False)  # as of a system of one's own
+    with pytest.raises(SpecError, match="'cosine' follows the number of steps; expected constant"):
+        check(experiment)
+
+
+LATE = '''
+import os
+from pathlib import Path
+
+from sana_lab.systems.text2image import TextToImage
+from sana_lab.training.callbacks import Timer
+
+if os.environ.get("RANK") == "1":
+    Timer.seconds = property(lambda timer: 0.0)
+
+class Late(TextToImage):
+    """The clock of the second rank stands still; each rank writes its learning rates."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        super().on_train_batch_start(batch, batch_idx)
+        with Path("rates." + os.environ["RANK"]).open("a") as file:
+            print(self.trainer.optimizers[0].param_groups[0]["lr"], file=file)
+'''
+
+
+def test_two_devices_end_after_the_same_step_with_the_same_rates(folder: Path):
+    tiny.write(folder, "late.py", LATE)
+    tiny.write_experiment(folder, "late", changes={"system.decay": 0.9, "system.name": "late:Late"})
+    within = ["trainer.max_seconds=3", *WITHIN[1:], "trainer.devices=2"]
+    lines: list[str] = []
+    path = train.train(experiments.load("late", within), announce=lines.append)
+    rates = [(folder / f"rates.{rank}").read_text().split() for rank in range(2)]
+    assert rates[0] == rates[1]
+    assert float(rates[0][-1]) < float(rates[0][1])
+    assert weights.card(path)["steps"] == len(rates[0])
+    assert weights.card(path)["devices"] == 2
+    assert path.with_name(PICTURE).is_file()
