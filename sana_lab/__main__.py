@@ -38,13 +38,14 @@ def _train_arguments(parser: ArgumentParser) -> None:
     _experiment(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the resolved experiment and exit")
     parser.add_argument("--more", type=int, metavar="N", help="go on from the trained model for N steps, as a new one")
+    _force(parser)
 
 
 def _train(options: Namespace) -> None:
     from sana_lab.evaluation.points import Evaluation
     from sana_lab.training import command
 
-    command.main(options.experiment, options.overrides, options.dry_run, Evaluation(), options.more)
+    command.main(options.experiment, options.overrides, options.dry_run, Evaluation(), options.more, options.force)
 
 
 def _eval_arguments(parser: ArgumentParser) -> None:
@@ -129,6 +130,10 @@ def _html(parser: ArgumentParser) -> None:
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a report that a browser opens to FILE")
 
 
+def _force(parser: ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="begin although memory or disk are too small by far")
+
+
 def _json(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured to FILE")
 
@@ -154,6 +159,7 @@ def _table_arguments(parser: ArgumentParser) -> None:
 def _ablate_arguments(parser: ArgumentParser) -> None:
     _table_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="list the trials and their states, and exit")
+    _force(parser)
     parser.add_argument("--workers", type=int, help="trials trained at a time (one per GPU, else two)")
     parser.add_argument(
         "--executor", metavar="SPEC", help="where trials run: local, ray, slurm or '{name: slurm, partition: gpu}'"
@@ -164,7 +170,7 @@ def _ablate(options: Namespace) -> int:
     from sana_lab.ablation import runner
 
     places: dict[str, Any] = {"out": options.out, "scale": options.scale, "retrain": options.retrain}
-    places |= {"seeds": options.seeds}
+    places |= {"seeds": options.seeds, "force": options.force}
     places |= {"workers": options.workers, "executor": options.executor}
     return runner.main(options.ablation, options.overrides, dry_run=options.dry_run, **places)
 
@@ -194,19 +200,21 @@ def _ship_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("ablation", metavar="ABLATION", help="name in ablations/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides that the rows were trained with")
     parser.add_argument("--scale", help="scale that the rows were trained at")
+    parser.add_argument("--seeds", help="training seeds in place of the file's, as of the sweep")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (the ablation's own `weights`)")
 
 
 def _ship(options: Namespace) -> int:
     from sana_lab.ablation import shipping
 
-    return shipping.main(options.ablation, options.overrides, options.scale, options.out)
+    return shipping.main(options.ablation, options.overrides, options.scale, options.out, seeds=options.seeds)
 
 
 def _pack_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("ablation", nargs="?", metavar="ABLATION", help="name in ablations/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides that the sweep was run with")
     parser.add_argument("--scale", help="scale that the sweep was run at")
+    parser.add_argument("--seeds", help="training seeds in place of the file's, as of the table")
     parser.add_argument("--retrain", action="store_true", help="the sweep that trained all rows")
     parser.add_argument("--out", type=Path, metavar="FILE", help="archive to write (ABLATION.tar.gz)")
 
@@ -214,7 +222,8 @@ def _pack_arguments(parser: ArgumentParser) -> None:
 def _pack(options: Namespace) -> None:
     from sana_lab.ablation import packing
 
-    packing.main(options.ablation, options.overrides, options.scale, options.out, retrain=options.retrain)
+    which = (options.ablation, options.overrides, options.scale, options.out)
+    packing.main(*which, retrain=options.retrain, seeds=options.seeds)
 
 
 # weights of others

@@ -55,11 +55,13 @@ def main(
     scale: str | None = None,
     retrain: bool = False,
     seeds: str | None = None,
+    force: bool = False,
 ) -> int:
     """Run the missing trials of an ablation, then write its table; exit status 1 if a trial failed.
 
     With `retrain` every row is trained from nothing, in a separate sweep, where weights ship otherwise. `seeds` such as
-    0-4 are in place of the file's; seeds that are trained already are not trained again.
+    0-4 are in place of the file's; seeds that are trained already are not trained again. SpecError where memory or disk
+    clearly do not suffice, unless `force`.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1, or none for one per core and two at most")
@@ -81,10 +83,12 @@ def main(
             reuse(("captions", config["data"], config["eval"]), partial(check_evaluation_captions, config))
         if dry_run:
             check_content(quality)
-            print("\n".join(outlook(store, with_proposals(store, ablation), place.slots)))
+            print("\n".join(outlook(store, with_proposals(store, ablation), place)))
             return 0
         check_devices(place, examples)
     place.check()
+    if not force:
+        check_fits(store, ablation, place)
     if isinstance(ablation.table, schema.Ablation) and (retrain or ablation.table.weights):
         from sana_lab.ablation import shipping
 
@@ -108,6 +112,13 @@ def executor_of(ablation: Plan, executor: str | None, workers: int | None) -> sc
     if count is None:
         raise specs.SpecError(f"--workers is for the lab's own executors, not for {resolved['name']!r}")
     return {**resolved, count: workers}
+
+
+def check_fits(store: Store, ablation: Plan, place: Executor) -> None:
+    """SpecError where the trainings that are missing clearly do not fit this machine and would be done on it."""
+    from sana_lab.ablation import spending
+
+    spending.check(store, with_proposals(store, ablation), place)
 
 
 def check_devices(executor: Executor, trials: Sequence[schema.Trial]) -> None:
@@ -154,13 +165,13 @@ def table_folder(ablation: Plan) -> Path:
     return weights.HOME / "tables" / ablation.name
 
 
-def outlook(store: Store, ablation: Plan, slots: int) -> list[str]:
+def outlook(store: Store, ablation: Plan, place: Executor) -> list[str]:
     """The lines of the dry run, with the cost of what is missing."""
     from sana_lab.ablation import spending
 
     trials = records(store, ablation)
     more, remaining = describing.samples_of(ablation, len(trials))
-    costs = spending.estimate([*trials, *more], slots, remaining - len(more))
+    costs = spending.estimate([*trials, *more], place, remaining - len(more))
     return [*describing.head(ablation, trials), *describe(ablation, trials), *costs]
 
 

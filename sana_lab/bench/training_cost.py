@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sana_lab import environment
 from sana_lab.bench import stored_costs
-from sana_lab.bench.training_memory import TrainingMemory, training_memory
+from sana_lab.bench.training_memory import TrainingMemory, on_cpu, training_bytes, training_memory
 from sana_lab.checkpoints import weights
 from sana_lab.checkpoints.build import build_on_meta
 from sana_lab.checkpoints.meta import on_meta
@@ -22,36 +22,37 @@ from sana_lab.config.specs import SpecError
 from sana_lab.costs.flops import CAPTION_TOKENS, count_macs
 from sana_lab.costs.fused_attention import fused_attention
 from sana_lab.costs.live_memory import LiveBytes, tensor_bytes
-from sana_lab.costs.too_large import GIB, device_memory, total_memory
+from sana_lab.costs.too_large import GIB
 from sana_lab.types import Text
 
-CHECKPOINT_BYTES = 16
-"""Bytes of a checkpoint per trained parameter: weights, Adam's two moments and the average, in float32."""
+GRADIENTS = WEIGHTS = 4
+"""Bytes per trained parameter of the gradients, which no checkpoint holds, and of a weights file."""
 
 SAME = ("device", "cpu", "cores")
 """Entries of a card's environment that make a machine."""
 
 
 class TrainingCost(NamedTuple):
-    """The cost of one training on one device."""
+    """The cost of one training, on each of its devices."""
 
     parameters: int
     trainable: int
-    flops: float  # of an optimiser step: forward and backward of what trains, without frozen encoders
+    flops: float  # of an optimiser step: forward and backward of what trains, without frozen encoders, on a device
     stages: TrainingMemory  # bytes, computed
     batch: int  # images at a time on a device
-    disk: int  # bytes of two checkpoints and the weights
+    checkpoint: int  # bytes of a checkpoint: weights, average and state of the optimiser
     steps: int
     seconds: float | None  # a step; None if this machine has trained nothing comparable
     origin: str  # what the time is taken from
+    devices: int = 1
 
     def lines(self) -> list[str]:
         """The cost in words."""
         step = "" if self.seconds is None else f", {self.seconds:.3g} s a step, {self.hours:.2g} h"
         return [
             f"parameters {self.parameters / 1e6:.1f} M, trained {self.trainable / 1e6:.1f} M; {self.flops / 1e9:,.3g} "
-            f"GFLOPs a step without frozen encoders; memory {self.memory / GIB:.2f} GiB, computed; disk "
-            f"{self.disk / GIB:.2f} GiB",
+            f"GFLOPs a step without frozen encoders; memory {self.memory / GIB:.2f} GiB, computed, on each of "
+            f"{_devices(self.devices)}; disk {self.disk / GIB:.2f} GiB",
             f"{self.steps:,} steps{step} ({self.origin})",
             f"memory in GiB: {self.stages.line()}",
         ]
@@ -60,6 +61,11 @@ class TrainingCost(NamedTuple):
     def memory(self) -> int:
         """Bytes at the peak."""
         return self.stages.peak
+
+    @property
+    def disk(self) -> int:
+        """Bytes of two checkpoints, as one is written before the last is removed, and of the weights."""
+        return 2 * self.checkpoint + WEIGHTS * self.trainable
 
     @property
     def fixed(self) -> int:
@@ -76,15 +82,17 @@ def training_cost(experiment: Config, devices: int = 1) -> TrainingCost:
     """The cost of a resolved experiment's training. SpecError for a system without a DiT that is no autoencoder."""
     system = _system(experiment["system"])
     trainer = experiment["trainer"]
-    batch = math.ceil((experiment["data"].get("batch") or 1) / devices)
+    batch = _share(experiment["data"], devices)
     macs, activations = _step(system, experiment, batch)
     parameters = sum(p.numel() for p in system.parameters())
     trainable = sum(p.numel() for p in system.parameters() if p.requires_grad)
     stages = training_memory(experiment, system, batch, activations, devices)
     flops = 2.0 * macs * trainer["accumulate"]
-    seconds, origin = _step_time(experiment, flops)
-    disk = (2 * CHECKPOINT_BYTES + 4) * trainable
-    return TrainingCost(parameters, trainable, flops, stages, batch, disk, trainer["max_steps"], seconds, origin)
+    seconds, origin = _step_time(experiment, flops, devices)
+    checkpoint = (training_bytes(experiment["system"]) - GRADIENTS) * trainable
+    return TrainingCost(
+        parameters, trainable, flops, stages, batch, checkpoint, trainer["max_steps"], seconds, origin, devices
+    )
 
 
 def step_flops(experiment: Config) -> float:
@@ -92,25 +100,6 @@ def step_flops(experiment: Config) -> float:
     system = _system(experiment["system"])
     batch = experiment["data"].get("batch") or 1
     return 2.0 * _step(system, experiment, batch)[0] * experiment["trainer"]["accumulate"]
-
-
-def check_fits(cost: TrainingCost, title: str, memory: int | None = None) -> None:
-    """SpecError for a training that needs more memory than the machine has, or its smallest GPU where it trains on
-    GPUs, with what would fit."""
-    if memory is None:
-        memory = total_memory() if cost.stages.process else device_memory()
-    if cost.memory <= memory:
-        return
-    stages = cost.stages
-    batch = int((memory - cost.fixed) * cost.batch / stages.step) if stages.step else 0
-    if stages.process + stages.encoding > memory:
-        fits = "a smaller `tile` of the autoencoder that encodes the data"
-    else:
-        fits = f"data.batch={batch} with trainer.accumulate" if batch >= 1 else "a smaller system, or more devices"
-    raise SpecError(
-        f"{title} needs {cost.memory / GIB:.1f} GiB at data.batch {cost.batch}, {cost.fixed / GIB:.1f} GiB of them at "
-        f"any batch, and there are {memory / GIB:.1f} GiB; what would fit: {fits}"
-    )
 
 
 def _system(spec: Config) -> Any:
@@ -208,33 +197,68 @@ def _measure(network: nn.Module, inputs: Sequence[Any]) -> tuple[int, int]:
         network.zero_grad()
 
 
-def _step_time(experiment: Config, flops: float) -> tuple[float | None, str]:
-    """Seconds of a step by the newest training of this machine, at its rate of FLOPs."""
-    card = reuse(("newest card",), _newest_card)
-    if card is None:
-        return None, "time unknown: this machine has trained nothing yet; sana-lab profile EXPERIMENT measures a step"
-    rate = reuse(("rate",), lambda: _rate(card))
+def _step_time(experiment: Config, flops: float, devices: int) -> tuple[float | None, str]:
+    """Seconds of a step of so many FLOPs on each of `devices`, at the rate of the last training here on devices of this
+    kind: on as many, if there is one."""
+    cpu = on_cpu(experiment["trainer"]["accelerator"])
+    last = [(card, count) for card, count in reuse(("cards",), _cards) if on_cpu(_accelerator(card)) == cpu]
+    last.sort(key=lambda item: item[1] == devices)
+    if not last:
+        return None, (
+            "time unknown: it is taken from the last training here, and this machine has trained nothing yet; sana-lab "
+            "profile EXPERIMENT measures a step, and stores nothing"
+        )
+    card, count = last[-1]
+    rate = reuse(("rate", str(card.get("hash")), count), lambda: _rate(card, count))
     if rate is None:
         return None, "time unknown: the last training here is not comparable"
-    return flops / rate, f"at {rate / 1e9:.3g} GFLOP/s, as {card['experiment']!r} trained here on {card['date']}"
+    if cpu:
+        rate *= count / devices  # which share the cores
+    others = "" if count == devices else f" on {_devices(count)}"
+    return (
+        flops / rate,
+        f"at {rate / 1e9:.3g} GFLOP/s, as {card['experiment']!r} trained here on {card['date']}{others}",
+    )
 
 
-def _rate(card: Config) -> float | None:
-    """FLOPs a second of a finished training, all of its work included."""
+def _rate(card: Config, devices: int) -> float | None:
+    """FLOPs a second of each device of a finished training, all of its work included."""
     try:
         config = experiments.from_card(card["config"], str(card["experiment"]))
-        system = _system(config["system"])
-        batch = config["data"].get("batch") or 1
-        macs, _ = _step(system, config, batch)
+        macs, _ = _step(_system(config["system"]), config, _share(config["data"], devices))
     except (ValueError, KeyError):
         return None
     return 2.0 * macs * config["trainer"]["accumulate"] * card["steps"] / card["seconds"]
 
 
-def _newest_card() -> Config | None:
+def _share(data: Config, devices: int) -> int:
+    """Images of a batch on a device."""
+    return math.ceil((data.get("batch") or 1) / devices)
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' * (count > 1)}"
+
+
+def _cards() -> list[tuple[Config, int]]:
+    """The cards of this machine's trainings and their numbers of devices, the newest last."""
     here = environment.environment()
-    cards = [card for path in _trained() if _is_of(card := weights.card(path), here)]
-    return max(cards, key=lambda card: str(card["date"]), default=None)
+    paths = sorted(_trained(), key=lambda path: path.stat().st_mtime)
+    cards = [(card, _devices_of(card)) for path in paths if _is_of(card := weights.card(path), here)]
+    return sorted([(c, n) for c, n in cards if n is not None], key=lambda item: str(item[0]["date"]))
+
+
+def _devices_of(card: Config) -> int | None:
+    """Number of devices of a training; None where the card of an earlier version leaves it open."""
+    if (count := card.get("devices")) is not None:
+        return int(count)
+    given = str(card.get("config", {}).get("trainer", {}).get("devices", "auto"))
+    several = not on_cpu(_accelerator(card)) and torch.cuda.device_count() > 1
+    return 1 if given == "1" or (given == "auto" and not several) else None
+
+
+def _accelerator(card: Config) -> str:
+    return str(card.get("config", {}).get("trainer", {}).get("accelerator", "auto"))
 
 
 def _trained() -> Iterable[Path]:

@@ -23,6 +23,11 @@ def total_memory() -> int:
     return reuse(("total memory",), _total_memory)
 
 
+def host_memory() -> int:
+    """Bytes of the machine's own memory."""
+    return reuse(("host memory",), _own_memory)
+
+
 def device_memory() -> int:
     """Bytes of the GPU that has the least; of the machine where there is none."""
     return reuse(("device memory",), lambda: min(_gpus(), default=_own_memory()))

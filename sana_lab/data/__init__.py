@@ -3,6 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import lightning as L
@@ -57,6 +58,10 @@ class DataModule(L.LightningDataModule, ABC):
 
     def check_content(self) -> None:
         """Warn of files that are left out, before any work. ValueError if none can be used."""
+
+    def bytes_to_write(self) -> dict[Path, int]:
+        """Bytes that encoding has yet to write, by folder, at least; none of data that are not encoded. ValueError."""
+        return {}
 
     def batch_at(self, indices: Sequence[int], split: Split = "train", draw: int = 0) -> Batch:
         """The items with these indices, each on its `draw`-th turn."""

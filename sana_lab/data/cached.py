@@ -24,10 +24,14 @@ from sana_lab.data.caption_choice import CaptionChoice
 from sana_lab.data.disk_columns import Table
 from sana_lab.data.pictures import Pictures
 from sana_lab.data.ragged import Ragged
+from sana_lab.data.sizes import least_tokens
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.types import Batch, Json, Text
 
 VERSION = 1
+
+SAMPLED = 1000
+"""Captions by whose words the size of text features is estimated."""
 
 Advance = Callable[[str, int], None]
 """Called with latents or text, and the rows that were encoded."""
@@ -91,6 +95,23 @@ class Cached(Bucketed):
     def check_content(self) -> None:
         """Check the source."""
         self.source.check_content()
+
+    def bytes_to_write(self) -> dict[Path, int]:
+        """Of latents, and of text features of a token for each word of a caption."""
+        latents, text, _ = self.stores
+        side, rows = self._autoencoder.downsample, max(1, latents.rows)
+        areas = np.array([(height // side) * (width // side) for height, width in self.shapes])
+        cells = int(areas[self.source.buckets_of].sum())
+        left = 1 - latents.done() / rows
+        sizes = {latents.folder: int(left * cells * self._autoencoder.channels * getattr(torch, self.dtype).itemsize)}
+        if text is not None:
+            encoder = build_on_meta("text_encoder", self.text_encoder)
+            count = int(self.table["row_captions_end"][-1])
+            texts = self.texts(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int))
+            tokens = least_tokens(texts, encoder.max_tokens) * count / len(texts)
+            left = 1 - text.done() / rows
+            sizes[text.folder] = int(left * tokens * encoder.dim * getattr(torch, self.text_dtype).itemsize)
+        return sizes
 
     def digest(self) -> str:
         """The digest of the source."""

@@ -12,18 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sana_lab.checkpoints.build import build
+from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.ranges import BatchSize, Count, Seed, Width, Workers
 from sana_lab.config.specs import RUNTIME, Spec, SpecError, canonical, name_of
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.latents import Latents, state_digest
 from sana_lab.data.shards import Captions, Shards
+from sana_lab.data.sizes import least_tokens, stored_bytes
 from sana_lab.models.text import TextEncoder
 from sana_lab.types import Batch, Json, Text
 
 ENCODER_BATCH = 32
 """Number of captions encoded at a time, sorted by length."""
+
+SAMPLED = 256
+"""Images whose captions are counted before all are known."""
 
 
 class Features(DataModule):
@@ -76,6 +80,18 @@ class Features(DataModule):
     def check_content(self) -> None:
         """Check the source."""
         build("data", self.source).check_content()
+
+    def bytes_to_write(self) -> dict[Path, int]:
+        """Of the source, and of the captions of its first images in float32, a token for each word."""
+        source = build("data", self.source)
+        sizes: dict[Path, int] = source.bytes_to_write()
+        images: DataModule = build("data", source.source)
+        rows = min(SAMPLED, source.items or SAMPLED, images.len_train or SAMPLED)
+        encoder, captions = build_on_meta("text_encoder", self.text_encoder), {*images.prompts_at(range(rows))}
+        size = least_tokens([*captions], encoder.max_tokens) * 4 * (encoder.dim + 1)
+        if len(captions) == rows and images.len_train:  # no two images share one
+            size *= max(1, (source.items or images.len_train) // rows)
+        return {**sizes, self.cache: max(0, size - stored_bytes(self.cache))}
 
     def digest(self) -> str:
         """The fingerprints of latents and captions."""

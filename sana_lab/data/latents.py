@@ -12,12 +12,13 @@ from typing import Annotated, NamedTuple
 import torch
 from torch import Tensor
 
-from sana_lab.checkpoints.build import build
+from sana_lab.checkpoints.build import build, build_on_meta
 from sana_lab.config import experiments
 from sana_lab.config.ranges import BatchSize, Count, Seed, Workers
 from sana_lab.config.specs import RUNTIME, AsBefore, Spec, canonical
 from sana_lab.data import DataModule, Split, Turn
 from sana_lab.data.shards import Captions, Shards
+from sana_lab.data.sizes import stored_bytes
 from sana_lab.data.stream import turn
 from sana_lab.models.autoencoders import Autoencoder
 from sana_lab.types import Batch, Json
@@ -85,6 +86,15 @@ class Latents(DataModule):
     def check_content(self) -> None:
         """Check the source."""
         build("data", self.source).check_content()
+
+    def bytes_to_write(self) -> dict[Path, int]:
+        """Of latents in float32, less all files in `cache`, which may be of this set."""
+        source: DataModule = build("data", self.source)
+        if (items := self.items or source.len_train) is None:
+            return {}
+        part = build_on_meta("autoencoder", self.autoencoder)
+        latent = 4 * part.channels * (source.size // part.downsample) ** 2
+        return {self.cache: max(0, (items + source.len_val) * latent - stored_bytes(self.cache))}
 
     def digest(self) -> str:
         """The fingerprint of the set."""

@@ -11,8 +11,10 @@ from sana_lab.config import hashing, interpolation
 from sana_lab.config.schema import Config
 
 
-def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float], steps: int) -> dict[str, Any]:
-    """Metadata of a weights file about its training, which took `steps` optimiser steps."""
+def card(
+    experiment: Config, name: str, seconds: float, metrics: dict[str, float], steps: int, devices: int = 1
+) -> dict[str, Any]:
+    """Metadata of a weights file about its training, which took `steps` optimiser steps, the last on `devices`."""
     command = shlex.join(["sana-lab", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("sana-lab", "__main__") else None
     return {
         "experiment": name,
@@ -23,6 +25,7 @@ def card(experiment: Config, name: str, seconds: float, metrics: dict[str, float
         "steps": steps,
         "samples": samples(experiment, steps),
         "seconds": round(seconds, 1),
+        "devices": devices,
         "date": time.strftime("%Y-%m-%d"),
         "measured": metrics,
         "environment": environment.environment(),

@@ -26,11 +26,12 @@ def main(
     dry_run: bool,
     evaluation: PointEvaluation | None = None,
     more: int | None = None,
+    force: bool = False,
 ) -> None:
     """The verb: train an experiment and those it takes weights from under MLflow runs, or print it.
 
     `evaluation` measures the points of `eval.at` and `eval.every`. With `more` a finished model goes on for so many
-    steps, as a new one.
+    steps, as a new one. SpecError where memory or disk clearly do not suffice, unless `force`.
     """
     if more is not None:
         overrides = [*overrides, *_onwards(name, overrides, more)]
@@ -47,10 +48,12 @@ def main(
         print("".join(f"# {text}\n" for text in texts), end="")
         return
     ranks.check_available(experiment["trainer"])
+    if not force:
+        _check_fits(experiment, name)
     ranks.join(experiment["trainer"])
     for prerequisite in experiments.prerequisites(experiment):
         if ranks.first(lambda: weights.ready(experiments.load(prerequisite))) is None:  # noqa: B023  (called at once)
-            main(prerequisite, [], False, evaluation)
+            main(prerequisite, [], False, evaluation, force=True)
     path = ranks.first(lambda: weights.trained(experiment))
     if path is not None:
         lacks = lacking(path, experiment)
@@ -91,19 +94,21 @@ def _ancestry(experiment: Config) -> list[str]:
 
 
 def _cost(experiment: Config, name: str) -> list[str]:
-    """The cost of a training in words, and whether this machine's memory is enough: it may be meant for another."""
+    """The cost of a training in words, and whether this machine has what it takes: it may be meant for another."""
     from sana_lab.bench import training_cost, training_memory
+    from sana_lab.training import fits
 
     try:
         cost = training_cost.training_cost(experiment, ranks.count(experiment))
     except (specs.SpecError, NotImplementedError, RuntimeError) as error:  # RuntimeError of a part of the user's own
         return [f"cost unknown: {first_line(error)}"]
-    lines = [*cost.lines(), *training_memory.sampling_lines(experiment)]
-    try:
-        training_cost.check_fits(cost, name)
-    except specs.SpecError as error:
-        return [*lines, f"does not fit this machine: {error}"]
-    return lines
+    return [*cost.lines(), *training_memory.sampling_lines(experiment), *fits.lines(experiment, name)]
+
+
+def _check_fits(experiment: Config, name: str) -> None:
+    from sana_lab.training import fits
+
+    fits.check(experiment, name)
 
 
 def _say_other_steps(name: str, overrides: Sequence[str]) -> None:

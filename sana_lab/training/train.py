@@ -160,7 +160,8 @@ def _train_rank(
     assert outcome is not None
     trained = system.trained() if ranks.is_first() or is_sharded(system) else {}
     if ranks.is_first():
-        about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps) | outcome.about | ancestry
+        about = card(experiment, name, outcome.seconds, outcome.measures, outcome.steps, count)
+        about |= outcome.about | ancestry
         _write_adapter(system, home)
         weights.write(home / "weights.safetensors", trained, about)
 
@@ -269,7 +270,8 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
     if options["max_seconds"] is None:
         bar = callbacks.ProgressBar(options["log_every"])
         return [bar if progress is None else callbacks.ProgressReporter(progress, options["log_every"])]
-    budget, announce = TimeBudget(timer, options["max_seconds"]), reporting.announce or _announce
+    budget = TimeBudget(timer, options["max_seconds"])
+    announce = (reporting.announce or _announce) if ranks.is_first() else _say_nothing
     announce(f"{budget.seconds:g} s from now, beginning with the preparation of the data")
     picture = ChangingPicture(experiment, home, budget, announce)
     return [budget, picture, *([] if progress is None else [BudgetReporter(budget, progress)])]
@@ -277,6 +279,10 @@ def _reporters(experiment: Config, home: Path, timer: Timer, reporting: Reportin
 
 def _announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    """Of other ranks than the first."""
 
 
 def _grid(experiment: Config) -> list[Callback]:

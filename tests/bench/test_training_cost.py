@@ -6,13 +6,12 @@ import torch
 
 from sana_lab import __main__
 from sana_lab.bench import training_cost
-from sana_lab.bench.training_cost import check_fits
+from sana_lab.checkpoints import weights
 from sana_lab.config import experiments
 from sana_lab.config.memo import reusing
-from sana_lab.config.specs import SpecError
 from sana_lab.costs import too_large
-from sana_lab.costs.too_large import GIB
 from sana_lab.training import train
+from sana_lab.training.card import card
 
 
 @pytest.fixture
@@ -45,20 +44,33 @@ def test_time_is_that_of_a_training_of_this_machine(experiment):
     assert "this machine has trained nothing yet" in cost.lines()[1]
     train.train(experiment, name="tiny")
     known = training_cost.training_cost(experiment)
-    card = training_cost._newest_card()
-    assert known.seconds == pytest.approx(card["seconds"] / card["steps"])
+    ((last, devices),) = training_cost._cards()
+    assert devices == last["devices"] == 1
+    assert known.seconds == pytest.approx(last["seconds"] / last["steps"])
     assert "as 'tiny' trained here" in known.lines()[1]
 
 
-def test_what_cannot_fit_is_refused_with_what_would(experiment):
-    cost = training_cost.training_cost(experiment)
-    check_fits(cost, "tiny", cost.memory)
-    room = cost.fixed + (cost.memory - cost.fixed) // 2 + 1
-    with pytest.raises(SpecError, match=r"tiny needs .* GiB at data.batch 4, .*; what would fit: data.batch=2"):
-        check_fits(cost, "tiny", room)
-    with pytest.raises(SpecError, match="what would fit: a smaller system, or more devices"):
-        check_fits(cost, "tiny", cost.fixed - 1)
-    assert cost.memory - cost.stages.process < GIB
+def test_time_is_that_of_as_many_devices(experiment, here):
+    """A step of the same batch takes as long as it took, on one device and on two; CPU devices share the cores."""
+    for devices in (1, 2):
+        about = card(experiment, "tiny", 20.0 * devices, {}, 10, devices)
+        weights.write(here / f"runs/models/{devices}/weights.safetensors", {"w": torch.zeros(1)}, about)
+    assert training_cost.training_cost(experiment).seconds == pytest.approx(2)
+    two = training_cost.training_cost(experiment, 2)
+    assert two.seconds == pytest.approx(4)
+    assert "on each of 2 devices; disk" in two.lines()[0]
+    four = training_cost.training_cost(experiment, 4)
+    assert four.seconds == pytest.approx(4, rel=0.1)  # all cores did one batch in that time
+    assert four.origin.endswith("on 2 devices")
+
+
+def test_a_card_that_leaves_devices_open_is_no_measure(monkeypatch):
+    about = {"config": {"trainer": {"devices": "auto", "accelerator": "auto"}}}
+    assert training_cost._devices_of(about) == 1
+    monkeypatch.setattr(training_cost, "on_cpu", lambda accelerator: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert training_cost._devices_of(about) is None
+    assert training_cost._devices_of({**about, "devices": 8}) == 8
 
 
 def test_the_dry_runs_print_it(experiment, here, capsys):

@@ -5,9 +5,8 @@ import tiny
 import two_processes
 
 from sana_lab.bench import training_cost, training_memory
-from sana_lab.bench.training_cost import check_fits
+from sana_lab.bench.fit import memory_problem
 from sana_lab.config import experiments, specs
-from sana_lab.config.specs import SpecError
 from sana_lab.costs.live_memory import LiveBytes
 from sana_lab.training.checks import check
 
@@ -58,8 +57,9 @@ def test_shards_divide_what_a_parameter_takes(cached):
 def test_a_cache_whose_encoding_cannot_fit_is_told_of_tiles(cached):
     cost = training_cost.training_cost(cached)
     large = cost._replace(stages=cost.stages._replace(encoding=2**40))
-    with pytest.raises(SpecError, match="what would fit: a smaller `tile` of the autoencoder that encodes the data"):
-        check_fits(large, "cached", 2**38)
+    problem = memory_problem([large], "cached", 2**38)
+    assert problem is not None
+    assert problem.text.endswith("what would fit: a smaller `tile` of the autoencoder that encodes the data")
 
 
 def test_the_batch_of_a_cache_is_no_batch_of_pixels(here):

@@ -460,3 +460,15 @@ def test_numbers_of_a_batch_are_not_written_to_by_another(make):
     assert torch.equal(first.latents, copy[0])
     assert torch.equal(first.text.tokens, copy[1])
     assert np.isfinite(first.latents.numpy()).all()
+
+
+def test_bytes_to_write_are_those_of_latents_and_at_most_those_of_text(spec):
+    data = Cached(**spec())
+    latents, text, _ = data.stores
+    missing = data.bytes_to_write()
+    data.setup("fit")
+    facts = {s: s.table.meta for s in (latents, text)}
+    stored = {s.folder: int(s.table["length"][:].sum()) * m["width"] * 2 for s, m in facts.items()}
+    assert missing[latents.folder] == stored[latents.folder]
+    assert 0 < missing[text.folder] <= stored[text.folder]
+    assert data.bytes_to_write() == {latents.folder: 0, text.folder: 0}
