@@ -30,13 +30,15 @@ class DataModule(L.LightningDataModule, ABC):
     gives_images: bool = True
     """Whether its batches hold images."""
 
-    shapes: Sequence[tuple[int, int]] = ()
-    """Height and width in pixels of the images of batches in aspect-ratio buckets; () if all are squares of `size`."""
-
     def __init__(self, batch: int, seed: int, workers: int) -> None:
         super().__init__()
         self.batch, self.seed, self.workers = batch, seed, workers
         self.check_least(batch=1, seed=0, workers=0)
+
+    @property
+    def shapes(self) -> Sequence[tuple[int, int]]:
+        """Height and width in pixels of images of batches in aspect-ratio buckets; () if all are squares of `size`."""
+        return ()
 
     @property
     @abstractmethod

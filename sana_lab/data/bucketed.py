@@ -51,7 +51,7 @@ class Bucketed(DataModule):
 
     @property
     @abstractmethod
-    def shapes(self) -> list[Shape]:  # type: ignore[override]
+    def shapes(self) -> list[Shape]:
         """The image shape of each bucket."""
 
     @abstractmethod
