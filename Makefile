@@ -24,7 +24,7 @@ test: .venv/ready  # one process per core
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu and not network and not slow"
 
 road: .venv/ready  # the slow tests of a kill in mid-sweep, of MLflow's server and of the wheel
-	$(BIN)/python -m pytest -m slow tests/test_road.py tests/tracking tests/test_wheel.py
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/test_road.py tests/tracking tests/test_wheel.py
 
 slow: .venv/ready
 	$(BIN)/python -m pytest -m "slow and not gpu and not network"
