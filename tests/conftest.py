@@ -2,9 +2,13 @@
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    import stand_in_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,3 +48,11 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import tiny_peers
 
     return tiny_peers.saved(tiny_peers.sana_pipeline(), tmp_path_factory.mktemp("sana") / "pipeline")
+
+
+@pytest.fixture
+def server(here: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> "stand_in_server.Server":
+    """A stand-in for an MLflow server that the environment names, in an empty working directory."""
+    import stand_in_server
+
+    return stand_in_server.start(here, empty_database, monkeypatch)

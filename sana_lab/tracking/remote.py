@@ -113,6 +113,33 @@ def download(client: Any, run_id: str, name: str, folder: Path) -> Path:
         raise FileNotFoundError(f"artifact {name!r} of run {run_id} cannot be read: {error}") from error
 
 
+def has_image(client: Any, run_id: str, step: int, moment: float) -> bool:
+    """Whether a run has an image of this step and time (seconds since 1970), by the names that MLflow gives images."""
+    mark = f"+step+{step}+timestamp+{round(1000 * moment)}+"
+    files = [file.path for file in client.list_artifacts(run_id, "images")]
+    return any(mark in file and "compressed" in file for file in files)  # the compressed copy is written last
+
+
+def refusal(client: Any, run_id: str, error: Exception) -> str | None:
+    """Why something that failed with this error can never be sent to a run; None if it may be later.
+
+    MlflowException if the server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if is_unreachable(error):
+        return None
+    if getattr(getattr(error.__cause__, "response", None), "status_code", 0) == 413:
+        return "an image is too large for the server (status 413)"
+    try:
+        deleted = client.get_run(run_id).info.lifecycle_stage == "deleted"
+    except MlflowException as failure:
+        if is_unreachable(failure):
+            raise
+        deleted = failure.error_code == "RESOURCE_DOES_NOT_EXIST" and not str(failure).startswith("API request to")
+    return "it was deleted on the server" if deleted else None
+
+
 class PatientClient:
     """MLflow's client; a call that the server does not answer is tried again for PATIENCE seconds."""
 

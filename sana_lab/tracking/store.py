@@ -5,6 +5,7 @@ MLflow is imported where it is used (it takes two seconds). Every call names its
 global state; a `Store` may be used from several threads, and a home by several processes.
 """
 
+import copy
 import functools
 import json
 import math
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARENT = "mlflow.parentRunId"
+PARENT, SOURCE = "mlflow.parentRunId", "mlflow.source.name"
 STATUSES = ("RUNNING", "FINISHED", "FAILED", "KILLED")
 IGNORED = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
 """Variables of MLflow that name another experiment or run."""
@@ -96,6 +97,15 @@ class Store:
             database.relocate(self.database, self.artifacts)
         return database.client(self.database)
 
+    def with_patience(self, seconds: float) -> "Store":
+        """The same runs, with calls that are tried again for so many seconds where a server does not answer."""
+        if self.server is None:
+            return self
+        client, other = self.client, copy.copy(self)
+        inner = client.inner if isinstance(client, remote.PatientClient) else client
+        other.__dict__["client"] = remote.PatientClient(inner, seconds)
+        return other
+
     @functools.cached_property
     def _lock(self) -> "FileLock":
         from filelock import FileLock
@@ -160,9 +170,7 @@ class Store:
         self, experiment: str, name: str, tags: Mapping[str, object] | None = None, parent: str | None = None
     ) -> str:
         """The id of a new run that is RUNNING; `parent` is the id of the sweep's run."""
-        from mlflow.utils.mlflow_tags import MLFLOW_SOURCE_NAME
-
-        all_tags = {MLFLOW_SOURCE_NAME: "sana-lab"} | ({PARENT: parent} if parent else {}) | _strings(tags or {})
+        all_tags = {SOURCE: "sana-lab"} | ({PARENT: parent} if parent else {}) | _strings(tags or {})
         identity = self.create(experiment)
         run = self.client.create_run(identity, run_name=name, tags=all_tags)
         return str(run.info.run_id)
@@ -178,16 +186,22 @@ class Store:
         self.client.set_terminated(run_id, status=status.upper())
 
     def delete_run(self, run_id: str) -> None:
-        """Remove a run from the database for good, as `mlflow gc` does; its artifacts stay."""
+        """Remove a run from the database for good, as `mlflow gc` does; its artifacts stay. A server hides the run
+        until its own `mlflow gc`."""
         self.client.delete_run(run_id)
-        self.client._tracking_client.store._hard_delete_run(run_id)
+        if self.server is None:
+            self.client._tracking_client.store._hard_delete_run(run_id)
 
     def delete(self, experiment: str) -> None:
-        """Remove an experiment and all its runs from the database for good; artifacts stay."""
-        for run in self.summaries(experiment):
-            self.delete_run(run.id)
+        """Remove an experiment and all its runs, as `delete_run` does."""
         existing = self.client.get_experiment_by_name(experiment)
         assert existing is not None
+        if self.server is not None:  # under another name, since whoever restores an experiment restores its runs
+            self.client.rename_experiment(existing.experiment_id, f"{experiment} (removed {existing.experiment_id})")
+            self.client.delete_experiment(existing.experiment_id)
+            return
+        for run in self.summaries(experiment):
+            self.delete_run(run.id)
         self.client.delete_experiment(existing.experiment_id)
         self.client._tracking_client.store._hard_delete_experiment(existing.experiment_id)
 
@@ -246,17 +260,21 @@ class Store:
         now = time.time()
         self.log_points(run_id, [Point(k, float(v), step, now) for k, v in metrics.items() if v is not None])
 
-    def log_points(self, run_id: str, points: Iterable[Point], client: Any = None) -> None:
-        """Write points of curves, a thousand to a transaction, by the store's client or another."""
+    def log_points(self, run_id: str, points: Iterable[Point]) -> None:
+        """Write points of curves, a thousand to a transaction."""
         from mlflow.entities import Metric
 
         metrics = [Metric(clean(p.key), p.value, int(p.time * 1000), p.step) for p in points]
         for chunk in _chunks(metrics, 1000):
-            (client or self.client).log_batch(run_id, metrics=chunk)
+            self.client.log_batch(run_id, metrics=chunk)
 
-    def log_image(self, run_id: str, key: str, image: "Image | Tensor | np.ndarray", step: int = 0) -> None:
-        """Write a PNG that the UI shows with a slider over steps; arrays as in `to_pil`."""
-        self.client.log_image(run_id, to_pil(image), key=clean(key), step=step, synchronous=True)
+    def log_image(
+        self, run_id: str, key: str, image: "Image | Tensor | np.ndarray", step: int = 0, moment: float | None = None
+    ) -> None:
+        """Write a PNG that the UI shows with a slider over steps; arrays as in `to_pil`, its time in seconds since
+        1970."""
+        stamp = None if moment is None else round(1000 * moment)
+        self.client.log_image(run_id, to_pil(image), key=clean(key), step=step, timestamp=stamp, synchronous=True)
 
     def log_dict(self, run_id: str, data: Mapping[str, Any], file: str) -> None:
         """Write plain data as YAML or JSON, by the ending of `file`."""
@@ -301,6 +319,12 @@ class Store:
     def all_runs(self, experiment: str) -> list[Run]:
         """Every run of the experiment with this id, newest first."""
         return list(self._search([experiment], {}))
+
+    def recorded(self) -> list[tuple[str, Run]]:
+        """(experiment, run) of every run that the lab recorded, newest first."""
+        if not (names := {id_: name for name, id_ in self.experiments().items()}):
+            return []
+        return [(names[run.experiment], run) for run in self._search(list(names), {SOURCE: "sana-lab"})]
 
     def run(self, run_id: str) -> Run:
         return _record(self.client.get_run(run_id))

@@ -8,7 +8,7 @@ step, by images and by seconds. A training that was killed goes on with the poin
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +32,9 @@ from sana_lab.types import Json
 
 FILE = "points.json"
 """Name of the file of points in a model's folder and among a run's artifacts; where weights ship, NAME.points.json."""
+
+LAST = "points/seconds"
+"""The metric of a point that is written last: where it is, all of the point is."""
 
 LARGEST_SHARE = 0.1
 """Of the training's time; a training whose points take more says so."""
@@ -94,11 +97,16 @@ def as_json(experiment: Config, points: Sequence[Point]) -> Json:
 
 def log(store: Store, run: str, points: Sequence[Point]) -> None:
     """Write the points that a run lacks: `points/COLUMN` by step, `points_by_images/` and `points_by_seconds/`."""
-    logged = {step for step, _ in store.history(run, "points/seconds")}
+    logged = {step for step, _ in store.history(run, LAST)}
+    for step, metrics in _lacking(points, logged):
+        store.log_metrics(run, metrics, step)
+
+
+def _lacking(points: Sequence[Point], logged: Container[int]) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """(position, metrics) of the points at other steps than those logged."""
     for point in points:
         if point.step not in logged:
-            for step, metrics in _metrics(point):
-                store.log_metrics(run, metrics, step)
+            yield from _metrics(point)
 
 
 def _metrics(point: Point) -> Iterator[tuple[int, Mapping[str, float]]]:
@@ -112,10 +120,15 @@ def _metrics(point: Point) -> Iterator[tuple[int, Mapping[str, float]]]:
 
 def _log_to(logger: Logger, points: Sequence[Point]) -> None:
     """Write to a logger the points that it lacks; of another kind than the lab's, the newest. A busy database or a full
-    disk does not stop the training: the next point writes them all."""
+    disk does not stop the training: the next point writes them all. Those for a server wait in the logger's outbox."""
     if not isinstance(logger, RunLogger):
         for _, metrics in list(_metrics(points[-1]))[-1:]:
             logger.log_metrics(dict(metrics), points[-1].step)
+        return
+    if logger.outbox is not None:
+        for step, metrics in _lacking(points, logger.steps(LAST)):
+            logger.log_metrics(metrics, step)
+        logger.try_flush()
         return
     from mlflow.exceptions import MlflowException
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sana_lab.ablation.heartbeat import Heartbeat, works_elsewhere
@@ -108,7 +109,7 @@ def test_points_of_a_server_that_is_lost_come_once_it_is_back(store: Store, serv
     logger.log_metrics({"loss": 0.25}, 4)
     logger.finalize("success")
     assert history(store, run) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
-    assert list((store.home / "outbox").glob("*")) == []
+    assert Outbox(store, run).files() == []
 
 
 def test_what_a_killed_process_left_is_sent_by_the_next_and_not_twice(store: Store):
@@ -117,8 +118,6 @@ def test_what_a_killed_process_left_is_sent_by_the_next_and_not_twice(store: Sto
     outbox = Outbox(store, run)
     outbox.add(points)
     store.log_points(run, points[:2])  # the server has had these, and the process was killed before it knew
-    with outbox.path.open("a") as file:
-        file.write('["loss", 0.2')  # cut short by the kill
     assert deliver_all(store) == 0
     assert history(store, run) == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
 
@@ -132,3 +131,35 @@ def test_a_trial_that_another_folder_works_on_is_known(store: Store, tmp_path: P
     other = Store(tmp_path / "other")
     assert works_elsewhere(other, store.run(run))
     assert not works_elsewhere(store, store.run(run))
+
+
+def test_images_of_a_server_that_is_lost_come_once_it_is_back(store: Store, server: Server):
+    run = store.start_run("pictures", "training")
+    logger, outbox = RunLogger(store, run, seconds=0.0), Outbox(store, run)
+    server.kill()
+    logger.log_image("samples", np.zeros((8, 8, 3), np.uint8), 3)
+    logger.log_metrics({"loss": 1.0}, 3)
+    assert [path.suffix for path in outbox.files()] == [".png", ".jsonl"]
+    server.start()
+    (picture,) = outbox.files(".png")
+    content = picture.read_bytes()
+    logger.finalize("success")
+    assert outbox.files() == []
+    picture.write_bytes(content)  # as if a kill came between the sending and the removal
+    assert deliver_all(store) == 0
+    assert len([f for f in store.client.list_artifacts(run, "images") if f.path.endswith(".png")]) == 1
+    assert store.run(run).tags["mlflow.loggedImages"] == "True"
+
+
+def test_removed_runs_and_sweeps_are_hidden(store: Store, capsys: pytest.CaptureFixture[str]):
+    kept, run = store.start_run("removed", "kept"), store.start_run("removed", "run")
+    store.delete_run(run)
+    assert [each.id for each in store.find("removed")] == [kept]
+    Outbox(store, run).add([Point("loss", 1.0, 1, 1000.0)])
+    assert deliver_all(store) == 0
+    assert "it was deleted on the server" in capsys.readouterr().err
+    store.delete("removed")
+    assert "removed" not in store.experiments()
+    new = store.start_run("removed", "new")
+    assert [each.id for each in store.find("removed")] == [new]
+    assert ("removed", new) in [(name, each.id) for name, each in store.recorded()]

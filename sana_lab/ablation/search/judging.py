@@ -36,18 +36,18 @@ class RungJudge:
         if (rung := self.rungs.get(step)) is None:
             return False
         try:
-            return self._judge(rung, step, value)
+            return self._judge(self.store.with_patience(0), rung, step, value)
         except Exception as error:  # of any kind of store
             print(f"sana-lab: not judged at step {step}, as the runs cannot be read: {error}", file=sys.stderr)
             return False
 
-    def _judge(self, rung: int, step: int, value: float) -> bool:
-        passed = passed_rungs(self.store.run(self.run), self.metric)
+    def _judge(self, store: Store, rung: int, step: int, value: float) -> bool:
+        passed = passed_rungs(store.run(self.run), self.metric)
         passed[rung] = (step, value)
-        self.store.set_tags(self.run, {RUNGS: json.dumps({"metric": self.metric, "rungs": passed})})
+        store.set_tags(self.run, {RUNGS: json.dumps({"metric": self.metric, "rungs": passed})})
         others = [
             self.sign * each[rung][1]
-            for run in self.store.summaries(self.sweep)
+            for run in store.summaries(self.sweep)
             if run.id != self.run
             and run.tags.get(STATE, CURRENT) == CURRENT
             and rung in (each := passed_rungs(run, self.metric))
