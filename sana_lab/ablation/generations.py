@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sana_lab.ablation import parameters
+from sana_lab.ablation.heartbeat import check_alone
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.record import TRIAL, TrialRecord
 from sana_lab.ablation.trials import MEASURES, measure_tags, measures_of, records
@@ -30,15 +31,20 @@ def run_name(trial: Trial) -> str:
 
 
 def refresh(store: Store, plan: Plan) -> list[TrialRecord]:
-    """The trials with their runs, after these follow the plan: names, labels, parameters and state. Prints changes."""
+    """The trials with their runs, after these follow the plan: names, labels, parameters and state. Prints changes.
+
+    ValueError where labels or trials would change of a sweep that another folder works on.
+    """
     trials = records(store, plan)
     whole = {run.id: run for run in store.summaries(plan.name) if run.tags.get("sana.kind") == "trial"}
     others = at_other_seeds(store, plan, whole.values())
     by_run = {r.run_id: r._replace(run=whole.get(r.run_id, r.run)) for r in reversed([*trials, *others]) if r.run}
+    outdated = [run for run in whole.values() if is_outdated(run, by_run, plan)]
+    if outdated or any(map(is_renamed, by_run.values())):
+        check_alone(store, plan.name)
     with reusing():
         keys = parameters.differing(plan.trials) if by_run else []
         renamed = {line: None for r in by_run.values() if (line := follow(store, r, keys))}
-    outdated = [run for run in whole.values() if is_outdated(run, by_run, plan)]
     for run in outdated:
         store.set_tags(run.id, {STATE: SUPERSEDED})
     lines = [*renamed, *superseded(outdated)]
@@ -82,6 +88,11 @@ def follow(store: Store, record: TrialRecord, keys: Sequence[str]) -> str:
     if options.keys() - run.params.keys():
         store.log_params(run.id, {}, options)
     return f"{old!r} is now called {trial.label!r}" if old != trial.label else ""
+
+
+def is_renamed(record: TrialRecord) -> bool:
+    """Whether a trial's run has another label than the trial."""
+    return record.run is not None and record.run.tags.get(LABEL, record.trial.label) != record.trial.label
 
 
 def identity(record: TrialRecord) -> dict[str, str]:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from sana_lab import environment
 from sana_lab.ablation import checks, efficiency, generations, parameters, plan, results, sweep_page
 from sana_lab.ablation.executors import Executor
-from sana_lab.ablation.heartbeat import STALE, WORKER, works_elsewhere
+from sana_lab.ablation.heartbeat import Heartbeat, check_alone, signs, works_elsewhere
 from sana_lab.ablation.jobs import Jobs, by_model, in_order, untrained
 from sana_lab.ablation.plan import Plan
 from sana_lab.ablation.pool import WorkerPool
@@ -201,6 +201,7 @@ def describe(ablation: Plan, trials: Sequence[TrialRecord]) -> list[str]:
 def run(store: Store, ablation: Plan, executor: Executor) -> None:
     """Train and evaluate what is missing, several at a time; then measure costs one at a time on a quiet machine."""
     deliver_all(store)
+    check_alone(store, ablation.name)
     trials = generations.refresh(store, ablation := with_proposals(store, ablation))
     print("".join(f"{line}\n" for line in equal_rows(trials)), end="")
     missing = list({r.key: r for r in trials if not r.complete}.values())
@@ -210,15 +211,22 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
         end_open_sweep(store, ablation.name)
         return
     check_data([*missing, *without_runs(ablation.examples)])
-    check_alone(store, missing)
     store.create(ablation.name)
     parent = sweep_run(store, ablation)
+    check_alone(store, ablation.name)  # two may have begun at the same time
+    with Heartbeat(store, [] if store.server is None else [parent]):  # on which trials wait
+        work_on(store, ablation, missing, parent, executor)
+
+
+def work_on(store: Store, ablation: Plan, missing: Sequence[TrialRecord], parent: str, executor: Executor) -> None:
+    """Work off the missing trials under the run of the sweep, which ends as they do."""
     try:
         about, keys = environment.environment(), parameters.differing(ablation.examples)
         begin = partial(trial_run, store, ablation.name, parent, keys=keys, about=about)
         missing = [r._replace(run=begin(r)) for r in missing]
         end_open_runs(store, ablation.name, keep=missing)  # left open by a kill, and no trials of this plan any more
-        explorer = Explorer(store, ablation, lambda record, tags: begin(record, tags=tags)) if search else None
+        searches = settings.search_of(ablation.table) is not None
+        explorer = Explorer(store, ablation, lambda record, tags: begin(record, tags=tags)) if searches else None
         work_off(store, ablation, missing, executor, explorer)
     except BaseException as error:
         end_open_runs(store, ablation.name)
@@ -226,15 +234,6 @@ def run(store: Store, ablation: Plan, executor: Executor) -> None:
         raise
     trials = records(store, with_proposals(store, ablation))
     store.finish(parent, "FINISHED" if all(r.complete for r in trials) else "FAILED")
-
-
-def check_alone(store: Store, missing: Sequence[TrialRecord]) -> None:
-    """ValueError if a sweep of this name from another folder works on one of the trials, on the same server."""
-    for run in [r.run for r in missing if r.run is not None and works_elsewhere(store, r.run)]:
-        raise ValueError(
-            f"the trial {run.name!r} is worked on from another folder, by {run.tags.get(WORKER)}; wait for that sweep, "
-            f"or {STALE:.0f} s after its end, or give this one another name"
-        )
 
 
 def check_data(missing: Sequence[TrialRecord]) -> None:
@@ -324,10 +323,12 @@ def measurable(store: Store, record: TrialRecord) -> bool:
 def sweep_run(store: Store, ablation: Plan) -> str:
     """The id of the sweep's own run, the same one when a sweep is continued."""
     runs = store.find(ablation.name, {"sana.kind": "sweep"})
+    mine = {} if store.server is None else signs(store)
     if runs:
+        store.set_tags(runs[0].id, mine)
         store.resume(runs[0].id)
         return runs[0].id
-    tags = {"sana.kind": "sweep", "sana.sweep": ablation.name, **sweep_page.tags_of(ablation.table)}
+    tags = {"sana.kind": "sweep", "sana.sweep": ablation.name, **mine, **sweep_page.tags_of(ablation.table)}
     run = store.start_run(ablation.name, sweep_page.heading(ablation.table), tags)
     write_view(store, store.run(run).experiment)
     return run
