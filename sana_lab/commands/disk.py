@@ -90,6 +90,8 @@ def remove(targets: Sequence[str], *, models: bool = False, superseded: bool = F
     for each in removals:
         each.do()
     print(f"removed {text(total)}")
+    if store.server is not None and targets:
+        print(f"{store.server} hides the runs; `mlflow gc` on the server removes them and frees their space")
     return 0
 
 
@@ -125,7 +127,14 @@ def removals_of(store: Store, target: str, superseded: bool) -> list[Removal]:
 def run_removal(store: Store, run: Run) -> Removal:
     """A run with its artifacts."""
     title = f"run {run.id[:10]} {run.name} ({run.status.lower()})"
-    return Removal(title, [store.artifacts / run.id], lambda: store.delete_run(run.id))
+    return Removal(title, run_paths(store, run), lambda: store.delete_run(run.id))
+
+
+def run_paths(store: Store, run: Run) -> list[Path]:
+    """The artifacts of a run on this disk: of a run on a server what was downloaded, and what waits to be sent."""
+    if store.server is None:
+        return [store.artifacts / run.id]
+    return [store.home / "downloads" / run.id, *(store.home / "outbox").glob(f"{run.id}.*")]
 
 
 def sweep_removal(store: Store, name: str) -> Removal:
@@ -138,7 +147,8 @@ def sweep_paths(store: Store, name: str) -> list[Path]:
     """The files of a sweep: artifacts of its runs, samples of its trials, logs, tables."""
     runs = store.summaries(name)
     keys = [run.tags["sana.trial"] for run in runs if "sana.trial" in run.tags]
-    paths = [*(store.artifacts / run.id for run in runs), *(HOME / "sweeps" / key for key in dict.fromkeys(keys))]
+    paths = [path for run in runs for path in run_paths(store, run)]
+    paths += [HOME / "sweeps" / key for key in dict.fromkeys(keys)]
     paths += [HOME / "sweeps" / name, HOME / "tables" / name, HOME / f"{name}.sweep.lock"]
     return [path for path in paths if path.exists()]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sana_lab import environment
 from sana_lab.commands.listing import HOME, runs
+from sana_lab.tracking.store import Store
 
 NEEDED = ("torch", "torchvision", "lightning", "transformers", "mlflow", "safetensors", "pydantic", "omegaconf")
 
@@ -70,14 +71,20 @@ def _devices() -> Iterator[Line]:
 
 
 def _store() -> Iterator[Line]:
-    place = HOME.absolute()
-    if not (HOME / "mlflow.db").is_file():
-        yield os.access(place.parent, os.W_OK), "runs", f"{place}: none yet"
+    try:
+        store = Store(HOME)
+    except ValueError as error:  # of a variable that names no store
+        yield False, "runs", str(error)
+        return
+    writable = os.access(HOME if HOME.is_dir() else HOME.absolute().parent, os.W_OK)
+    place = store.server or (store.database if not store.moves else HOME.absolute())
+    if store.is_empty():
+        yield writable, "runs", f"{place}: none yet"
         return
     try:
-        yield os.access(HOME, os.W_OK), "runs", f"{place}: {len(runs())} runs"
-    except Exception as error:  # a damaged or foreign database, by whatever name sqlite gives it
-        yield False, "runs", f"{place / 'mlflow.db'} cannot be read: {error}"
+        yield writable, "runs", f"{place}: {len(runs())} runs"
+    except Exception as error:  # a damaged or foreign database, by whatever name sqlite gives it; a lost server
+        yield False, "runs", f"{store.server or store.database} cannot be read: {error}"
 
 
 def _disk() -> Iterator[Line]:

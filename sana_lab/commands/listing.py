@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sana_lab.config import experiments, parts_verb, registry
 from sana_lab.config.text_files import read
+from sana_lab.tracking.store import Store
 
 HOME = Path("runs")
 """Folder of results; `checkpoints.weights.HOME`, which imports torch."""
@@ -18,7 +19,7 @@ Rows = list[tuple[str, ...]]
 def main(what: str | None = None) -> None:
     """Print a table of one kind of thing, or of every kind how many there are."""
     if what is None:
-        counts = [(name, str(len(make())), words) for name, (make, words) in KINDS.items()]
+        counts = [(name, *_count(make, words)) for name, (make, words) in KINDS.items()]
         parts_verb.print_table("sana-lab list WHAT", counts, ("what", "there are", "what it is"))
         return
     make, words = KINDS[what]
@@ -26,6 +27,14 @@ def main(what: str | None = None) -> None:
     parts_verb.print_table(f"{what}: {words}", rows, COLUMNS[what])
     if not rows:
         print(EMPTY.get(what, ""))
+
+
+def _count(make: Callable[[], Rows], words: str) -> tuple[str, str]:
+    """The number of rows and what they are; why it is unknown where a server does not answer."""
+    try:
+        return str(len(make())), words
+    except ValueError as error:
+        return "?", f"{words}; {error}"
 
 
 def recipes(kind: str) -> Rows:
@@ -87,16 +96,23 @@ def _parsed(text: str) -> object:
 
 
 def runs() -> Rows:
-    """Experiment or sweep, name, status, start and duration of every run, newest first; read without MLflow."""
-    database = HOME / "mlflow.db"
-    if not database.is_file():
+    """Experiment or sweep, name, status, start and duration of every run of the lab, newest first. A database is read
+    without MLflow. ValueError for a server that does not answer."""
+    store = Store(HOME)
+    if store.server is not None:
+        return [_run(name, run.name, run.status, _ms(run.started), _ms(run.ended)) for name, run in store.recorded()]
+    if store.is_empty():
         return []
     query = (
         "select e.name, r.name, r.status, r.start_time, r.end_time from runs r join experiments e on "
         "r.experiment_id = e.experiment_id where r.lifecycle_stage = 'active' order by r.start_time desc"
     )
-    with sqlite3.connect(f"file:{database.absolute()}?mode=ro", uri=True) as connection:
+    with sqlite3.connect(f"{store.database.as_uri()}?mode=ro", uri=True) as connection:
         return [_run(*row) for row in connection.execute(query)]
+
+
+def _ms(seconds: float | None) -> int | None:
+    return None if seconds is None else round(1000 * seconds)
 
 
 def _run(sweep: str, name: str, status: str, start: int | None, end: int | None) -> tuple[str, ...]:
@@ -109,7 +125,7 @@ KINDS: dict[str, tuple[Callable[[], Rows], str]] = {
     "ablations": (lambda: recipes("ablations"), "tables: `sana-lab ablate NAME`"),
     "parts": (parts, "`sana-lab parts KIND NAME` shows the options of one"),
     "models": (models, "trained here or shipped"),
-    "runs": (runs, "recorded in runs/mlflow.db; `sana-lab ui` shows them"),
+    "runs": (runs, "recorded in MLflow; `sana-lab ui` shows them"),
 }
 
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -2,10 +2,12 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +16,9 @@ from sana_lab.ablation import plan
 from sana_lab.commands import check, completion, doctor, examples, listing, new
 from sana_lab.config import experiments, registry
 from sana_lab.config.specs import SpecError
+
+if TYPE_CHECKING:
+    from stand_in_server import Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader")  # mlflow 3.17 with sqlalchemy 2.1
 
@@ -87,6 +92,50 @@ def test_runs_are_listed_from_the_database(runs: Path, capsys: pytest.CaptureFix
     store = Store(runs)
     store.finish(store.start_run("sweep", "a row"))
     assert [row[:3] for row in listing.runs()] == [("sweep", "a row", "FINISHED")]
+
+
+def test_runs_are_listed_from_where_the_environment_says(
+    here: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from sana_lab.tracking.store import Store
+
+    (here / "elsewhere").mkdir()
+    shutil.copy(empty_database, here / "elsewhere/lab.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here}/elsewhere/lab.db")
+    store = Store("runs")
+    store.finish(store.start_run("sweep", "a row"))
+    assert [row[:3] for row in listing.runs()] == [("sweep", "a row", "FINISHED")]
+    monkeypatch.setattr(doctor, "LEAST_GB", 0)
+    assert doctor.main() == 0
+    assert f"{here}/elsewhere/lab.db: 1 runs" in capsys.readouterr().out
+
+
+def test_runs_of_the_lab_are_listed_from_a_server(
+    server: "Server", monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    store = server.store()
+    store.finish(store.start_run("sweep", "a row"))
+    server.create_run("0", run_name="of another program")
+    assert [row[:3] for row in listing.runs()] == [("sweep", "a row", "FINISHED")]
+    monkeypatch.setattr(doctor, "LEAST_GB", 0)
+    assert doctor.main() == 0
+    assert f"{store.server}: 1 runs" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_answer_is_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert doctor.main() == 1
+    assert "! runs          http://127.0.0.1:9 cannot be read: the MLflow server" in capsys.readouterr().out
+    assert __main__.main(["list", "runs"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    assert __main__.main(["list"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("runs ")]
+    assert line.split()[1] == "?"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    assert doctor.main() == 1
+    assert "MLFLOW_TRACKING_URI is './mlruns'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("verb", "name"), [("train", "shapes_sana"), ("ablate", "quickstart")])

@@ -80,6 +80,33 @@ def test_only_models_that_nothing_uses_are_removed(store, capsys):
     assert capsys.readouterr().out.endswith("nothing to remove\n")
 
 
+class TestServer:
+    def test_removed_runs_are_hidden_until_the_server_frees_their_space(self, server, capsys):
+        store = server.store(HOME)
+        runs = [store.start_run("a", name, {"sana.kind": "trial", "sana.label": name}) for name in ("one", "two")]
+        other = store.start_run("b", "other")
+        (HOME / "downloads" / runs[0]).mkdir(parents=True)
+        (HOME / "downloads" / runs[0] / "report.json").write_text("x" * 1000)
+        assert __main__.main(["rm", "a:one", "a:two", "--yes"]) == 0
+        out = capsys.readouterr().out
+        assert "removed 1.0 kB\n" in out
+        assert out.endswith("hides the runs; `mlflow gc` on the server removes them and frees their space\n")
+        assert (names(store, "a"), names(store, "b")) == ([], ["other"])
+        assert [server.inner.get_run(run).info.lifecycle_stage for run in runs] == ["deleted"] * 2
+        assert server.inner.get_run(other).info.lifecycle_stage == "active"
+        assert not (HOME / "downloads" / runs[0]).exists()
+
+    def test_a_removed_sweep_does_not_come_back_with_its_name(self, server, capsys):
+        store = server.store(HOME)
+        old = store.start_run("a", "old")
+        assert __main__.main(["rm", "a", "--yes"]) == 0
+        assert "`mlflow gc`" in capsys.readouterr().out
+        assert store.experiments() == {"Default": "0"}
+        new = store.start_run("a", "new")
+        assert [run.id for run in store.summaries("a")] == [new]
+        assert server.inner.get_run(old).info.lifecycle_stage == "deleted"
+
+
 def test_it_asks_first(store, capsys, monkeypatch):
     assert __main__.main(["rm", "b"]) == 1
     assert "add --yes" in capsys.readouterr().out
