@@ -41,7 +41,7 @@ class RunLogger(MLFlowLogger):
 
     @property
     def experiment(self) -> "MlflowClient":
-        """MLflow's client. Lightning's logger asks the server for the run first, with an error if it does not answer."""
+        """MLflow's client. Lightning's own asks the server for the run first, an error if it does not answer."""
         return self.store.client
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any) -> None:
