@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sana_lab.config.atomic_write import replacing
 from sana_lab.report.columns import Column, column
-from sana_lab.report.table import Cell, Row, Table
+from sana_lab.report.table import TIER, Cell, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,8 @@ def _having(table: Table, metric: str) -> list[Row]:
 
 
 def _others(row: Row, axis: str) -> str:
-    return ", ".join(label for name, label in row.labels.items() if name != axis)
+    """The labels on other axes; the tier follows from these."""
+    return ", ".join(label for name, label in row.labels.items() if name not in (axis, TIER))
 
 
 def _number(row: Row, axis: str) -> float:

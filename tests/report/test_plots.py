@@ -10,7 +10,7 @@ from sana_lab.report import efficiency_plots, plots
 from sana_lab.report.columns import column
 from sana_lab.report.grids import grid
 from sana_lab.report.plots import against, curves, pareto, quality, running_mean, span, tradeoff
-from sana_lab.report.table import Cell, build_table
+from sana_lab.report.table import TIER, Cell, build_table
 
 
 def record(label, seed=0, labels=None, **metrics):
@@ -52,6 +52,17 @@ def test_against_draws_a_line_for_each_setting_of_the_other_axes(tmp_path):
     is_a_picture(against(build_table(rows, title="T"), "steps", "fid", tmp_path / "a.png"))
     with pytest.raises(ValueError, match=r"axis 'solver' of row 'a.*' is not a number"):
         against(build_table(rows, title="T"), "solver", "fid", tmp_path / "a.png")
+
+
+def test_against_does_not_cut_a_line_where_the_tier_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda figure, path: figure)
+    tiers = {"1": "exact", "2": "oracle", "4": "oracle"}
+    rows = [
+        record(f"{c}{n}", labels={"chooser": c, "n": n, TIER: tier}, fid=1.0) for c in "ab" for n, tier in tiers.items()
+    ]
+    figure = against(build_table(rows, title="T"), "n", "fid", tmp_path / "a.png")
+    lines = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].lines}
+    assert lines == {"a": [1, 2, 4], "b": [1, 2, 4]}
 
 
 ODD = ("$$ 1", "$x_1$", "costs $5", r"\$ and \alpha_", "_hidden", "a^b {c} %d & <e>", "$\\frac$ $")
