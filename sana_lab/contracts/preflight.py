@@ -249,8 +249,8 @@ def step(subject: Subject, batch: Batch) -> None:
     rows, _, height, width = pixels(batch).shape
     with _computing(meta, rows * height * width):
         system = subject.make().train()
-        loss = system.training_step(_moved(batch), 0)
-    loss = loss.get("loss") if isinstance(loss, dict) else loss
+        output = system.training_step(_moved(batch), 0)
+    loss: Any = output.get("loss") if isinstance(output, dict) else output
     if system.automatic_optimization:
         expect(isinstance(loss, Tensor), f"`training_step` returns a {type(loss).__name__}, expected the loss")
         expect_shape(loss.reshape(-1) if loss.numel() == 1 else loss, (1,), "the loss")
