@@ -5,6 +5,8 @@ and normaliser; the division writes the tokens' layout. The buffer is laid out b
 unless q is one picture that fits in the cache: there the products read the tokens' layout and nothing is transposed.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def few_passes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float)
     d, dtype = v.shape[-1], torch.promote_types(v.dtype, torch.float32)
     out = torch.empty(v.shape, dtype=v.dtype)
     q, k, v = (x.to(dtype).transpose(1, 2) for x in (q, k, v))  # (B, H, N, D)
+    product: Callable[[Tensor, Tensor], Tensor]
     if q.shape[0] == 1 and q.numel() <= CACHED:
         rows, product = torch.empty_like(out, dtype=dtype)[0].transpose(0, 1), torch.bmm
         q, k, v, written = q[0], k[0], v[0], out[0].transpose(0, 1)  # (H, N, D)

@@ -96,7 +96,8 @@ def definition(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, eps: float)
 
 def normed_definition(qkv: Tensor, norms: Norms | None, mask: Tensor | None, eps: float) -> Tensor:
     """RMSNorm of q and k, rounded to their dtype, then `definition`."""
-    return definition(*normed(*qkv.unbind(2), norms), mask, eps)
+    q, k, v = qkv.unbind(2)
+    return definition(*normed(q, k, v, norms), mask, eps)
 
 
 def normed(q: Tensor, k: Tensor, v: Tensor, norms: Norms | None) -> tuple[Tensor, Tensor, Tensor]:
