@@ -95,7 +95,7 @@ def test_what_cannot_be_shared_is_refused_at_once(folder, overrides, message):
 
 
 def test_auto_is_as_many_devices_as_divide_the_batch(folder, monkeypatch):
-    monkeypatch.setattr(ranks, "_available", lambda accelerator: 8)
+    monkeypatch.setattr(ranks, "_available", lambda accelerator, elsewhere: 8)
     for batch, count in ((16, 8), (6, 6), (14, 7), (1, 1)):
         assert ranks.count(experiments.load("tiny", [f"data.batch={batch}"])) == count
     assert ranks.count(experiments.load("tiny", ["trainer.max_steps=0"])) == 1
