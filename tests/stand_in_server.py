@@ -27,7 +27,7 @@ class Server:
             return value
         return lambda *arguments, **options: self.call(name, value, *arguments, **options)
 
-    def call(self, name: str, method: Any, *arguments: Any, **options: Any) -> Any:
+    def call(self, name: str, method: Any, /, *arguments: Any, **options: Any) -> Any:
         if self.away:
             self.failures += 1
             raise MlflowException(f"API request to {ADDRESS}/{name} failed with exception: timed out")
