@@ -81,8 +81,8 @@ class Jobs:
         trials = [
             {"run": r.run_id, "key": r.key, "label": r.trial.label, **for_worker(r.trial), **pruning} for r in group
         ]
-        place = {"device": self.device, "elsewhere": self.pool.executor.elsewhere}
-        return Job(kind, str(self.store.home), self.threads, trials, experiment, **place)
+        home, elsewhere = str(self.store.home), self.pool.executor.elsewhere
+        return Job(kind, home, self.threads, trials, experiment, device=self.device, elsewhere=elsewhere)
 
     def _blocked(self, experiment: schema.Config) -> str | None:
         return next((self.untrainable[n] for n in experiments.prerequisites(experiment) if n in self.untrainable), None)

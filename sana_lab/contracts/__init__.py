@@ -90,7 +90,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def rule_name(rule: Rule) -> str:
+def rule_name(rule: Callable[..., None]) -> str:
     """The first line of a rule's docstring, without its full stop."""
     return (rule.__doc__ or rule.__name__).splitlines()[0].rstrip(".")
 

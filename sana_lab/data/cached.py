@@ -105,7 +105,7 @@ class Cached(Bucketed):
         left = 1 - latents.done() / rows
         sizes = {latents.folder: int(left * cells * self._autoencoder.channels * getattr(torch, self.dtype).itemsize)}
         if text is not None:
-            encoder = build_on_meta("text_encoder", self.text_encoder)
+            encoder = build_on_meta("text_encoder", self.text_encoder or "")
             count = int(self.table["row_captions_end"][-1])
             texts = self.texts(np.linspace(0, count - 1, min(count, SAMPLED)).astype(int))
             tokens = least_tokens(texts, encoder.max_tokens) * count / len(texts)
