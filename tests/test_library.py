@@ -25,6 +25,7 @@ def test_the_package_has_types():
     assert (ROOT / "sana_lab/py.typed").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jsonargparse") is None, reason="needs jsonargparse")
 def test_lightning_cli_trains_a_system(here: Path):
     """The program and the command of docs/library.md."""

@@ -174,7 +174,8 @@ def _encoding(spec: Config, size: int) -> int:
 
 def _encode(autoencoder: Any, images: int, size: int) -> int:
     """Peak bytes of the activations of encoding."""
-    pixels = torch.empty(images, 3, size, size, device="meta", dtype=next(autoencoder.parameters()).dtype)
+    dtype = next((parameter.dtype for parameter in autoencoder.parameters()), torch.float32)
+    pixels = torch.empty(images, 3, size, size, device="meta", dtype=dtype)
     return _peak(autoencoder, lambda: autoencoder.eval().encode(pixels))
 
 
