@@ -71,7 +71,8 @@ class Slow(Attention):
         self.seconds = seconds
 
     def mix(self, q, k, v):
-        if torch.is_grad_enabled() and len(q) > 3:  # the contract tries batches of 1 to 3
+        # the contract tries batches of 1 to 3, and costs are computed on the meta device
+        if torch.is_grad_enabled() and len(q) > 3 and q.device.type != "meta":
             time.sleep(self.seconds)
             with Path(f"passes-{self.seconds}").open("a") as notes:
                 notes.write("x")
