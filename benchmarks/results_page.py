@@ -303,12 +303,12 @@ def tones_table(path: Path) -> str:
     the best single tone would have."""
     record, rows = json.loads(path.read_text()), []
     for label, counts in record["rows"].items():
-        seen = [row[:-1] for row in counts]
-        shown, asked = sum(map(sum, seen)), sum(map(sum, counts))
-        right = wilson([1.0] * (hits := sum(row[i] for i, row in enumerate(seen))) + [0.0] * (shown - hits))
+        skins = [row[:-1] for row in counts]  # without the column "no skin"
+        shown, asked = sum(map(sum, skins)), sum(map(sum, counts))
+        right = wilson([1.0] * (hits := sum(row[i] for i, row in enumerate(skins))) + [0.0] * (shown - hits))
         for tone, row in zip(record["order"], counts, strict=False):
             rows.append((label if tone == record["order"][0] else "", tone, *map(str, row), "", ""))
-        constant = max(map(sum, seen)) / shown
+        constant = max(map(sum, skins)) / shown
         score = bounds(right.value, right.low or 0.0, right.high or 1.0)
         rows.append(("", f"skin shows in {shown} of {asked}", *[""] * len(record["order"]), score, f"{constant:.2f}"))
     header = ("Row", "Asked for", *record["order"], "right where skin shows", "one tone always, at best")

@@ -44,8 +44,8 @@ def test_other_scenes_are_wrong(script: Any):
     ]
     images = torch.from_numpy(render(tiny_world.pack([Scene("mixed", things) for things in scenes]), 64))
     relation = list(script.ASKS).index("a photo of a red circle left of a blue square")
-    found = [script.judged(image.expand(len(script.ASKS), -1, -1, -1)) for image in images]
-    assert [[i for i, (right, _) in enumerate(verdicts) if right] for verdicts in found] == [[0], [relation], []]
+    by_scene = [script.judged(image.expand(len(script.ASKS), -1, -1, -1)) for image in images]
+    assert [[i for i, (right, _) in enumerate(verdicts) if right] for verdicts in by_scene] == [[0], [relation], []]
 
 
 def test_the_picture_shows_eight_of_them():

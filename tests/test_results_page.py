@@ -83,9 +83,9 @@ def test_a_verdict_added_after_the_run_is_that_of_the_committed_cells(monkeypatc
     outcome, why = outcome_of(cells["Flow matching"], cells["DDPM"], "geneval")
     assert (late["outcome"], late["why"]) == (outcome, f"{why}; {verdicts.ADDED}")
     expected = plan.load("paper/objective", scale="toy").table
-    found = verdicts.verdicts(verdicts.rows(table), expected.expect, expected.stand_in)
-    assert len(found) == 2
-    assert verdicts.added(table, found) == []
+    claims = verdicts.verdicts(verdicts.rows(table), expected.expect, expected.stand_in)
+    assert len(claims) == 2
+    assert verdicts.added(table, claims) == []
     earlier = {**table, "verdicts": table["verdicts"][:1]}
-    assert [v.metric for v in verdicts.added(earlier, found)] == ["geneval"]
+    assert [v.metric for v in verdicts.added(earlier, claims)] == ["geneval"]
     assert verdicts.inserted("a\n- Expected: x.\nb\n", []) == "a\n- Expected: x.\nb\n"
